@@ -1,0 +1,88 @@
+"""`kdns check`: reads a Corefile, says what is wrong with it and where, and serves nothing.
+
+    kdns check [--load] [--json] [-conf FILE | FILE | -]
+
+`--load` also reads the files it names, resolves names and looks at interfaces. Exit code: 0 if it would start.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from kdns import log
+from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.cli.serve import read_file
+from kdns.corefile import CorefileError
+from kdns.server import build
+
+FLAGS: Final = (
+    Flag(("conf",), "", 'Corefile to check; "-" or "stdin" reads standard input'),
+    Flag(("dns.port", "p"), 53, "default port of plain DNS"),
+    Flag(("load",), False, "also read the files it names and look at interfaces"),
+    Flag(("json",), False, "print the result as JSON"),
+)
+_HEAD: Final = "Usage: kdns check [FLAGS] [FILE | -]\n\nFlags:"
+
+
+def main(words: Sequence[str]) -> int:
+    """Checks one Corefile; returns the exit code."""
+    try:
+        values, rest = parse(words, FLAGS)
+    except BadFlag as error:
+        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
+        return 0 if error.help else 2
+    if len(rest) > 1:
+        sys.stderr.write("kdns check takes one file\n")
+        return 2
+    path = rest[0] if rest else str(values["conf"]) or "Corefile"
+    as_json = bool(values["json"])
+    log.start_writer(sys.stderr)
+    try:
+        summary = _check(path, int(values["dns.port"]), bool(values["load"]))
+    except (CorefileError, OSError) as error:
+        _report(path, error, as_json)
+        return 1
+    finally:
+        log.stop_writer()
+    if as_json:
+        print(json.dumps({"file": _shown(path), "ok": True, **summary}))
+    else:
+        blocks, plugins = summary["blocks"], summary["plugins"]
+        print(f"{_shown(path)}: ok ({_count(blocks, 'server block')}, {_count(plugins, 'plugin')})")
+    return 0
+
+
+def _check(path: str, port: int, load: bool) -> dict[str, int]:
+    if path in ("-", "stdin"):
+        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    else:
+        text = read_file(path)
+    corefile = build.read(text, _shown(path), default_port=port, environ=os.environ)
+    instance = build.build(corefile)
+    if load:
+        instance.load()
+    else:
+        build.check_duplicates(instance.blocks)
+    for warning in corefile.warnings:
+        sys.stderr.write(f"{_shown(path)}: warning: {warning}\n")
+    return {"blocks": len(instance.blocks), "plugins": sum(len(block.plugins) for block in instance.blocks)}
+
+
+def _shown(path: str) -> str:
+    return "stdin" if path == "-" else path
+
+
+def _report(path: str, error: CorefileError | OSError, as_json: bool) -> None:
+    where = error.where if isinstance(error, CorefileError) else None
+    message = error.message if isinstance(error, CorefileError) else str(error)
+    if as_json:
+        place = {"file": where.file, "line": where.line, "column": where.column} if where else {"file": _shown(path)}
+        print(json.dumps({**place, "ok": False, "error": message}))
+    else:
+        sys.stderr.write(f"{where or _shown(path)}: error: {message}\n")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")

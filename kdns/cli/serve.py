@@ -1,0 +1,238 @@
+"""The server's command line: CoreDNS's flags, signals and exit codes."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from kdns import __version__, log
+from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.corefile import Corefile, CorefileError
+from kdns.server import build, collection
+from kdns.server.lifecycle import Server, pid_text
+
+FLAGS: Final = (
+    Flag(("conf",), "", 'Corefile to load; "stdin" reads a pipe'),
+    Flag(("dns.port", "p"), 53, "default port of plain DNS"),
+    Flag(("pidfile",), "", "path to write the process id to"),
+    Flag(("plugins",), False, "list the plugins there are"),
+    Flag(("quiet",), False, "no zones and versions at the start"),
+    Flag(("version",), False, "show the version"),
+    Flag(("share-port",), False, "let another process listen on the same ports (kdns only)"),
+)
+_log = log.Logger()
+
+
+def main(words: Sequence[str]) -> int:
+    """Serves until it is told to stop; returns the exit code."""
+    collection.suspend()
+    try:
+        values, rest = parse(words, FLAGS)
+    except BadFlag as error:
+        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_head(), FLAGS))
+        return 0 if error.help else 2
+    if values["version"]:
+        print("\n".join(version_lines()))
+        return 0
+    if values["plugins"]:
+        print("\n".join([*sorted(name for name in build.built() if name != "on"), ""]))
+        return 0
+    if rest:
+        return fail(f"extra command line arguments: {rest[0]!r} is no command of kdns (see -help)")
+    port = int(values["dns.port"])
+    try:
+        reread = source(str(values["conf"]), port)
+    except (CorefileError, OSError) as error:
+        return fail(str(error))
+    return run(reread, quiet=bool(values["quiet"]), pidfile=str(values["pidfile"]), share_port=bool(values["share-port"]))
+
+
+def run(
+    reread: Callable[[], Corefile],
+    *,
+    quiet: bool = False,
+    pidfile: str = "",
+    share_port: bool = False,
+    greeting: Callable[[Server], list[str]] | None = None,
+) -> int:
+    """Serves what `reread` gives; returns the exit code."""
+    with contextlib.suppress(ValueError, OSError):
+        _raise_file_limit()
+    life = _Life(reread, quiet, pidfile, share_port, greeting)
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(life.run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(life.run())
+
+
+def fail(text: str) -> int:
+    """One line on stderr, and the exit code of a failed start."""
+    sys.stderr.write(text.rstrip("\n") + "\n")
+    return 1
+
+
+def source(conf: str, port: int) -> Callable[[], Corefile]:
+    """Where the Corefile is read from, each time: -conf, ./Corefile, or the built-in one. Raises CorefileError or OSError."""
+    if conf == "stdin" and not sys.stdin.isatty():
+        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+        return lambda: _or_builtin(build.read(text, "stdin", default_port=port), port)
+    if conf and conf != "stdin":
+        return lambda: _or_builtin(build.read(read_file(conf), conf, default_port=port), port)
+    if os.path.lexists("Corefile"):
+        return lambda: _or_builtin(build.read(read_file("Corefile"), "Corefile", default_port=port), port)
+    return lambda: _builtin(port)
+
+
+def read_file(path: str) -> str:
+    """A Corefile's text. Raises CorefileError with one line that says what is wrong."""
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
+    except OSError as error:
+        raise CorefileError(None, f"cannot read the Corefile {path}: {error.strerror or error}") from None
+
+
+def _builtin(port: int) -> Corefile:
+    return build.read(f".:{port} {{\nwhoami\nlog\n}}\n", "built-in Corefile", default_port=port)
+
+
+def _or_builtin(corefile: Corefile, port: int) -> Corefile:
+    return corefile if corefile.blocks else _builtin(port)
+
+
+def version_lines() -> list[str]:
+    """The two lines of -version."""
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    implementation = f"{platform.python_implementation()} {platform.python_version()}"
+    loop = "asyncio"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        loop = f"uvloop {importlib.metadata.version('uvloop')}"
+    return [f"kdns-{__version__}", f"{platform.system().lower()}/{machine}, {implementation}, {loop}"]
+
+
+def _head() -> str:
+    from kdns.cli import COMMANDS
+
+    tools = "".join(f"  kdns {name:8} {text}\n" for name, text in COMMANDS.items())
+    return f"Usage: kdns [FLAGS]\n\nServes the Corefile. Tools:\n{tools}\nFlags:"
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file: as many as we may have."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 20) if hard > 0 else 1 << 20, hard))
+
+
+class _Life:
+    """One run of the process: start, signals, stop."""
+
+    def __init__(
+        self,
+        reread: Callable[[], Corefile],
+        quiet: bool,
+        pidfile: str,
+        share_port: bool,
+        greeting: Callable[[Server], list[str]] | None,
+    ) -> None:
+        self.reread = reread
+        self.quiet = quiet
+        self.pidfile = pidfile
+        self.server = Server(reread, share_port=share_port)
+        self.greeting = greeting
+        self.stopping: signal.Signals | None = None
+        self.told = asyncio.Event()
+        self.tasks: set[asyncio.Task[object]] = set()
+        self.code = 0
+
+    async def run(self) -> int:
+        self.server.runtime.stop = self._exit
+        loop = asyncio.get_running_loop()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGQUIT, self._leave, 0)
+        log.start_writer()
+        try:
+            starting = asyncio.ensure_future(self.server.start(self.reread()))
+            told = asyncio.ensure_future(self.told.wait())
+            await asyncio.wait((starting, told), return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+            if not starting.done():
+                starting.cancel()
+                return self.code
+            await starting
+        except (CorefileError, OSError) as error:
+            log.stop_writer()
+            return fail(str(error))
+        loop.add_signal_handler(signal.SIGUSR1, self._reload)
+        self._say()
+        self._write_pid()
+        await self.told.wait()
+        await self._end()
+        log.stop_writer()
+        return self.code
+
+    def _say(self) -> None:
+        if not self.quiet:
+            for line in self.server.banner():
+                log.emit(line + "\n")
+            for line in version_lines():
+                log.emit(line + "\n")
+            for line in self.greeting(self.server) if self.greeting is not None else ():
+                log.emit(line + "\n")
+
+    def _write_pid(self) -> None:
+        if self.pidfile:
+            try:
+                with open(self.pidfile, "w", encoding="ascii") as file:
+                    file.write(pid_text())
+            except OSError as error:
+                _log.error(f"cannot write the pid file {self.pidfile}: {error.strerror or error}")
+
+    async def _end(self) -> None:
+        self._remove_pid()
+        if self.stopping == signal.SIGTERM:
+            await self.server.lameduck()
+            await self.server.stop()
+        else:
+            await self.server.stop(drain=0)
+
+    def _remove_pid(self) -> None:
+        if self.pidfile:
+            with contextlib.suppress(OSError):
+                os.unlink(self.pidfile)
+
+    # Signals.
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self.stopping is not None:
+            self._leave(2 if number == signal.SIGINT else 0)
+        self.stopping = signal.Signals(number)
+        _log.info(f"{self.stopping.name}: Shutting down servers then terminating")
+        self.told.set()
+
+    def _reload(self) -> None:
+        task: asyncio.Task[object] = asyncio.ensure_future(self.server.reload())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _exit(self, code: int) -> None:
+        """A plugin asks for the end."""
+        self.code = code
+        self.told.set()
+
+    def _leave(self, code: int) -> None:
+        """Leaves at once."""
+        self._remove_pid()
+        log.stop_writer(0.2)
+        os._exit(code)

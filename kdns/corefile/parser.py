@@ -1,0 +1,390 @@
+"""Server blocks from tokens: snippets, `import`, environment, directives.
+
+Theory of operation. Tokens keep the file and line they were written in, through every import. "Same line" means
+same file and same line number; that is how CoreDNS tells a directive's arguments from the next directive, and
+what plugins rely on. The parser turns each directive into `Directive(name, args, body)`: arguments on its line,
+then, if the line ends with `{`, the lines up to the matching `}`.
+
+Repeats of a directive in one block stay apart as a list, in order; the plugin decides what a repeat means.
+"""
+
+import fnmatch
+import os
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from kdns.corefile import keys as _keys
+from kdns.corefile.errors import CorefileError, Position, did_you_mean
+from kdns.corefile.keys import Key
+from kdns.corefile.lexer import Token, tokens
+
+MAX_SNIPPETS: Final = 10_000  # as CoreDNS: a snippet that multiplies itself ends here
+MAX_IMPORTS: Final = 100_000  # as CoreDNS: expansions of files; a glob counts once
+MAX_TOKENS: Final = 1_000_000  # what both may add up to; a 100 KB Corefile has some 15,000
+_MAX_EXPANSIONS: Final = 64  # a variable whose value holds itself would never end
+_NOWHERE: Final = Position("", 1)
+
+
+class Reader(Protocol):
+    """What `import` reads through; a test may give one that knows no disk."""
+
+    def read(self, path: str) -> str:
+        """A file's text. Raises OSError."""
+
+    def list(self, folder: str) -> list[str]:
+        """The names in a folder. Raises OSError."""
+
+
+class FileReader:
+    """Files as they are on this machine."""
+
+    def read(self, path: str) -> str:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
+
+    def list(self, folder: str) -> list[str]:
+        return os.listdir(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a directive's block: its first word, the others, and the lines of its own block if it has one."""
+
+    name: Token
+    args: tuple[Token, ...]
+    body: tuple["Line", ...] | None = None
+
+    @property
+    def at(self) -> Position:
+        return self.name.at
+
+    def words(self) -> list[str]:
+        """The arguments' texts."""
+        return [arg.text for arg in self.args]
+
+
+class Directive(Line):
+    """A plugin's directive in a server block."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class ServerBlock:
+    """Keys, and directives by name in the order of their first use."""
+
+    keys: list[Key]
+    directives: dict[str, list[Directive]] = field(default_factory=dict)
+    at: Position = _NOWHERE
+
+    @property
+    def zones(self) -> list[str]:
+        """The zones of all keys, without repeats."""
+        return list(dict.fromkeys(key.zone for key in self.keys))
+
+
+@dataclass(slots=True)
+class Corefile:
+    """What a file and its imports come to. `warnings` are lines for the log; `sources` every token as it counts."""
+
+    name: str
+    blocks: list[ServerBlock]
+    warnings: list[str]
+    fingerprint: str
+
+
+def parse(
+    text: str,
+    name: str = "Corefile",
+    *,
+    default_port: int = 53,
+    known: Container[str] | None = None,
+    suggestions: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+    reader: Reader | None = None,
+) -> Corefile:
+    """Reads a Corefile. Raises CorefileError with file, line and column.
+
+    `default_port` stands in keys without one (`-dns.port`). `known` holds the directives there are (None: any).
+    `environ` is what `{$NAME}` and `{%NAME%}` are replaced from (default: none).
+    """
+    parser = _Parser(tokens(text, name), default_port, known, tuple(suggestions), environ or {}, reader or FileReader())
+    blocks = parser.blocks()
+    return Corefile(name, blocks, parser.warnings, "\n".join(parser.seen))
+
+
+class _Parser:
+    def __init__(
+        self,
+        stream: list[Token],
+        default_port: int,
+        known: Container[str] | None,
+        suggestions: tuple[str, ...],
+        environ: Mapping[str, str],
+        reader: Reader,
+    ) -> None:
+        self.stream = stream
+        self.at = 0
+        self.default_port = default_port
+        self.known = known
+        self.suggestions = suggestions
+        self.environ = environ
+        self.reader = reader
+        self.snippets: dict[str, list[Token]] = {}
+        self.warnings: list[str] = []
+        self.seen: list[str] = []
+        self.snippet_uses = 0
+        self.imports = 0
+
+    # The stream.
+
+    def peek(self) -> Token | None:
+        return self.stream[self.at] if self.at < len(self.stream) else None
+
+    def take(self) -> Token:
+        token = self.stream[self.at]
+        self.at += 1
+        return token
+
+    def begins_line(self) -> bool:
+        """Whether the next token begins a line: another file, or a greater line than the last one's end."""
+        if self.at == 0 or self.at >= len(self.stream):
+            return True
+        before, here = self.stream[self.at - 1], self.stream[self.at]
+        return before.at.file != here.at.file or before.last_line < here.at.line
+
+    def fail(self, token: Token | None, message: str) -> CorefileError:
+        if token is None:
+            last = self.stream[-1] if self.stream else None
+            where = Position(last.at.file, last.last_line, last.at.column + len(last.text)) if last else None
+            return CorefileError(where, message)
+        return CorefileError(token.at, message)
+
+    # Environment.
+
+    def expand(self, token: Token) -> Token:
+        text = self._replace(self._replace(token.text, "{%", "%}", token), "{$", "}", token)
+        return token if text == token.text else token._replace(text=text, quoted=True)
+
+    def _replace(self, text: str, opening: str, closing: str, token: Token) -> str:
+        for _ in range(_MAX_EXPANSIONS):
+            begin = text.find(opening)
+            end = text.find(closing, begin + len(opening)) if begin >= 0 else -1
+            if begin < 0 or end < 0 or end == begin + len(opening):
+                return text  # `{$}` stays, and substitution of this token stops there
+            name = text[begin + len(opening) : end]
+            text = text[:begin] + self.environ.get(name, "") + text[end + len(closing) :]
+        raise CorefileError(token.at, f'the environment variables in "{token.text}" lead to themselves')
+
+    # Blocks.
+
+    def blocks(self) -> list[ServerBlock]:
+        out = []
+        while self.peek() is not None:
+            token = self.expand(self.stream[self.at])
+            if token.text == "import" and not token.quoted:
+                self._import()
+                continue
+            block = self._block()
+            if block is not None:
+                out.append(block)
+        return out
+
+    def _block(self) -> ServerBlock | None:
+        first = self.peek()
+        assert first is not None
+        names, braced = self._keys()
+        if len(names) == 1 and names[0].text.startswith("(") and names[0].text.endswith(")"):
+            self._snippet(names[0], braced)
+            return None
+        block = ServerBlock([], at=first.at)
+        for name in names:
+            self.seen.append(f"{name.at} {name.text}")
+            block.keys += _keys.keys(name, self.default_port)
+        while True:
+            token = self.peek()
+            if token is None:
+                if braced:
+                    raise self.fail(None, f"expected '}}' to close the server block that begins at {first.at}")
+                break
+            if token.text == "}" and not token.quoted:
+                if not braced:
+                    raise self.fail(token, "unexpected '}': no block is open")
+                self.take()
+                if not self.begins_line() and self.peek() is not None:
+                    raise self.fail(self.peek(), "expected a new line after the server block's '}'")
+                break
+            if token.text == "{" and not token.quoted:
+                raise self.fail(token, "unexpected '{': a directive's block opens on the directive's own line")
+            token = self.expand(token)
+            if token.text == "import":
+                self._import()
+                continue
+            self._directive(block, token)
+        return block if block.keys else None
+
+    def _keys(self) -> tuple[list[Token], bool]:
+        names: list[Token] = []
+        more = True  # a comma, or the beginning: another key may stand on the next line
+        while True:
+            token = self.peek()
+            if token is None:
+                if more and names:
+                    raise self.fail(None, "expected another key after the comma, found the end of the file")
+                return names, False
+            if token.text == "{" and not token.quoted:
+                if more and names:
+                    raise self.fail(token, "expected another key after the comma, found '{'")
+                self.take()
+                return names, True
+            if names and not more and self.begins_line():
+                return names, False
+            if token.text == "}" and not token.quoted:
+                raise self.fail(token, "unexpected '}': no block is open")
+            started = bool(names) or self.begins_line() is False
+            key = self.expand(self.take())
+            text = key.text
+            more = text.endswith(",")
+            if more:
+                text = text[:-1]
+            if text:
+                names.append(key._replace(text=text))
+            elif not more and not started:
+                # An empty key (an unset variable): the line may still hold others, or open a block with no keys.
+                more = not self.begins_line() or (self.peek() is not None and self.stream[self.at].text == "{")
+                if not more:
+                    return names, False
+
+    def _snippet(self, name: Token, braced: bool) -> None:
+        label = name.text[1:-1]
+        if not braced:
+            raise self.fail(name, f"expected '{{' after the snippet's name {name.text}")
+        if label in self.snippets:
+            raise self.fail(name, f'snippet "{label}" is defined twice')
+        begin = self.at
+        depth = 1
+        while depth:
+            token = self.peek()
+            if token is None:
+                raise self.fail(None, f"expected '}}' to close the snippet that begins at {name.at}")
+            if not token.quoted:
+                depth += (token.text == "{") - (token.text == "}")
+                if token.text == "import" and self.begins_line():
+                    target = self.stream[self.at + 1] if self.at + 1 < len(self.stream) else None
+                    if target is not None and target.text == label:
+                        raise self.fail(target, f'snippet "{label}" imports itself')
+            self.take()
+        self.snippets[label] = self.stream[begin : self.at - 1]
+
+    # Directives.
+
+    def _directive(self, block: ServerBlock, name: Token) -> None:
+        if self.known is not None and name.text not in self.known:
+            hint = did_you_mean(name.text, self.suggestions)
+            if name.text.endswith("{"):
+                hint = ' (a space is missing before "{")'
+            raise self.fail(name, f'unknown directive "{name.text}"{hint}')
+        line = self._line(name)
+        directive = Directive(line.name, line.args, line.body)
+        block.directives.setdefault(name.text, []).append(directive)
+
+    def _line(self, name: Token) -> Line:
+        """A line from its first token (still to be taken): arguments, and a block if it opens one."""
+        self.take()
+        self.seen.append(f"{name.at} {name.text}")
+        args: list[Token] = []
+        body: tuple[Line, ...] | None = None
+        while self.peek() is not None and not self.begins_line():
+            token = self.take()
+            if token.text == "{" and not token.quoted:
+                body = self._body(name, token)
+                break
+            if token.text == "}" and not token.quoted:
+                raise self.fail(token, "unexpected '}': it must stand on a line of its own")
+            args.append(self.expand(token))
+            self.seen.append(f"{token.at} {args[-1].text}")
+        return Line(name, tuple(args), body or None)
+
+    def _body(self, name: Token, brace: Token) -> tuple[Line, ...]:
+        lines: list[Line] = []
+        token = self.peek()
+        if token is not None and not self.begins_line() and token.text != "}":
+            raise self.fail(token, f"expected a new line after '{{': the options of {name.text} stand on lines of their own")
+        self.seen.append("{")
+        while True:
+            token = self.peek()
+            if token is None:
+                raise self.fail(None, f"expected '}}' to close the block of {name.text} that begins at {brace.at}")
+            if token.text == "}" and not token.quoted:
+                self.take()
+                self.seen.append("}")
+                if self.peek() is not None and not self.begins_line():
+                    raise self.fail(self.peek(), f"expected a new line after the '}}' of {name.text}")
+                return tuple(lines)
+            if token.text == "{" and not token.quoted:
+                raise self.fail(token, "unexpected '{'")
+            if token.text == "import" and not token.quoted:
+                self._import()
+                continue
+            lines.append(self._line(self.expand(token)))
+
+    # Imports.
+
+    def _import(self) -> None:
+        """Puts what an `import` names in the stream, in the place of the two tokens."""
+        begin = self.at
+        word = self.take()
+        if self.peek() is None or self.begins_line():
+            raise self.fail(word, "expected a file, a pattern or a snippet after import")
+        target = self.expand(self.take())
+        if self.peek() is not None and not self.begins_line():
+            raise self.fail(self.peek(), "import takes one argument")
+        if not target.text:
+            raise self.fail(target, "import of an empty name")
+        self.seen.append(f"{word.at} import {target.text}")
+        found: list[Token] = []
+        if target.text in self.snippets:
+            self.snippet_uses += 1
+            if self.snippet_uses > MAX_SNIPPETS:
+                raise self.fail(target, f"more than {MAX_SNIPPETS} snippets imported: does one import itself?")
+            found = self.snippets[target.text]
+        else:
+            self.imports += 1
+            if self.imports > MAX_IMPORTS:
+                raise self.fail(target, f"more than {MAX_IMPORTS} files imported: does one import itself?")
+            for path in self._files(target):
+                try:
+                    text = self.reader.read(path)
+                except OSError as error:
+                    raise self.fail(target, f"cannot import {path}: {error.strerror or error}") from None
+                found += tokens(text, path)
+        if len(self.stream) + len(found) > MAX_TOKENS:
+            raise self.fail(target, f"imports add up to over {MAX_TOKENS} words: does one import itself?")
+        self.stream[begin : self.at] = found
+        self.at = begin
+
+    def _files(self, target: Token) -> list[str]:
+        text = target.text
+        path = text if os.path.isabs(text) else os.path.join(os.path.dirname(os.path.abspath(target.at.file)), text)
+        if text.count("*") > 1 or text.count("?") > 1 or ("[" in text and "]" in text):
+            raise self.fail(target, f'pattern "{text}" holds more than one "*" or "?", or brackets')
+        if "*" not in text and "?" not in text:
+            return [path]
+        folders = [os.path.dirname(path)]
+        if any(sign in folders[0] for sign in "*?"):
+            above, pattern = os.path.split(folders[0])
+            folders = [os.path.join(above, name) for name in self._names(above, pattern)]
+        last = os.path.basename(path)
+        # In lexical order, dot-files too, as Go's filepath.Glob does.
+        out = sorted(os.path.join(folder, name) for folder in folders for name in self._names(folder, last))
+        if not out:
+            self.warnings.append(f"No files matching import glob pattern: {text}")
+        return out
+
+    def _names(self, folder: str, pattern: str) -> list[str]:
+        try:
+            names = self.reader.list(folder)
+        except OSError:
+            return []
+        return [name for name in names if fnmatch.fnmatchcase(name, pattern)]

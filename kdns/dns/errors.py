@@ -1,0 +1,9 @@
+"""What can be wrong with a name or a message."""
+
+
+class BadName(ValueError):
+    """A text or wire form that is no domain name (RFC 1035, section 2.3.4)."""
+
+
+class FormatError(ValueError):
+    """A message that does not follow the wire format; a client gets FORMERR, an upstream's is dropped."""

@@ -1,0 +1,230 @@
+"""The cluster as DNS needs it: Services with their slices, namespaces, addresses. Changed object by object.
+
+Laws: `apply` is idempotent, and nothing is lost whatever the order of objects: a slice may come before its Service.
+An address may belong to several Services; which one is decided when asked, not when stored. Watchers hear of a
+change after it is made, with what it touched.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol, final
+
+from kdns.kube.objects import NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slice, Slices
+
+
+@final
+class Entry:
+    """A Service and its slices. `service` is None while only slices are known."""
+
+    __slots__ = ("name", "namespace", "service", "slices")
+
+    def __init__(self, namespace: str, name: str) -> None:
+        self.namespace = namespace
+        self.name = name
+        self.service: Service | None = None
+        self.slices: dict[str, tuple[Slice, ...]] = {}
+
+    def parts(self) -> Iterator[Slice]:
+        """All slices' parts, in the order they came."""
+        for parts in self.slices.values():
+            yield from parts
+
+    def has_ready(self) -> bool:
+        """Whether any endpoint is ready."""
+        return any(part.packed for part in self.parts())
+
+
+class Watcher(Protocol):
+    """Who wants to know of changes."""
+
+    def entry_changed(self, entry: Entry, addresses: list[bytes]) -> None:
+        """A Service or its endpoints changed; `addresses` are those that may mean something else now."""
+
+    def namespace_changed(self, name: str) -> None:
+        """A namespace came or went."""
+
+    def pods_changed(self) -> None:
+        """A Pod's address came or went."""
+
+
+# An address's owners: nearly always one.
+Owners = Entry | tuple[Entry, ...]
+
+
+@final
+class Cluster:
+    """The state. Keys are `namespace/name`."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.namespaces: set[str] = set()
+        self.cluster_ips: dict[bytes, Owners] = {}
+        self.endpoint_ips: dict[bytes, Owners] = {}
+        self.pods: dict[str, dict[bytes, int]] = {}
+        self._pod_by_key: dict[str, Pod] = {}
+        self._slice_owner: dict[str, str] = {}
+        self.watchers: list[Watcher] = []
+        self.synced = False
+        self.changes = 0
+
+    def apply(self, kind: str, key: str, obj: Object | None) -> bool:
+        """Sets an object, or removes it (None). Says whether anything is different now."""
+        if kind == SLICE:
+            changed = self._slice(key, obj if isinstance(obj, Slices) else None)
+        elif kind == SERVICE:
+            changed = self._service(key, obj if isinstance(obj, Service) else None)
+        elif kind == NAMESPACE:
+            changed = self._namespace(key.rpartition("/")[2], isinstance(obj, Namespace))
+        elif kind == POD:
+            changed = self._pod(key, obj if isinstance(obj, Pod) else None)
+        else:
+            raise ValueError(kind)
+        self.changes += changed
+        return changed
+
+    # Services and slices.
+
+    def _entry(self, key: str) -> Entry:
+        entry = self.entries.get(key)
+        if entry is None:
+            namespace, _, name = key.partition("/")
+            entry = self.entries[key] = Entry(namespace, name)
+        return entry
+
+    def _service(self, key: str, service: Service | None) -> bool:
+        entry = self.entries.get(key)
+        old = entry.service if entry is not None else None
+        if old == service:
+            return False
+        if entry is None:
+            entry = self._entry(key)
+        before = old.addresses if old is not None else ()
+        after = service.addresses if service is not None else ()
+        for address in before:
+            if address not in after:
+                _release(self.cluster_ips, address, entry)
+        for address in after:
+            if address not in before:
+                _claim(self.cluster_ips, address, entry)
+        entry.service = service
+        self._tidy(key, entry)
+        for watcher in self.watchers:
+            watcher.entry_changed(entry, [*before, *after])
+        return True
+
+    def _slice(self, key: str, new: Slices | None) -> bool:
+        owner = f"{new.namespace}/{new.service}" if new is not None else ""
+        was = self._slice_owner.get(key, "")
+        if was and was != owner:
+            self._set_parts(was, key, ())
+            self._slice_owner.pop(key)
+            changed = True
+        else:
+            changed = False
+        if new is not None:
+            changed |= self._set_parts(owner, key, new.parts)
+            self._slice_owner[key] = owner
+        return changed
+
+    def _set_parts(self, owner: str, key: str, parts: tuple[Slice, ...]) -> bool:
+        entry = self.entries.get(owner)
+        before = entry.slices.get(key, ()) if entry is not None else ()
+        if before == parts:
+            return False
+        if entry is None:
+            entry = self._entry(owner)
+        old = {address for part in before for address in part.addresses()}
+        new = {address for part in parts for address in part.addresses()}
+        if parts:
+            entry.slices[key] = parts
+        else:
+            entry.slices.pop(key, None)
+        for address in old - new:
+            # Another slice of the same Service may hold it too: slices overlap while one is moved to the next.
+            if not any(_holds(part, address) for part in entry.parts()):
+                _release(self.endpoint_ips, address, entry)
+        for address in new - old:
+            _claim(self.endpoint_ips, address, entry)
+        self._tidy(owner, entry)
+        for watcher in self.watchers:
+            watcher.entry_changed(entry, list(old | new))
+        return True
+
+    def _tidy(self, key: str, entry: Entry) -> None:
+        if entry.service is None and not entry.slices:
+            self.entries.pop(key, None)
+
+    # Namespaces and Pods.
+
+    def _namespace(self, name: str, there: bool) -> bool:
+        if (name in self.namespaces) == there:
+            return False
+        if there:
+            self.namespaces.add(name)
+        else:
+            self.namespaces.discard(name)
+        for watcher in self.watchers:
+            watcher.namespace_changed(name)
+        return True
+
+    def _pod(self, key: str, pod: Pod | None) -> bool:
+        old = self._pod_by_key.get(key)
+        if old == pod:
+            return False
+        if old is not None:
+            counts = self.pods[old.namespace]
+            counts[old.address] -= 1
+            if not counts[old.address]:
+                del counts[old.address]
+            if not counts:
+                del self.pods[old.namespace]
+            del self._pod_by_key[key]
+        if pod is not None:
+            counts = self.pods.setdefault(pod.namespace, {})
+            counts[pod.address] = counts.get(pod.address, 0) + 1
+            self._pod_by_key[key] = pod
+        for watcher in self.watchers:
+            watcher.pods_changed()
+        return True
+
+    def has_pod(self, namespace: str, address: bytes) -> bool:
+        """Whether a running Pod of this namespace has this address."""
+        return address in self.pods.get(namespace, ())
+
+    def owners(self, address: bytes) -> tuple[Entry, ...]:
+        """The Services whose endpoints hold this address."""
+        found = self.endpoint_ips.get(address)
+        return () if found is None else found if isinstance(found, tuple) else (found,)
+
+    def cluster_owner(self, address: bytes) -> Entry | None:
+        """The Service whose cluster address this is; the newest where an address was taken over."""
+        found = self.cluster_ips.get(address)
+        return found[-1] if isinstance(found, tuple) else found
+
+
+def _holds(part: Slice, address: bytes) -> bool:
+    if part.width != len(address):
+        return False
+    at = part.packed.find(address)
+    while at >= 0 and at % part.width:
+        at = part.packed.find(address, at + 1)
+    return at >= 0
+
+
+def _claim(table: dict[bytes, Owners], address: bytes, entry: Entry) -> None:
+    found = table.get(address)
+    if found is None:
+        table[address] = entry
+    elif isinstance(found, tuple):
+        if entry not in found:
+            table[address] = (*found, entry)
+    elif found is not entry:
+        table[address] = (found, entry)
+
+
+def _release(table: dict[bytes, Owners], address: bytes, entry: Entry) -> None:
+    found = table.get(address)
+    if found is entry:
+        del table[address]
+    elif isinstance(found, tuple):
+        left = tuple(owner for owner in found if owner is not entry)
+        table[address] = left[0] if len(left) == 1 else left

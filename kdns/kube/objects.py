@@ -1,0 +1,264 @@
+"""The objects that become records, trimmed at decode: what is not served is never kept.
+
+Two forms. `Raw*` are msgspec structs that decode straight from the API's JSON (or a manifest's mapping); unknown
+fields are skipped by the decoder. The slim forms are what the cluster's state holds: addresses are packed octets,
+the addresses of a slice stand in one `bytes`.
+"""
+
+import socket
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct, field
+
+SERVICE: Final = "Service"
+SLICE: Final = "EndpointSlice"
+NAMESPACE: Final = "Namespace"
+POD: Final = "Pod"
+
+
+class BadObject(ValueError):
+    """An object that cannot be served; the text says why."""
+
+
+class RawMeta(Struct, rename="camel"):
+    name: str = ""
+    namespace: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] | None = None
+    deletion_timestamp: str | None = None
+
+
+class RawServicePort(Struct):
+    port: int = 0
+    name: str | None = None
+    protocol: str | None = None
+
+
+class RawServiceSpec(Struct, rename={"cluster_ip": "clusterIP", "cluster_ips": "clusterIPs", "external_name": "externalName"}):
+    type: str | None = None
+    cluster_ip: str | None = None
+    cluster_ips: list[str] | None = None
+    external_name: str | None = None
+    ports: list[RawServicePort] | None = None
+
+
+class RawService(Struct):
+    metadata: RawMeta = field(default_factory=RawMeta)
+    spec: RawServiceSpec = field(default_factory=RawServiceSpec)
+
+
+class RawConditions(Struct):
+    ready: bool | None = None
+
+
+class RawTarget(Struct):
+    name: str | None = None
+
+
+class RawEndpoint(Struct, rename="camel"):
+    addresses: list[str] | None = None
+    conditions: RawConditions | None = None
+    hostname: str | None = None
+    target_ref: RawTarget | None = None
+
+
+class RawEndpointPort(Struct):
+    port: int | None = None
+    name: str | None = None
+    protocol: str | None = None
+
+
+class RawSlice(Struct):
+    metadata: RawMeta = field(default_factory=RawMeta)
+    endpoints: list[RawEndpoint] | None = None
+    ports: list[RawEndpointPort] | None = None
+
+
+class RawNamespace(Struct):
+    metadata: RawMeta = field(default_factory=RawMeta)
+
+
+class RawPodStatus(Struct, rename={"pod_ip": "podIP"}):
+    phase: str | None = None
+    pod_ip: str | None = None
+
+
+class RawPod(Struct):
+    metadata: RawMeta = field(default_factory=RawMeta)
+    status: RawPodStatus = field(default_factory=RawPodStatus)
+
+
+Raw = RawService | RawSlice | RawNamespace | RawPod
+RAW: Final[dict[str, type[Raw]]] = {SERVICE: RawService, SLICE: RawSlice, NAMESPACE: RawNamespace, POD: RawPod}
+
+
+class Port(NamedTuple):
+    """A named port: lower-cased name and protocol, and the number. NO_PORT stands for an object without any."""
+
+    name: str
+    protocol: str
+    number: int
+
+
+# CoreDNS's sentinel: a Service or slice without ports answers addresses, and no SRV.
+NO_PORT: Final = Port("", "", -1)
+
+CLUSTER: Final = "ClusterIP"
+HEADLESS: Final = "Headless"
+EXTERNAL: Final = "ExternalName"
+
+
+class Service(NamedTuple):
+    """A Service: its kind as DNS sees it, packed cluster addresses, ports, and the external name."""
+
+    namespace: str
+    name: str
+    kind: str
+    addresses: tuple[bytes, ...]
+    ports: tuple[Port, ...]
+    external: str = ""
+
+
+class Slice(NamedTuple):
+    """The ready endpoints of one slice and one family.
+
+    `packed` are the addresses, `width` octets each. `names` are the endpoints' host names address by address (None
+    where none has one); `pods` the names of the Pods behind them, kept only where they are asked for.
+    """
+
+    service: str
+    packed: bytes
+    width: int
+    names: tuple[str, ...] | None
+    pods: tuple[str, ...] | None
+    ports: tuple[Port, ...]
+
+    def addresses(self) -> list[bytes]:
+        """The addresses one by one."""
+        width = self.width
+        return [self.packed[i : i + width] for i in range(0, len(self.packed), width)]
+
+
+class Slices(NamedTuple):
+    """What one EndpointSlice object comes to: nearly always one family, so one Slice."""
+
+    namespace: str
+    name: str
+    service: str
+    parts: tuple[Slice, ...]
+
+
+class Namespace(NamedTuple):
+    name: str
+
+
+class Pod(NamedTuple):
+    """A running Pod's packed address."""
+
+    namespace: str
+    name: str
+    address: bytes
+
+
+Object = Service | Slices | Namespace | Pod
+
+
+def pack(text: str) -> bytes:
+    """The packed form of an address. Raises BadObject."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        raise BadObject(f"{text[:60]!r} is no IP address") from None
+
+
+def _ports(raw: list[RawServicePort] | list[RawEndpointPort] | None) -> tuple[Port, ...]:
+    if not raw:
+        return (NO_PORT,)
+    return tuple(
+        Port((port.name or "").lower(), (port.protocol or "TCP").lower(), port.port if port.port is not None else -1)
+        for port in raw
+    )
+
+
+def service(raw: RawService) -> Service:
+    """A Service trimmed. Raises BadObject."""
+    spec = raw.spec
+    meta = raw.metadata
+    ports = _ports(spec.ports)
+    if spec.type == EXTERNAL:
+        return Service(meta.namespace, meta.name, EXTERNAL, (), ports, spec.external_name or "")
+    texts = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
+    if "None" in texts:
+        return Service(meta.namespace, meta.name, HEADLESS, (), ports)
+    addresses = tuple(dict.fromkeys(pack(text) for text in texts if text))
+    return Service(meta.namespace, meta.name, CLUSTER, addresses, ports)
+
+
+def slices(raw: RawSlice, *, pod_names: bool = False) -> Slices | None:
+    """An EndpointSlice trimmed to its ready endpoints; None if it belongs to no Service. Raises BadObject."""
+    meta = raw.metadata
+    owner = (meta.labels or {}).get("kubernetes.io/service-name")
+    if not owner:
+        return None
+    ports = _ports(raw.ports)
+    found: dict[int, tuple[list[bytes], list[str], list[str]]] = {}
+    for endpoint in raw.endpoints or ():
+        conditions = endpoint.conditions
+        # `ready` not set counts as ready (EndpointConditions in discovery.k8s.io/v1).
+        if conditions is not None and conditions.ready is False:
+            continue
+        host = (endpoint.hostname or "").lower()
+        target = endpoint.target_ref
+        pod = target.name or "" if pod_names and target is not None else ""
+        if len(pod) > 63:
+            pod = ""
+        for text in endpoint.addresses or ():
+            address = pack(text)
+            known = found.get(len(address))
+            if known is None:
+                known = found[len(address)] = ([], [], [])
+            known[0].append(address)
+            known[1].append(host)
+            known[2].append(pod)
+    parts = tuple(
+        Slice(
+            owner,
+            b"".join(addresses),
+            width,
+            tuple(hosts) if any(hosts) else None,
+            tuple(pods) if any(pods) else None,
+            ports,
+        )
+        for width, (addresses, hosts, pods) in found.items()
+    )
+    return Slices(meta.namespace, meta.name, owner, parts)
+
+
+def pod(raw: RawPod) -> Pod | None:
+    """A Pod trimmed; None for one that runs no more or has no address yet. Raises BadObject."""
+    status = raw.status
+    if not status.pod_ip or status.phase in ("Succeeded", "Failed", "Unknown"):
+        return None
+    return Pod(raw.metadata.namespace, raw.metadata.name, pack(status.pod_ip))
+
+
+def trim(raw: Raw, *, pod_names: bool = False) -> Object | None:
+    """The slim form of a raw object; None where there is nothing to serve. Raises BadObject."""
+    if not raw.metadata.name:
+        raise BadObject("it has no metadata.name")
+    if isinstance(raw, RawService):
+        return service(raw)
+    if isinstance(raw, RawSlice):
+        return slices(raw, pod_names=pod_names)
+    if isinstance(raw, RawPod):
+        return pod(raw)
+    return Namespace(raw.metadata.name)
+
+
+def from_mapping(kind: str, mapping: dict[str, Any]) -> Raw:
+    """A raw object from a manifest's mapping. Raises BadObject."""
+    try:
+        return msgspec.convert(mapping, RAW[kind], strict=False)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise BadObject(str(error)) from None

@@ -1,0 +1,142 @@
+"""A small HTTP/1.1 server for /health, /ready and /metrics: GET and HEAD, fixed paths, no bodies in.
+
+Laws: a request is at most 8 KiB and 5 s; at most 100 connections; what is wrong gets a status and a close.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from kdns.net.sockets import bind, wildcard_hosts
+
+MAX_REQUEST: Final = 8 << 10
+TIMEOUT: Final = 5.0
+MAX_CONNECTIONS: Final = 100
+_REASONS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+class Response(NamedTuple):
+    """What a route gives: a status, a body, its type."""
+
+    status: int = 200
+    body: bytes = b"OK"
+    content_type: str = "text/plain; charset=utf-8"
+
+
+Route = Callable[[], Awaitable[Response]]
+
+
+class HttpServer:
+    """Serves routes on one address. The last route added for a path answers; when it goes, the one before does."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self.routes: dict[str, list[Route]] = {}
+        self.servers: list[asyncio.Server] = []
+        self.open: set[asyncio.Task[None]] = set()
+
+    def add(self, path: str, route: Route) -> None:
+        """Answers a path."""
+        self.routes.setdefault(path, []).append(route)
+
+    def remove(self, path: str, route: Route) -> None:
+        """Takes a route back."""
+        routes = self.routes.get(path, [])
+        if route in routes:
+            routes.remove(route)
+        if not routes:
+            self.routes.pop(path, None)
+
+    async def start(self) -> None:
+        """Binds and accepts. Raises BindError."""
+        hosts = [self.host] if self.host else wildcard_hosts()
+        if self.host == "localhost":
+            hosts = ["127.0.0.1"]
+        socks = []
+        try:
+            for host in hosts:
+                socks.append(bind(socket.SOCK_STREAM, host, self.port, reuse_port=True))
+            for sock in socks:
+                self.servers.append(await asyncio.start_server(self._serve, sock=sock, limit=MAX_REQUEST))
+            self.port = socks[0].getsockname()[1]
+        except BaseException:
+            for sock in socks:
+                sock.close()
+            raise
+
+    async def stop(self) -> None:
+        """Closes everything."""
+        for server in self.servers:
+            server.close()
+        for task in list(self.open):
+            task.cancel()
+        if self.open:
+            await asyncio.wait(self.open, timeout=1)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self.open) >= MAX_CONNECTIONS:
+            writer.transport.abort()
+            return
+        self.open.add(task)
+        try:
+            while await self._exchange(reader, writer):
+                pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, asyncio.CancelledError):
+            pass
+        finally:
+            self.open.discard(task)
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        try:
+            raw = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT)
+        except asyncio.LimitOverrunError:
+            await self._respond(writer, Response(431, b"request too large\n"), "GET", False)
+            return False
+        head = raw.decode("latin-1").split("\r\n")
+        words = head[0].split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            await self._respond(writer, Response(400, b"bad request\n"), "GET", False)
+            return False
+        method, target, version = words
+        fields = {name.strip().lower(): value.strip().lower() for name, _, value in (line.partition(":") for line in head[1:])}
+        keep = fields.get("connection") != "close" and version == "HTTP/1.1" and "content-length" not in fields
+        if method not in ("GET", "HEAD"):
+            response = Response(405, b"only GET and HEAD\n")
+            keep = False
+        else:
+            response = await self._route(target.partition("?")[0])
+        await self._respond(writer, response, method, keep)
+        return keep
+
+    async def _route(self, path: str) -> Response:
+        routes = self.routes.get(path)
+        if not routes:
+            return Response(404, b"404 page not found\n")
+        try:
+            return await routes[-1]()
+        except Exception as error:
+            return Response(500, f"{type(error).__name__}: {error}\n".encode())
+
+    async def _respond(self, writer: asyncio.StreamWriter, response: Response, method: str, keep: bool) -> None:
+        status, body, content_type = response
+        head = (
+            f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}\r\nContent-Type: {content_type}\r\n"
+            f"Content-Length: {len(body)}\r\n" + ("" if keep else "Connection: close\r\n") + "\r\n"
+        )
+        writer.write(head.encode() + (b"" if method == "HEAD" else body))
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(writer.drain(), TIMEOUT)

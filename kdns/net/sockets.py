@@ -1,0 +1,128 @@
+"""Making sockets: options, buffers, and what a failed bind means to a person."""
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import struct
+from typing import Final
+
+# What a listener asks of the kernel: the default of 212,992 octets holds 256 small datagrams, 10 ms of load.
+RECEIVE_BUFFER: Final = 4 << 20
+BACKLOG: Final = 1024
+_SO_RCVBUFFORCE: Final = 33
+_SO_MEMINFO: Final = 55
+_MEMINFO_DROPS: Final = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
+IP_PKTINFO: Final = 8
+IPV6_FREEBIND: Final = 78
+
+
+class BindError(OSError):
+    """An address could not be bound; the text says what to do."""
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """The address family of a literal address."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def address(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """A socket address; an IPv6 zone (`%eth0`) becomes its scope."""
+    if ":" not in host:
+        return (host, port)
+    bare, _, zone = host.partition("%")
+    scope = 0
+    if zone:
+        scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+    return (bare, port, 0, scope)
+
+
+def wildcard_hosts() -> list[str]:
+    """What "every address" is on this machine: 0.0.0.0, and :: where there is IPv6."""
+    hosts = ["0.0.0.0"]
+    if socket.has_ipv6:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::", 0))
+            hosts.append("::")
+    return hosts
+
+
+def bind(kind: socket.SocketKind, host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    """A bound, non-blocking socket. Raises BindError."""
+    sock = socket.socket(family_of(host), kind)
+    try:
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address(host, port))
+    except OSError as error:
+        sock.close()
+        raise bind_error(error, kind, host, port) from None
+    sock.setblocking(False)
+    if kind == socket.SOCK_DGRAM:
+        _enlarge(sock)
+    return sock
+
+
+def probe(kind: socket.SocketKind, host: str, port: int) -> None:
+    """Binds once without SO_REUSEPORT and lets go: raises BindError if another process has the port."""
+    if port:
+        bind(kind, host, port, reuse_port=False).close()
+
+
+def bind_error(error: OSError, kind: socket.SocketKind, host: str, port: int) -> BindError:
+    """A bind's failure in one line that says what to do."""
+    what = f"{'udp' if kind == socket.SOCK_DGRAM else 'tcp'} {host_port(host, port)}"
+    if error.errno == errno.EADDRINUSE:
+        text = (
+            f"cannot listen on {what}: another process has this port. Stop it, choose another port with -dns.port or in the "
+            "Corefile, or share the port on purpose with -share-port"
+        )
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        text = (
+            f"cannot listen on {what}: permission denied. Ports below 1024 need the capability NET_BIND_SERVICE (setcap "
+            "cap_net_bind_service=+ep on the interpreter), the sysctl net.ipv4.ip_unprivileged_port_start=0, or another port "
+            "(-dns.port 1053)"
+        )
+    elif error.errno == errno.EADDRNOTAVAIL:
+        text = f"cannot listen on {what}: this machine does not have the address. See `ip addr`, or change `bind`"
+    else:
+        text = f"cannot listen on {what}: {error.strerror or error}"
+    return BindError(error.errno, text)
+
+
+def host_port(host: str, port: int) -> str:
+    """`127.0.0.1:53`, `[::1]:53`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_host_port(text: str) -> tuple[str, int]:
+    """`[::1]:53`, `127.0.0.1:53`, `:53`, `localhost:53` as host (perhaps empty) and port. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f'expected host:port, found "{text}"')
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        ipaddress.IPv6Address(host.partition("%")[0])
+    elif ":" in host:
+        raise ValueError(f'an IPv6 address needs brackets: "{text}"')
+    return host, int(port)
+
+
+def _enlarge(sock: socket.socket) -> None:
+    for option in (_SO_RCVBUFFORCE, socket.SO_RCVBUF):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER)
+            return
+
+
+def drops(sock: socket.socket) -> int:
+    """Datagrams the kernel dropped at this socket because its buffer was full."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
+        return int(struct.unpack_from("=I", raw, 4 * _MEMINFO_DROPS)[0])
+    except (OSError, struct.error):
+        return 0

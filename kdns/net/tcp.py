@@ -1,0 +1,256 @@
+"""The TCP listener: DNS messages behind two octets of length (RFC 1035, section 4.2.2), pipelined (RFC 7766).
+
+Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a turn is
+at most 64 frames or 1 ms, with one write; while frames or unsent octets wait, nothing more is read, so a client that
+does not read stops being read; every connection has a deadline that only whole queries move, so trickling octets buys
+no time; connections are capped, in all and for one address.
+"""
+
+import asyncio
+import socket
+import time
+from typing import Final
+
+from kdns.metrics import Counter, Gauge
+from kdns.net import Address, Handler
+
+TURN_FRAMES: Final = 64
+TURN_SECONDS: Final = 0.001
+FIRST_READ: Final = 3.0  # seconds for the first query (CoreDNS's `timeouts read`)
+# Seconds between queries. CoreDNS closes after 10, and its clients keep connections for 10: a second more, so that
+# a client is never the second to close.
+IDLE: Final = 11.0
+# Queries of one connection that may wait for an upstream. NodeLocal DNSCache has at most a few hundred.
+MAX_PENDING: Final = 1000
+# A cluster of 5,000 nodes whose NodeLocal caches hold two connections each to one replica fits; a connection
+# costs some 3 KB here.
+MAX_CONNECTIONS: Final = 16_384
+# One address may be a whole cluster behind SNAT: half of all, so that others always get in.
+MAX_PER_ADDRESS: Final = MAX_CONNECTIONS // 2
+WRITE_HIGH: Final = 256 << 10  # unsent octets at which reading stops
+
+CONNECTIONS = Gauge("kdns_tcp_connections", "Open TCP connections.", ("server",))
+REFUSED = Counter("kdns_tcp_connections_refused_total", "TCP connections closed because of a cap.", ("server",))
+
+
+class TcpListener:
+    """Accepts connections on one bound socket."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        handler: Handler,
+        label: str,
+        *,
+        first_read: float = FIRST_READ,
+        idle: float = IDLE,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self.sock = sock
+        self.handler = handler
+        self.first_read = first_read
+        self.idle = idle
+        self.max_connections = max_connections
+        self.local: Address = sock.getsockname()
+        self.connections: set[_Connection] = set()
+        self.by_address: dict[str, int] = {}
+        self.open = CONNECTIONS.slot(label)
+        self.refused = REFUSED.slot(label)
+        self.server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Begins to accept."""
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(lambda: _Connection(self), sock=self.sock, backlog=1024)
+
+    def stop_accepting(self) -> None:
+        """Accepts no more; what is open goes on."""
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+
+    def stop(self) -> None:
+        """Closes everything."""
+        self.stop_accepting()
+        for connection in list(self.connections):
+            connection.abort()
+        self.sock.close()
+
+    def busy(self) -> int:
+        """Queries that wait for an answer."""
+        return sum(connection.pending for connection in self.connections)
+
+
+class _Connection(asyncio.Protocol):
+    __slots__ = (
+        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "scheduled", "timer", "transport",
+    )  # fmt: skip
+
+    def __init__(self, listener: TcpListener) -> None:
+        self.listener = listener
+        self.buffer = b""
+        self.pending = 0
+        self.full = False  # unsent octets wait
+        self.paused = False
+        self.scheduled = False
+        self.eof = False
+        self.peer: Address = ()
+        self.timer: asyncio.TimerHandle | None = None
+        self.transport: asyncio.Transport | None = None
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        listener = self.listener
+        self.loop = asyncio.get_running_loop()
+        self.transport = transport  # type: ignore[assignment]
+        self.peer = transport.get_extra_info("peername") or ("", 0)
+        host = self.peer[0]
+        count = listener.by_address.get(host, 0)
+        if len(listener.connections) >= listener.max_connections or count >= min(MAX_PER_ADDRESS, listener.max_connections):
+            listener.refused[0] += 1
+            self.peer = ()
+            self.transport.abort()  # type: ignore[union-attr]
+            return
+        listener.by_address[host] = count + 1
+        listener.connections.add(self)
+        listener.open[0] += 1
+        self.transport.set_write_buffer_limits(WRITE_HIGH)  # type: ignore[union-attr]
+        self.deadline = self.loop.time() + listener.first_read
+        self.timer = self.loop.call_later(listener.first_read, self._expire)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self.buffer = b""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        listener = self.listener
+        if self in listener.connections:
+            listener.connections.discard(self)
+            listener.open[0] -= 1
+            host = self.peer[0]
+            left = listener.by_address.get(host, 1) - 1
+            if left:
+                listener.by_address[host] = left
+            else:
+                listener.by_address.pop(host, None)
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer = self.buffer + data if self.buffer else data
+        if not self.scheduled:
+            self._turn()
+
+    def eof_received(self) -> bool:
+        # Half a close: what was asked is still answered, then we close too (RFC 7766, section 6.2.3).
+        self.eof = True
+        self._close_if_done()
+        return self.transport is not None
+
+    def pause_writing(self) -> None:
+        self.full = True
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self._schedule()
+
+    # Turns.
+
+    def _turn(self) -> None:
+        self.scheduled = False
+        transport = self.transport
+        if transport is None or self.full:
+            return
+        listener = self.listener
+        handler, peer, local = listener.handler, self.peer, listener.local
+        buffer = self.buffer
+        total = len(buffer)
+        off = frames = 0
+        end = 0.0
+        out: list[bytes] = []
+        more = False
+        while off + 2 <= total:
+            stop = off + 2 + (buffer[off] << 8 | buffer[off + 1])
+            if stop > total:
+                break
+            if frames == TURN_FRAMES or self.pending >= MAX_PENDING:
+                more = True
+                break
+            if frames & 7 == 7:
+                now = time.monotonic()
+                if not end:
+                    end = now + TURN_SECONDS
+                elif now > end:
+                    more = True
+                    break
+            frames += 1
+            reply = handler(buffer[off + 2 : stop], peer, local)
+            off = stop
+            if type(reply) is bytes:
+                out.append(len(reply).to_bytes(2, "big"))
+                out.append(reply)
+            elif reply is not None:
+                self.pending += 1
+                reply.add(self._ready)  # type: ignore[union-attr]
+        if off:
+            self.buffer = buffer[off:]
+            self.deadline = self.loop.time() + listener.idle
+        if out:
+            transport.write(b"".join(out))
+        if more:
+            self._pause()
+            if self.pending < MAX_PENDING:
+                self._schedule()
+        elif self.paused and not self.full:
+            self.paused = False
+            transport.resume_reading()
+        if self.eof:
+            self._close_if_done()
+
+    def _schedule(self) -> None:
+        if not self.scheduled and self.transport is not None:
+            self.scheduled = True
+            self.loop.call_soon(self._turn)
+
+    def _pause(self) -> None:
+        if not self.paused and self.transport is not None and not self.eof:
+            self.paused = True
+            self.transport.pause_reading()
+
+    def _ready(self, reply: bytes | None) -> None:
+        """A reply that had to wait."""
+        self.pending -= 1
+        transport = self.transport
+        if transport is None:
+            return
+        if reply is not None:
+            transport.write(len(reply).to_bytes(2, "big") + reply)
+        self.deadline = self.loop.time() + self.listener.idle
+        if self.paused and not self.full:
+            self._schedule()
+        if self.eof:
+            self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self.transport is not None and not self.pending and not self._frame_waits():
+            self.transport.close()
+
+    def _frame_waits(self) -> bool:
+        buffer = self.buffer
+        return len(buffer) >= 2 and len(buffer) - 2 >= (buffer[0] << 8 | buffer[1])
+
+    def _expire(self) -> None:
+        left = self.deadline - self.loop.time()
+        if self.pending and left <= 0:
+            left = 1.0  # an upstream is being waited for; its own deadline ends that
+        if left > 0:
+            self.timer = self.loop.call_later(left, self._expire)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        if self.transport is not None:
+            self.transport.abort()

@@ -1,0 +1,74 @@
+"""A server block: what its plugins may know of it while they are parsed, and what it is once built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from kdns.corefile import Key, Position
+from kdns.dns.name import closest, from_text, to_text
+from kdns.pipeline.plugin import Plugin
+from kdns.pipeline.run import Pipeline
+
+if TYPE_CHECKING:
+    from kdns.pipeline.request import Request
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockKeys:
+    """What `parse` may look at: the block's keys and where it stands."""
+
+    keys: tuple[Key, ...]
+    at: Position
+
+    @property
+    def zones(self) -> list[str]:
+        """The zones of the keys as text, lower-cased, with a final dot; no repeats."""
+        return list(dict.fromkeys(key.zone for key in self.keys))
+
+
+@dataclass(slots=True)
+class Block:
+    """A server block, built: its plugins in the fixed order and the pipeline compiled from them."""
+
+    keys: BlockKeys
+    zones: tuple[bytes, ...]
+    plugins: list[Plugin] = field(default_factory=list)
+    hosts: tuple[str, ...] = ()  # addresses of `bind`; empty: every address
+    except_hosts: tuple[str, ...] = ()
+    root: str = ""
+    pipeline: Pipeline = field(default_factory=lambda: Pipeline(()))
+    view: str = ""
+    admits: tuple[Callable[[Request], bool], ...] = ()
+
+    @classmethod
+    def of(cls, keys: BlockKeys) -> Block:
+        return cls(keys, tuple(from_text(zone) for zone in keys.zones))
+
+    def all(self, protocol: type[P]) -> list[P]:
+        """The plugins of this block that follow a protocol (runtime_checkable), in order."""
+        return [plugin for plugin in self.plugins if isinstance(plugin, protocol)]
+
+    def path(self, text: str) -> str:
+        """A path of the Corefile, joined to `root` where it is relative."""
+        return os.path.join(self.root, text) if self.root else text
+
+    def zone_text(self, name: bytes) -> str:
+        """The longest of the block's zones that a name is in, as text; `.` if there is none."""
+        zone = closest(name, self.zones)
+        return "." if zone is None else to_text(zone)
+
+    def compile(self) -> None:
+        """Makes the pipeline of the plugins."""
+        for i, plugin in enumerate(self.plugins):
+            plugin.position = i
+        self.pipeline = Pipeline(self.plugins)
+
+
+def zones_of(words: Sequence[str]) -> tuple[bytes, ...]:
+    """Wire names of zones as text."""
+    return tuple(from_text(word) for word in words)

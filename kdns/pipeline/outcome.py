@@ -1,0 +1,130 @@
+"""What a query comes to, now or later.
+
+`Answer` is a reply's content, `Bare` a response code and nothing else, `DROP` no reply at all. What is not there yet
+is an awaitable; `Pending` is ours: it calls back without a task or a loop's turn, so a forwarded query costs two
+function calls more than a cached one.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Final, final
+
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+
+
+@final
+class Bare:
+    """A response code and nothing else; `error` is for logs, `options` are EDNS options for clients that use EDNS."""
+
+    __slots__ = ("error", "options", "rcode")
+
+    def __init__(self, rcode: int, error: BaseException | str | None = None, options: bytes = b"") -> None:
+        self.rcode = rcode
+        self.error = error
+        self.options = options
+
+    def __repr__(self) -> str:
+        return f"Bare({iana.rcode_text(self.rcode)}, {self.error!r})"
+
+
+@final
+class Drop:
+    """No reply. There is one: DROP."""
+
+    __slots__ = ()
+    rcode = -1
+
+
+DROP: Final = Drop()
+Outcome = Answer | Bare | Drop
+OUTCOMES: Final = frozenset((Answer, Bare, Drop))
+
+_tasks: set["asyncio.Task[None]"] = set()
+
+
+@final
+class Pending:
+    """An outcome that is not there yet. Resolved once; later resolutions are ignored."""
+
+    __slots__ = ("_callbacks", "done", "value")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.value: Any = None
+        self._callbacks: list[Callable[[Any], None]] = []
+
+    def resolve(self, value: Any) -> None:
+        """Sets the value and calls who waits, in order. An exception counts as a value: the pipeline makes it SERVFAIL."""
+        if self.done:
+            return
+        self.done = True
+        self.value = value
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(value)
+
+    def add(self, callback: Callable[[Any], None]) -> None:
+        """Calls back with the value, at once if it is there."""
+        if self.done:
+            callback(self.value)
+        else:
+            self._callbacks.append(callback)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if not self.done:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.add(lambda _: None if future.done() else future.set_result(None))
+            yield from future.__await__()
+        if isinstance(self.value, BaseException):
+            raise self.value
+        return self.value
+
+
+def adopt(awaitable: Awaitable[Any]) -> Pending:
+    """A Pending for any awaitable: a coroutine becomes a task, held until it ends; its exception becomes the value."""
+    if isinstance(awaitable, Pending):
+        return awaitable
+    pending = Pending()
+    task = asyncio.ensure_future(_drive(awaitable, pending))
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    return pending
+
+
+async def _drive(awaitable: Awaitable[Any], pending: Pending) -> None:
+    try:
+        pending.resolve(await awaitable)
+    except asyncio.CancelledError:
+        pending.resolve(DROP)
+        raise
+    except Exception as error:
+        pending.resolve(error)
+
+
+def then(value: Any, fn: Callable[[Any], Any]) -> Any:
+    """`fn(value)`, now if the value is an outcome or None, else when it is there.
+
+    What `fn` returns may again be an awaitable. An exception of the awaited becomes `Bare(SERVFAIL, error)`
+    before `fn` sees it.
+    """
+    if value is None or type(value) in OUTCOMES:
+        return fn(value)
+    source = adopt(value)
+    result = Pending()
+
+    def go_on(found: Any) -> None:
+        if isinstance(found, BaseException):
+            found = Bare(iana.SERVFAIL, found)
+        try:
+            out = fn(found)
+        except Exception as error:
+            result.resolve(error)
+            return
+        if out is None or type(out) in OUTCOMES:
+            result.resolve(out)
+        else:
+            adopt(out).add(result.resolve)
+
+    source.add(go_on)
+    return result

@@ -1,0 +1,89 @@
+"""What a plugin is. A feature of a server is a plugin; the server only carries queries to them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kdns.dns.answer import Answer
+from kdns.pipeline.outcome import Outcome
+
+if TYPE_CHECKING:
+    from kdns.corefile import Directive
+    from kdns.pipeline.block import Block, BlockKeys
+    from kdns.pipeline.request import Request
+    from kdns.pipeline.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerOptions:
+    """What a plugin asks of the sockets of its block, not of the block: folded over all blocks of a listener.
+
+    `any_class`: queries of classes other than IN are let in. `debug`: exceptions are not caught. `dropped`: called
+    for queries that no block was found for (label of the listener, request).
+    """
+
+    any_class: bool = False
+    debug: bool = False
+    stacktrace: bool = False
+    dropped: Callable[[Request, Outcome], None] | None = None
+
+
+class Plugin:
+    """The base of all plugins: every hook may be left out.
+
+    A life: `parse` (pure) -> one object a config -> `load` (reads files, resolves names, looks at interfaces) ->
+    `wire` (finds peers in its block) -> `start` (opens sockets) -> `stop`.
+    """
+
+    name: ClassVar[str]
+    # Whether the reply depends on who asks (address, transport), not on the question alone.
+    client_dependent: ClassVar[bool] = False
+    # Its place among the block's plugins, and in `Request.slots`.
+    position: int = 0
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Any]:
+        """Configs from all the directives of this name in a block; one plugin object is made of each.
+
+        Raises CorefileError. Opens nothing.
+        """
+        raise NotImplementedError
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def load(self, block: Block) -> None:
+        """Reads what the config names. Raises CorefileError or OSError. May run in a thread; touches no loop."""
+
+    def wire(self, block: Block) -> None:
+        """Finds peers in the block by protocol (`block.all`). Raises CorefileError."""
+
+    async def start(self, runtime: Runtime) -> None:
+        """Opens sockets and begins work. Raises OSError or CorefileError."""
+
+    async def stop(self) -> None:
+        """Ends what `start` began. Called once, also after a failed start."""
+
+    def listener(self) -> ListenerOptions | None:
+        """What it asks of the sockets."""
+        return None
+
+    # The query path. `handle` and `finish` may return awaitables; most never do.
+
+    def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
+        """An outcome, or None: not mine, go on."""
+        return None
+
+    def finish(self, request: Request, answer: Answer) -> Answer | Awaitable[Answer]:
+        """An answer from below, on its way back up."""
+        return answer
+
+    def settle(self, request: Request, outcome: Outcome) -> None:
+        """Every outcome from below, once it is final."""
+
+
+def overrides(plugin: Plugin, hook: str) -> bool:
+    """Whether a plugin's class defines this hook itself."""
+    return getattr(type(plugin), hook) is not getattr(Plugin, hook)

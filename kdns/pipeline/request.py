@@ -1,0 +1,128 @@
+"""A query on its way through the plugins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+
+from kdns.dns import iana
+from kdns.dns.edns import Edns
+from kdns.dns.query import Question
+from kdns.pipeline.outcome import Bare, Outcome, Pending
+
+if TYPE_CHECKING:
+    from kdns.pipeline.block import Block
+    from kdns.pipeline.plugin import Plugin
+
+# How deep look-ups may lead to look-ups (a chain of CNAMEs); CoreDNS's limit, and reliability.md's R1.
+MAX_DEPTH: Final = 10
+
+
+class Server(Protocol):
+    """The listener's dispatcher, as far as requests use it. `label` is the metrics' `server` label."""
+
+    label: str
+
+    def route(self, request: Request) -> Outcome | Pending:
+        """Takes a request through the block that its question belongs to."""
+
+    def failed(self, request: Request, error: BaseException) -> Bare:
+        """What an exception in a plugin comes to."""
+
+    def detach(self, awaitable: Any) -> None:
+        """Lets bounded work outlive the reply."""
+
+
+@final
+class Request:
+    """One query. `asked` is what the client sent; `question` and `edns` are what plugins see and may replace.
+
+    `data` are the query's bytes, whose question ends at `end`; `shape` the header bits a reply repeats. `peer` and
+    `local` are socket addresses (host, port, ...); `proto` is `udp` or `tcp`; `now` is when it came, in monotonic
+    seconds. `labels` are metadata. `block` is the server block that answers it.
+    """
+
+    __slots__ = (
+        "_slots", "asked", "block", "data", "depth", "edns", "end", "labels", "local", "now", "peer", "proto", "question",
+        "server", "shape", "wall",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        server: Server,
+        data: bytes,
+        end: int,
+        asked: Question,
+        edns: Edns | None,
+        shape: int,
+        peer: tuple[Any, ...],
+        local: tuple[Any, ...] | None,
+        proto: str,
+        now: float,
+    ) -> None:
+        self.server = server
+        self.data = data
+        self.end = end
+        self.asked = asked
+        self.question = asked
+        self.edns = edns
+        self.shape = shape
+        self.peer = peer
+        self.local = local
+        self.proto = proto
+        self.now = now
+        self.depth = 0
+        self._slots: list[Any] | None = None
+        self.block: Block | None = None
+
+    @property
+    def slots(self) -> list[Any]:
+        """A place for each plugin of the block, fresh in each pass; a plugin's is `slots[self.position]`."""
+        made = self._slots
+        if made is None:
+            assert self.block is not None
+            made = self._slots = [None] * len(self.block.plugins)
+        return made
+
+    @property
+    def rd(self) -> bool:
+        return bool(self.data[2] & 1)
+
+    @property
+    def cd(self) -> bool:
+        return bool(self.data[3] & 0x10)
+
+    @property
+    def ad(self) -> bool:
+        return bool(self.data[3] & 0x20)
+
+    @property
+    def id(self) -> int:
+        return self.data[0] << 8 | self.data[1]
+
+    @property
+    def limit(self) -> int:
+        """The octets a reply may have."""
+        if self.proto == "udp":
+            return 512 if self.edns is None else self.edns.limit
+        return 65535
+
+    def child(self, question: Question) -> Request:
+        """A request of its own for another question, from the same client with the same EDNS."""
+        new = Request(
+            self.server, self.data, self.end, question, self.edns, self.shape, self.peer, self.local, self.proto, self.now
+        )
+        new.depth = self.depth + 1
+        return new
+
+    def lookup(self, name: bytes, qtype: int) -> Outcome | Pending:
+        """Asks the whole server again, as the same client; at most 10 deep. `name` is a lower-cased wire name."""
+        if self.depth >= MAX_DEPTH:
+            return Bare(iana.SERVFAIL, "look-ups lead to look-ups more than 10 deep")
+        return self.server.route(self.child(Question(name, qtype, self.question.cls)))
+
+    def rest(self, plugin: Plugin, question: Question) -> Outcome | Pending:
+        """Asks only the plugins below this one in the block."""
+        assert self.block is not None
+        child = self.child(question)
+        child.block = self.block
+        return self.block.pipeline.below(plugin).run(child)

@@ -1,0 +1,121 @@
+"""The pipeline: one server block's plugins, compiled into flat tuples.
+
+Theory of operation. A query goes down: each `handle` in the fixed order, until one gives an outcome. An Answer goes
+back up: the `finish`es of the plugins above the place it came from, nearest first. Then every outcome is settled by
+the plugins above that place. No plugin calls the next one, so depth of the stack does not grow with the chain, and
+what happens is the same whether an outcome is there at once or later: `run` and `_ascend` are entered again
+at the place they left, with the value that was waited for.
+
+An exception at plugin i is `Bare(SERVFAIL, error)` from there. A cancelled query is DROP. Both settle.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, cast, final
+
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+from kdns.pipeline.outcome import OUTCOMES, Bare, Outcome, Pending, adopt
+from kdns.pipeline.plugin import Plugin, overrides
+from kdns.pipeline.request import Request
+
+Handle = Callable[[Request], Outcome | Awaitable[Outcome | None] | None]
+Finish = Callable[[Request, Answer], Answer | Awaitable[Answer]]
+Settle = Callable[[Request, Outcome], None]
+
+
+class NoNextPlugin(Exception):
+    """The chain ran off its end: no plugin had an answer."""
+
+    def __str__(self) -> str:
+        return "no next plugin found"
+
+
+@final
+class Pipeline:
+    """The compiled hooks. `empty`: no plugin takes part in queries."""
+
+    def __init__(self, plugins: Sequence[Plugin]) -> None:
+        self.plugins = tuple(plugins)
+        asked = [i for i, plugin in enumerate(plugins) if overrides(plugin, "handle")]
+        self.handles: tuple[Handle, ...] = tuple(plugins[i].handle for i in asked)
+        places = [*asked, len(plugins)]
+        # For each place an outcome can come from (the last: the chain's end), what stands above it, nearest first.
+        self.finishes: tuple[tuple[Finish, ...], ...] = tuple(
+            tuple(p.finish for p in reversed(plugins[:place]) if overrides(p, "finish")) for place in places
+        )
+        self.settles: tuple[tuple[Settle, ...], ...] = tuple(
+            tuple(p.settle for p in reversed(plugins[:place]) if overrides(p, "settle")) for place in places
+        )
+        self.empty = not self.handles and not any(overrides(p, hook) for p in plugins for hook in ("finish", "settle"))
+        self.slots = len(plugins)
+        self._below: dict[int, Pipeline] = {}
+
+    def run(self, request: Request, i: int = 0) -> Outcome | Pending:
+        """Takes a request through the plugins from place `i` on. What is not there yet is a Pending."""
+        try:
+            for handle in self.handles[i:] if i else self.handles:
+                outcome = handle(request)
+                if outcome is not None:
+                    break
+                i += 1
+            else:
+                return self._ascend(request, i, Bare(iana.SERVFAIL, NoNextPlugin()))
+        except Exception as error:
+            return self._ascend(request, i, request.server.failed(request, error))
+        if type(outcome) in OUTCOMES:
+            return self._ascend(request, i, cast(Outcome, outcome))
+        return self._wait(cast(Awaitable[Any], outcome), partial(self._resume, request, i))
+
+    def below(self, plugin: Plugin) -> "Pipeline":
+        """The part of the pipeline below a plugin."""
+        known = self._below.get(plugin.position)
+        if known is None:
+            at = self.plugins.index(plugin)
+            known = self._below[plugin.position] = Pipeline(self.plugins[at + 1 :])
+        return known
+
+    def _resume(self, request: Request, i: int, found: Any) -> Outcome | Pending:
+        if found is None:
+            return self.run(request, i + 1)
+        if isinstance(found, BaseException):
+            found = request.server.failed(request, found)
+        return self._ascend(request, i, found)
+
+    def _ascend(self, request: Request, i: int, outcome: Outcome, j: int = 0) -> Outcome | Pending:
+        if type(outcome) is Answer:
+            finishes = self.finishes[i]
+            try:
+                while j < len(finishes):
+                    value = finishes[j](request, outcome)
+                    j += 1
+                    if type(value) is Answer:
+                        outcome = value
+                    elif type(value) in OUTCOMES:
+                        outcome = cast(Outcome, value)
+                        break
+                    else:
+                        return self._wait(cast(Awaitable[Any], value), partial(self._return, request, i, j))
+            except Exception as error:
+                outcome = request.server.failed(request, error)
+        for settle in self.settles[i]:
+            settle(request, outcome)
+        return outcome
+
+    def _return(self, request: Request, i: int, j: int, found: Any) -> Outcome | Pending:
+        if isinstance(found, BaseException):
+            found = request.server.failed(request, found)
+        return self._ascend(request, i, found, j)
+
+    def _wait(self, awaitable: Awaitable[Any], go_on: Callable[[Any], Outcome | Pending]) -> Pending:
+        result = Pending()
+
+        def landed(found: Any) -> None:
+            out = go_on(found)
+            if type(out) is Pending:
+                out.add(result.resolve)
+            else:
+                result.resolve(out)
+
+        adopt(awaitable).add(landed)
+        return result

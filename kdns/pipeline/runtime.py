@@ -1,0 +1,59 @@
+"""What a started plugin may use: shared resources, and the server's wishes.
+
+A resource (an informer, an HTTP endpoint, sockets) is held by a key and counted, so that a reload that did not
+change it keeps it: the new plugins acquire it before the old ones release it.
+"""
+
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Protocol, TypeVar, final
+
+
+class Resource(Protocol):
+    """What can be started and stopped."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+R = TypeVar("R", bound=Resource)
+
+
+@final
+class Runtime:
+    """Shared resources by key, and hooks into the server's life.
+
+    `before_stop` are awaited when the server is told to stop, while it still answers (lameduck).
+    `reload` reads the Corefile again; `corefile_changed` tells (text unread) whether it has changed.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, tuple[Resource, int]] = {}
+        self.before_stop: list[Callable[[], Awaitable[None]]] = []
+        self.on_served: list[Callable[[], None]] = []
+        self.reload: Callable[[], Awaitable[bool]] | None = None
+        self.fingerprint: Callable[[], str] | None = None
+        self.stop: Callable[[int], None] | None = None
+        self.started = False
+
+    async def acquire(self, key: Hashable, make: Callable[[], R]) -> R:
+        """The resource held under this key, made and started when it is new. Raises what its start raises."""
+        held = self._held.get(key)
+        if held is None:
+            resource = make()
+            await resource.start()
+            self._held[key] = (resource, 1)
+            return resource
+        self._held[key] = (held[0], held[1] + 1)
+        return held[0]  # type: ignore[return-value]
+
+    async def release(self, key: Hashable) -> None:
+        """Gives a resource back; the last one to do so stops it."""
+        held = self._held.get(key)
+        if held is None:
+            return
+        if held[1] > 1:
+            self._held[key] = (held[0], held[1] - 1)
+        else:
+            del self._held[key]
+            await held[0].stop()

@@ -1,0 +1,167 @@
+"""Reading directives: the argument types that CoreDNS's plugins share, with errors that carry a place."""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from kdns.corefile import CorefileError, Directive, Line, Token
+from kdns.corefile.errors import did_you_mean
+from kdns.corefile.keys import plugin_zones
+from kdns.dns.errors import BadName
+from kdns.dns.name import closest, from_text
+from kdns.pipeline.block import BlockKeys
+
+_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART: Final = re.compile(r"([0-9]*\.?[0-9]*)(ns|us|µs|μs|ms|s|m|h)")
+
+
+def fail(at: Line | Token, message: str) -> CorefileError:
+    """An error at a line or a word."""
+    return CorefileError(at.at, message)
+
+
+def once(directives: Sequence[Directive]) -> Directive:
+    """The one directive of its name in the block. Raises CorefileError at the second."""
+    if len(directives) > 1:
+        raise fail(directives[1], f"{directives[1].name.text} can only be used once per server block")
+    return directives[0]
+
+
+def no_block(line: Line) -> None:
+    """Raises CorefileError if a line opens a block."""
+    if line.body is not None:
+        raise fail(line.body[0], f"{line.name.text} takes no block")
+
+
+def arguments(line: Line, least: int, most: int | None = None, what: str = "") -> list[str]:
+    """The texts of a line's arguments. Raises CorefileError for fewer than `least` or more than `most` (None: no end)."""
+    count = len(line.args)
+    if count < least:
+        expected = what or (f"{least} argument" + ("s" if least != 1 else ""))
+        raise fail(line, f"expected {expected} after {line.name.text}" + (f", found {count}" if count else ""))
+    if most is not None and count > most:
+        extra = line.args[most]
+        raise fail(extra, f'unexpected argument "{extra.text}": {line.name.text} takes {_some(most)}')
+    return line.words()
+
+
+def _some(count: int) -> str:
+    return "no arguments" if count == 0 else "one argument" if count == 1 else f"at most {count} arguments"
+
+
+def one(line: Line, what: str = "") -> Token:
+    """A line's only argument."""
+    arguments(line, 1, 1, what)
+    return line.args[0]
+
+
+def unknown(line: Line, known: Sequence[str]) -> CorefileError:
+    """The error for an option that a plugin does not have."""
+    hint = did_you_mean(line.name.text, known) or f" (it knows: {', '.join(sorted(known))})"
+    return fail(line, f'unknown property "{line.name.text}"{hint}')
+
+
+def integer(word: Token, least: int | None = None, most: int | None = None) -> int:
+    """A decimal number within bounds."""
+    text = word.text
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise fail(word, f'expected a whole number, found "{text}"')
+    value = int(text)
+    if (least is not None and value < least) or (most is not None and value > most):
+        bounds = f"at least {least}" if most is None else f"at most {most}" if least is None else f"{least} to {most}"
+        raise fail(word, f"{value} is out of range: expected {bounds}")
+    return value
+
+
+def seconds(word: Token, least: float | None = 0.0, bare: bool = False) -> float:
+    """A duration in Go's syntax (`300ms`, `1h30m`, `0`) as seconds; `bare`: a whole number counts as seconds."""
+    text = word.text
+    if text in ("0", "+0", "-0"):
+        value = 0.0
+    elif bare and text.isascii() and text.isdecimal():
+        value = float(text)
+    else:
+        sign, rest = (-1.0, text[1:]) if text[:1] == "-" else (1.0, text.removeprefix("+"))
+        at, value = 0, 0.0
+        for part in _PART.finditer(rest):
+            if part.start() != at or part[1] in ("", "."):
+                break
+            value += float(part[1]) * _UNITS[part[2]]
+            at = part.end()
+        if at != len(rest) or not rest:
+            more = ": a unit is missing (30s, 5m)" if rest.isdecimal() else ""
+            raise fail(word, f'expected a duration such as 500ms, 30s or 1h30m, found "{text}"{more}')
+        value *= sign
+    if least is not None and value < least:
+        raise fail(word, f'the duration "{text}" is out of range: expected at least {duration_text(least)}')
+    return value
+
+
+def duration_text(value: float) -> str:
+    """Seconds in the form Go prints: `5s`, `1m30s`, `1h0m0s`, `250ms`."""
+    if value == 0:
+        return "0s"
+    if value < 0:
+        return "-" + duration_text(-value)
+    if value < 1:
+        for unit, size in (("ms", 1e-3), ("µs", 1e-6)):
+            if value >= size:
+                return f"{round(value / size, 6):g}{unit}"
+        return f"{round(value * 1e9):d}ns"
+    hours, rest = divmod(value, 3600)
+    minutes, secs = divmod(rest, 60)
+    text = f"{round(secs, 9):g}s"
+    if hours:
+        return f"{int(hours)}h{int(minutes)}m{text}"
+    return f"{int(minutes)}m{text}" if minutes else text
+
+
+def zones(words: Sequence[Token], block: BlockKeys) -> list[str]:
+    """Zone arguments, or the block's zones where there are none."""
+    return plugin_zones(list(words)) if words else block.zones
+
+
+def zone_names(words: Sequence[Token], block: BlockKeys) -> tuple[bytes, ...]:
+    """Zone arguments as wire names, or the block's where there are none."""
+    return wire_zones(zones(words, block))
+
+
+def wire_zones(texts: Sequence[str]) -> tuple[bytes, ...]:
+    """Zones as wire names; those that no name can be are dropped, as CoreDNS drops them."""
+    out = []
+    for text in texts:
+        try:
+            out.append(from_text(text).lower())
+        except BadName:
+            continue
+    return tuple(out)
+
+
+def name(word: Token) -> bytes:
+    """A domain name as a lower-cased wire name."""
+    try:
+        return from_text(word.text).lower()
+    except BadName as error:
+        raise fail(word, str(error)) from None
+
+
+class Fallthrough:
+    """`fallthrough [ZONES...]`: which names go on to the next plugin where this one has none."""
+
+    def __init__(self, zones: tuple[bytes, ...] | None = None) -> None:
+        self.zones = zones
+
+    @classmethod
+    def parse(cls, line: Line) -> "Fallthrough":
+        """From an option's line: no arguments mean every name."""
+        return cls(wire_zones(plugin_zones(list(line.args))) if line.args else (b"\0",))
+
+    def through(self, name: bytes) -> bool:
+        """Whether this lower-cased name goes on."""
+        return self.zones is not None and closest(name, self.zones) is not None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fallthrough) and self.zones == other.zones
+
+    def __hash__(self) -> int:
+        return hash(self.zones)

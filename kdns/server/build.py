@@ -1,0 +1,206 @@
+"""From a Corefile to blocks of plugins and dispatchers: the only place where things are wired together.
+
+`read` and `build` are pure: text in, plugin objects out, nothing opened. `Instance.load` then reads files, resolves
+names and looks at interfaces, groups the keys by listener and finds duplicates. `lifecycle` starts it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, parse
+from kdns.dns.errors import BadName
+from kdns.dns.name import from_text
+from kdns.net.sockets import host_port
+from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.order import BUILT, ORDER, RANK, place
+from kdns.pipeline.plugin import Plugin, overrides
+from kdns.server.dispatch import Dispatcher
+
+ENTRY_POINTS: Final = "kdns.plugins"
+# The schemes whose listeners are built.
+_TRANSPORTS: Final = ("dns",)
+
+
+class Group(NamedTuple):
+    """What shares a listener: transport, host (empty: every address) and port."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def label(self) -> str:
+        """The metrics' `server` label."""
+        return f"{self.scheme}://{host_port(self.host, self.port)}"
+
+
+@dataclass(slots=True)
+class Instance:
+    """One configuration, built: blocks, and once loaded a dispatcher for each listener."""
+
+    corefile: Corefile
+    blocks: list[Block]
+    dispatchers: dict[Group, Dispatcher] = field(default_factory=dict)
+
+    @property
+    def plugins(self) -> list[Plugin]:
+        """The plugins of all blocks, in the order they start."""
+        return [plugin for block in self.blocks for plugin in block.plugins]
+
+    def load(self) -> None:
+        """Reads what the plugins' configs name, wires them, and groups the keys. Raises CorefileError or OSError."""
+        for block in self.blocks:
+            for plugin in block.plugins:
+                plugin.load(block)
+        for block in self.blocks:
+            for plugin in block.plugins:
+                plugin.wire(block)
+            block.compile()
+        self.group()
+
+    def group(self) -> None:
+        """Makes the dispatchers. Raises CorefileError where two blocks claim the same."""
+        check_duplicates(self.blocks)
+        self.dispatchers.clear()
+        for block in self.blocks:
+            options = [found for plugin in block.plugins if (found := plugin.listener()) is not None]
+            for key in block.keys.keys:
+                for host in block.hosts or ("",):
+                    group = Group(key.scheme, host, key.port)
+                    dispatcher = self.dispatchers.get(group)
+                    if dispatcher is None:
+                        dispatcher = self.dispatchers[group] = Dispatcher(group.label)
+                    dispatcher.add(from_text(key.zone), block)
+                    for option in options:
+                        dispatcher.fold(option)
+        for dispatcher in self.dispatchers.values():
+            dispatcher.seal()
+
+
+def read(
+    text: str,
+    name: str,
+    *,
+    default_port: int = 53,
+    environ: Mapping[str, str] | None = None,
+    reader: Reader | None = None,
+) -> Corefile:
+    """A Corefile's blocks; directives must be known. Raises CorefileError."""
+    names = known()
+    return parse(
+        text,
+        name,
+        default_port=default_port,
+        known=names,
+        suggestions=[*names, "import"],
+        environ=os.environ if environ is None else environ,
+        reader=reader,
+    )
+
+
+def known() -> set[str]:
+    """The directives there are: the fixed order's, and those of installed packages."""
+    return {*ORDER, *(entry.name for entry in _foreign())}
+
+
+def built() -> list[str]:
+    """The directives that work, in order; those of other packages last."""
+    return [*BUILT, *sorted(entry.name for entry in _foreign())]
+
+
+def _foreign() -> list[importlib.metadata.EntryPoint]:
+    return [entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS) if entry.name not in ORDER]
+
+
+def plugin_class(name: str) -> type[Plugin] | None:
+    """The class of a plugin; None where the name is known but not built. Raises ImportError for a foreign one that breaks."""
+    if name in ORDER:
+        found = place(name)
+        if found is None:
+            return None
+        module = importlib.import_module(found[0])
+        cls: type[Plugin] = getattr(module, found[1])
+        return cls
+    for entry in _foreign():
+        if entry.name == name:
+            loaded: type[Plugin] = entry.load()
+            return loaded
+    return None
+
+
+def build(corefile: Corefile) -> Instance:
+    """Plugin objects for each block, in the fixed order. Raises CorefileError. Opens nothing."""
+    blocks = []
+    for parsed in corefile.blocks:
+        keys = BlockKeys(tuple(parsed.keys), parsed.at)
+        for key in parsed.keys:
+            _check_key(key)
+        block = Block.of(keys)
+        last = len(RANK)
+        for name in sorted(parsed.directives, key=lambda name: (RANK.get(name, last), name)):
+            block.plugins += _plugins(name, parsed.directives[name], keys)
+        blocks.append(block)
+    instance = Instance(corefile, blocks)
+    for block in blocks:
+        block.compile()
+    return instance
+
+
+def _plugins(name: str, directives: list[Directive], keys: BlockKeys) -> list[Plugin]:
+    cls = plugin_class(name)
+    if cls is None:
+        raise CorefileError(
+            directives[0].at,
+            f'plugin "{name}" is known from CoreDNS, but this version of kdns does not have it yet',
+        )
+    return [cls(config) for config in cls.parse(directives, keys)]
+
+
+def _check_key(key: Key) -> None:
+    if key.scheme not in _TRANSPORTS:
+        raise CorefileError(
+            key.token.at, f'"{key.token.text}": this version of kdns serves plain DNS; {key.scheme}:// is not built yet'
+        )
+    try:
+        from_text(key.zone)
+    except BadName as error:
+        raise CorefileError(key.token.at, str(error)) from None
+
+
+def check_duplicates(blocks: list[Block]) -> None:
+    """Raises CorefileError where two keys claim the same zone, transport and port on the same or overlapping addresses."""
+    exact: dict[tuple[str, str, str, int], Key] = {}
+    for block in blocks:
+        for key in block.keys.keys:
+            for host in block.hosts or ("",):
+                identity = (key.scheme, key.zone, host, key.port)
+                overlap = _overlap(exact, key, host)
+                if overlap is not None:
+                    raise CorefileError(
+                        key.token.at,
+                        f"cannot serve {key} - zone overlap listener capacity with {overlap} defined at {overlap.token.at}: "
+                        "one is bound to an address, the other to all",
+                    )
+                if block.admits:
+                    continue
+                if identity in exact:
+                    raise CorefileError(key.token.at, f"cannot serve {key} - it is already defined at {exact[identity].token.at}")
+                exact[identity] = key
+
+
+def _overlap(exact: dict[tuple[str, str, str, int], Key], key: Key, host: str) -> Key | None:
+    for (scheme, zone, other, port), found in exact.items():
+        if (scheme, zone, port) == (key.scheme, key.zone, key.port) and other != host and not (other and host):
+            return found
+    return None
+
+
+def chain(block: Block) -> list[str]:
+    """The names of the plugins that take part in queries, in order."""
+    return [p.name for p in block.plugins if any(overrides(p, hook) for hook in ("handle", "finish", "settle"))]

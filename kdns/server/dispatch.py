@@ -1,0 +1,277 @@
+"""From a query's bytes to a reply's: accept checks, the choice of a block, the reply. One dispatcher a listener.
+
+Order of checks (corefile.md 8 and 10; RFC 1035, section 4.1.1; RFC 6891): shorter than a header or a response: no
+reply. Opcode: NOTIMP. Counts: FORMERR. Body: FORMERR. EDNS version: BADVERS. Class: REFUSED. Then the longest zone.
+
+Theory of operation. The header of nearly every query is one of 16 forms; one look-up of its ten octets behind the id
+does for all checks of it. What needs no I/O is answered in the same call. What does is in one bounded table, with one
+deadline for all, so that its first entry is always the oldest.
+"""
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, final
+
+from kdns import log
+from kdns.dns import iana, reply
+from kdns.dns.answer import SHAPE_CD, SHAPE_EDNS, SHAPE_RD, Answer, render
+from kdns.dns.errors import FormatError
+from kdns.dns.query import parse
+from kdns.metrics import Counter
+from kdns.net import Address
+from kdns.pipeline.block import Block
+from kdns.pipeline.outcome import Bare, Drop, Outcome, Pending, adopt
+from kdns.pipeline.plugin import ListenerOptions
+from kdns.pipeline.request import Request
+
+# Queries that may wait for an upstream, in all. Each costs some 2 KB; a burst beyond is answered SERVFAIL at once.
+MAX_PENDING: Final = 20_000
+# Seconds a query may wait: an upstream's five and a half, and some for a chain of names. Clients wait five.
+DEADLINE: Final = 12.0
+MAX_DETACHED: Final = 1000
+
+PANICS = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
+OVERFLOWS = Counter("kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server",))
+EXPIRED = Counter("kdns_pending_expired_total", "Queries answered SERVFAIL because no plugin did in time.", ("server",))
+PANICS.slot()
+
+_log = log.Logger()
+
+
+def _shapes() -> dict[bytes, int]:
+    out = {}
+    for rd in (0, 1):
+        for ad in (0, 0x20):
+            for cd in (0, 0x10):
+                for additional in (0, 1):
+                    header = bytes((rd, ad | cd, 0, 1, 0, 0, 0, 0, 0, additional))
+                    out[header] = (SHAPE_RD if rd else 0) | (SHAPE_CD if cd else 0)
+    return out
+
+
+_SHAPES: Final = _shapes()
+# Types that are no data and cannot be asked for: OPT and TSIG belong to a message (RFC 6891, 6.1; RFC 8945, 4.2).
+_META: Final = frozenset((iana.OPT, iana.TSIG, iana.TKEY))
+
+
+@final
+class Dispatcher:
+    """Answers the queries of one listener. `label` is `dns://HOST:PORT`, the metrics' `server`."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.zones: dict[bytes, list[Block]] = {}
+        self.only: Block | None = None
+        self.any_class = False
+        self.debug = False
+        self.stacktrace = False
+        self.dropped: list[Callable[[Request, Outcome], None]] = []
+        self.table: dict[Pending, tuple[float, Request]] = {}
+        self.timer: asyncio.TimerHandle | None = None
+        self.detached: set[Pending] = set()
+        self.panics = PANICS.slot()
+
+    def add(self, zone: bytes, block: Block) -> None:
+        """Serves a zone with a block; blocks of one zone are tried in the order they were added."""
+        self.zones.setdefault(zone, []).append(block)
+
+    def fold(self, options: ListenerOptions) -> None:
+        """Adds what a plugin asks of the listener."""
+        self.any_class |= options.any_class
+        self.debug |= options.debug
+        self.stacktrace |= options.stacktrace
+        if options.dropped is not None and options.dropped not in self.dropped:
+            self.dropped.append(options.dropped)
+
+    def seal(self) -> None:
+        """Called once all is added: finds out whether there is a choice of blocks at all."""
+        blocks = self.zones.get(b"\0", [])
+        if len(self.zones) == 1 and len(blocks) == 1 and not blocks[0].admits and not blocks[0].pipeline.empty:
+            self.only = blocks[0]
+
+    # Called by the listeners.
+
+    def datagram(self, data: bytes, peer: Address, local: Address | None) -> bytes | Pending | None:
+        """The reply to a query that came over UDP."""
+        return self.query(data, peer, local, "udp")
+
+    def frame(self, data: bytes, peer: Address, local: Address | None) -> bytes | Pending | None:
+        """The reply to a query that came over TCP."""
+        return self.query(data, peer, local, "tcp")
+
+    def query(self, data: bytes, peer: Address, local: Address | None, proto: str) -> bytes | Pending | None:
+        """The reply to a query, None for none, or a Pending of either."""
+        shape = _SHAPES.get(data[2:12])
+        if shape is None:
+            refusal = _check(data)
+            if refusal is not None:
+                return refusal or None
+            shape = reply.shape_of(data, None)
+        try:
+            question, end, edns = parse(data)
+        except FormatError:
+            return reply.refusal(data, iana.FORMERR, False, _readable_question(data))
+        if edns is not None:
+            shape |= SHAPE_EDNS
+            if edns.version:
+                # RFC 6891, section 6.1.3. Ours is version 0.
+                return reply.bare(data, end, iana.BADVERS, edns)
+        request = Request(self, data, end, question, edns, shape, peer, local, proto, time.monotonic())
+        if question.cls != iana.IN and not self.any_class:
+            outcome: Outcome | Pending = self._drop(request, iana.REFUSED)
+        elif question.type in _META:
+            return reply.refusal(data, iana.FORMERR, False, data[12:end])
+        else:
+            outcome = self.route(request)
+        if type(outcome) is Pending:
+            return self._wait(request, outcome)
+        return self._pack(request, outcome)
+
+    # Called by the pipeline and requests.
+
+    def route(self, request: Request) -> Outcome | Pending:
+        """Takes a request through the block that its question belongs to."""
+        block = self.only
+        if block is None:
+            block = self._find(request)
+            if block is None:
+                return self._drop(request, iana.REFUSED)
+        request.block = block
+        return block.pipeline.run(request)
+
+    def failed(self, request: Request, error: BaseException) -> Bare:
+        """An exception in a plugin: SERVFAIL, counted and logged with the listener's name."""
+        if isinstance(error, asyncio.CancelledError):
+            return Bare(iana.SERVFAIL, "the query was cancelled")
+        self.panics[0] += 1
+        text = f'Recovered from panic in server: "{self.label}" {type(error).__name__}: {error}'
+        if self.stacktrace or self.debug:
+            text += " " + "".join(traceback.format_exception(error))
+        _log.error(text)
+        return Bare(iana.SERVFAIL, error)
+
+    def detach(self, awaitable: Any) -> None:
+        """Lets bounded work outlive the reply; beyond MAX_DETACHED it is not begun."""
+        if len(self.detached) >= MAX_DETACHED:
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            return
+        pending = adopt(awaitable)
+        if not pending.done:
+            self.detached.add(pending)
+            pending.add(lambda _: self.detached.discard(pending))
+
+    # Routing.
+
+    def _find(self, request: Request) -> Block | None:
+        """The block of the longest zone that the question is in; for DS the shortest, as the parent has it."""
+        name = request.question.name
+        zones = self.zones
+        is_ds = request.question.type == iana.DS
+        found: Block | None = None
+        off = 0
+        while size := name[off]:
+            blocks = zones.get(name[off:])
+            if blocks is not None:
+                for block in blocks:
+                    if block.admits and not all(admit(request) for admit in block.admits):
+                        continue
+                    if not is_ds:
+                        return None if block.pipeline.empty else block
+                    found = block
+            off += size + 1
+        if found is not None:
+            return None if found.pipeline.empty else found
+        for block in zones.get(b"\0", ()):
+            if not block.pipeline.empty and all(admit(request) for admit in block.admits):
+                return block
+        return None
+
+    def _drop(self, request: Request, rcode: int) -> Bare:
+        outcome = Bare(rcode)
+        if not request.depth:
+            for dropped in self.dropped:
+                dropped(request, outcome)
+        return outcome
+
+    # Replies.
+
+    def _pack(self, request: Request, outcome: Outcome) -> bytes | None:
+        if type(outcome) is Answer:
+            asked = request.asked
+            try:
+                if request.question is asked or outcome.name == asked.name:
+                    body = outcome.rendered(asked.name)
+                else:
+                    body = render(asked.name, outcome.sections)
+                return reply.pack(outcome, body, request.data, request.end, request.shape, request.edns, request.limit)
+            except Exception as error:
+                outcome = self.failed(request, error)
+        if type(outcome) is Drop:
+            return None
+        assert type(outcome) is Bare
+        return reply.bare(request.data, request.end, outcome.rcode, request.edns, outcome.options)
+
+    def _wait(self, request: Request, pending: Pending) -> bytes | Pending | None:
+        if pending.done:
+            return self._pack(request, self._landed(request, pending.value))
+        if len(self.table) >= MAX_PENDING:
+            OVERFLOWS.slot(self.label)[0] += 1
+            return self._pack(request, Bare(iana.SERVFAIL, "too many queries wait for an upstream"))
+        result = Pending()
+        self.table[result] = (request.now + DEADLINE, request)
+        if self.timer is None:
+            self.timer = asyncio.get_running_loop().call_later(DEADLINE, self._sweep)
+        pending.add(partial(self._land, request, result))
+        return result
+
+    def _land(self, request: Request, result: Pending, value: Any) -> None:
+        if self.table.pop(result, None) is not None:
+            result.resolve(self._pack(request, self._landed(request, value)))
+
+    def _landed(self, request: Request, value: Any) -> Outcome:
+        if isinstance(value, BaseException):
+            return self.failed(request, value)
+        return value if value is not None else Bare(iana.SERVFAIL, "no outcome")
+
+    def _sweep(self) -> None:
+        """Answers SERVFAIL to what has waited too long. The table is in the order of arrival: the first is the oldest."""
+        self.timer = None
+        now = time.monotonic()
+        while self.table:
+            result = next(iter(self.table))
+            deadline, request = self.table[result]
+            if deadline > now:
+                self.timer = asyncio.get_running_loop().call_later(deadline - now + 0.01, self._sweep)
+                return
+            del self.table[result]
+            EXPIRED.slot(self.label)[0] += 1
+            result.resolve(self._pack(request, Bare(iana.SERVFAIL, "no plugin answered in time")))
+
+
+def _check(data: bytes) -> bytes | None:
+    """The accept checks, for a header that is none of the usual ones: None to go on, a reply, or `b""` for none."""
+    if len(data) < 12 or data[2] & 0x80:
+        return b""  # a response is never answered: two servers could go on for ever
+    if data[2] & 0x78:
+        return reply.refusal(data, iana.NOTIMP, True)
+    if data[4:6] != b"\0\1" or data[6:8] > b"\0\1" or data[8:10] > b"\0\1" or data[10:12] > b"\0\2":
+        return reply.refusal(data, iana.FORMERR, False)
+    return None
+
+
+def _readable_question(data: bytes) -> bytes:
+    """The question of a query whose rest cannot be read, or nothing."""
+    off = 12
+    try:
+        while length := data[off]:
+            if length > 63:
+                return b""
+            off += length + 1
+    except IndexError:
+        return b""
+    end = off + 5
+    return data[12:end] if end <= len(data) and off < 12 + 255 else b""

@@ -1,0 +1,272 @@
+"""The server's life: start, serve, reload, stop.
+
+Laws: a start that fails leaves nothing behind; a reload that fails leaves the old configuration serving, its sockets
+untouched; sockets, informers and HTTP endpoints whose configuration did not change are kept through a reload: the
+listeners only get another dispatcher, between two datagrams.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from kdns import log
+from kdns.corefile import Corefile, CorefileError
+from kdns.metrics import REFRESH
+from kdns.net import sockets
+from kdns.net.interfaces import addresses
+from kdns.net.tcp import TcpListener
+from kdns.net.udp import BUFFER, DROPPED, UdpListener
+from kdns.pipeline.plugin import Plugin
+from kdns.pipeline.runtime import Runtime
+from kdns.server import collection
+from kdns.server.build import Group, Instance, build
+from kdns.server.dispatch import Dispatcher
+
+# Seconds that queries in flight get when the server ends (CoreDNS's).
+DRAIN: Final = 5.0
+# Sockets bound to single addresses beside a wildcard. A node has a few; one with more does without.
+MAX_OWN_ADDRESSES: Final = 8
+
+_log = log.Logger()
+
+
+@dataclass(slots=True)
+class Listeners:
+    """The sockets of one group."""
+
+    udp: list[UdpListener] = field(default_factory=list)
+    tcp: list[TcpListener] = field(default_factory=list)
+
+    def use(self, dispatcher: Dispatcher) -> None:
+        """Answers with another dispatcher from the next query on."""
+        for udp in self.udp:
+            udp.handler = dispatcher.datagram
+        for tcp in self.tcp:
+            tcp.handler = dispatcher.frame
+
+    async def start(self) -> None:
+        """Begins to read and accept."""
+        for udp in self.udp:
+            udp.start()
+        for tcp in self.tcp:
+            await tcp.start()
+
+    def stop(self) -> None:
+        """Closes all sockets."""
+        for udp in self.udp:
+            udp.stop()
+        for tcp in self.tcp:
+            tcp.stop()
+
+    def refresh(self, label: str) -> None:
+        """Brings the sockets' metrics up to date."""
+        BUFFER.slot(label)[0] = sum(udp.receive_buffer() for udp in self.udp)
+        DROPPED.slot(label)[0] = sum(udp.kernel_drops() for udp in self.udp)
+
+
+class Server:
+    """Serves one Corefile, and the ones that follow it.
+
+    `reread` reads the Corefile again (raises CorefileError or OSError). `share_port` lets a second process listen on
+    the same ports on purpose.
+    """
+
+    def __init__(self, reread: Callable[[], Corefile], *, share_port: bool = False) -> None:
+        self.reread = reread
+        self.share_port = share_port
+        self.runtime = Runtime()
+        self.runtime.reload = self.reload
+        self.runtime.fingerprint = lambda: reread().fingerprint
+        self.instance: Instance | None = None
+        self.listeners: dict[Group, Listeners] = {}
+        self.reloading = asyncio.Lock()
+        self.loading: Instance | None = None
+
+    async def start(self, corefile: Corefile) -> None:
+        """Loads, starts the plugins, opens the sockets. Raises CorefileError or OSError; then nothing is left open."""
+        collection.suspend()
+        instance = build(corefile)
+        for warning in corefile.warnings:
+            _log.warning(warning)
+        instance.load()
+        started: list[Plugin] = []
+        opened: dict[Group, Listeners] = {}
+        try:
+            if not self.share_port:
+                for group in instance.dispatchers:
+                    _probe(group)
+            for plugin in instance.plugins:
+                started.append(plugin)
+                await plugin.start(self.runtime)
+            for group, dispatcher in instance.dispatchers.items():
+                opened[group] = _open(group, dispatcher)
+            for listeners in opened.values():
+                await listeners.start()
+        except BaseException:
+            for listeners in opened.values():
+                listeners.stop()
+            await _stop(started)
+            collection.settle()
+            raise
+        self.instance = instance
+        self.listeners = opened
+        REFRESH.append(self._refresh)
+        collection.settle()
+        self.runtime.started = True
+        for call in self.runtime.on_served:
+            call()
+
+    async def reload(self) -> bool:
+        """Reads the Corefile again and serves by it; says whether it worked. If not, all stays as it was."""
+        async with self.reloading:
+            _log.info("Reloading")
+            try:
+                await self._replace(self.reread())
+            except (CorefileError, OSError) as error:
+                _log.error(f"Restart failed: {error}")
+                return False
+            except Exception as error:
+                _log.error(f"Restart failed: {type(error).__name__}: {error}")
+                return False
+            _log.info("Reloading complete")
+            return True
+
+    async def _replace(self, corefile: Corefile) -> None:
+        old = self.instance
+        assert old is not None
+        over = collection.hold()
+        new = build(corefile)
+        for warning in corefile.warnings:
+            _log.warning(warning)
+        started: list[Plugin] = []
+        opened: dict[Group, Listeners] = {}
+        try:
+            # Files are read and names resolved where waiting holds nobody.
+            await asyncio.to_thread(new.load)
+            for group in new.dispatchers.keys() - self.listeners.keys():
+                if not self.share_port:
+                    _probe(group)
+            for plugin in new.plugins:
+                started.append(plugin)
+                await plugin.start(self.runtime)
+            for group, dispatcher in new.dispatchers.items():
+                if group not in self.listeners:
+                    opened[group] = _open(group, dispatcher)
+            for listeners in opened.values():
+                await listeners.start()
+        except BaseException:
+            for listeners in opened.values():
+                listeners.stop()
+            await _stop(started)
+            over()
+            raise
+        for group, dispatcher in new.dispatchers.items():
+            if group in self.listeners:
+                self.listeners[group].use(dispatcher)
+        for group in self.listeners.keys() - new.dispatchers.keys():
+            self.listeners.pop(group).stop()
+        self.listeners.update(opened)
+        self.instance = new
+        await _drain(old, DRAIN)
+        await _stop(old.plugins)
+        over()
+
+    async def lameduck(self) -> None:
+        """What plugins want done while queries are still answered."""
+        for call in list(self.runtime.before_stop):
+            await call()
+
+    async def stop(self, drain: float = DRAIN) -> None:
+        """Accepts no more, gives queries in flight `drain` seconds, closes everything."""
+        if self._refresh in REFRESH:
+            REFRESH.remove(self._refresh)
+        for listeners in self.listeners.values():
+            for tcp in listeners.tcp:
+                tcp.stop_accepting()
+        if self.instance is not None and drain:
+            await _drain(self.instance, drain)
+        for listeners in self.listeners.values():
+            listeners.stop()
+        self.listeners.clear()
+        if self.instance is not None:
+            await _stop(self.instance.plugins)
+            self.instance = None
+
+    def banner(self) -> list[str]:
+        """A line for each zone and listener, as CoreDNS prints them."""
+        lines = []
+        assert self.instance is not None
+        for block in self.instance.blocks:
+            for key in block.keys.keys:
+                for host in block.hosts or ("",):
+                    on = f" on {host}" if host else ""
+                    lines.append(f"{key}{on}")
+        return sorted(set(lines))
+
+    def _refresh(self) -> None:
+        for group, listeners in self.listeners.items():
+            listeners.refresh(group.label)
+
+
+def _probe(group: Group) -> None:
+    """Raises BindError if another process has the port: SO_REUSEPORT alone would let two share it unknowingly."""
+    for host in [group.host] if group.host else sockets.wildcard_hosts():
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            sockets.probe(kind, host, group.port)
+
+
+def _open(group: Group, dispatcher: Dispatcher) -> Listeners:
+    """The bound sockets of a group; those opened before a failure are closed. Raises BindError."""
+    out = Listeners()
+    label = group.label
+    try:
+        wildcard = not group.host
+        for host in [group.host] if group.host else sockets.wildcard_hosts():
+            sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
+            out.udp.append(UdpListener(sock, dispatcher.datagram, label, wildcard=wildcard))
+            sock = sockets.bind(socket.SOCK_STREAM, host, group.port, reuse_port=True)
+            out.tcp.append(TcpListener(sock, dispatcher.frame, label))
+        if wildcard:
+            out.udp += _own_addresses(group, dispatcher, label)
+    except BaseException:
+        out.stop()
+        raise
+    return out
+
+
+def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[UdpListener]:
+    """Sockets bound to this machine's addresses, beside a wildcard: the kernel prefers them, and replies need no packet info."""
+    mine = [found.address for found in addresses() if not found.link_local]
+    out: list[UdpListener] = []
+    if group.port and len(mine) <= MAX_OWN_ADDRESSES:
+        for host in mine:
+            try:
+                sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
+            except OSError:
+                continue  # the wildcard has it
+            out.append(UdpListener(sock, dispatcher.datagram, label))
+    return out
+
+
+async def _stop(plugins: list[Plugin]) -> None:
+    for plugin in reversed(plugins):
+        try:
+            await plugin.stop()
+        except Exception as error:
+            _log.error(f"stopping plugin/{plugin.name}: {type(error).__name__}: {error}")
+
+
+async def _drain(instance: Instance, limit: float) -> None:
+    """Waits until no query of this configuration is in flight, for at most `limit` seconds."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limit
+    while any(dispatcher.table for dispatcher in instance.dispatchers.values()) and loop.time() < end:
+        await asyncio.sleep(0.02)
+
+
+def pid_text() -> str:
+    """What stands in a pid file."""
+    return f"{os.getpid()}\n"

@@ -1,0 +1,85 @@
+"""bind - listens on some addresses only.
+
+Without it a server listens on every address. Names of interfaces stand for all their addresses when the server is
+loaded, link-local IPv6 ones with their zone.
+
+## Syntax
+
+    bind ADDRESS|INTERFACE... {
+        except ADDRESS|INTERFACE...
+    }
+
+* Several lines add up. `except` leaves addresses of its own line out.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    bind 127.0.0.1 ::1
+    whoami
+}
+~~~
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kdns.corefile import CorefileError, Directive, Token
+from kdns.net.interfaces import addresses
+from kdns.pipeline import Plugin, setup
+from kdns.pipeline.block import Block, BlockKeys
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Pairs of words for one line: what to listen on, and what of it not."""
+
+    lines: tuple[tuple[tuple[Token, ...], tuple[Token, ...]], ...]
+
+
+class Bind(Plugin):
+    """Sets the addresses of its block."""
+
+    name: ClassVar[str] = "bind"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        lines = []
+        for directive in directives:
+            setup.arguments(directive, 1, None, "an address or the name of an interface")
+            left_out: list[Token] = []
+            for line in directive.body or ():
+                if line.name.text != "except":
+                    raise setup.unknown(line, ("except",))
+                setup.arguments(line, 1, None, "an address or the name of an interface")
+                left_out += line.args
+            lines.append((directive.args, tuple(left_out)))
+        return [Config(tuple(lines))]
+
+    def load(self, block: Block) -> None:
+        by_interface: dict[str, list[str]] = {}
+        for found in addresses():
+            by_interface.setdefault(found.interface, []).append(found.address)
+        hosts: list[str] = []
+        for words, left_out in self.config.lines:
+            without = {host for word in left_out for host in _expand(word, by_interface)}
+            hosts += [host for word in words for host in _expand(word, by_interface) if host not in without]
+        if not hosts:
+            raise CorefileError(self.config.lines[0][0][0].at, "plugin/bind: no address is left to listen on")
+        block.hosts = tuple(dict.fromkeys(hosts))
+
+
+def _expand(word: Token, by_interface: dict[str, list[str]]) -> list[str]:
+    text = word.text
+    if text in by_interface:
+        return by_interface[text]
+    bare, percent, zone = text.strip("[]").partition("%")
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        raise setup.fail(
+            word, f'"{text}" is neither an IP address nor an interface of this machine ({", ".join(sorted(by_interface))})'
+        ) from None
+    return [f"{address}{percent}{zone}"]

@@ -1,0 +1,55 @@
+"""debug - writes DEBUG lines, and the stack of what goes wrong.
+
+While any server block has it, lines of level DEBUG are written, and an exception in a plugin is logged with its
+stack. The query is answered SERVFAIL in any case: unlike CoreDNS's, a server with `debug` does not die of it.
+
+## Syntax
+
+    debug
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    debug
+    whoami
+}
+~~~
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from kdns import log
+from kdns.corefile import Directive
+from kdns.pipeline import Plugin, setup
+from kdns.pipeline.block import BlockKeys
+from kdns.pipeline.plugin import ListenerOptions
+from kdns.pipeline.runtime import Runtime
+
+_holders: list["Debug"] = []
+
+
+class Debug(Plugin):
+    """Turns DEBUG lines on while it lives."""
+
+    name: ClassVar[str] = "debug"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:
+        for directive in directives:
+            setup.arguments(directive, 0, 0)
+            setup.no_block(directive)
+        return [None]
+
+    async def start(self, runtime: Runtime) -> None:
+        _holders.append(self)
+        log.set_debug(True)
+
+    async def stop(self) -> None:
+        if self in _holders:
+            _holders.remove(self)
+        log.set_debug(bool(_holders))
+
+    def listener(self) -> ListenerOptions:
+        return ListenerOptions(debug=True)

@@ -1,0 +1,166 @@
+"""errors - logs errors met while queries are answered.
+
+One line an error: `[ERROR] plugin/errors: RCODE NAME TYPE: TEXT`. Errors that repeat can be summed up.
+
+## Syntax
+
+    errors [stdout] {
+        stacktrace
+        consolidate DURATION REGEX [warning|error|info|debug] [show_first]
+    }
+
+* `stacktrace` adds the stack to the line that an exception in a plugin leaves.
+* `consolidate` counts errors whose text matches the regular expression (RE2 syntax) and writes one line for all of
+  them DURATION after the first, at a level (default: error). `show_first` writes the first one as it is. The first
+  matching line decides.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    errors {
+        consolidate 5m ".* i/o timeout$" warning
+        consolidate 30s "^Failed to .+"
+    }
+    whoami
+}
+~~~
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import re2
+
+from kdns import log
+from kdns.corefile import Directive, Line
+from kdns.dns import iana
+from kdns.dns.name import to_text
+from kdns.pipeline import Bare, Outcome, Plugin, Request, setup
+from kdns.pipeline.block import BlockKeys
+from kdns.pipeline.plugin import ListenerOptions
+
+_log = log.plugin("errors")
+_LEVELS: Final = ("warning", "error", "info", "debug")
+_MAX_REGEX: Final = 10_000  # characters, as CoreDNS
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One `consolidate` line; `window` in seconds."""
+
+    window: float
+    regex: str
+    level: str
+    show_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the directive says."""
+
+    stacktrace: bool
+    rules: tuple[Rule, ...]
+
+
+class Errors(Plugin):
+    """Settles outcomes that carry an error."""
+
+    name: ClassVar[str] = "errors"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        directive = setup.once(directives)
+        setup.arguments(directive, 0, 1)
+        if directive.args and directive.args[0].text != "stdout":
+            raise setup.fail(directive.args[0], f'expected stdout or nothing, found "{directive.args[0].text}"')
+        stacktrace = False
+        rules = []
+        for line in directive.body or ():
+            if line.name.text == "stacktrace":
+                setup.arguments(line, 0, 0)
+                stacktrace = True
+            elif line.name.text == "consolidate":
+                rules.append(_rule(line))
+            else:
+                raise setup.unknown(line, ("stacktrace", "consolidate"))
+        return [Config(stacktrace, tuple(rules))]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.rules = [_Window(rule) for rule in config.rules]
+
+    def listener(self) -> ListenerOptions | None:
+        return ListenerOptions(stacktrace=True) if self.config.stacktrace else None
+
+    async def stop(self) -> None:
+        for window in self.rules:
+            window.flush()
+
+    def settle(self, request: Request, outcome: Outcome) -> None:
+        if type(outcome) is Bare and outcome.error is not None:
+            self._log(request, outcome)
+
+    def _log(self, request: Request, outcome: Bare) -> None:
+        text = str(outcome.error) or type(outcome.error).__name__
+        question = request.question
+        line = f"{outcome.rcode} {to_text(question.name)} {iana.type_text(question.type)}: {text}"
+        for window in self.rules:
+            if window.take(text, line):
+                return
+        _log.error(line)
+
+
+class _Window:
+    """Errors like one expression, counted for a while."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.regex: Any = re2.compile(rule.regex)
+        self.count = 0
+        self.timer: asyncio.TimerHandle | None = None
+        levels: dict[str, Callable[[str], None]] = {
+            "warning": _log.warning, "error": _log.error, "info": _log.info, "debug": _log.debug,
+        }  # fmt: skip
+        self.write = levels[rule.level]
+
+    def take(self, text: str, line: str) -> bool:
+        if self.regex.search(text) is None:
+            return False
+        self.count += 1
+        if self.count == 1:
+            if self.rule.show_first:
+                self.write(line)
+            self.timer = asyncio.get_running_loop().call_later(self.rule.window, self.flush)
+        return True
+
+    def flush(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.count > (1 if self.rule.show_first else 0):
+            within = setup.duration_text(self.rule.window)
+            self.write(f"{self.count} errors like '{self.rule.regex}' occurred in last {within}")
+        self.count = 0
+
+
+def _rule(line: Line) -> Rule:
+    setup.arguments(line, 2, 4, "DURATION REGEX [LEVEL] [show_first]")
+    window = setup.seconds(line.args[0])
+    regex = line.args[1]
+    if len(regex.text) > _MAX_REGEX:
+        raise setup.fail(regex, f"a regular expression of {len(regex.text)} characters, at most {_MAX_REGEX} are allowed")
+    try:
+        re2.compile(regex.text)
+    except re2.error as error:
+        raise setup.fail(regex, f"bad regular expression: {error}") from None
+    level = "error"
+    rest = list(line.args[2:])
+    if rest and rest[0].text in _LEVELS:
+        level = rest.pop(0).text
+    show_first = bool(rest) and rest[0].text == "show_first"
+    if rest and (not show_first or len(rest) > 1):
+        raise setup.fail(rest[0], f'expected {", ".join(_LEVELS)} or show_first, found "{rest[0].text}"')
+    return Rule(window, regex.text, level, show_first)

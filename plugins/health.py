@@ -1,0 +1,160 @@
+"""health - tells that the process lives.
+
+`GET /health` gives 200 `OK`, whatever the state of plugins or upstreams; Kubernetes' liveness probe asks it.
+
+## Syntax
+
+    health [ADDRESS] {
+        lameduck DURATION
+    }
+
+* ADDRESS is where to listen; default `:8080`.
+* `lameduck` keeps answering queries for this long after the process has been told to stop, while Services learn that
+  it goes.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    health 127.0.0.1:18080 {
+        lameduck 5s
+    }
+    whoami
+}
+~~~
+
+## Metrics
+
+* `coredns_health_request_duration_seconds{}` - how long the process's own requests to /health take, one a second.
+* `coredns_health_request_failures_total{}` - how many of them failed.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Final
+
+from kdns import log
+from kdns.corefile import Directive
+from kdns.metrics import SLIM_TIME_BUCKETS, Counter, Histogram
+from kdns.net.http import HttpServer, Response
+from kdns.net.sockets import host_port, split_host_port
+from kdns.pipeline import Plugin, setup
+from kdns.pipeline.block import BlockKeys
+from kdns.pipeline.runtime import Runtime
+
+DEFAULT: Final = ("", 8080)
+_POLL: Final = 1.0  # seconds between own requests
+_TIMEOUT: Final = 3.0
+
+DURATION: Final = Histogram(
+    "coredns_health_request_duration_seconds",
+    "Histogram of the time (in seconds) each request took.",
+    SLIM_TIME_BUCKETS,
+)
+FAILURES: Final = Counter("coredns_health_request_failures_total", "The number of times the health check failed.")
+
+_log = log.plugin("health")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Where to listen (an empty host: everywhere), and how long to go on after the signal (seconds)."""
+
+    host: str
+    port: int
+    lameduck: float = 0.0
+
+
+class Health(Plugin):
+    """Serves /health, and keeps the process answering while it is a lame duck."""
+
+    name: ClassVar[str] = "health"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        directive = directives[-1]
+        setup.arguments(directive, 0, 1)
+        host, port = DEFAULT
+        if directive.args:
+            try:
+                host, port = split_host_port(directive.args[0].text)
+            except ValueError as error:
+                raise setup.fail(directive.args[0], str(error)) from None
+        lameduck = 0.0
+        for line in directive.body or ():
+            if line.name.text != "lameduck":
+                raise setup.unknown(line, ("lameduck",))
+            lameduck = setup.seconds(setup.one(line, "a duration"))
+        return [Config(host, port, lameduck)]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.runtime: Runtime | None = None
+        self.server: HttpServer | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    async def start(self, runtime: Runtime) -> None:
+        config = self.config
+        self.server = await runtime.acquire(("http", config.host, config.port), partial(HttpServer, config.host, config.port))
+        self.runtime = runtime
+        self.server.add("/health", _ok)
+        runtime.before_stop.append(self.lameduck)
+        DURATION.slot()
+        FAILURES.slot()
+        self.task = asyncio.create_task(self._poll(), name="health")
+
+    async def stop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        if self.runtime is not None and self.server is not None:
+            self.server.remove("/health", _ok)
+            if self.lameduck in self.runtime.before_stop:
+                self.runtime.before_stop.remove(self.lameduck)
+            await self.runtime.release(("http", self.config.host, self.config.port))
+            self.server = None
+
+    async def lameduck(self) -> None:
+        """Waits while queries are still answered."""
+        if self.config.lameduck > 0:
+            _log.info(f"Going into lameduck mode for {setup.duration_text(self.config.lameduck)}")
+            await asyncio.sleep(self.config.lameduck)
+
+    async def _poll(self) -> None:
+        """Asks itself each second: a loop that is held shows here first."""
+        host = self.config.host or "127.0.0.1"
+        assert self.server is not None
+        url = f"http://{host_port(host, self.server.port)}/health"
+        while True:
+            await asyncio.sleep(_POLL)
+            began = time.monotonic()
+            try:
+                await asyncio.wait_for(_get(host, self.server.port), _TIMEOUT)
+            except (OSError, ValueError, TimeoutError) as error:
+                FAILURES.slot()[0] += 1
+                _log.warning(f'Local health request to "{url}" failed: {str(error) or type(error).__name__}')
+                continue
+            took = time.monotonic() - began
+            DURATION.observe(DURATION.slot(), took)
+            if took > 1:
+                _log.warning(f'Local health request to "{url}" took more than 1s: {setup.duration_text(took)}')
+
+
+async def _ok() -> Response:
+    return Response()
+
+
+async def _get(host: str, port: int) -> None:
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+        status = await reader.readline()
+        if b" 200 " not in status:
+            raise ValueError(f"status {status.decode(errors='replace').strip()}")
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

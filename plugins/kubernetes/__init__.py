@@ -1,0 +1,76 @@
+"""kubernetes - serves the names of a Kubernetes cluster.
+
+Answers A, AAAA, SRV and PTR for Services, endpoints and Pods as the Kubernetes DNS specification 1.1.0 asks. It
+watches the cluster's API, or follows manifests in files, and answers from an index of finished replies.
+
+## Syntax
+
+    kubernetes [ZONES...] {
+        endpoint URL
+        tls CERT KEY CA
+        kubeconfig FILE [CONTEXT]
+        manifests PATH...
+        namespaces NAMESPACE...
+        namespace_labels EXPRESSION
+        labels EXPRESSION
+        pods disabled|insecure|verified
+        endpoint_pod_names
+        ttl TTL
+        noendpoints
+        fallthrough [ZONES...]
+        ignore empty_service
+        startup_timeout DURATION
+        apiserver_qps QPS
+        apiserver_burst N
+        apiserver_max_inflight N
+    }
+
+* **ZONES** are the zones to serve; the server block's if there are none. One at least must not be a reverse zone:
+  the first such zone is where PTR records point to.
+* `endpoint` is the API's URL, for use outside of a cluster; `tls` the client certificate, its key and the CA for it.
+  Without `endpoint`, `kubeconfig` and `manifests`, the Pod's service account is used.
+* `kubeconfig` takes address and credentials from a kubeconfig file, CONTEXT or its current context: tokens, client
+  certificates and exec plugins.
+* `manifests` (kdns only) reads Services, EndpointSlices, Namespaces and Pods from YAML files and folders instead of
+  an API, and follows them. `kubectl get svc,endpointslices,ns -A -o yaml` is such a file. A namespace exists if it
+  has an object or anything in it. A broken file keeps its last good state.
+* `namespaces` serves only these namespaces (default: all); `namespace_labels` those with matching labels. One of the two.
+* `labels` serves only Services, EndpointSlices and Pods with matching labels.
+* `pods` is how names like `1-2-3-4.ns.pod.ZONE` are answered: `disabled` (default) not at all; `insecure` with the
+  address in the name, if the namespace exists; `verified` if a running Pod of that namespace has it.
+* `endpoint_pod_names` names endpoints without a hostname after their Pods instead of their addresses.
+* `ttl` is the TTL of answers in seconds, 0 to 3600. Default: 5.
+* `noendpoints` watches no EndpointSlices: headless Services have no names then.
+* `fallthrough` passes names that do not exist on to the next plugin; with ZONES only those in them.
+* `ignore empty_service` answers NXDOMAIN for Services with no ready endpoint.
+* `startup_timeout` is how long to wait for the API before a warning. Default: 5s. kdns serves at once in any case.
+* `apiserver_qps`, `apiserver_burst`, `apiserver_max_inflight` are read for CoreDNS's sake. kdns makes one list and one
+  watch for each kind of object, which no such limit would slow.
+
+Until the API has been listed once, a name in the cluster's zones that is not known is answered SERVFAIL: that it does
+not exist cannot be said yet. Afterwards what is known is served for as long as the API cannot be reached.
+
+## Examples
+
+The default of kubeadm:
+
+~~~ corefile
+.:1053 {
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        pods insecure
+        fallthrough in-addr.arpa ip6.arpa
+        ttl 30
+        manifests cluster.yaml
+    }
+}
+~~~
+
+## Metrics
+
+* `kdns_kubernetes_synced{}` - 1 once everything has been listed.
+* `kdns_kubernetes_objects{kind}` - objects held, by kind.
+"""
+
+from kdns.plugins.kubernetes.handler import Kubernetes
+
+__all__ = ["Kubernetes"]

@@ -1,0 +1,153 @@
+"""The directive `kubernetes`: its options and how they are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from kdns.corefile import Directive, Line
+from kdns.dns.reverse import is_reverse
+from kdns.kube.selector import EVERYTHING, BadSelector, Selector
+from kdns.kube.selector import parse as parse_selector
+from kdns.pipeline import setup
+from kdns.pipeline.block import BlockKeys
+from kdns.pipeline.setup import Fallthrough
+
+DEFAULT_TTL: Final = 5  # seconds; CoreDNS's
+MAX_TTL: Final = 3600
+DEFAULT_STARTUP: Final = 5.0
+
+_LATER: Final = {
+    "zonal": "answers by topology zone",
+    "multicluster": "the Multi-Cluster Services API",
+}
+_OPTIONS: Final = (
+    "endpoint", "tls", "kubeconfig", "manifests", "namespaces", "namespace_labels", "labels", "pods", "endpoint_pod_names",
+    "ttl", "noendpoints", "fallthrough", "ignore", "startup_timeout", "apiserver_qps", "apiserver_burst",
+    "apiserver_max_inflight", *_LATER,
+)  # fmt: skip
+_REMOVED: Final = {
+    "upstream": "it has had no effect since CoreDNS 1.5; remove the line",
+    "resyncperiod": "it was removed in CoreDNS 1.5; remove the line",
+    "transfer": "it is a plugin of its own now: `transfer { to ... }`",
+    "federation": "federation was removed in CoreDNS 1.7",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What one `kubernetes` directive says. `zones` are lower-cased wire names; durations and TTLs are seconds."""
+
+    zones: tuple[bytes, ...]
+    endpoint: str = ""
+    tls: tuple[str, str, str] | None = None
+    kubeconfig: str = ""
+    context: str = ""
+    manifests: tuple[str, ...] = ()
+    namespaces: frozenset[str] | None = None
+    namespace_labels: Selector = EVERYTHING
+    labels: Selector = EVERYTHING
+    pods: str = "disabled"
+    endpoint_pod_names: bool = False
+    ttl: int = DEFAULT_TTL
+    noendpoints: bool = False
+    fallthrough: Fallthrough = field(default_factory=Fallthrough)
+    ignore_empty: bool = False
+    startup_timeout: float = DEFAULT_STARTUP
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def primary(self) -> bytes:
+        """The zone that PTR records point into: the first that is no reverse zone."""
+        return next(zone for zone in self.zones if not is_reverse(zone))
+
+
+def parse(directives: Sequence[Directive], block: BlockKeys) -> list[Config]:
+    """Reads the directive. Raises CorefileError."""
+    directive = setup.once(directives)
+    zones = setup.zone_names(directive.args, block)
+    if not any(not is_reverse(zone) for zone in zones):
+        raise setup.fail(directive, "kubernetes needs a zone that is not a reverse zone: non-reverse zone name must be used")
+    found: dict[str, object] = {}
+    namespaces: list[str] = []
+    warnings: list[str] = []
+    for line in directive.body or ():
+        _option(line, found, namespaces, warnings)
+    if namespaces:
+        found["namespaces"] = frozenset(namespaces)
+    if namespaces and "namespace_labels" in found:
+        raise setup.fail(directive, "namespaces and namespace_labels cannot both be set")
+    sources = [name for name in ("endpoint", "kubeconfig", "manifests") if name in found]
+    if "manifests" in found and len(sources) > 1:
+        raise setup.fail(directive, f"manifests and {sources[0]} cannot both be set: choose where objects come from")
+    return [Config(zones, warnings=tuple(warnings), **found)]  # type: ignore[arg-type]
+
+
+def _option(line: Line, found: dict[str, object], namespaces: list[str], warnings: list[str]) -> None:
+    name = line.name.text
+    setup.no_block(line)
+    if name == "endpoint":
+        urls = setup.arguments(line, 1, None, "the URL of the API server")
+        found["endpoint"] = urls[0]
+        if len(urls) > 1:
+            warnings.append("multiple endpoints have been deprecated, only the first specified endpoint is used")
+    elif name == "tls":
+        cert, key, ca = setup.arguments(line, 3, 3, "CERT KEY CA")
+        found["tls"] = (cert, key, ca)
+    elif name == "kubeconfig":
+        words = setup.arguments(line, 1, 2, "the path of a kubeconfig file")
+        found["kubeconfig"], found["context"] = words[0], words[1] if len(words) > 1 else ""
+    elif name == "manifests":
+        found["manifests"] = tuple(setup.arguments(line, 1, None, "files or folders of YAML"))
+    elif name == "namespaces":
+        namespaces += setup.arguments(line, 1, None, "the names of namespaces")
+    elif name in ("namespace_labels", "labels"):
+        found[name] = _selector(line)
+    elif name == "pods":
+        mode = setup.one(line, "disabled, insecure or verified")
+        if mode.text not in ("disabled", "insecure", "verified"):
+            raise setup.fail(mode, f'expected disabled, insecure or verified, found "{mode.text}"')
+        found["pods"] = mode.text
+    elif name in ("endpoint_pod_names", "noendpoints"):
+        setup.arguments(line, 0, 0)
+        found[name] = True
+    elif name == "ttl":
+        setup.arguments(line, 1, None, "a TTL in seconds")
+        found["ttl"] = setup.integer(line.args[0], 0, MAX_TTL)
+    elif name == "fallthrough":
+        found["fallthrough"] = Fallthrough.parse(line)
+    elif name == "ignore":
+        if line.args and line.args[0].text != "empty_service":
+            raise setup.fail(line.args[0], f'expected empty_service, found "{line.args[0].text}"')
+        found["ignore_empty"] = bool(line.args)
+    elif name == "startup_timeout":
+        found["startup_timeout"] = setup.seconds(setup.one(line, "a duration"))
+    elif name.startswith("apiserver_") and name in _OPTIONS:
+        _limit(line)
+    elif name in _LATER:
+        raise setup.fail(line, f"{name} ({_LATER[name]}) is known from CoreDNS, but this version of kdns does not have it yet")
+    elif name in _REMOVED:
+        raise setup.fail(line, f'unknown property "{name}": {_REMOVED[name]}')
+    else:
+        raise setup.unknown(line, _OPTIONS)
+
+
+def _selector(line: Line) -> Selector:
+    setup.arguments(line, 1, None, "a label selector")
+    text = " ".join(line.words())
+    try:
+        return parse_selector(text)
+    except BadSelector as error:
+        raise setup.fail(line.args[0], str(error)) from None
+
+
+def _limit(line: Line) -> None:
+    word = setup.one(line)
+    if line.name.text == "apiserver_qps":
+        try:
+            value = float(word.text)
+        except ValueError:
+            raise setup.fail(word, f'expected a number, found "{word.text}"') from None
+        if not 0 <= value < float("inf"):
+            raise setup.fail(word, f"{word.text} is out of range: expected at least 0")
+    else:
+        setup.integer(word, 0)

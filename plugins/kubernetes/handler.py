@@ -1,0 +1,277 @@
+"""The plugin `kubernetes` in the query path: which zone, which kind of name, and what a miss comes to."""
+
+import asyncio
+import ipaddress
+import os
+import time
+from collections.abc import Awaitable, Hashable, Sequence
+from functools import partial
+from typing import ClassVar, Final
+
+from kdns import log
+from kdns.corefile import CorefileError, Directive
+from kdns.dns import iana, rdata
+from kdns.dns.answer import Answer
+from kdns.dns.name import offsets
+from kdns.dns.reverse import address_of
+from kdns.dns.rrset import RRset
+from kdns.kube.api import ApiConfig, ApiSource
+from kdns.kube.cluster import Cluster, Entry
+from kdns.kube.manifests import ManifestSource
+from kdns.kube.objects import EXTERNAL
+from kdns.kube.source import Source, Wanted
+from kdns.metrics import Gauge
+from kdns.net.interfaces import addresses
+from kdns.net.sockets import family_of
+from kdns.pipeline import Bare, Outcome, Plugin, Request, then
+from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.runtime import Runtime
+from kdns.plugins.kubernetes import config as _config
+from kdns.plugins.kubernetes.config import Config
+from kdns.plugins.kubernetes.records import DNS_VERSION, POD, SVC, VERSION, VERSION_TTL, Records, Zone, external_target
+
+SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.")
+OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",))
+
+_log = log.plugin("kubernetes")
+_WAIT_LOG: Final = 0.5  # seconds between lines while the API is waited for, as CoreDNS writes them
+
+
+class Kubernetes(Plugin):
+    """Serves the names of one cluster."""
+
+    name: ClassVar[str] = "kubernetes"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        return _config.parse(directives, block)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config: Config = config
+        self.local: tuple[bytes, ...] = ()
+        self.paths: tuple[str, ...] = ()
+        self.api: ApiConfig | None = None
+        self.runtime: Runtime | None = None
+        self.key: Hashable = None
+        self.waiting: asyncio.Task[None] | None = None
+        self.attach(Cluster())
+
+    def attach(self, cluster: Cluster) -> None:
+        """Serves this cluster's state from now on."""
+        self.cluster = cluster
+        self.records = Records(cluster, self.config, time.time, self.local)
+        self.nodes = self.records.store.index
+
+    # Life.
+
+    def load(self, block: Block) -> None:
+        for warning in self.config.warnings:
+            _log.warning(warning)
+        self.local = _local_addresses(block.hosts)
+        if self.config.manifests:
+            self.paths = tuple(os.path.abspath(block.path(path)) for path in self.config.manifests)
+            for path, text in zip(self.paths, self.config.manifests, strict=True):
+                if not os.path.exists(path):
+                    raise CorefileError(block.keys.at, f"plugin/kubernetes: manifests {text}: no such file or folder")
+            return
+        config = self.config
+        try:
+            self.api = ApiConfig.load(
+                endpoint=config.endpoint,
+                tls=tuple(block.path(path) for path in config.tls) if config.tls else None,
+                kubeconfig=block.path(config.kubeconfig) if config.kubeconfig else "",
+                context=config.context,
+            )
+        except (OSError, ValueError) as error:
+            raise CorefileError(block.keys.at, f"plugin/kubernetes: {error}") from None
+
+    async def start(self, runtime: Runtime) -> None:
+        config = self.config
+        wanted = Wanted(
+            slices=not config.noendpoints,
+            pods=config.pods == "verified",
+            pod_names=config.endpoint_pod_names,
+            labels=config.labels,
+            namespace_labels=config.namespace_labels,
+        )
+        self.key = ("kubernetes", self.paths or self.api, wanted)
+
+        def make() -> Source:
+            if self.api is not None:
+                return ApiSource(self.api, wanted, Cluster())
+            return ManifestSource(self.paths, wanted, Cluster())
+
+        self.runtime = runtime
+        source = await runtime.acquire(self.key, make)
+        self.attach(source.cluster)
+        self._count()
+        if not self.cluster.synced:
+            source.on_sync.append(self._count)
+            self.waiting = asyncio.create_task(self._wait(), name="kubernetes-wait")
+
+    async def stop(self) -> None:
+        self.records.close()
+        if self.waiting is not None:
+            self.waiting.cancel()
+        if self.runtime is not None:
+            await self.runtime.release(self.key)
+            self.runtime = None
+
+    async def _wait(self) -> None:
+        """Says what is being waited for. Serving has begun: outside names need no API."""
+        end = time.monotonic() + self.config.startup_timeout
+        while not self.cluster.synced:
+            if time.monotonic() >= end:
+                _log.warning("starting server with unsynced Kubernetes API")
+                return
+            _log.info("waiting for Kubernetes API before starting server")
+            await asyncio.sleep(min(_WAIT_LOG, max(end - time.monotonic(), 0.01)))
+
+    def _count(self) -> None:
+        SYNCED.slot()[0] = float(self.cluster.synced)
+        OBJECTS.slot("Service")[0] = len(self.cluster.entries)
+        OBJECTS.slot("Namespace")[0] = len(self.cluster.namespaces)
+
+    def is_ready(self) -> bool:
+        """Whether everything has been listed once; it stays so while the API is away."""
+        return self.cluster.synced
+
+    # Queries.
+
+    def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
+        question = request.question
+        node = self.nodes.get(question.name)
+        if node is not None:
+            answer = node.answers.get(question.type)
+            if answer is not None and question.cls == iana.IN:
+                return answer
+        if question.cls != iana.IN:
+            return None
+        name = question.name
+        starts = offsets(name)
+        size = len(name)
+        for zone in self.records.zones:
+            excess = size - len(zone.name)
+            if excess >= 0 and excess in starts and name[excess:] == zone.name:
+                break
+        else:
+            return None
+        count = starts.index(excess)
+        if zone.reverse:
+            return self._reverse(request, zone, count)
+        return self._forward(request, zone, starts, count)
+
+    def _forward(self, request: Request, zone: Zone, starts: list[int], count: int) -> Outcome | Awaitable[Outcome | None] | None:
+        """A name in a zone of Services and Pods, `count` labels below the apex."""
+        records = self.records
+        name, qtype = request.question.name, request.question.type
+        if qtype in (iana.AXFR, iana.IXFR):
+            return Bare(iana.REFUSED)
+        if count == 0:
+            return records.apex(zone, name, qtype)
+        last = name[starts[count - 1] : starts[count]]
+        if last == SVC:
+            if count == 1:
+                return records.negative(zone, name, iana.NOERROR)
+            if name[starts[count - 2] : starts[count - 1]] not in records.exposed:
+                return self._missing(request, zone)
+            if count == 2:
+                return records.negative(zone, name, iana.NOERROR)
+            entry = records.entries.get(name[starts[count - 3] : starts[count - 1]])
+            if entry is None or entry.service is None:
+                return self._missing(request, zone)
+            if entry.service.kind == EXTERNAL and count == 3:
+                return self._external(request, zone, entry)
+            labels = [name[starts[i] + 1 : starts[i + 1]] for i in range(min(count - 3, 3))]
+            return records.service(zone, name, labels, entry, qtype) or self._missing(request, zone)
+        if last == POD:
+            return self._pod(request, zone, starts, count)
+        if name[: starts[count]] == DNS_VERSION:
+            if qtype == iana.TXT:
+                version = RRset(name, iana.TXT, VERSION_TTL, (rdata.txt(VERSION),))
+                return Answer(iana.NOERROR, iana.AA, (version,), own=True)
+            return records.negative(zone, name, iana.NOERROR)
+        if last == b"\x03dns":
+            if count == 1:
+                return records.negative(zone, name, iana.NOERROR)
+            if count == 2 and name.startswith(b"\x02ns"):
+                return records.apex(zone, name, qtype)
+        return self._missing(request, zone)
+
+    def _pod(self, request: Request, zone: Zone, starts: list[int], count: int) -> Outcome | None:
+        records = self.records
+        name = request.question.name
+        if count == 1:
+            return records.negative(zone, name, iana.NOERROR)
+        namespace = name[starts[count - 2] : starts[count - 1]]
+        if self.config.pods == "disabled" or namespace not in records.exposed or count > 3:
+            return self._missing(request, zone)
+        if count == 2:
+            return records.negative(zone, name, iana.NOERROR)
+        label = name[1 : starts[1]]
+        return records.pod(zone, name, namespace[1:], label, request.question.type) or self._missing(request, zone)
+
+    def _reverse(self, request: Request, zone: Zone, count: int) -> Outcome | None:
+        """A name in a reverse zone."""
+        name, qtype = request.question.name, request.question.type
+        if qtype in (iana.AXFR, iana.IXFR):
+            return Bare(iana.REFUSED)
+        if count == 0:
+            return self.records.apex(zone, name, qtype)
+        address = address_of(name)
+        if address is not None:
+            found = self.records.pointer(name, address)
+            if found is not None:
+                return found if qtype == iana.PTR else self.records.negative(zone, name, iana.NOERROR)
+            if not self.cluster.synced and not _private(address) and self.config.fallthrough.through(name):
+                return None  # a public address is no cluster's: others know it, whatever the API does
+        return self._missing(request, zone)
+
+    def _missing(self, request: Request, zone: Zone) -> Outcome | None:
+        """A name that does not exist, or cannot be said to: before the first sync that is SERVFAIL, for any fallthrough."""
+        name = request.question.name
+        if not self.cluster.synced:
+            return self.records.negative(zone, name, iana.SERVFAIL)
+        if self.config.fallthrough.through(name):
+            return None
+        return self.records.negative(zone, name, iana.NXDOMAIN)
+
+    def _external(self, request: Request, zone: Zone, entry: Entry) -> Outcome | Awaitable[Outcome | None] | None:
+        """An ExternalName Service: a CNAME, and what its target comes to for an address query."""
+        name, qtype = request.question.name, request.question.type
+        assert entry.service is not None
+        target = external_target(entry.service)
+        if target is None:
+            return self._missing(request, zone)
+        if qtype not in (iana.A, iana.AAAA, iana.CNAME):
+            return self.records.negative(zone, name, iana.NOERROR)
+        cname = RRset(name, iana.CNAME, self.records.ttl, (target,))
+        alone = Answer(iana.NOERROR, iana.AA, (cname,), own=True)
+        if qtype == iana.CNAME or target == name:
+            return alone
+        found: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, qtype), partial(_spliced, cname, alone))
+        return found
+
+
+def _spliced(cname: RRset, alone: Answer, outcome: Outcome) -> Answer:
+    """The CNAME with its target's answer behind it; by itself where the target could not be resolved."""
+    if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN):
+        return alone
+    # A chain that leads back to this name is cut here.
+    rest = [found for found in outcome.answer if found.type != iana.CNAME or found.owner.lower() != cname.owner]
+    flags = iana.AA | outcome.flags & (iana.TC | iana.RA)
+    # RFC 6604, section 3: the code is the last name's. RFC 2308, section 2.1: so is the SOA.
+    authority = () if rest and rest[-1].type != iana.CNAME else outcome.authority
+    return Answer(outcome.rcode, flags, (cname, *rest), authority, own=True)
+
+
+def _local_addresses(hosts: tuple[str, ...]) -> tuple[bytes, ...]:
+    """This machine's addresses that others may ask: those of `bind`, else all that are neither loopback nor link-local."""
+    if hosts:
+        return tuple(ipaddress.ip_address(host.partition("%")[0]).packed for host in hosts if family_of(host))
+    return tuple(found.packed for found in addresses() if not found.loopback and not found.link_local)
+
+
+def _private(address: bytes) -> bool:
+    return ipaddress.ip_address(address).is_private

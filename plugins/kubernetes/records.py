@@ -1,0 +1,396 @@
+"""From the cluster's objects to records, and from records to answers in the store.
+
+Theory of operation. What a name of a Service comes to is computed when it is first asked for, rendered, and kept at
+its node of the store's trie; a change of the Service drops its subtree, so the next question sees the new state, and
+a change costs what changed. Whether a name exists is decided by two look-ups in dictionaries keyed by the wire form
+of its labels (`\\x03web\\x02n1`), so a name that does not exist costs the same however many Services there are.
+
+Names of endpoints and reverse names are computed from the question, never stored ahead: an address in the name leads
+to its Service in one look-up.
+"""
+
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple, final
+
+from kdns.dns import iana, rdata
+from kdns.dns.answer import Answer, negative
+from kdns.dns.errors import BadName
+from kdns.dns.name import from_labels, from_text
+from kdns.dns.reverse import is_reverse
+from kdns.dns.rrset import RRset
+from kdns.kube.cluster import Cluster, Entry
+from kdns.kube.objects import CLUSTER, EXTERNAL, HEADLESS, Port, Service, Slice
+from kdns.plugins.kubernetes.config import Config
+from kdns.store.trie import Store
+
+SVC: Final = b"\x03svc"
+POD: Final = b"\x03pod"
+DNS_VERSION: Final = b"\x0bdns-version"
+VERSION: Final = b"1.1.0"  # of the specification this follows
+VERSION_TTL: Final = 28800  # seconds; the specification's example
+# SOA timers (RFC 1035, section 3.3.13), CoreDNS's. Nothing transfers this zone by them; resolvers read the minimum.
+REFRESH, RETRY, EXPIRE = 7200, 1800, 86400
+MAX_SOA_TTL: Final = 300
+_AA: Final = iana.AA
+
+
+class Candidate(NamedTuple):
+    """An address and a port of a Service that a question matches, and the endpoint's label (None: the Service itself)."""
+
+    address: bytes
+    port: Port
+    endpoint: bytes | None
+
+
+@final
+class Zone:
+    """One of the plugin's zones: its name, whether it is a reverse zone, and what is kept of its negative answers."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.reverse = is_reverse(name)
+        # rcode << 8 | length of the question's name -> answer, until the serial changes.
+        self.negatives: dict[int, Answer] = {}
+        self.apex: dict[bytes, dict[int, Answer]] = {}
+
+
+@final
+class Records:
+    """A view of a cluster as DNS records, for one `kubernetes` directive. A watcher of the cluster."""
+
+    def __init__(self, cluster: Cluster, config: Config, wall: Callable[[], float], local: Iterable[bytes] = ()) -> None:
+        self.cluster = cluster
+        self.config = config
+        self.wall = wall
+        self.ttl = config.ttl
+        self.local = tuple(local)
+        self.zones = tuple(Zone(zone) for zone in sorted(config.zones, key=len, reverse=True))
+        self.forward = tuple(zone for zone in self.zones if not zone.reverse)
+        self.primary = config.primary
+        self.store = Store()
+        self.entries: dict[bytes, Entry] = {}
+        self.exposed: set[bytes] = set()
+        self.reverse: dict[bytes, bytes] = {}  # address -> reverse name that has an answer in the store
+        self.serial = int(wall())
+        for entry in cluster.entries.values():
+            self._index(entry)
+        for name in cluster.namespaces:
+            self._expose(name)
+        cluster.watchers.append(self)
+
+    def close(self) -> None:
+        """Watches no more."""
+        if self in self.cluster.watchers:
+            self.cluster.watchers.remove(self)
+
+    # Changes.
+
+    def entry_changed(self, entry: Entry, addresses: list[bytes]) -> None:
+        """Drops what was rendered for a Service and for addresses that may mean something else now."""
+        key = self._index(entry)
+        store = self.store
+        if store.index:
+            if key:
+                for zone in self.forward:
+                    store.drop(key + SVC + zone.name)
+            reverse = self.reverse
+            if reverse:
+                for address in addresses:
+                    name = reverse.pop(address, None)
+                    if name is not None:
+                        store.drop(name)
+        self._touch()
+
+    def namespace_changed(self, name: str) -> None:
+        """A namespace came or went, and all its names with it."""
+        label = self._expose(name)
+        for zone in self.forward:
+            self.store.drop(label + SVC + zone.name)
+        for address, kept in list(self.reverse.items()):
+            self.store.drop(kept)
+            del self.reverse[address]
+        self._touch()
+
+    def pods_changed(self) -> None:
+        """A Pod's address came or went. Nothing is kept for Pods but the serial."""
+        self._touch()
+
+    def _touch(self) -> None:
+        now = int(self.wall())
+        if now > self.serial:  # it never falls, whatever the clock does
+            self.serial = now
+            for zone in self.zones:
+                zone.negatives.clear()
+        for zone in self.zones:
+            if zone.apex:
+                zone.apex.clear()
+
+    def _index(self, entry: Entry) -> bytes:
+        try:
+            key = from_labels([entry.name.lower().encode(), entry.namespace.lower().encode()])[:-1]
+        except (BadName, UnicodeError):
+            return b""
+        if entry.service is not None:
+            self.entries[key] = entry
+        else:
+            self.entries.pop(key, None)
+        return key
+
+    def _expose(self, name: str) -> bytes:
+        label = bytes((len(name),)) + name.lower().encode() if 0 < len(name) < 64 else b"\0"
+        allowed = self.config.namespaces is None or name in self.config.namespaces
+        if allowed and name in self.cluster.namespaces:
+            self.exposed.add(label)
+        else:
+            self.exposed.discard(label)
+        return label
+
+    # Negative answers and the apex.
+
+    def soa(self, zone: Zone) -> bytes:
+        """The zone's SOA rdata."""
+        mname, rname = b"\x02ns\x03dns" + zone.name, b"\x0ahostmaster" + zone.name
+        return rdata.soa(mname, rname, self.serial, REFRESH, RETRY, EXPIRE, self.ttl)
+
+    def negative(self, zone: Zone, name: bytes, rcode: int) -> Answer:
+        """NXDOMAIN, NODATA (NOERROR) or SERVFAIL for a name in a zone: one answer for all names of its length."""
+        key = rcode << 8 | len(name)
+        made = zone.negatives.get(key)
+        if made is None:
+            made = negative(name, zone.name, rcode, _AA, min(self.ttl, MAX_SOA_TTL), self.soa(zone))
+            zone.negatives[key] = made
+        return made
+
+    def apex(self, zone: Zone, owner: bytes, qtype: int) -> Answer:
+        """The answer for the apex or for `ns.dns` below it: SOA, NS and addresses of name servers, or NODATA."""
+        kept = zone.apex.setdefault(owner, {})
+        made = kept.get(qtype)
+        if made is None:
+            made = kept[qtype] = self._apex(zone, owner, qtype) or self.negative(zone, owner, iana.NOERROR)
+        return made
+
+    def _apex(self, zone: Zone, owner: bytes, qtype: int) -> Answer | None:
+        if owner != zone.name:
+            addresses = dict.fromkeys(address for _, address in self._servers(zone))
+            return self._addresses(owner, qtype, addresses)
+        if qtype == iana.SOA:
+            soa = RRset(owner, iana.SOA, min(self.ttl, MAX_SOA_TTL), (self.soa(zone),))
+            return Answer(iana.NOERROR, _AA, (soa,), own=True)
+        if qtype == iana.NS:
+            servers = list(self._servers(zone))
+            if servers:
+                names = tuple(dict.fromkeys(name for name, _ in servers))
+                glue = [glued for name in names for glued in self._glue(name, [a for n, a in servers if n == name])]
+                return Answer(iana.NOERROR, _AA, (RRset(owner, iana.NS, self.ttl, names),), (), glue, own=True)
+        return None
+
+    def _servers(self, zone: Zone) -> Iterator[tuple[bytes, bytes]]:
+        """The name servers of the zone: the Services that select this machine, else ns.dns with its own addresses."""
+        found = False
+        # PTR zones name the servers of the primary zone: theirs would not resolve.
+        home = self.primary if zone.reverse else zone.name
+        for entry in dict.fromkeys(entry for address in self.local for entry in self.cluster.owners(address)):
+            service = entry.service
+            if service is None:
+                continue
+            name = self.service_name(entry, home)
+            if service.kind == HEADLESS:
+                for part in entry.parts():
+                    for i, address in enumerate(part.addresses()):
+                        found = True
+                        label = endpoint_label(part, i, address)
+                        yield bytes((len(label),)) + label + name, address
+            else:
+                for address in service.addresses:
+                    found = True
+                    yield name, address
+        if not found:
+            for address in self.local:
+                yield b"\x02ns\x03dns" + home, address
+
+    def _glue(self, name: bytes, addresses: Iterable[bytes]) -> list[RRset]:
+        v4 = tuple(dict.fromkeys(address for address in addresses if len(address) == 4))
+        v6 = tuple(dict.fromkeys(address for address in addresses if len(address) == 16))
+        both = ((iana.A, v4), (iana.AAAA, v6))
+        return [RRset(name, rtype, self.ttl, found) for rtype, found in both if found]
+
+    def _addresses(self, owner: bytes, qtype: int, addresses: Iterable[bytes]) -> Answer | None:
+        width = 4 if qtype == iana.A else 16 if qtype == iana.AAAA else 0
+        found = tuple(address for address in addresses if len(address) == width)
+        if not found:
+            return None
+        return Answer(iana.NOERROR, _AA, (RRset(owner, qtype, self.ttl, found),), own=True)
+
+    # Services.
+
+    def service_name(self, entry: Entry, zone: bytes) -> bytes:
+        """`web.n1.svc.ZONE`."""
+        return from_labels([entry.name.lower().encode(), entry.namespace.lower().encode()])[:-1] + SVC + zone
+
+    def service(self, zone: Zone, name: bytes, labels: list[bytes], entry: Entry, qtype: int) -> Answer | None:
+        """The answer for a name at or below a Service, whose labels left of it are `labels`; None: it does not exist.
+
+        ExternalName is the handler's: its answer may have to be looked up.
+        """
+        service = entry.service
+        assert service is not None
+        if len(labels) > 2 or service.kind == EXTERNAL:
+            return None
+        endpoint = port = protocol = b""
+        if len(labels) == 1:
+            endpoint = labels[0]
+            if _is_protocol_node(entry, service, endpoint):
+                return self.negative(zone, name, iana.NOERROR)
+        elif labels:
+            # One leading underscore is optional, as in CoreDNS; nothing behind it matches everything.
+            port, protocol = labels[0].removeprefix(b"_"), labels[1].removeprefix(b"_")
+        found = self._candidates(entry, service, endpoint, port.decode("latin-1"), protocol.decode("latin-1"))
+        if found is None:
+            return None
+        answer = self._answer(zone, name, entry, qtype, found)
+        if answer is None:
+            return self.negative(zone, name, iana.NOERROR)
+        self.store.add(name).keep(qtype, answer)
+        self.store.generation += 1
+        return answer
+
+    def _candidates(self, entry: Entry, service: Service, endpoint: bytes, port: str, protocol: str) -> list[Candidate] | None:
+        """What of a Service a question matches; None where nothing does, so that the name does not exist."""
+        if service.kind == CLUSTER and not endpoint:
+            ports = [p for p in service.ports if _matches(p, port, protocol)]
+            if not ports or (self.config.ignore_empty and not entry.has_ready()):
+                return None
+            return [Candidate(address, p, None) for p in ports for address in service.addresses]
+        out = []
+        names = self.config.endpoint_pod_names
+        for part in entry.parts():
+            ports = [p for p in part.ports if _matches(p, port, protocol)]
+            if not ports:
+                continue
+            for i, address in enumerate(part.addresses()):
+                label = endpoint_label(part, i, address, names)
+                if endpoint and label != endpoint:
+                    continue
+                out += [Candidate(address, p, label) for p in ports]
+        return out or None
+
+    def _answer(self, zone: Zone, name: bytes, entry: Entry, qtype: int, found: list[Candidate]) -> Answer | None:
+        if qtype in (iana.A, iana.AAAA):
+            return self._addresses(name, qtype, dict.fromkeys(candidate.address for candidate in found))
+        if qtype != iana.SRV:
+            return None
+        base = self.service_name(entry, zone.name)
+        weight = max(100 // len(found), 1)
+        records: dict[bytes, None] = {}
+        targets: dict[bytes, list[bytes]] = {}
+        for address, port, label in found:
+            if port.number < 0:
+                continue
+            target = base if label is None else bytes((len(label),)) + label + base
+            records[rdata.srv(0, weight, port.number, target)] = None
+            targets.setdefault(target, []).append(address)
+        if not records:
+            return None
+        glue = [glued for target, addresses in targets.items() for glued in self._glue(target, addresses)]
+        return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, tuple(records)),), (), glue, own=True)
+
+    # Reverse names and Pods.
+
+    def pointer(self, name: bytes, address: bytes) -> Answer | None:
+        """The PTR answer for an address; None: no Service has it. A cluster address wins over endpoints'."""
+        owner = self.cluster.cluster_owner(address)
+        if owner is not None and self._shown(owner):
+            targets = [self.service_name(owner, self.primary)]
+        else:
+            targets = []
+            for entry in self.cluster.owners(address):
+                if entry.service is not None and self._shown(entry):
+                    base = self.service_name(entry, self.primary)
+                    label = self._label_of(entry, address)
+                    targets.append(bytes((len(label),)) + label + base)
+        if not targets:
+            return None
+        made = Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, self.ttl, tuple(dict.fromkeys(targets))),), own=True)
+        self.store.add(name).keep(iana.PTR, made)
+        self.reverse[address] = name
+        return made
+
+    def _shown(self, entry: Entry) -> bool:
+        return self.config.namespaces is None or entry.namespace in self.config.namespaces
+
+    def _label_of(self, entry: Entry, address: bytes) -> bytes:
+        for part in entry.parts():
+            if part.width == len(address):
+                for i, found in enumerate(part.addresses()):
+                    if found == address:
+                        return endpoint_label(part, i, address, self.config.endpoint_pod_names)
+        return dashed(address)
+
+    def pod(self, zone: Zone, name: bytes, namespace: bytes, label: bytes, qtype: int) -> Answer | None:
+        """The answer for `1-2-3-4.ns.pod.ZONE`; None: it does not exist."""
+        address = undashed(label)
+        if address is None:
+            return None
+        if self.config.pods == "verified" and not self.cluster.has_pod(namespace.decode("latin-1"), address):
+            return None
+        return self._addresses(name, qtype, (address,)) or self.negative(zone, name, iana.NOERROR)
+
+
+def external_target(service: Service) -> bytes | None:
+    """The name an ExternalName Service points to; None where it is none: empty, no name at all, or an address."""
+    text = service.external
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, text.rstrip("."))
+            return None
+        except (OSError, ValueError):
+            continue
+    try:
+        target = from_text(text).lower()
+    except (BadName, UnicodeError):
+        return None
+    return target if target != b"\0" else None
+
+
+def endpoint_label(part: Slice, i: int, address: bytes, pod_names: bool = False) -> bytes:
+    """The name of an endpoint below its Service: hostname, else the Pod's name if asked for, else the dashed address."""
+    if part.names is not None and part.names[i]:
+        return part.names[i].encode()
+    if pod_names and part.pods is not None and part.pods[i]:
+        return part.pods[i].lower().encode()
+    return dashed(address)
+
+
+def dashed(address: bytes) -> bytes:
+    """`10-1-2-3`, `5678-abcd--1`; a label may not end in a dash, so a 0 goes behind one."""
+    if len(address) == 4:
+        return b"%d-%d-%d-%d" % tuple(address)
+    text = socket.inet_ntop(socket.AF_INET6, address).replace(":", "-").replace(".", "-").encode()
+    return text + b"0" if text.endswith(b"-") else text
+
+
+def undashed(label: bytes) -> bytes | None:
+    """The packed address that a dashed label stands for, or None."""
+    try:
+        if label.count(b"-") == 3 and b"--" not in label:
+            return socket.inet_pton(socket.AF_INET, label.replace(b"-", b".").decode("ascii"))
+        return socket.inet_pton(socket.AF_INET6, label.replace(b"-", b":").decode("ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _matches(port: Port, name: str, protocol: str) -> bool:
+    return (not name or port.name == name) and (not protocol or port.protocol == protocol)
+
+
+def _is_protocol_node(entry: Entry, service: Service, label: bytes) -> bool:
+    """Whether `_tcp.web...` is an empty non-terminal: a named port of that protocol stands below it (RFC 8020)."""
+    if not label.startswith(b"_"):
+        return False
+    protocol = label[1:].decode("latin-1")
+    if service.kind == CLUSTER:
+        ports: Iterable[Port] = service.ports
+    else:
+        ports = (port for part in entry.parts() for port in part.ports)
+    return any(port.name and port.protocol == protocol for port in ports)

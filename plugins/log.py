@@ -1,0 +1,177 @@
+"""log - writes a line for each query.
+
+## Syntax
+
+    log [NAMES...] [FORMAT] {
+        class CLASS...
+    }
+
+* NAMES: only queries for these names and what is below are logged. Default: all.
+* FORMAT is a text with placeholders; it is taken for one only as the last of two or more arguments. `{common}` and
+  `{combined}` stand for the usual ones.
+* `class` selects replies: `success`, `denial` (NXDOMAIN and no data), `error`, `all` (default).
+
+The first directive whose names match decides. Placeholders: `{type} {name} {class} {proto} {remote} {local} {port}
+{size} {rcode} {rsize} {duration} {>id} {>opcode} {>do} {>bufsize} {>rflags}`; `{/LABEL}` is metadata. What is not there
+is written `-`.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    log . {
+        class denial error
+    }
+    whoami
+}
+~~~
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from kdns import log
+from kdns.corefile import Directive
+from kdns.corefile.keys import plugin_zones
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+from kdns.dns.name import closest, to_text
+from kdns.pipeline import Outcome, Plugin, Request, setup
+from kdns.pipeline.block import BlockKeys
+
+COMMON: Final = (
+    '{remote}:{port} - {>id} "{type} {class} {name} {proto} {size} {>do} {>bufsize}" {rcode} {>rflags} {rsize} {duration}'
+)
+COMBINED: Final = COMMON + ' "{>opcode}"'
+CLASSES: Final = ("all", "success", "denial", "error")
+_FLAGS: Final = (
+    (iana.QR, "qr"), (iana.AA, "aa"), (iana.TC, "tc"), (iana.RD, "rd"), (iana.RA, "ra"), (iana.AD, "ad"), (iana.CD, "cd"),
+)  # fmt: skip
+_log = log.Logger()
+Writer = Callable[[Request, Outcome], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Rules in order: zones, format, classes."""
+
+    rules: tuple[tuple[tuple[bytes, ...], str, frozenset[str]], ...]
+
+
+class Log(Plugin):
+    """Settles outcomes into lines."""
+
+    name: ClassVar[str] = "log"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        rules = []
+        for directive in directives:
+            words = list(directive.args)
+            text = COMMON
+            if len(words) > 1 and "{" in words[-1].text:
+                text = words.pop().text.replace("{common}", COMMON).replace("{combined}", COMBINED)
+            zones = setup.wire_zones(plugin_zones(words)) if words else (b"\0",)
+            classes: set[str] = set()
+            for line in directive.body or ():
+                if line.name.text != "class":
+                    raise setup.unknown(line, ("class",))
+                setup.arguments(line, 1, None, "all, success, denial or error")
+                for word in line.args:
+                    if word.text not in CLASSES:
+                        raise setup.fail(word, f'expected {", ".join(CLASSES)}, found "{word.text}"')
+                    classes.add(word.text)
+            rules.append((zones, text, frozenset(classes or ("all",))))
+        return [Config(tuple(rules))]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.rules = [(zones, compile_format(text), classes) for zones, text, classes in config.rules]
+
+    def settle(self, request: Request, outcome: Outcome) -> None:
+        if request.depth:
+            return
+        for zones, write, classes in self.rules:
+            if closest(request.asked.name, zones) is not None:
+                if "all" in classes or class_of(request, outcome) in classes:
+                    _log.info(write(request, outcome))
+                return
+
+
+def class_of(request: Request, outcome: Outcome) -> str:
+    """success, denial or error."""
+    if type(outcome) is not Answer:
+        return "error"
+    if outcome.rcode == iana.NXDOMAIN:
+        return "denial"
+    if outcome.rcode != iana.NOERROR:
+        return "error"
+    if not outcome.answer and any(rrset.type == iana.SOA for rrset in outcome.authority):
+        return "denial"
+    return "success"
+
+
+def compile_format(text: str) -> Writer:
+    """A function that writes a line of this format."""
+    parts: list[str | Writer] = []
+    for i, word in enumerate(re.split(r"(\{[^{}]*\})", text)):
+        if i % 2 == 0:
+            parts.append(word)
+        elif word.startswith("{/"):
+            parts.append("-")
+        else:
+            parts.append(_FIELDS.get(word[1:-1], word))
+
+    def write(request: Request, outcome: Outcome) -> str:
+        return "".join(part if isinstance(part, str) else part(request, outcome) for part in parts)
+
+    return write
+
+
+def _host(address: tuple[object, ...] | None) -> str:
+    if not address:
+        return "-"
+    host = str(address[0])
+    return f"[{host}]" if ":" in host else host
+
+
+def _flags(request: Request, outcome: Outcome) -> str:
+    if type(outcome) is not Answer:
+        return "-"
+    word = iana.QR | outcome.flags | (iana.RD if request.rd else 0) | (iana.CD if request.cd else 0)
+    return ",".join(text for bit, text in _FLAGS if word & bit)
+
+
+def _size(request: Request, outcome: Outcome) -> str:
+    if type(outcome) is Answer:
+        return str(request.end + len(outcome.rendered(request.asked.name).data))
+    return "0"
+
+
+def seconds_text(value: float) -> str:
+    """Seconds as Go prints a float: the shortest decimal, never with an exponent."""
+    text = f"{value:.9f}".rstrip("0")
+    return (text + "0" if text.endswith(".") else text) + "s"
+
+
+_FIELDS: Final[dict[str, Writer]] = {
+    "type": lambda r, o: iana.type_text(r.question.type),
+    "name": lambda r, o: to_text(r.asked.name),
+    "class": lambda r, o: iana.class_text(r.question.cls),
+    "proto": lambda r, o: r.proto,
+    "remote": lambda r, o: _host(r.peer),
+    "local": lambda r, o: _host(r.local),
+    "port": lambda r, o: str(r.peer[1]),
+    "size": lambda r, o: str(len(r.data)),
+    "rcode": lambda r, o: iana.rcode_text(o.rcode) if o.rcode >= 0 else "-",
+    "rsize": _size,
+    "duration": lambda r, o: seconds_text(time.monotonic() - r.now),
+    ">id": lambda r, o: str(r.id),
+    ">opcode": lambda r, o: str(r.data[2] >> 3 & 15),
+    ">do": lambda r, o: "true" if r.edns is not None and r.edns.do else "false",
+    ">bufsize": lambda r, o: "65535" if r.proto == "tcp" else str(max(512, r.edns.size) if r.edns is not None else 512),
+    ">rflags": _flags,
+}

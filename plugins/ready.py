@@ -1,0 +1,143 @@
+"""ready - tells when all plugins are ready to serve.
+
+`GET /ready` gives 200 `OK` once every plugin that can be unready (kubernetes) is ready, in the blocks that have
+`ready`; until then 503 and their names. Kubernetes' readiness probe asks it.
+
+## Syntax
+
+    ready [ADDRESS] {
+        monitor until-ready|continuously
+    }
+
+* ADDRESS is where to listen; default `:8181`.
+* `monitor until-ready` (default) does not ask a plugin again that has been ready once.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    ready 127.0.0.1:18181
+    whoami
+}
+~~~
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Final
+
+from kdns import log
+from kdns.corefile import Directive
+from kdns.net.http import HttpServer, Response
+from kdns.net.sockets import split_host_port
+from kdns.pipeline import Plugin, setup
+from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.protocols import Readiness
+from kdns.pipeline.runtime import Runtime
+
+DEFAULT: Final = ("", 8181)
+_log = log.plugin("ready")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Where to listen, and whether plugins are asked again once they were ready."""
+
+    host: str
+    port: int
+    continuously: bool = False
+
+
+class Endpoint:
+    """One address: the plugins of all blocks that report there."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.http = HttpServer(host, port)
+        self.waiting: dict[int, tuple[Readiness, bool]] = {}
+        self.done: set[int] = set()
+        self.said = ""
+
+    async def start(self) -> None:
+        await self.http.start()
+        self.http.add("/ready", self.respond)
+
+    async def stop(self) -> None:
+        await self.http.stop()
+
+    async def respond(self) -> Response:
+        missing = []
+        for key, (plugin, continuously) in self.waiting.items():
+            if key in self.done and not continuously:
+                continue
+            if plugin.is_ready():
+                self.done.add(key)
+            else:
+                missing.append(plugin.name)
+        if not missing:
+            return Response()
+        text = ",".join(sorted(set(missing)))
+        if text != self.said:
+            self.said = text
+            _log.info(f'Plugins not ready: "{text}"')
+        return Response(503, text.encode())
+
+
+class Ready(Plugin):
+    """Serves /ready for the plugins of its block."""
+
+    name: ClassVar[str] = "ready"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        directive = setup.once(directives)
+        setup.arguments(directive, 0, 1)
+        host, port = DEFAULT
+        if directive.args:
+            try:
+                host, port = split_host_port(directive.args[0].text)
+            except ValueError as error:
+                raise setup.fail(directive.args[0], str(error)) from None
+        continuously = False
+        for line in directive.body or ():
+            if line.name.text != "monitor":
+                raise setup.unknown(line, ("monitor",))
+            mode = setup.one(line, "until-ready or continuously")
+            if mode.text not in ("until-ready", "continuously"):
+                raise setup.fail(mode, f'expected until-ready or continuously, found "{mode.text}"')
+            continuously = mode.text == "continuously"
+        return [Config(host, port, continuously)]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.runtime: Runtime | None = None
+        self.endpoint: Endpoint | None = None
+        self.peers: list[Readiness] = []
+
+    def wire(self, block: Block) -> None:
+        self.peers = block.all(Readiness)  # type: ignore[type-abstract]
+
+    async def start(self, runtime: Runtime) -> None:
+        config = self.config
+        try:
+            self.endpoint = await runtime.acquire(
+                ("ready", config.host, config.port), partial(Endpoint, config.host, config.port)
+            )
+        except OSError as error:
+            # As in CoreDNS, not fatal: a server that answers is worth more than a probe that does.
+            _log.error(str(error))
+            return
+        self.runtime = runtime
+        for peer in self.peers:
+            self.endpoint.waiting[id(peer)] = (peer, config.continuously)
+        runtime.before_stop.insert(0, self.stop)
+
+    async def stop(self) -> None:
+        if self.endpoint is not None and self.runtime is not None:
+            if self.stop in self.runtime.before_stop:
+                self.runtime.before_stop.remove(self.stop)
+            for peer in self.peers:
+                self.endpoint.waiting.pop(id(peer), None)
+                self.endpoint.done.discard(id(peer))
+            await self.runtime.release(("ready", self.config.host, self.config.port))
+            self.endpoint = None

@@ -1,0 +1,140 @@
+"""reload - reads the Corefile again when it has changed.
+
+The Corefile and all that it imports are read every INTERVAL, and compared by the SHA-512 of what they say. A new
+Corefile that is wrong, or cannot be started, leaves the old one serving, with a line that says where.
+
+## Syntax
+
+    reload [INTERVAL] [JITTER]
+
+* INTERVAL is the time between looks, at least 2s. Default: 30s.
+* JITTER spreads the looks of many servers; it is at most half of INTERVAL. Default: 15s.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    reload 10s 2s
+    whoami
+}
+~~~
+
+## Metrics
+
+* `coredns_reload_failed_total{}` - how often a changed Corefile could not be loaded.
+* `coredns_reload_version_info{hash,value}` - 1, with the SHA-512 of what is loaded.
+"""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from kdns import log
+from kdns.corefile import CorefileError, Directive
+from kdns.metrics import Counter, Gauge
+from kdns.pipeline import Plugin, setup
+from kdns.pipeline.block import BlockKeys
+from kdns.pipeline.runtime import Runtime
+
+INTERVAL: Final = 30.0
+JITTER: Final = 15.0
+MIN_INTERVAL: Final = 2.0
+MIN_JITTER: Final = 1.0
+
+FAILED: Final = Counter("coredns_reload_failed_total", "Counter of the number of failed reload attempts.")
+VERSION: Final = Gauge(
+    "coredns_reload_version_info", "A metric with a constant '1' value labeled by hash, and value which type of hash generated.",
+    ("hash", "value"),
+)  # fmt: skip
+_log = log.plugin("reload")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Seconds between looks, and how far that is spread."""
+
+    interval: float = INTERVAL
+    jitter: float = JITTER
+
+
+class Reload(Plugin):
+    """Looks after the Corefile. Of several in one configuration, one looks."""
+
+    name: ClassVar[str] = "reload"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        directive = directives[-1]
+        setup.arguments(directive, 0, 2)
+        setup.no_block(directive)
+        interval, jitter = INTERVAL, JITTER
+        if directive.args:
+            interval = setup.seconds(directive.args[0], MIN_INTERVAL)
+        if len(directive.args) > 1:
+            jitter = setup.seconds(directive.args[1])
+            if 0 < jitter < MIN_JITTER:
+                raise setup.fail(directive.args[1], "JITTER is 0 or at least 1s")
+        return [Config(interval, min(jitter, interval / 2))]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.runtime: Runtime | None = None
+
+    async def start(self, runtime: Runtime) -> None:
+        FAILED.slot()
+        self.runtime = runtime
+        # The watch must outlive this object while it loads the next configuration: it is the runtime's.
+        watch = await runtime.acquire("reload", lambda: _Watch(runtime))
+        watch.config = self.config
+
+    async def stop(self) -> None:
+        if self.runtime is not None:
+            await self.runtime.release("reload")
+            self.runtime = None
+
+
+class _Watch:
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.config = Config()
+        self.task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.task = asyncio.create_task(self._watch(), name="reload")
+
+    async def stop(self) -> None:
+        # A reload that removed `reload` runs in this very task: it ends itself after that.
+        if self.task is not None and self.task is not asyncio.current_task():
+            self.task.cancel()
+        self.task = None
+
+    async def _watch(self) -> None:
+        runtime = self.runtime
+        assert runtime.fingerprint is not None and runtime.reload is not None
+        seen = _digest(runtime.fingerprint())
+        _log.info(f"Running configuration SHA512 = {seen}")
+        while self.task is not None:
+            config = self.config
+            await asyncio.sleep(config.interval + random.uniform(-config.jitter / 2, config.jitter / 2))
+            try:
+                now = _digest(runtime.fingerprint())
+            except (CorefileError, OSError) as error:
+                _log.warning(f"Corefile parse failed: {error}")
+                continue
+            if now == seen:
+                continue
+            seen = now  # a bad one is tried once, not at every look
+            VERSION.slots.clear()
+            VERSION.slot("sha512", now)[0] = 1
+            if await runtime.reload():
+                _log.info(f"Running configuration SHA512 = {now}")
+            else:
+                FAILED.slot()[0] += 1
+                _log.error("Corefile changed but reload failed")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha512(text.encode()).hexdigest()

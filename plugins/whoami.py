@@ -1,0 +1,53 @@
+"""whoami - says who asked.
+
+Every query is answered with an empty answer section; the additional section holds the client's address (A or AAAA)
+and an SRV record `_udp.NAME` or `_tcp.NAME` with its port. It is what a server without a Corefile runs.
+
+## Syntax
+
+    whoami
+
+## Examples
+
+~~~ corefile
+example.org:1053 {
+    whoami
+}
+~~~
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import ClassVar
+
+from kdns.corefile import Directive
+from kdns.dns import iana, rdata
+from kdns.dns.answer import Answer
+from kdns.dns.name import MAX_NAME
+from kdns.dns.rrset import RRset
+from kdns.pipeline import Plugin, Request, setup
+from kdns.pipeline.block import BlockKeys
+
+
+class Whoami(Plugin):
+    """Answers every query with the client's address and port."""
+
+    name: ClassVar[str] = "whoami"
+    client_dependent = True
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:
+        directive = setup.once(directives)
+        setup.arguments(directive, 0, 0)
+        setup.no_block(directive)
+        return [None]
+
+    def handle(self, request: Request) -> Answer:
+        question = request.question
+        address = ipaddress.ip_address(request.peer[0].partition("%")[0]).packed
+        rtype = iana.A if len(address) == 4 else iana.AAAA
+        extra = [RRset(question.name, rtype, 0, (address,), question.cls)]
+        owner = (b"\x04_tcp" if request.proto == "tcp" else b"\x04_udp") + question.name
+        if len(owner) <= MAX_NAME:
+            extra.append(RRset(owner, iana.SRV, 0, (rdata.srv(0, 0, request.peer[1], b"\0"),), question.cls))
+        return Answer(iana.NOERROR, iana.AA, additional=extra, own=True)
