@@ -38,10 +38,10 @@ from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
+from kdns.address import host_port, split_host_port
 from kdns.corefile import Directive
 from kdns.metrics import SLIM_TIME_BUCKETS, Counter, Histogram
 from kdns.net.http import HttpServer, Response
-from kdns.net.sockets import host_port, split_host_port
 from kdns.pipeline import Plugin, setup
 from kdns.pipeline.block import BlockKeys
 from kdns.pipeline.runtime import Runtime

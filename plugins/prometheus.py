@@ -42,12 +42,12 @@ from typing import ClassVar, Final
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 
 from kdns import __version__, log, metrics
+from kdns.address import split_host_port
 from kdns.corefile import Directive
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.metrics import TIME_BUCKETS, Counter, Gauge, Histogram, Slot
 from kdns.net.http import HttpServer, Response
-from kdns.net.sockets import split_host_port
 from kdns.pipeline import Outcome, Plugin, Request, setup
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.plugin import ListenerOptions, overrides

@@ -28,9 +28,9 @@ from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
+from kdns.address import split_host_port
 from kdns.corefile import Directive
 from kdns.net.http import HttpServer, Response
-from kdns.net.sockets import split_host_port
 from kdns.pipeline import Plugin, setup
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.protocols import Readiness

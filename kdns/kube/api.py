@@ -1,13 +1,256 @@
-"""placeholder"""
+"""The API as a source: credentials, one HTTP session, and a reflector for each kind of object.
 
-from kdns.kube.source import Source
+Address and credentials come from the `kubernetes` package (kubeconfig files with tokens, client certificates and exec
+plugins; the Pod's service account); it is imported only where a cluster is configured, and in a thread where it may
+run an exec plugin. Requests go over aiohttp, objects are decoded by msgspec.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import aiohttp
+
+from kdns import __version__, log
+from kdns.kube.cluster import Cluster
+from kdns.kube.objects import NAMESPACE, POD, SERVICE, SLICE
+from kdns.kube.reflector import PATHS, ApiError, Expired, Reflector, Unauthorized
+from kdns.kube.source import Wanted
+
+CONNECT: Final = 10.0  # seconds to reach the API
+TOKEN_AGE: Final = 60.0  # seconds a token is used before its file is read again; the kubelet rotates it hourly
+# Keepalive probes that find a dead peer in 30 seconds: a watch may be silent for a minute.
+KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+USER_TIMEOUT: Final = 30_000  # milliseconds unacknowledged data may stand (tcp(7), TCP_USER_TIMEOUT)
+_PHASES: Final = "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown"
+
+_log = log.plugin("kubernetes")
 
 
+class Access(NamedTuple):
+    """How the API is reached: its URL, TLS, and headers that prove who asks."""
+
+    url: str
+    tls: ssl.SSLContext | None
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class ApiConfig:
+    """Where access comes from: a kubeconfig, an endpoint with certificates, or (neither) the Pod's service account."""
+
+    endpoint: str = ""
+    tls: tuple[str, ...] | None = None
+    kubeconfig: str = ""
+    context: str = ""
+
     @classmethod
-    def load(cls, **kw: object) -> "ApiConfig":
-        raise ValueError("no")
+    def load(cls, *, endpoint: str, tls: tuple[str, ...] | None, kubeconfig: str, context: str) -> "ApiConfig":
+        """Checks what can be checked without asking anybody. Raises ValueError with what was tried."""
+        config = cls(endpoint, tls, os.path.abspath(kubeconfig) if kubeconfig else "", context)
+        if kubeconfig:
+            _check_kubeconfig(config)
+        elif endpoint:
+            for path in tls or ():
+                if not os.path.isfile(path):
+                    raise ValueError(f"tls: cannot read {path}: no such file")
+        elif not os.environ.get("KUBERNETES_SERVICE_HOST") or not os.environ.get("KUBERNETES_SERVICE_PORT"):
+            raise ValueError(
+                "no cluster is configured: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, so this is no Pod. "
+                "Name one with `kubeconfig FILE` or `endpoint URL`, or serve YAML with `manifests PATH`"
+            )
+        return config
+
+    def access(self) -> Access:
+        """Address and credentials, read anew. May run an exec plugin, so call it in a thread. Raises ValueError or OSError."""
+        if self.endpoint and not self.kubeconfig:
+            context = None
+            if self.endpoint.startswith("https"):
+                cert, key, ca = self.tls or ("", "", "")
+                context = ssl.create_default_context(cafile=ca or None)
+                if cert:
+                    context.load_cert_chain(cert, key)
+            return Access(self.endpoint.rstrip("/"), context, {})
+        from kubernetes import config as loader
+        from kubernetes.client import Configuration
+
+        made = Configuration()
+        try:
+            if self.kubeconfig:
+                loader.load_kube_config(self.kubeconfig, self.context or None, made, persist_config=False)
+            else:
+                loader.load_incluster_config(client_configuration=made)
+        except loader.ConfigException as error:
+            raise ValueError(str(error)) from None
+        return Access(made.host.rstrip("/"), _tls(made), _headers(made))
+
+
+def _check_kubeconfig(config: ApiConfig) -> None:
+    from kubernetes import config as loader
+
+    path = config.kubeconfig
+    if not os.path.isfile(path):
+        raise ValueError(f"kubeconfig {path}: no such file")
+    try:
+        contexts, current = loader.list_kube_config_contexts(path)
+    except Exception as error:
+        raise ValueError(f"kubeconfig {path} cannot be read: {str(error).splitlines()[0]}") from None
+    names = [entry["name"] for entry in contexts]
+    if config.context and config.context not in names:
+        raise ValueError(f'kubeconfig {path} has no context "{config.context}": it has {", ".join(names)}')
+    if not config.context and not current:
+        raise ValueError(f"kubeconfig {path} has no current context: name one of {', '.join(names)}")
+
+
+def _tls(made: Any) -> ssl.SSLContext | None:
+    if not made.host.startswith("https"):
+        return None
+    context = ssl.create_default_context(cafile=made.ssl_ca_cert or None)
+    if not made.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if made.cert_file:
+        context.load_cert_chain(made.cert_file, made.key_file)
+    return context
+
+
+def _headers(made: Any) -> dict[str, str]:
+    token = made.get_api_key_with_prefix("authorization") or made.api_key.get("BearerToken")
+    basic = made.get_basic_auth_token() if made.username else None
+    found = token or basic
+    return {"Authorization": found} if found else {}
+
+
+class Client:
+    """An HTTP session to one API server."""
+
+    def __init__(self, config: ApiConfig) -> None:
+        self.config = config
+        self.session: aiohttp.ClientSession | None = None
+        self.access: Access | None = None
+        self.read_at = 0.0
+        self.lock = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Closes the session."""
+        if self.session is not None:
+            await self.session.close()
+            self.session = None
+
+    async def renew(self, *, force: bool = False) -> None:
+        """Reads the credentials again when they are old, or at once (`force`: they were refused)."""
+        async with self.lock:
+            now = time.monotonic()
+            if self.access is not None and now - self.read_at < (1.0 if force else TOKEN_AGE):
+                return
+            try:
+                access = await asyncio.to_thread(self.config.access)
+            except (ValueError, OSError, ssl.SSLError) as error:
+                if self.access is None:
+                    raise ApiError(f"credentials: {error}") from None
+                _log.warning(f"credentials cannot be read again, the old ones are used: {error}")
+                self.read_at = now
+                return
+            old, self.access, self.read_at = self.access, access, now
+            if self.session is None or old is None or old.url != access.url or force:
+                await self.close()
+                connector = aiohttp.TCPConnector(ssl=access.tls if access.tls is not None else True, limit=32, ttl_dns_cache=30)
+                self.session = aiohttp.ClientSession(
+                    connector=connector,
+                    headers={"User-Agent": f"kdns/{__version__}", "Accept": "application/json"},
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT),
+                    skip_auto_headers=("Content-Type",),
+                )
+
+    @contextlib.asynccontextmanager
+    async def get(self, path: str, params: dict[str, str], read: float | None) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A GET's response, its status 200. Raises ApiError and what aiohttp raises."""
+        await self.renew()
+        assert self.session is not None and self.access is not None
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=read)
+        async with self.session.get(
+            self.access.url + path, params=params, headers=self.access.headers, timeout=timeout
+        ) as response:
+            if response.status != 200:
+                text = (await response.text(errors="replace"))[:300]
+                if response.status == 410:
+                    raise Expired(text)
+                if response.status == 401:
+                    raise Unauthorized(f"401 Unauthorized: {text}")
+                after = response.headers.get("Retry-After", "")
+                raise ApiError(f"{response.status} {response.reason}: {text}", float(after) if after.isdecimal() else 0.0)
+            _keep_alive(response)
+            yield response
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    connection = response.connection
+    transport = connection.transport if connection is not None else None
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None:
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
 
 
 class ApiSource:
-    def __init__(self, *a: object) -> None: ...
+    """Keeps a cluster's state as the API has it."""
+
+    def __init__(self, config: ApiConfig, wanted: Wanted, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.on_sync: list[Callable[[], None]] = []
+        self.client = Client(config)
+        kinds = [NAMESPACE, SERVICE]
+        kinds += [SLICE] * wanted.slices + [POD] * wanted.pods
+        self.reflectors = [
+            Reflector(kind, self.client, cluster, _params(kind, wanted), pod_names=wanted.pod_names, listed=self._listed)
+            for kind in kinds
+        ]
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begins to list and watch; what there is comes later (`on_sync`)."""
+        for reflector in self.reflectors:
+            self.tasks.append(asyncio.create_task(self._supervise(reflector), name=f"reflector {PATHS[reflector.kind]}"))
+
+    async def stop(self) -> None:
+        """Ends watching."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.client.close()
+
+    async def _supervise(self, reflector: Reflector) -> None:
+        """A reflector that fails for a reason nobody thought of is said aloud and started again, never silently gone."""
+        while True:
+            try:
+                await reflector.run()
+            except Exception as error:
+                _log.error(f"the reflector of {reflector.kind} failed: {type(error).__name__}: {error}; it is started again")
+                reflector.version = None
+                await asyncio.sleep(1)
+
+    def _listed(self) -> None:
+        if not self.cluster.synced and all(reflector.synced for reflector in self.reflectors):
+            self.cluster.synced = True
+            for call in self.on_sync:
+                call()
+
+
+def _params(kind: str, wanted: Wanted) -> dict[str, str]:
+    params = {}
+    selector = wanted.namespace_labels if kind == NAMESPACE else wanted.labels
+    if selector.terms:
+        params["labelSelector"] = selector.text
+    if kind == POD:
+        params["fieldSelector"] = _PHASES
+    return params

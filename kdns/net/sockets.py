@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
-import ipaddress
 import socket
 import struct
 from typing import Final
+
+from kdns.address import address, family_of, host_port
 
 # What a listener asks of the kernel: the default of 212,992 octets holds 256 small datagrams, 10 ms of load.
 RECEIVE_BUFFER: Final = 4 << 20
@@ -19,22 +20,6 @@ IPV6_FREEBIND: Final = 78
 
 class BindError(OSError):
     """An address could not be bound; the text says what to do."""
-
-
-def family_of(host: str) -> socket.AddressFamily:
-    """The address family of a literal address."""
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def address(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    """A socket address; an IPv6 zone (`%eth0`) becomes its scope."""
-    if ":" not in host:
-        return (host, port)
-    bare, _, zone = host.partition("%")
-    scope = 0
-    if zone:
-        scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
-    return (bare, port, 0, scope)
 
 
 def wildcard_hosts() -> list[str]:
@@ -92,24 +77,6 @@ def bind_error(error: OSError, kind: socket.SocketKind, host: str, port: int) ->
     else:
         text = f"cannot listen on {what}: {error.strerror or error}"
     return BindError(error.errno, text)
-
-
-def host_port(host: str, port: int) -> str:
-    """`127.0.0.1:53`, `[::1]:53`."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def split_host_port(text: str) -> tuple[str, int]:
-    """`[::1]:53`, `127.0.0.1:53`, `:53`, `localhost:53` as host (perhaps empty) and port. Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f'expected host:port, found "{text}"')
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        ipaddress.IPv6Address(host.partition("%")[0])
-    elif ":" in host:
-        raise ValueError(f'an IPv6 address needs brackets: "{text}"')
-    return host, int(port)
 
 
 def _enlarge(sock: socket.socket) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from kdns.address import host_port
 from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, parse
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
-from kdns.net.sockets import host_port
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.order import BUILT, ORDER, RANK, place
 from kdns.pipeline.plugin import Plugin, overrides

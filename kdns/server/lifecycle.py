@@ -14,6 +14,7 @@ from typing import Final
 
 from kdns import log
 from kdns.corefile import Corefile, CorefileError
+from kdns.kube.hold import set_holder
 from kdns.metrics import REFRESH
 from kdns.net import sockets
 from kdns.net.interfaces import addresses
@@ -78,6 +79,7 @@ class Server:
         self.reread = reread
         self.share_port = share_port
         self.runtime = Runtime()
+        set_holder(collection.hold)
         self.runtime.reload = self.reload
         self.runtime.fingerprint = lambda: reread().fingerprint
         self.instance: Instance | None = None

@@ -9,6 +9,7 @@ from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
+from kdns.address import family_of
 from kdns.corefile import CorefileError, Directive
 from kdns.dns import iana, rdata
 from kdns.dns.answer import Answer
@@ -22,7 +23,6 @@ from kdns.kube.objects import EXTERNAL
 from kdns.kube.source import Source, Wanted
 from kdns.metrics import Gauge
 from kdns.net.interfaces import addresses
-from kdns.net.sockets import family_of
 from kdns.pipeline import Bare, Outcome, Plugin, Request, then
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.runtime import Runtime

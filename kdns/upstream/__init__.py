@@ -1,0 +1,1 @@
+"""Exchanges with upstream servers: sockets, connections, health. Which upstream is asked is the plugin's choice."""

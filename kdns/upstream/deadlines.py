@@ -1,0 +1,58 @@
+"""Deadlines without a timer a query: one queue for each timeout, whose first entry is always the next to end."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import final
+
+
+@final
+class Deadline:
+    """One running deadline; `cancel` it when what it waits for has come."""
+
+    __slots__ = ("callback", "end")
+
+    def __init__(self, end: float, callback: Callable[[], None] | None) -> None:
+        self.end = end
+        self.callback = callback
+
+    def cancel(self) -> None:
+        """Forgets the callback; the entry leaves the queue when its time comes."""
+        self.callback = None
+
+
+@final
+class Deadlines:
+    """All deadlines of a loop."""
+
+    def __init__(self) -> None:
+        self._queues: dict[float, deque[Deadline]] = {}
+
+    def add(self, timeout: float, callback: Callable[[], None]) -> Deadline:
+        """Calls back in `timeout` seconds, unless cancelled."""
+        loop = asyncio.get_running_loop()
+        queue = self._queues.get(timeout)
+        if queue is None:
+            queue = self._queues[timeout] = deque()
+        deadline = Deadline(loop.time() + timeout, callback)
+        queue.append(deadline)
+        if len(queue) == 1:
+            loop.call_later(timeout, self._run, timeout)
+        return deadline
+
+    def _run(self, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        queue = self._queues[timeout]
+        now = loop.time()
+        while queue:
+            first = queue[0]
+            if first.callback is None:
+                queue.popleft()
+            elif first.end <= now:
+                queue.popleft()
+                callback, first.callback = first.callback, None
+                callback()
+            else:
+                loop.call_later(first.end - now, self._run, timeout)
+                return
+        # A queue that is left empty costs a few bytes; timeouts come from configurations, so there are few.

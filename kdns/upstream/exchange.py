@@ -1,0 +1,78 @@
+"""One exchange with an upstream: the query as it leaves, and what counts as its reply.
+
+Laws (reliability.md S1-S3; RFC 5452, section 9.1): ids come from the system's generator; a reply is taken only if id,
+QR, opcode, question name, type and class are those of the query; anything else is dropped and the wait goes on.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Final, final
+
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+from kdns.dns.errors import FormatError
+from kdns.dns.message import parse_reply
+from kdns.dns.query import Question
+from kdns.metrics import Counter
+
+_CHUNK: Final = 512  # octets taken from the system's generator at once: a call for two costs half a microsecond
+
+JUNK = Counter("kdns_upstream_junk_total", "Datagrams from upstreams that were no reply to what was asked.", ("to",))
+
+
+class UpstreamError(Exception):
+    """An upstream did not answer; the text says who and why."""
+
+
+Result = Answer | UpstreamError
+Done = Callable[[Result], None]
+
+
+@final
+class _Ids:
+    __slots__ = ("at", "pool")
+
+    def __init__(self) -> None:
+        self.pool = b""
+        self.at = 0
+
+    def next(self) -> bytes:
+        if self.at >= len(self.pool):
+            self.pool = os.urandom(_CHUNK)
+            self.at = 0
+        self.at += 2
+        return self.pool[self.at - 2 : self.at]
+
+
+_ids = _Ids()
+
+
+def new_id() -> bytes:
+    """Two octets nobody can guess."""
+    return _ids.next()
+
+
+def matching_reply(data: bytes, qid: bytes, question: Question, to: str) -> Answer | None:
+    """The answer in a datagram or frame, if it is a reply to this question under this id; else None, counted."""
+    if data[:2] == qid:
+        try:
+            message = parse_reply(data)
+        except FormatError:
+            pass
+        else:
+            asked = message.question
+            if (
+                message.opcode == 0
+                and asked is not None
+                and asked.name == question.name
+                and asked.type == question.type
+                and asked.cls == question.cls
+            ):
+                return message.answer
+    JUNK.slot(to)[0] += 1
+    return None
+
+
+def truncated(answer: Answer) -> bool:
+    """Whether a reply says that it is cut."""
+    return bool(answer.flags & iana.TC)

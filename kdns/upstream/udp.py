@@ -1,0 +1,170 @@
+"""UDP to one upstream: connected sockets of random ports, one query in flight on each.
+
+A socket connected to the upstream gets datagrams from nobody else (RFC 5452, section 9.2), and an ICMP error as an
+errno, which is only a hint: it may be forged, so it ends the try and marks nobody down by itself. A socket is kept for
+a while, because making one costs 12 µs; not for long, so that a guessed port is worth little.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from typing import Any, Final, final
+
+from kdns.address import address, family_of
+from kdns.dns.query import Question
+from kdns.metrics import Counter
+from kdns.upstream.deadlines import Deadline, Deadlines
+from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id
+
+MAX_USES: Final = 100  # queries through one port
+MAX_AGE: Final = 10.0  # seconds of one port
+MAX_REPLY: Final = 4096  # octets; we ask for 1232 at most
+MAX_JUNK: Final = 100  # datagrams one wait drops before the port is given up
+
+HITS = Counter(
+    "coredns_proxy_conn_cache_hits_total",
+    "Counter of connection cache hits per upstream and protocol.",
+    ("proxy_name", "to", "proto"),
+)
+MISSES = Counter(
+    "coredns_proxy_conn_cache_misses_total",
+    "Counter of connection cache misses per upstream and protocol.",
+    ("proxy_name", "to", "proto"),
+)
+
+
+@final
+class UdpSockets:
+    """The sockets of one upstream."""
+
+    def __init__(
+        self, host: str, port: int, to: str, name: str, deadlines: Deadlines, *, fresh: bool = False, source: str = ""
+    ) -> None:
+        self.peer: Any = address(host, port)
+        self.family = family_of(host)
+        self.to = to
+        self.deadlines = deadlines
+        self.uses = 1 if fresh else MAX_USES
+        self.source = source
+        self.idle: deque[_Socket] = deque()
+        self.open: set[_Socket] = set()
+        self.hits = HITS.slot(name, to, "udp")
+        self.misses = MISSES.slot(name, to, "udp")
+
+    def exchange(self, query: bytes, question: Question, timeout: float, done: Done) -> None:
+        """Sends a query (its id is replaced) and calls back once, with an answer or an UpstreamError."""
+        now = asyncio.get_running_loop().time()
+        while self.idle:
+            sock = self.idle.popleft()
+            if now - sock.born < MAX_AGE:
+                self.hits[0] += 1
+                break
+            sock.close()
+        else:
+            self.misses[0] += 1
+            try:
+                sock = _Socket(self, now)
+            except OSError as error:
+                done(UpstreamError(f"dial udp {self.to}: {error.strerror or error}"))
+                return
+        sock.send(query, question, timeout, done)
+
+    def close(self) -> None:
+        """Closes all sockets; queries in flight fail."""
+        for sock in list(self.open):
+            sock.fail("closed")
+
+
+@final
+class _Socket:
+    __slots__ = ("born", "deadline", "done", "junk", "local", "loop", "owner", "qid", "question", "sock", "uses")
+
+    def __init__(self, owner: UdpSockets, now: float) -> None:
+        self.owner = owner
+        self.born = now
+        self.uses = 0
+        self.junk = 0
+        self.done: Done | None = None
+        self.deadline: Deadline | None = None
+        sock = socket.socket(owner.family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            if owner.source:
+                sock.bind((owner.source, 0))
+            sock.connect(owner.peer)
+        except OSError:
+            sock.close()
+            raise
+        self.sock = sock
+        self.loop = asyncio.get_running_loop()
+        self.loop.add_reader(sock, self._read)
+        owner.open.add(self)
+
+    def send(self, query: bytes, question: Question, timeout: float, done: Done) -> None:
+        self.uses += 1
+        self.junk = 0
+        self.qid = new_id()
+        self.question = question
+        self.done = done
+        self.deadline = self.owner.deadlines.add(timeout, self._expire)
+        try:
+            self.sock.send(self.qid + query[2:])
+        except OSError as error:
+            self.fail(f"write udp {self._route()}: {error.strerror or error}")
+
+    def _read(self) -> None:
+        try:
+            data = self.sock.recv(MAX_REPLY)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if self.done is None:
+                self.close()
+            else:
+                self.fail(f"read udp {self._route()}: {error.strerror or error}")
+            return
+        done = self.done
+        if done is None:
+            return  # late, for a question that was given up
+        answer = matching_reply(data, self.qid, self.question, self.owner.to)
+        if answer is None:
+            self.junk += 1
+            if self.junk >= MAX_JUNK:
+                self.uses = MAX_USES  # the port is known to somebody: this query waits on, no other uses it
+            return
+        self.done = None
+        if self.deadline is not None:
+            self.deadline.cancel()
+        if self.uses >= self.owner.uses or self.junk:
+            self.close()
+        else:
+            self.owner.idle.append(self)
+        done(answer)
+
+    def _expire(self) -> None:
+        self.fail(f"read udp {self._route()}: i/o timeout")
+
+    def fail(self, text: str) -> None:
+        """Ends the query in flight with an error; the socket is not used again: its reply may still come."""
+        done, self.done = self.done, None
+        if self.deadline is not None:
+            self.deadline.cancel()
+        self.close()
+        if done is not None:
+            done(UpstreamError(text))
+
+    def close(self) -> None:
+        if self in self.owner.open:
+            self.owner.open.discard(self)
+            with contextlib.suppress(ValueError):
+                self.owner.idle.remove(self)
+            self.loop.remove_reader(self.sock)
+            self.sock.close()
+
+    def _route(self) -> str:
+        try:
+            host, port = self.sock.getsockname()[:2]
+        except OSError:
+            return f"->{self.owner.to}"
+        return f"{f'[{host}]' if ':' in host else host}:{port}->{self.owner.to}"

@@ -1,0 +1,164 @@
+"""One upstream server: how it is asked, how long it took, and whether it is down.
+
+Nothing is probed while nothing fails. The first failure starts a prober that asks until an answer comes, every
+`interval`; more than `max_fails` failed probes in a row, and the upstream counts as down.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, final
+
+from kdns.address import host_port
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+from kdns.dns.message import pack_query
+from kdns.dns.query import Question
+from kdns.metrics import TIME_BUCKETS, Counter, Histogram
+from kdns.upstream.deadlines import Deadlines
+from kdns.upstream.exchange import Done, Result, truncated
+from kdns.upstream.tcp import TcpConnections
+from kdns.upstream.udp import UdpSockets
+
+PROBE_TIMEOUT: Final = 1.0  # seconds (CoreDNS's)
+MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is no reason to spin
+PORTS: Final = {"dns": 53, "tls": 853}
+
+DURATION = Histogram(
+    "coredns_proxy_request_duration_seconds", "Histogram of the time each request took.", TIME_BUCKETS,
+    ("proxy_name", "to", "rcode"),
+)  # fmt: skip
+FAILURES = Counter(
+    "coredns_proxy_healthcheck_failures_total", "Counter of the number of failed healthchecks.", ("proxy_name", "to")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How upstreams are asked. Times are seconds; a count of 0 is no limit."""
+
+    timeout: float = 2.0
+    expire: float = 10.0
+    max_age: float = 0.0
+    max_idle: int = 0
+    max_fails: int = 2
+    interval: float = 0.5
+    probe_rd: bool = True
+    probe_name: bytes = b"\0"
+    force_tcp: bool = False
+    fresh_ports: bool = False
+    source: str = ""
+    server_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an upstream is. `transport` is dns or tls."""
+
+    transport: str
+    host: str
+    port: int
+    server_name: str = ""
+
+    @property
+    def text(self) -> str:
+        """`1.1.1.1:53`, as the metrics' label `to` has it."""
+        return host_port(self.host, self.port)
+
+
+@final
+class Upstream:
+    """An upstream in use."""
+
+    def __init__(self, where: Address, options: Options, name: str, deadlines: Deadlines, context: ssl.SSLContext | None) -> None:
+        self.where = where
+        self.to = where.text
+        self.options = options
+        self.name = name
+        self.fails = 0
+        self.refused = False  # by the plugin `loop`
+        self.task: asyncio.Task[None] | None = None
+        o = options
+        tls = where.transport == "tls"
+        self.udp = UdpSockets(where.host, where.port, self.to, name, deadlines, fresh=o.fresh_ports, source=o.source)
+        self.tcp = TcpConnections(
+            where.host, where.port, self.to, name, deadlines,
+            context=context if tls else None, server_name=where.server_name or o.server_name,
+            expire=o.expire, max_age=o.max_age, max_idle=o.max_idle, source=o.source,
+        )  # fmt: skip
+        self.stream_only = tls or o.force_tcp
+        self.durations: dict[int, list[float]] = {}
+
+    def down(self) -> bool:
+        """Whether it counts as down: more failed probes than max_fails (0: never)."""
+        return self.refused or bool(self.options.max_fails and self.fails > self.options.max_fails)
+
+    def exchange(self, query: bytes, question: Question, proto: str, done: Done) -> None:
+        """Asks once, over TCP again where the reply is cut; calls back once.
+
+        Where TCP then fails, the cut reply is passed on: it is an answer, and says that it is cut.
+        """
+        began = asyncio.get_running_loop().time()
+        if self.stream_only or proto == "tcp":
+            self.tcp.exchange(query, question, self.options.timeout, partial(self._done, began, done))
+        else:
+            self.udp.exchange(query, question, self.options.timeout, partial(self._over_udp, began, query, question, done))
+
+    def _over_udp(self, began: float, query: bytes, question: Question, done: Done, result: Result) -> None:
+        if type(result) is Answer and truncated(result):
+            cut = result
+            self.tcp.exchange(
+                query, question, self.options.timeout,
+                lambda whole: self._done(began, done, whole if type(whole) is Answer else cut),
+            )  # fmt: skip
+        else:
+            self._done(began, done, result)
+
+    def _done(self, began: float, done: Done, result: Result) -> None:
+        if type(result) is Answer:
+            slot = self.durations.get(result.rcode)
+            if slot is None:
+                slot = self.durations[result.rcode] = DURATION.slot(self.name, self.to, iana.rcode_text(result.rcode))
+            DURATION.observe(slot, asyncio.get_running_loop().time() - began)
+        else:
+            self.failed()
+        done(result)
+
+    def failed(self) -> None:
+        """An exchange failed: from now on it is probed until it answers."""
+        if self.options.max_fails and self.task is None:
+            self.task = asyncio.get_running_loop().create_task(self._probe(), name=f"probe {self.to}")
+
+    async def _probe(self) -> None:
+        loop = asyncio.get_running_loop()
+        question = Question(self.options.probe_name, iana.NS)
+        query = pack_query(0, question, rd=self.options.probe_rd)
+        while True:
+            came: asyncio.Future[Result] = loop.create_future()
+
+            def done(result: Result, came: asyncio.Future[Result] = came) -> None:
+                if not came.done():
+                    came.set_result(result)
+
+            if self.stream_only:
+                self.tcp.exchange(query, question, PROBE_TIMEOUT, done)
+            else:
+                self.udp.exchange(query, question, PROBE_TIMEOUT, done)
+            if type(await came) is Answer:
+                self.fails = 0
+                self.task = None
+                return
+            self.fails += 1
+            FAILURES.slot(self.name, self.to)[0] += 1
+            await asyncio.sleep(max(self.options.interval, MIN_INTERVAL))
+
+    async def close(self) -> None:
+        """Ends probing and closes all sockets."""
+        if self.task is not None:
+            self.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.task
+        self.udp.close()
+        self.tcp.close()

@@ -1,0 +1,151 @@
+"""loop - finds upstreams that send queries back to this server.
+
+When the server starts, and every minute from then on, each upstream of the block's `forward` plugins is asked for a
+random name of its own. If a name comes back as a query, its upstream leads in a circle: it is refused, with an error
+line and a metric, while cluster names and other upstreams go on. An upstream that leads here no more is used again.
+
+## Syntax
+
+    loop {
+        exit
+    }
+
+* `exit` ends the process with code 1 when a loop is found, as CoreDNS does.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    loop
+    forward . 127.0.0.1:5301
+}
+~~~
+
+## Metrics
+
+* `kdns_loop_detected{upstream}` - 1 while an upstream leads back here.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Protocol, runtime_checkable
+
+from kdns import log
+from kdns.corefile import Directive
+from kdns.dns import iana
+from kdns.dns.message import pack_query
+from kdns.dns.name import to_text
+from kdns.dns.query import Question
+from kdns.metrics import Gauge
+from kdns.pipeline import Bare, Outcome, Plugin, Request, setup
+from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.runtime import Runtime
+from kdns.upstream.upstream import Upstream
+
+PERIOD: Final = 60.0  # seconds between probes
+PATIENCE: Final = 5.0  # seconds a probe may take to come back; servers on the way drop it after that
+DETECTED: Final = Gauge("kdns_loop_detected", "Whether an upstream leads back to this server.", ("upstream",))
+
+_log = log.plugin("loop")
+
+
+@runtime_checkable
+class HasUpstreams(Protocol):
+    """A plugin that sends queries on."""
+
+    upstreams: list[Upstream]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Whether a loop ends the process."""
+
+    exit: bool = False
+
+
+class Loop(Plugin):
+    """Probes the upstreams of its block."""
+
+    name: ClassVar[str] = "loop"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        directive = setup.once(directives)
+        setup.arguments(directive, 0, 0)
+        for line in directive.body or ():
+            if line.name.text != "exit":
+                raise setup.unknown(line, ("exit",))
+            setup.arguments(line, 0, 0)
+        return [Config(directive.body is not None)]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.block: Block | None = None
+        self.probes: dict[bytes, Upstream] = {}
+        self.task: asyncio.Task[None] | None = None
+        self.runtime: Runtime | None = None
+
+    def wire(self, block: Block) -> None:
+        self.block = block
+
+    async def start(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.task = asyncio.create_task(self._watch(), name="loop")
+
+    async def stop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        for upstream in self._upstreams():
+            DETECTED.remove(upstream.to)
+
+    def _upstreams(self) -> list[Upstream]:
+        assert self.block is not None
+        return [u for plugin in self.block.all(HasUpstreams) for u in plugin.upstreams]  # type: ignore[type-abstract]
+
+    async def _watch(self) -> None:
+        while True:
+            await self._probe()
+            await asyncio.sleep(PERIOD)
+
+    async def _probe(self) -> None:
+        """Asks each upstream for a name of its own, and waits for those that come back."""
+        assert self.block is not None
+        zone = self.block.zones[0]
+        self.probes.clear()
+        for upstream in self._upstreams():
+            labels = b"".join(b"\x10" + secrets.token_hex(8).encode() for _ in range(2))
+            question = Question(labels + zone, iana.HINFO)
+            self.probes[question.name] = upstream
+            upstream.exchange(pack_query(0, question), question, "udp", lambda _: None)
+        await asyncio.sleep(PATIENCE)
+        # What is left did not come back.
+        for upstream in self.probes.values():
+            if upstream.refused:
+                upstream.refused = False
+                DETECTED.slot(upstream.to)[0] = 0
+                _log.info(f"upstream {upstream.to} leads here no more, it is used again")
+        self.probes.clear()
+
+    def handle(self, request: Request) -> Outcome | None:
+        question = request.question
+        if question.type != iana.HINFO or question.name not in self.probes:
+            return None
+        upstream = self.probes.pop(question.name)
+        host = str(request.peer[0])
+        peer = f"{f'[{host}]' if ':' in host else host}:{request.peer[1]}"
+        what = (
+            f'Loop ({peer} -> {request.server.label.partition("://")[2]}) detected for zone "{to_text(self.block.zones[0])}"'
+            if self.block
+            else "Loop"
+        )
+        text = f'{what}: upstream {upstream.to} sends queries back here. Query: "HINFO {to_text(question.name)}"'
+        DETECTED.slot(upstream.to)[0] = 1
+        if self.config.exit and self.runtime is not None and self.runtime.stop is not None:
+            _log.fatal(text)
+            self.runtime.stop(1)
+        elif not upstream.refused:
+            _log.error(text + ". It is refused until it no longer does; cluster names are not affected")
+        upstream.refused = True
+        return Bare(iana.SERVFAIL)
