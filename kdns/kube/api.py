@@ -77,9 +77,10 @@ class ApiConfig:
                 if cert:
                     context.load_cert_chain(cert, key)
             return Access(self.endpoint.rstrip("/"), context, {})
-        from kubernetes import config as loader
+        from kubernetes import config
         from kubernetes.client import Configuration
 
+        loader: Any = config
         made = Configuration()
         try:
             if self.kubeconfig:
@@ -92,8 +93,9 @@ class ApiConfig:
 
 
 def _check_kubeconfig(config: ApiConfig) -> None:
-    from kubernetes import config as loader
+    import kubernetes.config
 
+    loader: Any = kubernetes.config
     path = config.kubeconfig
     if not os.path.isfile(path):
         raise ValueError(f"kubeconfig {path}: no such file")

@@ -1,0 +1,278 @@
+"""A Kubernetes API server for tests: it truly lists, pages, watches, bookmarks and expires; kubectl accepts it.
+
+Every change gets the next resourceVersion. Lists are snapshots: the pages of one list come from the same moment, and a
+continue token expires with it. Watches replay what came after their resourceVersion, or 410 when that is compacted.
+"""
+
+import asyncio
+import base64
+import json
+import ssl
+from typing import Any
+
+from aiohttp import web
+
+from tests.running import LoopThread
+
+KINDS = {
+    "namespaces": ("", "v1", "Namespace", False),
+    "services": ("", "v1", "Service", True),
+    "pods": ("", "v1", "Pod", True),
+    "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice", True),
+}
+PLURAL = {kind: plural for plural, (_, _, kind, _) in KINDS.items()}
+
+
+class ApiServer:
+    """Runs in a thread; the methods below may be called from the test's."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None, token: str = "") -> None:
+        self.version = 100
+        self.objects: dict[str, dict[str, dict[str, Any]]] = {plural: {} for plural in KINDS}
+        self.log: list[tuple[int, str, str, dict[str, Any]]] = []
+        self.compacted = 0
+        self.snapshots: dict[int, list[dict[str, Any]]] = {}
+        self.watchers: set[asyncio.Queue[Any]] = set()
+        self.requests: list[str] = []
+        self.token = token
+        self.fail: list[int] = []  # statuses for the next requests
+        self.bookmark_every = 0.2
+        self.held: asyncio.Event | None = None
+        self.thread = LoopThread()
+        self.tls = tls
+        self.port = 0
+        self.runner: web.AppRunner | None = None
+        self.thread.run(self._start())
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    # What tests do.
+
+    def put(self, *objects: dict[str, Any]) -> None:
+        """Creates or replaces objects."""
+        self.thread.call(self._put, *objects)
+
+    def delete(self, kind: str, key: str) -> None:
+        """Deletes `namespace/name`."""
+        self.thread.call(self._delete, kind, key)
+
+    def quietly(self, *objects: dict[str, Any], delete: tuple[str, str] | None = None) -> None:
+        """Changes objects without any event: what a lost watch event looks like."""
+        self.thread.call(self._quietly, objects, delete)
+
+    def compact(self) -> None:
+        """Forgets all history: older resourceVersions and tokens get 410."""
+        self.thread.call(self._compact)
+
+    def close_watches(self) -> None:
+        """Ends all watches in the ordinary way."""
+        self.thread.call(lambda: [queue.put_nowait(None) for queue in self.watchers])
+
+    def send_error(self, code: int = 410) -> None:
+        """Sends an ERROR event to all watches."""
+        status = {"kind": "Status", "code": code, "message": "too old resource version"}
+        self.thread.call(lambda: [queue.put_nowait(("", "ERROR", status)) for queue in self.watchers])
+
+    def down(self) -> None:
+        """Stops listening and cuts all connections."""
+        self.thread.run(self._stop())
+
+    def up(self) -> None:
+        """Listens again on the same port."""
+        self.thread.run(self._start())
+
+    def close(self) -> None:
+        self.down()
+        self.thread.close()
+
+    # The server.
+
+    async def _start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._handle)
+        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", self.port, ssl_context=self.tls, reuse_address=True)
+        await site.start()
+        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+
+    async def _stop(self) -> None:
+        for queue in self.watchers:
+            queue.put_nowait(None)
+        if self.runner is not None:
+            await self.runner.cleanup()
+            self.runner = None
+
+    def _next(self) -> str:
+        self.version += 1
+        return str(self.version)
+
+    def _put(self, *objects: dict[str, Any]) -> None:
+        for obj in objects:
+            plural = PLURAL[obj["kind"]]
+            meta = obj["metadata"]
+            if KINDS[plural][3]:
+                meta.setdefault("namespace", "default")
+            key = f"{meta.get('namespace', '')}/{meta['name']}"
+            event = "MODIFIED" if key in self.objects[plural] else "ADDED"
+            copy = json.loads(json.dumps(obj))
+            copy["metadata"].update(resourceVersion=self._next(), uid=key)
+            self.objects[plural][key] = copy
+            self._emit(plural, event, copy)
+
+    def _delete(self, kind: str, key: str) -> None:
+        plural = PLURAL[kind]
+        gone = json.loads(json.dumps(self.objects[plural].pop(key)))
+        gone["metadata"]["resourceVersion"] = self._next()
+        self._emit(plural, "DELETED", gone)
+
+    def _quietly(self, objects: tuple[dict[str, Any], ...], delete: tuple[str, str] | None) -> None:
+        watchers, self.watchers = self.watchers, set()
+        before = list(self.log)
+        self._put(*objects)
+        if delete:
+            self._delete(*delete)
+        self.log = before
+        self.watchers = watchers
+
+    def _emit(self, plural: str, event: str, obj: dict[str, Any]) -> None:
+        entry = (int(obj["metadata"]["resourceVersion"]), plural, event, obj)
+        self.log.append(entry)
+        for queue in self.watchers:
+            queue.put_nowait((plural, event, obj))
+
+    def _compact(self) -> None:
+        self.compacted = self.version
+        self.log.clear()
+        self.snapshots.clear()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        path = request.path
+        self.requests.append(request.path_qs)
+        if self.held is not None:
+            await self.held.wait()
+        if self.fail:
+            return _status(self.fail.pop(0), "told to fail")
+        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+            return _status(401, "Unauthorized")
+        discovery = _discovery(path)
+        if discovery is not None:
+            return web.json_response(discovery)
+        words = path.strip("/").split("/")
+        words = words[2:] if words[0] == "api" else words[3:]
+        namespace = ""
+        if len(words) >= 3 and words[0] == "namespaces":
+            namespace, words = words[1], words[2:]
+        if not words or words[0] not in KINDS:
+            return _status(404, "the server could not find the requested resource")
+        plural = words[0]
+        if len(words) == 2:
+            key = f"{namespace}/{words[1]}"
+            found = self.objects[plural].get(key)
+            return web.json_response(self._full(plural, found)) if found else _status(404, f"{words[1]} not found")
+        if request.query.get("watch") in ("1", "true"):
+            return await self._watch(request, plural, namespace)
+        return self._list(request, plural, namespace)
+
+    def _full(self, plural: str, obj: dict[str, Any]) -> dict[str, Any]:
+        group, version, kind, _ = KINDS[plural]
+        return {"apiVersion": f"{group}/{version}".lstrip("/"), "kind": kind, **obj}
+
+    def _list(self, request: web.Request, plural: str, namespace: str) -> web.Response:
+        limit = int(request.query.get("limit") or 0)
+        token = request.query.get("continue", "")
+        start = 0
+        if token:
+            version, start = json.loads(base64.b64decode(token))
+            if version not in self.snapshots:
+                return _status(410, "The provided continue parameter is too old")
+            items = self.snapshots[version]
+        else:
+            version = self.version
+            items = [self.objects[plural][key] for key in sorted(self.objects[plural])]
+            items = [item for item in items if _selected(item, request) and _in(item, namespace)]
+            if limit and len(items) > limit:
+                self.snapshots[version] = items
+        page = items[start : start + limit] if limit else items
+        meta: dict[str, Any] = {"resourceVersion": str(version)}
+        if limit and start + limit < len(items):
+            meta["continue"] = base64.b64encode(json.dumps([version, start + limit]).encode()).decode()
+            meta["remainingItemCount"] = len(items) - start - limit
+        group, apiversion, kind, _ = KINDS[plural]
+        body = {"kind": f"{kind}List", "apiVersion": f"{group}/{apiversion}".lstrip("/"), "metadata": meta, "items": page}
+        return web.json_response(body)
+
+    async def _watch(self, request: web.Request, plural: str, namespace: str) -> web.StreamResponse:
+        since = int(request.query.get("resourceVersion") or 0)
+        if since and since < self.compacted:
+            return _status(410, f"too old resource version: {since} ({self.compacted})")
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        for version, logged, event, obj in self.log:
+            if version > since and logged == plural:
+                queue.put_nowait((plural, event, obj))
+        self.watchers.add(queue)
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        try:
+            await response.prepare(request)
+            while True:
+                try:
+                    entry = await asyncio.wait_for(queue.get(), self.bookmark_every)
+                except TimeoutError:
+                    meta = {"resourceVersion": str(self.version)}
+                    entry = (plural, "BOOKMARK", {"kind": KINDS[plural][2], "metadata": meta})
+                if entry is None:
+                    return response
+                kind, event, obj = entry
+                if kind in ("", plural) and (event in ("BOOKMARK", "ERROR") or (_selected(obj, request) and _in(obj, namespace))):
+                    shown = obj if event in ("ERROR", "BOOKMARK") else self._full(plural, obj)
+                    await response.write(json.dumps({"type": event, "object": shown}).encode() + b"\n")
+        except (ConnectionError, asyncio.CancelledError):
+            return response
+        finally:
+            self.watchers.discard(queue)
+
+
+def _selected(obj: dict[str, Any], request: web.Request) -> bool:
+    labels = obj["metadata"].get("labels") or {}
+    for term in filter(None, request.query.get("labelSelector", "").split(",")):
+        key, _, value = term.partition("=")
+        if labels.get(key) != value.lstrip("="):
+            return False
+    for term in filter(None, request.query.get("fieldSelector", "").split(",")):
+        key, _, value = term.partition("!=")
+        if key == "status.phase" and obj.get("status", {}).get("phase") == value:
+            return False
+    return True
+
+
+def _in(obj: dict[str, Any], namespace: str) -> bool:
+    return not namespace or obj["metadata"].get("namespace") == namespace
+
+
+def _status(code: int, message: str) -> web.Response:
+    body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": code}
+    return web.json_response(body, status=code)
+
+
+def _discovery(path: str) -> dict[str, Any] | None:
+    """What kubectl asks first: which resources there are."""
+    if path == "/version":
+        return {"major": "1", "minor": "32", "gitVersion": "v1.32.4"}
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        version = {"groupVersion": "discovery.k8s.io/v1", "version": "v1"}
+        group = {"name": "discovery.k8s.io", "versions": [version], "preferredVersion": version}
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]}
+    for prefix, group in (("/api/v1", ""), ("/apis/discovery.k8s.io/v1", "discovery.k8s.io")):
+        if path == prefix:
+            resources = [
+                {"name": plural, "singularName": kind.lower(), "namespaced": namespaced, "kind": kind, "verbs": ["get", "list", "watch"],
+                 "shortNames": {"services": ["svc"], "namespaces": ["ns"], "pods": ["po"]}.get(plural, [])}
+                for plural, (owner, _, kind, namespaced) in KINDS.items() if owner == group
+            ]  # fmt: skip
+            name = f"{group}/v1".lstrip("/")
+            return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": resources}
+    return None

@@ -1,0 +1,41 @@
+"""Fixtures: servers under test, API servers, and a clean log."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from kdns import log
+from tests.apiserver import ApiServer
+from tests.running import Running
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Running]]:
+    """Starts servers from Corefile texts; stops them after the test."""
+    running: list[Running] = []
+
+    def start(text: str, **options: Any) -> Running:
+        server = Running(text, **options)
+        running.append(server)
+        return server
+
+    yield start
+    for server in running:
+        server.close()
+
+
+@pytest.fixture
+def api() -> Iterator[ApiServer]:
+    """An API server with nothing in it."""
+    server = ApiServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The log's lines from now on."""
+    out: list[str] = []
+    monkeypatch.setattr(log, "emit", lambda line: out.append(line.rstrip("\n")))
+    return out

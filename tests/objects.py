@@ -1,0 +1,56 @@
+"""Kubernetes objects in few words."""
+
+from typing import Any
+
+
+def namespace(name: str, **labels: str) -> dict[str, Any]:
+    return {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}}
+
+
+def service(
+    key: str, *ips: str, ports: tuple[tuple[str, str, int], ...] = (("http", "TCP", 80),), kind: str = "ClusterIP",
+    external: str = "", labels: dict[str, str] | None = None, **spec: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """`key` is namespace/name; without addresses it is headless."""
+    ns, _, name = key.partition("/")
+    body: dict[str, Any] = {"type": kind, **spec}
+    if external:
+        body.update(type="ExternalName", externalName=external)
+    else:
+        body.update(clusterIP=ips[0] if ips else "None", clusterIPs=list(ips) or ["None"])
+    if ports:
+        body["ports"] = [
+            {"name": n, "protocol": p, "port": number} if n else {"port": number, "protocol": p} for n, p, number in ports
+        ]
+    meta = {"name": name, "namespace": ns, "labels": labels or {}}
+    return {"kind": "Service", "apiVersion": "v1", "metadata": meta, "spec": body}
+
+
+def endpoint(*ips: str, host: str = "", ready: bool | None = True, pod: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {"addresses": list(ips), "conditions": {} if ready is None else {"ready": ready}}
+    if host:
+        out["hostname"] = host
+    if pod:
+        out["targetRef"] = {"kind": "Pod", "name": pod}
+    return out
+
+
+def endpointslice(
+    key: str, of: str, *endpoints: dict[str, Any], ports: tuple[tuple[str, str, int], ...] = (("http", "TCP", 80),),
+    labels: dict[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    ns, _, name = key.partition("/")
+    meta = {"name": name, "namespace": ns, "labels": {"kubernetes.io/service-name": of, **(labels or {})}}
+    body: dict[str, Any] = {
+        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "metadata": meta,
+        "addressType": "IPv6" if endpoints and ":" in endpoints[0]["addresses"][0] else "IPv4", "endpoints": list(endpoints),
+    }  # fmt: skip
+    body["ports"] = [{"name": n, "protocol": p, "port": number} for n, p, number in ports]
+    return body
+
+
+def pod(key: str, ip: str, phase: str = "Running") -> dict[str, Any]:
+    ns, _, name = key.partition("/")
+    return {
+        "kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": ns}, "status": {"phase": phase, "podIP": ip},
+    }  # fmt: skip

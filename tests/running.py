@@ -1,0 +1,158 @@
+"""A kdns server, or anything asyncio, in a thread of its own: tests talk to it over real sockets."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import dns.flags
+import dns.message
+import dns.query
+import dns.rcode
+import dns.rdatatype
+
+from kdns.server import build
+from kdns.server.lifecycle import Server
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float = 30) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        async def inside() -> T:
+            return function(*args)
+
+        return self.run(inside())
+
+    def close(self) -> None:
+        async def finish() -> None:
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self.run(finish())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(5)
+        self.loop.close()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that is free for UDP and TCP on an address just now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(100):
+        with socket.socket(family, socket.SOCK_STREAM) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
+            tcp.bind((host, 0))
+            port: int = tcp.getsockname()[1]
+            try:
+                udp.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
+
+
+class Running:
+    """A kdns server under test. `{port}` in the Corefile's text is a free port."""
+
+    def __init__(self, text: str, *, port: int | None = None, share_port: bool = False, host: str = "127.0.0.1") -> None:
+        self.port = port or free_port()
+        self.host = host
+        self.text = text
+        self.thread = LoopThread()
+        self.server = Server(self.read, share_port=share_port)
+        try:
+            self.thread.run(self.server.start(self.read()))
+        except BaseException:
+            self.thread.close()
+            raise
+
+    def read(self) -> Any:
+        return build.read(self.text.replace("{port}", str(self.port)), "Corefile", environ={})
+
+    def reload(self, text: str) -> bool:
+        self.text = text
+        return self.thread.run(self.server.reload())
+
+    def close(self) -> None:
+        self.thread.run(self.server.stop(drain=0))
+        self.thread.close()
+
+    # Questions.
+
+    def ask(
+        self, name: str, rtype: str = "A", *, tcp: bool = False, host: str | None = None, timeout: float = 5, **options: Any
+    ) -> dns.message.Message:
+        query = dns.message.make_query(name, rtype, **options)
+        return self.send(query, tcp=tcp, host=host, timeout=timeout)
+
+    def send(
+        self, query: dns.message.Message, *, tcp: bool = False, host: str | None = None, timeout: float = 5
+    ) -> dns.message.Message:
+        send = dns.query.tcp if tcp else dns.query.udp
+        return send(query, host or self.host, port=self.port, timeout=timeout)
+
+    def raw(self, data: bytes, timeout: float = 2.0) -> bytes | None:
+        """What comes back for a datagram; None for nothing."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(timeout)
+            sock.sendto(data, (self.host, self.port))
+            try:
+                return sock.recv(65535)
+            except TimeoutError:
+                return None
+
+    def connect(self, timeout: float = 5) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=timeout)
+
+
+def answers(reply: dns.message.Message) -> list[str]:
+    """The records of the answer section as sorted text, without TTLs: `name TYPE data`."""
+    return sorted(f"{rrset.name} {dns.rdatatype.to_text(rrset.rdtype)} {record}" for rrset in reply.answer for record in rrset)
+
+
+def data(reply: dns.message.Message) -> list[str]:
+    """The data of the answer section, sorted."""
+    return sorted(str(record) for rrset in reply.answer for record in rrset)
+
+
+def additional(reply: dns.message.Message) -> list[str]:
+    """The records of the additional section: `name TYPE data`, sorted."""
+    return sorted(
+        f"{rrset.name} {dns.rdatatype.to_text(rrset.rdtype)} {record}" for rrset in reply.additional for record in rrset
+    )
+
+
+def code(reply: dns.message.Message) -> str:
+    """The response code, `NODATA` for NOERROR with an SOA and no answer."""
+    if reply.rcode() == dns.rcode.NOERROR and not reply.answer:
+        return "NODATA" if reply.authority else "EMPTY"
+    return dns.rcode.to_text(reply.rcode())
+
+
+def flags(reply: dns.message.Message) -> set[str]:
+    return set(dns.flags.to_text(reply.flags).split())
+
+
+def eventually(check: Callable[[], Any], timeout: float = 5.0, step: float = 0.01) -> Any:
+    """Waits until a check gives something true, and gives that."""
+    end = time.monotonic() + timeout
+    while True:
+        found = check()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"still not true after {timeout} s: {check}")
+        time.sleep(step)
