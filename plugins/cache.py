@@ -157,6 +157,8 @@ class Cache(Plugin):
     """Keeps what comes from below."""
 
     name: ClassVar[str] = "cache"
+    looks_aside = True
+    finishes_own = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:

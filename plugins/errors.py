@@ -69,6 +69,7 @@ class Errors(Plugin):
     """Settles outcomes that carry an error."""
 
     name: ClassVar[str] = "errors"
+    settles_answers = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:

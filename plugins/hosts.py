@@ -94,6 +94,7 @@ class Hosts(Plugin):
     """Answers from a table of names and addresses."""
 
     name: ClassVar[str] = "hosts"
+    owner = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:

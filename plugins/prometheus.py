@@ -34,7 +34,7 @@ import asyncio
 import platform
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Final
@@ -94,6 +94,12 @@ ENABLED: Final = Gauge(
 )  # fmt: skip
 LOG_DROPPED: Final = Gauge("kdns_log_dropped_lines", "Log lines lost to a slow reader.", read=lambda: float(log.dropped()))
 
+# Entries of a tally: as many different pairs of sizes as a busy row has in a minute; then it is poured out.
+MAX_TALLY: Final = 4096
+_DROPPED: Final = 0xFFFF  # stands for the code of a query without a reply
+_FIRST: Final = TIME_BUCKETS[0]
+_REPEATED: Final = 0.000002  # seconds a repeated reply takes between reading and sending, measured
+
 _log = log.plugin("prometheus")
 
 
@@ -108,7 +114,7 @@ class Config:
 class _Row:
     """The slots that a query of one listener, zone, transport, family and type adds to."""
 
-    __slots__ = ("do", "duration", "labels", "plugin", "request_size", "requests", "response_size", "responses")
+    __slots__ = ("do", "duration", "labels", "plugin", "request_size", "requests", "response_size", "responses", "tally")
 
     def __init__(self, server: str, zone: str, view: str, proto: str, family: str, qtype: int, plugin: str) -> None:
         text = iana.type_text(qtype) if qtype in _COUNTED_TYPES else "other"
@@ -120,6 +126,23 @@ class _Row:
         self.response_size: Slot = RESPONSE_SIZE.slot(server, zone, view, proto)
         self.do: Slot = DO.slot(server, zone, view)
         self.responses: dict[int, Slot] = {}
+        # Queries by sizes and code, not yet in the slots: request octets << 32 | response octets << 16 | rcode.
+        self.tally: dict[int, int] = {}
+
+    def pour(self) -> None:
+        """Brings the tally into the slots."""
+        tally, self.tally = self.tally, {}
+        for key, count in tally.items():
+            asked, said, rcode = key >> 32, key >> 16 & 0xFFFF, key & 0xFFFF
+            self.requests[0] += count
+            _add(self.request_size, asked, count)
+            if rcode == _DROPPED:
+                continue
+            _add(self.response_size, said, count)
+            responses = self.responses.get(rcode)
+            if responses is None:
+                responses = self.response(rcode)
+            responses[0] += count
 
     def response(self, rcode: int) -> Slot:
         """The slot of a response code, made when it is first met."""
@@ -160,6 +183,7 @@ class Prometheus(Plugin):
         self.runtime: Runtime | None = None
         self.server: HttpServer | None = None
         self.enabled: list[tuple[str, str, str, str]] = []
+        self.touched: list[_Row] = []
 
     def listener(self) -> ListenerOptions:
         return ListenerOptions(dropped=_dropped)
@@ -182,6 +206,7 @@ class Prometheus(Plugin):
         BUILD.slot(__version__, "", f"python{platform.python_version()}")[0] = 1
         for labels in self.enabled:
             ENABLED.slot(*labels)[0] = 1
+        metrics.REFRESH.append(self.pour)
         config = self.config
         try:
             self.server = await runtime.acquire(("http", config.host, config.port), partial(HttpServer, config.host, config.port))
@@ -193,6 +218,9 @@ class Prometheus(Plugin):
         self.server.add("/metrics", expose)
 
     async def stop(self) -> None:
+        self.pour()
+        if self.pour in metrics.REFRESH:
+            metrics.REFRESH.remove(self.pour)
         for labels in self.enabled:
             ENABLED.remove(*labels)
         if self.server is not None and self.runtime is not None:
@@ -208,15 +236,10 @@ class Prometheus(Plugin):
         row = self.rows.get(key)
         if row is None or not self.one_zone:
             row = self._row(request, key)
-        row.requests[0] += 1
         took = time.monotonic() - request.now
         slot = row.duration
         slot[0] += took
-        slot[bisect_left(TIME_BUCKETS, took) + 1] += 1
-        size = len(request.data)
-        slot = row.request_size
-        slot[0] += size
-        slot[bisect_left(SIZE_BUCKETS, size) + 1] += 1
+        slot[1 if took <= _FIRST else bisect_left(TIME_BUCKETS, took) + 1] += 1
         if request.edns is not None and request.edns.do:
             row.do[0] += 1
         if type(outcome) is Answer:
@@ -224,17 +247,52 @@ class Prometheus(Plugin):
             if body is None:
                 body = outcome.rendered(request.asked.name)
             size = request.end + len(body.data)
+            code = len(request.data) << 32 | (size if size < 0xFFFF else 0xFFFF) << 16 | outcome.rcode
         elif outcome.rcode < 0:
-            return
+            code = len(request.data) << 32 | _DROPPED
         else:
-            size = request.end
-        slot = row.response_size
-        slot[0] += size
-        slot[bisect_left(SIZE_BUCKETS, size) + 1] += 1
-        responses = row.responses.get(outcome.rcode)
-        if responses is None:
-            responses = row.response(outcome.rcode)
-        responses[0] += 1
+            code = len(request.data) << 32 | request.end << 16 | outcome.rcode
+        tally = row.tally
+        if code in tally:
+            tally[code] += 1
+        else:
+            self._new(row, code)
+
+    def _new(self, row: _Row, code: int) -> None:
+        if len(row.tally) >= MAX_TALLY:
+            row.pour()
+        row.tally[code] = 1
+        if row not in self.touched:
+            self.touched.append(row)
+
+    def pour(self) -> None:
+        """Before a scrape: brings all tallies into the slots."""
+        touched, self.touched = self.touched, []
+        for row in touched:
+            row.pour()
+
+    def repeat(self, request: Request, answer: Answer) -> Callable[[], None] | None:
+        key = (request.server, request.proto, len(request.peer), request.question.type)
+        row = self.rows.get(key)
+        if row is None or answer.body is None:
+            return None
+        code = len(request.data) << 32 | min(request.end + len(answer.body.data), 0xFFFF) << 16 | answer.rcode
+        duration = row.duration
+        do = request.edns is not None and request.edns.do
+
+        def again() -> None:
+            tally = row.tally
+            if code in tally:
+                tally[code] += 1
+            else:
+                self._new(row, code)
+            # A repeated reply takes a few microseconds: the first bucket, and a fixed sum, without asking the clock.
+            duration[0] += _REPEATED
+            duration[1] += 1
+            if do:
+                row.do[0] += 1
+
+        return again
 
     def _row(self, request: Request, key: tuple[object, str, int, int]) -> _Row:
         assert self.block is not None
@@ -244,6 +302,11 @@ class Prometheus(Plugin):
         if self.one_zone and len(self.rows) < metrics.MAX_SLOTS:
             self.rows[key] = row
         return row
+
+
+def _add(slot: Slot, size: int, count: int) -> None:
+    slot[0] += size * count
+    slot[bisect_left(SIZE_BUCKETS, size) + 1] += count
 
 
 def _dropped(request: Request, outcome: Outcome) -> None:

@@ -58,7 +58,7 @@ class Answer:
     are EDNS options (wire form) for clients that use EDNS. `name` is the lower-cased name that `body` stands behind.
     """
 
-    __slots__ = ("_sections", "body", "flags", "heads", "name", "options", "own", "rcode", "turns")
+    __slots__ = ("_sections", "alive", "body", "flags", "heads", "name", "options", "own", "rcode", "turns")
 
     def __init__(
         self,
@@ -80,6 +80,8 @@ class Answer:
         self.name = name
         self.body = body
         self.heads: list[bytes | None] = [None] * 8
+        # Whether a store keeps it for its name: while it does, a finished reply may be repeated.
+        self.alive = False
         # Rotations made by loadbalance: None while not looked at, () where there is nothing to rotate.
         self.turns: Sequence[Answer] | None = None
         self._sections: tuple[Section, Section, Section] | None = (

@@ -6,18 +6,27 @@ from kdns.dns import edns as _edns
 from kdns.dns import iana, wire
 from kdns.dns.edns import Edns
 from kdns.dns.errors import FormatError
-from kdns.dns.name import MAX_NAME
+from kdns.dns.name import MAX_NAME, offsets
 
 
 class Question:
     """What is asked: a lower-cased wire name, a type and a class. Never changed once made."""
 
-    __slots__ = ("cls", "name", "type")
+    __slots__ = ("_starts", "cls", "name", "type")
 
-    def __init__(self, name: bytes, qtype: int, cls: int = iana.IN) -> None:
+    def __init__(self, name: bytes, qtype: int, cls: int = iana.IN, starts: list[int] | None = None) -> None:
         self.name = name
         self.type = qtype
         self.cls = cls
+        self._starts = starts
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each label of the name begins; the last entry is the root's."""
+        made = self._starts
+        if made is None:
+            made = self._starts = offsets(self.name)
+        return made
 
     def __repr__(self) -> str:
         return f"Question({self.name!r}, {iana.type_text(self.type)}, {iana.class_text(self.cls)})"
@@ -35,23 +44,27 @@ def parse(data: bytes) -> tuple[Question, int, Edns | None]:
     The header's counts are the caller's to check (server.dispatch); here the body must hold what they claim.
     A pointer in a question is an error: there is nothing before it to point to.
     """
-    off = 12
+    rest = data[12:]
+    off = 0
+    starts = [0]
     try:
-        while length := data[off]:
+        while length := rest[off]:
             if length > 63:
                 raise FormatError("a question's name holds something other than labels")
             off += length + 1
-        end = off + 5
-        question = Question(data[12 : off + 1].lower(), data[off + 1] << 8 | data[off + 2], data[off + 3] << 8 | data[off + 4])
+            starts.append(off)
+        question = Question(
+            rest[: off + 1].lower(), rest[off + 1] << 8 | rest[off + 2], rest[off + 3] << 8 | rest[off + 4], starts
+        )
     except IndexError:
         raise FormatError("the question is cut") from None
-    if off > 12 + MAX_NAME - 1:
+    if off >= MAX_NAME:
         raise FormatError("a question's name is over 255 octets")
+    end = off + 17
     if data[6:12] == b"\0\0\0\0\0\0":
         return question, end, None
     if data[6:12] == b"\0\0\0\0\0\1":
-        rest = data[end:]
-        known = _KNOWN_OPTS.get(rest)
+        known = _KNOWN_OPTS.get(data[end:])
         if known is not None:
             return question, end, known
     return question, end, _read_edns(data, end)

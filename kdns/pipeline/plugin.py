@@ -40,6 +40,14 @@ class Plugin:
     name: ClassVar[str]
     # Whether the reply depends on who asks (address, transport), not on the question alone.
     client_dependent: ClassVar[bool] = False
+    # Whether its outcomes are our own data, which no cache keeps: then it is asked before a cache right above it.
+    owner: ClassVar[bool] = False
+    # Whether `handle` only looks aside (a cache): owners right below it are asked first.
+    looks_aside: ClassVar[bool] = False
+    # Whether `finish` changes our own answers too, and whether `settle` cares for answers: if not, neither is called
+    # for them.
+    finishes_own: ClassVar[bool] = True
+    settles_answers: ClassVar[bool] = True
     # Its place among the block's plugins, and in `Request.slots`.
     position: int = 0
 
@@ -82,6 +90,14 @@ class Plugin:
 
     def settle(self, request: Request, outcome: Outcome) -> None:
         """Every outcome from below, once it is final."""
+
+    def repeat(self, request: Request, answer: Answer) -> Callable[[], None] | None:
+        """What settles the same reply to the same question when it is repeated without a request.
+
+        None where each query must be settled by itself; then replies of this block are not repeated. Asked only of
+        plugins that settle answers.
+        """
+        return None
 
 
 def overrides(plugin: Plugin, hook: str) -> bool:

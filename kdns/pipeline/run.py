@@ -37,18 +37,20 @@ class Pipeline:
 
     def __init__(self, plugins: Sequence[Plugin]) -> None:
         self.plugins = tuple(plugins)
-        asked = [i for i, plugin in enumerate(plugins) if overrides(plugin, "handle")]
+        asked = _asked(plugins)
         self.handles: tuple[Handle, ...] = tuple(plugins[i].handle for i in asked)
-        places = [*asked, len(plugins)]
+        above = [list(reversed(plugins[:place])) for place in (*asked, len(plugins))]
         # For each place an outcome can come from (the last: the chain's end), what stands above it, nearest first.
-        self.finishes: tuple[tuple[Finish, ...], ...] = tuple(
-            tuple(p.finish for p in reversed(plugins[:place]) if overrides(p, "finish")) for place in places
-        )
-        self.settles: tuple[tuple[Settle, ...], ...] = tuple(
-            tuple(p.settle for p in reversed(plugins[:place]) if overrides(p, "settle")) for place in places
-        )
-        self.empty = not self.handles and not any(overrides(p, hook) for p in plugins for hook in ("finish", "settle"))
-        self.slots = len(plugins)
+        finishers = [[p for p in those if overrides(p, "finish")] for those in above]
+        settlers = [[p for p in those if overrides(p, "settle")] for those in above]
+        self.finishes: tuple[tuple[Finish, ...], ...] = tuple(tuple(p.finish for p in those) for those in finishers)
+        self.own_finishes = tuple(tuple(p.finish for p in those if p.finishes_own) for those in finishers)
+        self.settles: tuple[tuple[Settle, ...], ...] = tuple(tuple(p.settle for p in those) for those in settlers)
+        self.answer_settles = tuple(tuple(p.settle for p in those if p.settles_answers) for those in settlers)
+        self.empty = not self.handles and not any(finishers) and not any(settlers)
+        # Whether a finished reply of our own may be repeated for the same question.
+        self.repeatable = not any(p.client_dependent for p in plugins)
+        self.repeaters = tuple(p for p in plugins if overrides(p, "settle") and p.settles_answers)
         self._below: dict[int, Pipeline] = {}
 
     def run(self, request: Request, i: int = 0) -> Outcome | Pending:
@@ -84,7 +86,7 @@ class Pipeline:
 
     def _ascend(self, request: Request, i: int, outcome: Outcome, j: int = 0) -> Outcome | Pending:
         if type(outcome) is Answer:
-            finishes = self.finishes[i]
+            finishes = self.own_finishes[i] if outcome.own else self.finishes[i]
             try:
                 while j < len(finishes):
                     value = finishes[j](request, outcome)
@@ -98,7 +100,7 @@ class Pipeline:
                         return self._wait(cast(Awaitable[Any], value), partial(self._return, request, i, j))
             except Exception as error:
                 outcome = request.server.failed(request, error)
-        for settle in self.settles[i]:
+        for settle in self.answer_settles[i] if type(outcome) is Answer else self.settles[i]:
             settle(request, outcome)
         return outcome
 
@@ -119,3 +121,17 @@ class Pipeline:
 
         adopt(awaitable).add(landed)
         return result
+
+
+def _asked(plugins: Sequence[Plugin]) -> list[int]:
+    """The places of the plugins that handle, in the order they are asked: an owner goes before a cache right above it.
+
+    The outcome is the same: a cache keeps nothing of an owner's, so what the owner answers was never there.
+    """
+    order = [i for i, plugin in enumerate(plugins) if overrides(plugin, "handle")]
+    for at in range(len(order) - 2, -1, -1):
+        here = at
+        while here + 1 < len(order) and plugins[order[here]].looks_aside and plugins[order[here + 1]].owner:
+            order[here], order[here + 1] = order[here + 1], order[here]
+            here += 1
+    return order

@@ -4,7 +4,9 @@ Order of checks (corefile.md 8 and 10; RFC 1035, section 4.1.1; RFC 6891): short
 reply. Opcode: NOTIMP. Counts: FORMERR. Body: FORMERR. EDNS version: BADVERS. Class: REFUSED. Then the longest zone.
 
 Theory of operation. The header of nearly every query is one of 16 forms; one look-up of its ten octets behind the id
-does for all checks of it. What needs no I/O is answered in the same call. What does is in one bounded table, with one
+does for all checks of it. A reply made of an answer that a store keeps is kept too, under the query's octets behind the
+id, where no plugin looks at the client: while the answer is alive, the same octets get the same reply for one look-up.
+ What needs no I/O is answered in the same call. What does is in one bounded table, with one
 deadline for all, so that its first entry is always the oldest.
 """
 
@@ -13,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 from kdns import log
 from kdns.dns import iana, reply
@@ -32,6 +34,9 @@ MAX_PENDING: Final = 20_000
 # Seconds a query may wait: an upstream's five and a half, and some for a chain of names. Clients wait five.
 DEADLINE: Final = 12.0
 MAX_DETACHED: Final = 1000
+# Finished replies kept, some 400 octets each. Beyond that all are let go: who asks so many different questions gains
+# little from them.
+MAX_REPEATS: Final = 8192
 
 PANICS = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
 OVERFLOWS = Counter("kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server",))
@@ -57,6 +62,14 @@ _SHAPES: Final = _shapes()
 _META: Final = frozenset((iana.OPT, iana.TSIG, iana.TKEY))
 
 
+class _Repeat(NamedTuple):
+    """A finished reply, for the same octets behind the id: valid while its answer is alive."""
+
+    answer: Answer
+    reply: bytes  # behind the id
+    settles: tuple[Callable[[], None], ...]
+
+
 @final
 class Dispatcher:
     """Answers the queries of one listener. `label` is `dns://HOST:PORT`, the metrics' `server`."""
@@ -73,6 +86,8 @@ class Dispatcher:
         self.timer: asyncio.TimerHandle | None = None
         self.detached: set[Pending] = set()
         self.panics = PANICS.slot()
+        self.repeats: dict[bytes, _Repeat] = {}
+        self.repeatable = False
 
     def add(self, zone: bytes, block: Block) -> None:
         """Serves a zone with a block; blocks of one zone are tried in the order they were added."""
@@ -91,19 +106,24 @@ class Dispatcher:
         blocks = self.zones.get(b"\0", [])
         if len(self.zones) == 1 and len(blocks) == 1 and not blocks[0].admits and not blocks[0].pipeline.empty:
             self.only = blocks[0]
+        every = [block for those in self.zones.values() for block in those]
+        self.repeatable = all(block.pipeline.repeatable and not block.admits for block in every)
 
     # Called by the listeners.
 
-    def datagram(self, data: bytes, peer: Address, local: Address | None) -> bytes | Pending | None:
-        """The reply to a query that came over UDP."""
-        return self.query(data, peer, local, "udp")
-
     def frame(self, data: bytes, peer: Address, local: Address | None) -> bytes | Pending | None:
         """The reply to a query that came over TCP."""
-        return self.query(data, peer, local, "tcp")
+        return self.datagram(data, peer, local, "tcp")
 
-    def query(self, data: bytes, peer: Address, local: Address | None, proto: str) -> bytes | Pending | None:
+    def datagram(self, data: bytes, peer: Address, local: Address | None, proto: str = "udp") -> bytes | Pending | None:
         """The reply to a query, None for none, or a Pending of either."""
+        known = self.repeats.get(data[2:] if proto == "udp" else b"\0" + data[2:])
+        if known is not None:
+            if known.answer.alive:
+                for settle in known.settles:
+                    settle()
+                return data[:2] + known.reply
+            self._forget(data, proto)
         shape = _SHAPES.get(data[2:12])
         if shape is None:
             refusal = _check(data)
@@ -128,7 +148,31 @@ class Dispatcher:
             outcome = self.route(request)
         if type(outcome) is Pending:
             return self._wait(request, outcome)
+        if type(outcome) is Answer and outcome.alive and self.repeatable and request.question is question:
+            return self._remember(request, outcome)
         return self._pack(request, outcome)
+
+    def _remember(self, request: Request, answer: Answer) -> bytes | None:
+        """Packs a reply of our own data, and keeps it for the same question until the store drops its answer."""
+        packed = self._pack(request, answer)
+        block = request.block
+        if packed is None or block is None or answer.turns or (request.edns is not None and request.edns.options):
+            return packed
+        settles = []
+        for plugin in block.pipeline.repeaters:
+            settle = plugin.repeat(request, answer)
+            if settle is None:
+                return packed
+            settles.append(settle)
+        if len(self.repeats) >= MAX_REPEATS:
+            self.repeats.clear()
+        tail = request.data[2:]
+        key = tail if request.proto == "udp" else b"\0" + tail
+        self.repeats[key] = _Repeat(answer, packed[2:], tuple(settles))
+        return packed
+
+    def _forget(self, data: bytes, proto: str) -> None:
+        self.repeats.pop(data[2:] if proto == "udp" else b"\0" + data[2:], None)
 
     # Called by the pipeline and requests.
 

@@ -44,7 +44,8 @@ class Node:
         return None
 
     def keep(self, rtype: int, answer: Answer) -> None:
-        """Remembers a rendered answer for a query type, until the node changes or goes."""
+        """Remembers a rendered answer for a query type, until the node changes or goes; it is alive until then."""
+        answer.alive = True
         if self.answers is _NONE:
             self.answers = {rtype: answer}
         else:
@@ -52,6 +53,8 @@ class Node:
 
     def forget(self) -> None:
         """Drops the rendered answers."""
+        for answer in self.answers.values():
+            answer.alive = False
         self.answers = _NONE
 
 
@@ -134,7 +137,7 @@ class Store:
         while pending:
             gone = pending.pop()
             self.index.pop(gone.name, None)
-            gone.answers = _NONE
+            gone.forget()
             if gone.children is not None:
                 pending.extend(gone.children.values())
             gone.parent = gone.children = None

@@ -13,7 +13,6 @@ from kdns.address import family_of
 from kdns.corefile import CorefileError, Directive
 from kdns.dns import iana, rdata
 from kdns.dns.answer import Answer
-from kdns.dns.name import offsets
 from kdns.dns.reverse import address_of
 from kdns.dns.rrset import RRset
 from kdns.kube.api import ApiConfig, ApiSource
@@ -41,6 +40,7 @@ class Kubernetes(Plugin):
     """Serves the names of one cluster."""
 
     name: ClassVar[str] = "kubernetes"
+    owner = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
@@ -62,6 +62,7 @@ class Kubernetes(Plugin):
         self.cluster = cluster
         self.records = Records(cluster, self.config, time.time, self.local)
         self.nodes = self.records.store.index
+        self.tails = tuple(zone.name for zone in self.records.zones)
 
     # Life.
 
@@ -149,7 +150,9 @@ class Kubernetes(Plugin):
         if question.cls != iana.IN:
             return None
         name = question.name
-        starts = offsets(name)
+        if not name.endswith(self.tails):
+            return None  # `endswith` may only lie the other way
+        starts = question.starts
         size = len(name)
         for zone in self.records.zones:
             excess = size - len(zone.name)
