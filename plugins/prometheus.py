@@ -32,11 +32,11 @@ address share it.
 
 import asyncio
 import platform
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import ClassVar, Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
@@ -236,7 +236,7 @@ class Prometheus(Plugin):
         row = self.rows.get(key)
         if row is None or not self.one_zone:
             row = self._row(request, key)
-        took = time.monotonic() - request.now
+        took = monotonic() - request.now
         slot = row.duration
         slot[0] += took
         slot[1 if took <= _FIRST else bisect_left(TIME_BUCKETS, took) + 1] += 1
@@ -314,7 +314,7 @@ def _dropped(request: Request, outcome: Outcome) -> None:
     family = "2" if len(request.peer) == 4 else "1"
     row = _Row(request.server.label, "dropped", "", request.proto, family, request.question.type, "")
     row.requests[0] += 1
-    DURATION.observe(row.duration, time.monotonic() - request.now)
+    DURATION.observe(row.duration, monotonic() - request.now)
     REQUEST_SIZE.observe(row.request_size, len(request.data))
     RESPONSE_SIZE.observe(row.response_size, request.end)
     row.response(outcome.rcode)[0] += 1

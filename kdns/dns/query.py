@@ -12,21 +12,14 @@ from kdns.dns.name import MAX_NAME, offsets
 class Question:
     """What is asked: a lower-cased wire name, a type and a class. Never changed once made."""
 
-    __slots__ = ("_starts", "cls", "name", "type")
+    __slots__ = ("cls", "name", "starts", "type")
 
     def __init__(self, name: bytes, qtype: int, cls: int = iana.IN, starts: list[int] | None = None) -> None:
         self.name = name
         self.type = qtype
         self.cls = cls
-        self._starts = starts
-
-    @property
-    def starts(self) -> list[int]:
-        """Where each label of the name begins; the last entry is the root's."""
-        made = self._starts
-        if made is None:
-            made = self._starts = offsets(self.name)
-        return made
+        # Where each label of the name begins; the last entry is the root's.
+        self.starts = offsets(name) if starts is None else starts
 
     def __repr__(self) -> str:
         return f"Question({self.name!r}, {iana.type_text(self.type)}, {iana.class_text(self.cls)})"
@@ -38,8 +31,10 @@ _KNOWN_OPTS: Final[dict[bytes, Edns]] = {}
 _KNOWN_OPTS_MAX: Final = 256
 
 
-def parse(data: bytes) -> tuple[Question, int, Edns | None]:
+def parse(data: bytes, more: bool = True) -> tuple[Question, int, Edns | None]:
     """The question, the offset behind it, and the OPT of a query of one question. Raises FormatError.
+
+    `more` says whether the header claims any records behind the question.
 
     The header's counts are the caller's to check (server.dispatch); here the body must hold what they claim.
     A pointer in a question is an error: there is nothing before it to point to.
@@ -61,7 +56,7 @@ def parse(data: bytes) -> tuple[Question, int, Edns | None]:
     if off >= MAX_NAME:
         raise FormatError("a question's name is over 255 octets")
     end = off + 17
-    if data[6:12] == b"\0\0\0\0\0\0":
+    if not more:
         return question, end, None
     if data[6:12] == b"\0\0\0\0\0\1":
         known = _KNOWN_OPTS.get(data[end:])

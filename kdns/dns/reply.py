@@ -15,28 +15,25 @@ def shape_of(data: bytes, edns: Edns | None) -> int:
     return (SHAPE_RD if data[2] & 1 else 0) | (SHAPE_CD if data[3] & 0x10 else 0) | (SHAPE_EDNS if edns is not None else 0)
 
 
-def pack(answer: Answer, body: Body, data: bytes, end: int, shape: int, edns: Edns | None, limit: int) -> bytes:
-    """A reply to the query `data` whose question ends at `end`, at most `limit` octets.
+def pack(answer: Answer, body: Body, data: bytes, end: int, shape: int, edns: Edns | None) -> bytes:
+    """A whole reply to the query `data` whose question ends at `end`.
 
     `shape` is `shape_of(data, edns)`; `body` is the answer's, rendered behind that question.
     """
     head = answer.heads[shape] or answer.head(shape, body)
     if edns is None:
-        out = b"".join((data[:2], head, data[12:end], body.data))
-    elif answer.options or answer.rcode > 15:
-        out = b"".join((data[:2], head, data[12:end], body.data, _opt(answer, edns)))
-    else:
-        out = b"".join((data[:2], head, data[12:end], body.data, _edns.WITH_DO if edns.do else _edns.PLAIN))
-    if len(out) > limit:
-        return _pack_cut(answer, body, data, end, shape, edns, limit)
-    return out
+        return b"".join((data[:2], head, data[12:end], body.data))
+    if answer.options or answer.rcode > 15:
+        return b"".join((data[:2], head, data[12:end], body.data, _opt(answer, edns)))
+    return b"".join((data[:2], head, data[12:end], body.data, _edns.WITH_DO if edns.do else _edns.PLAIN))
 
 
 def _opt(answer: Answer, edns: Edns) -> bytes:
     return _edns.opt(do=edns.do, options=answer.options, rcode=answer.rcode)
 
 
-def _pack_cut(answer: Answer, body: Body, data: bytes, end: int, shape: int, edns: Edns | None, limit: int) -> bytes:
+def pack_cut(answer: Answer, body: Body, data: bytes, end: int, shape: int, edns: Edns | None, limit: int) -> bytes:
+    """A reply of at most `limit` octets: what of the answer fits, with TC where something is missing."""
     opt = b"" if edns is None else _opt(answer, edns)
     kept = body.cuts.get(limit << 3 | shape) if body.cuts is not None and not answer.options else None
     if kept is None:

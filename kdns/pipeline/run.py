@@ -65,6 +65,8 @@ class Pipeline:
                 return self._ascend(request, i, Bare(iana.SERVFAIL, NoNextPlugin()))
         except Exception as error:
             return self._ascend(request, i, request.server.failed(request, error))
+        if type(outcome) is Answer:
+            return self._ascend(request, i, outcome)
         if type(outcome) in OUTCOMES:
             return self._ascend(request, i, cast(Outcome, outcome))
         return self._wait(cast(Awaitable[Any], outcome), partial(self._resume, request, i))

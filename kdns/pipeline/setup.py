@@ -8,7 +8,7 @@ from kdns.corefile import CorefileError, Directive, Line, Token
 from kdns.corefile.errors import did_you_mean
 from kdns.corefile.keys import plugin_zones
 from kdns.dns.errors import BadName
-from kdns.dns.name import closest, from_text
+from kdns.dns.name import closest, from_text, is_within
 from kdns.pipeline.block import BlockKeys
 
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -159,6 +159,10 @@ class Fallthrough:
     def through(self, name: bytes) -> bool:
         """Whether this lower-cased name goes on."""
         return self.zones is not None and closest(name, self.zones) is not None
+
+    def meets(self, zone: bytes) -> bool:
+        """Whether any name in this zone could go on."""
+        return any(is_within(zone, other) or is_within(other, zone) for other in self.zones or ())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fallthrough) and self.zones == other.zones

@@ -11,13 +11,14 @@ deadline for all, so that its first entry is always the oldest.
 """
 
 import asyncio
-import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import Any, Final, NamedTuple, final
 
 from kdns import log
+from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
 from kdns.dns.answer import SHAPE_CD, SHAPE_EDNS, SHAPE_RD, Answer, render
 from kdns.dns.errors import FormatError
@@ -46,6 +47,9 @@ PANICS.slot()
 _log = log.Logger()
 
 
+_MORE: Final = 1 << 8  # beside a shape's bits: records are claimed behind the question
+
+
 def _shapes() -> dict[bytes, int]:
     out = {}
     for rd in (0, 1):
@@ -53,7 +57,7 @@ def _shapes() -> dict[bytes, int]:
             for cd in (0, 0x10):
                 for additional in (0, 1):
                     header = bytes((rd, ad | cd, 0, 1, 0, 0, 0, 0, 0, additional))
-                    out[header] = (SHAPE_RD if rd else 0) | (SHAPE_CD if cd else 0)
+                    out[header] = (SHAPE_RD if rd else 0) | (SHAPE_CD if cd else 0) | (_MORE if additional else 0)
     return out
 
 
@@ -129,9 +133,10 @@ class Dispatcher:
             refusal = _check(data)
             if refusal is not None:
                 return refusal or None
-            shape = reply.shape_of(data, None)
+            shape = reply.shape_of(data, None) | _MORE
         try:
-            question, end, edns = parse(data)
+            question, end, edns = parse(data, shape & _MORE != 0)
+            shape &= ~_MORE
         except FormatError:
             return reply.refusal(data, iana.FORMERR, False, _readable_question(data))
         if edns is not None:
@@ -139,7 +144,7 @@ class Dispatcher:
             if edns.version:
                 # RFC 6891, section 6.1.3. Ours is version 0.
                 return reply.bare(data, end, iana.BADVERS, edns)
-        request = Request(self, data, end, question, edns, shape, peer, local, proto, time.monotonic())
+        request = Request(self, data, end, question, edns, shape, peer, local, proto, monotonic())
         if question.cls != iana.IN and not self.any_class:
             outcome: Outcome | Pending = self._drop(request, iana.REFUSED)
         elif question.type in _META:
@@ -247,11 +252,17 @@ class Dispatcher:
         if type(outcome) is Answer:
             asked = request.asked
             try:
-                if request.question is asked or outcome.name == asked.name:
-                    body = outcome.rendered(asked.name)
-                else:
+                if request.question is not asked and outcome.name != asked.name:
                     body = render(asked.name, outcome.sections)
-                return reply.pack(outcome, body, request.data, request.end, request.shape, request.edns, request.limit)
+                else:
+                    kept = outcome.body
+                    fits = not outcome.name or outcome.name == asked.name
+                    body = kept if kept is not None and fits else outcome.rendered(asked.name)
+                data, end, shape, edns = request.data, request.end, request.shape, request.edns
+                out = reply.pack(outcome, body, data, end, shape, edns)
+                if len(out) > _edns.MIN_SIZE and len(out) > request.limit:
+                    return reply.pack_cut(outcome, body, data, end, shape, edns, request.limit)
+                return out
             except Exception as error:
                 outcome = self.failed(request, error)
         if type(outcome) is Drop:
@@ -284,7 +295,7 @@ class Dispatcher:
     def _sweep(self) -> None:
         """Answers SERVFAIL to what has waited too long. The table is in the order of arrival: the first is the oldest."""
         self.timer = None
-        now = time.monotonic()
+        now = monotonic()
         while self.table:
             result = next(iter(self.table))
             deadline, request = self.table[result]

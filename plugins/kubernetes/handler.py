@@ -227,7 +227,7 @@ class Kubernetes(Plugin):
             found = self.records.pointer(name, address)
             if found is not None:
                 return found if qtype == iana.PTR else self.records.negative(zone, name, iana.NOERROR)
-            if not self.cluster.synced and not _private(address) and self.config.fallthrough.through(name):
+            if not self.cluster.synced and not _private(address) and zone.goes_on is not None and zone.goes_on(name):
                 return None  # a public address is no cluster's: others know it, whatever the API does
         return self._missing(request, zone)
 
@@ -236,7 +236,7 @@ class Kubernetes(Plugin):
         name = request.question.name
         if not self.cluster.synced:
             return self.records.negative(zone, name, iana.SERVFAIL)
-        if self.config.fallthrough.through(name):
+        if zone.goes_on is not None and zone.goes_on(name):
             return None
         return self.records.negative(zone, name, iana.NXDOMAIN)
 

@@ -21,6 +21,7 @@ from kdns.dns.reverse import is_reverse
 from kdns.dns.rrset import RRset
 from kdns.kube.cluster import Cluster, Entry
 from kdns.kube.objects import CLUSTER, EXTERNAL, HEADLESS, Port, Service, Slice
+from kdns.pipeline.setup import Fallthrough
 from kdns.plugins.kubernetes.config import Config
 from kdns.store.trie import Store
 
@@ -47,9 +48,11 @@ class Candidate(NamedTuple):
 class Zone:
     """One of the plugin's zones: its name, whether it is a reverse zone, and what is kept of its negative answers."""
 
-    def __init__(self, name: bytes) -> None:
+    def __init__(self, name: bytes, fallthrough: Fallthrough) -> None:
         self.name = name
         self.reverse = is_reverse(name)
+        # Which names without an answer go on: none in most zones, so that it need not be asked for each.
+        self.goes_on = fallthrough.through if fallthrough.meets(name) else None
         # rcode << 8 | length of the question's name -> answer, until the serial changes.
         self.negatives: dict[int, Answer] = {}
         self.apex: dict[bytes, dict[int, Answer]] = {}
@@ -65,7 +68,7 @@ class Records:
         self.wall = wall
         self.ttl = config.ttl
         self.local = tuple(local)
-        self.zones = tuple(Zone(zone) for zone in sorted(config.zones, key=len, reverse=True))
+        self.zones = tuple(Zone(zone, config.fallthrough) for zone in sorted(config.zones, key=len, reverse=True))
         self.forward = tuple(zone for zone in self.zones if not zone.reverse)
         self.primary = config.primary
         self.store = Store()

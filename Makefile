@@ -1,0 +1,54 @@
+# kdns. `make run` serves the sample cluster on 127.0.0.1:1053, `make test` runs every check; both make their own
+# environment in .venv and need python3 (3.11 or newer) and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test lint types layers unit bench tools clean help
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make run    - serve Corefile.example on 127.0.0.1:1053
+run: $(READY)
+	exec $(BIN)/python -m kdns -conf Corefile.example
+
+## make test   - lint, types, layers, and every test
+test: $(READY) tools lint types layers unit
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/lint-imports --no-cache
+
+unit: $(READY)
+	$(BIN)/python -m pytest
+
+## make bench  - CPU a query beside the floor in C; results go to benchmarks/results.md
+bench: $(READY)
+	sh benchmarks/tools.sh
+	$(BIN)/python -m benchmarks.run
+
+# dig, dnsperf and kubectl, by the system's package manager where we may; tests name what they skip without them.
+tools:
+	@sh tests/tools.sh
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "kdns needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) cannot make an environment: install its venv module (Debian: apt-get install python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+## make clean  - remove the environment and what tools left
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
