@@ -268,11 +268,19 @@ def _discovery(path: str) -> dict[str, Any] | None:
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]}
     for prefix, group in (("/api/v1", ""), ("/apis/discovery.k8s.io/v1", "discovery.k8s.io")):
         if path == prefix:
+            short = {"services": ["svc"], "namespaces": ["ns"], "pods": ["po"]}
             resources = [
-                {"name": plural, "singularName": kind.lower(), "namespaced": namespaced, "kind": kind, "verbs": ["get", "list", "watch"],
-                 "shortNames": {"services": ["svc"], "namespaces": ["ns"], "pods": ["po"]}.get(plural, [])}
-                for plural, (owner, _, kind, namespaced) in KINDS.items() if owner == group
-            ]  # fmt: skip
+                {
+                    "name": plural,
+                    "singularName": kind.lower(),
+                    "namespaced": namespaced,
+                    "kind": kind,
+                    "verbs": ["get", "list", "watch"],
+                    "shortNames": short.get(plural, []),
+                }
+                for plural, (owner, _, kind, namespaced) in KINDS.items()
+                if owner == group
+            ]
             name = f"{group}/v1".lstrip("/")
             return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": resources}
     return None

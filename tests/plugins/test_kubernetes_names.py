@@ -85,6 +85,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 N = ".n1.svc.cluster.local."
+HALVES = sorted(f"0 20 80 {host}.halves{N}" for host in ("10-1-4-1", "10-1-4-2", "10-1-4-3", "fd00--4-1"))
 # Name, type, and what comes: data as sorted text, or a code.
 TABLE: list[tuple[str, str, list[str] | str]] = [
     # The specification's records (kubernetes-dns.md 1).
@@ -146,7 +147,7 @@ TABLE: list[tuple[str, str, list[str] | str]] = [
     ("10-1-3-1.starting" + N, "A", "NXDOMAIN"),
     ("halves" + N, "A", ["10.1.4.1", "10.1.4.2", "10.1.4.3"]),
     ("halves" + N, "AAAA", ["fd00::4:1"]),
-    ("_http._tcp.halves" + N, "SRV", sorted(f"0 20 80 {host}.halves{N}" for host in ("10-1-4-1", "10-1-4-2", "10-1-4-3", "fd00--4-1"))),
+    ("_http._tcp.halves" + N, "SRV", HALVES),
     ("pair.twin" + N, "A", ["10.1.5.1", "10.1.5.2"]),
     ("10-1-5-1.twin" + N, "A", "NXDOMAIN"),
     ("_http._tcp.twin" + N, "SRV", [f"0 50 80 pair.twin{N}"]),

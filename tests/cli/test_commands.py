@@ -1,0 +1,299 @@
+"""The command line as a person meets it: real processes, flags, exit codes, one clear line for what is wrong."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import free_port
+
+ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
+ENV.pop("KUBERNETES_SERVICE_HOST", None)
+
+
+def kdns(
+    *words: str, stdin: str | bytes | None = None, cwd: Path | None = None, timeout: float = 30
+) -> subprocess.CompletedProcess[str]:
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(
+        [sys.executable, "-m", "kdns", *words], input=data, stdin=subprocess.DEVNULL if data is None else None,
+        capture_output=True, cwd=cwd, env={**ENV, "PYTHONPATH": str(Path.cwd())}, timeout=timeout,
+    )  # fmt: skip
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Process:
+    """A kdns that serves."""
+
+    def __init__(self, *words: str, cwd: Path | None = None, stdin: str | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kdns", *words], stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd, env={**ENV, "PYTHONPATH": str(Path.cwd())}, text=True,
+        )  # fmt: skip
+        if stdin is not None:
+            assert self.process.stdin is not None
+            self.process.stdin.write(stdin)
+            self.process.stdin.close()
+            self.process.stdin = None
+        self.lines: list[str] = []
+
+    def until(self, text: str) -> str:
+        """Reads lines until one holds the text."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if text in line:
+                return line.rstrip()
+        assert self.process.stderr is not None
+        raise AssertionError(f"{text!r} did not come: {self.lines} {self.process.stderr.read()}")
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        out, _ = self.process.communicate(timeout=20)
+        self.lines += out.splitlines()
+        return self.process.returncode
+
+
+@pytest.fixture
+def processes() -> Iterator[list[Process]]:
+    made: list[Process] = []
+    yield made
+    for each in made:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.communicate()
+
+
+WHOAMI = ".:{port} {\n    bind 127.0.0.1\n    whoami\n}\n"
+
+
+def corefile(tmp_path: Path, text: str = WHOAMI) -> tuple[str, int]:
+    port = free_port()
+    path = tmp_path / "Corefile"
+    path.write_text(text.replace("{port}", str(port)))
+    return str(path), port
+
+
+# Flags that print.
+
+
+@pytest.mark.parametrize("flag", ["-version", "--version", "-version=true"])
+def test_version_prints_two_lines(flag: str) -> None:
+    done = kdns(flag)
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert first.startswith("kdns-") and second.startswith("linux/") and "Python" in second
+
+
+def test_plugins_lists_directives_alphabetically_and_ends_with_an_empty_line() -> None:
+    lines = kdns("-plugins").stdout.split("\n")
+    names = lines[: lines.index("")]
+    assert names == sorted(names) and "kubernetes" in names and "forward" in names
+
+
+@pytest.mark.parametrize(("words", "code", "text"), [
+    (["-nope"], 2, "flag provided but not defined: -nope"),
+    (["-conf"], 2, "flag needs an argument: -conf"),
+    (["-quiet=maybe"], 2, 'invalid boolean value "maybe" for -quiet'),
+    (["-dns.port", "x"], 2, 'invalid value "x" for flag -dns.port'),
+    (["-h"], 0, "Usage: kdns"),
+    (["serve-me"], 1, "serve-me"),
+    (["-conf", "/nowhere/Corefile"], 1, "cannot read the Corefile /nowhere/Corefile: No such file or directory"),
+])  # fmt: skip
+def test_a_bad_command_line_says_so_and_exits(words: list[str], code: int, text: str) -> None:
+    done = kdns(*words)
+    assert done.returncode == code
+    assert text in done.stderr and "Traceback" not in done.stderr
+
+
+# Serving.
+
+
+@pytest.mark.parametrize("style", [("-conf", "{}"), ("-conf={}",), ("--conf", "{}"), ("--conf={}",)])
+def test_conf_may_be_written_in_every_way_go_allows(tmp_path: Path, processes: list[Process], style: tuple[str, ...]) -> None:
+    path, port = corefile(tmp_path)
+    process = Process(*(word.format(path) for word in style))
+    processes.append(process)
+    process.until("linux/")
+    assert process.lines[0] == f".:{port} on 127.0.0.1"
+    assert process.lines[1].startswith("kdns-")
+    assert process.end(signal.SIGINT) == 0
+
+
+def test_the_corefile_of_the_folder_is_the_default(tmp_path: Path, processes: list[Process]) -> None:
+    _, port = corefile(tmp_path)
+    process = Process(cwd=tmp_path)
+    processes.append(process)
+    assert process.until("on 127.0.0.1") == f".:{port} on 127.0.0.1"
+    assert process.end() == 0
+
+
+@pytest.mark.parametrize("flag", ["-dns.port", "-p"])
+def test_without_a_corefile_or_with_an_empty_one_it_says_who_asked(tmp_path: Path, processes: list[Process], flag: str) -> None:
+    for text in (None, "# nothing\n"):
+        if text is not None:
+            (tmp_path / "Corefile").write_text(text)
+        port = free_port()
+        process = Process(flag, str(port), cwd=tmp_path)
+        processes.append(process)
+        assert process.until(".:") == f".:{port}"
+        assert process.end() == 0
+
+
+def test_stdin_is_read_and_quiet_hides_the_banner(processes: list[Process], tmp_path: Path) -> None:
+    port = free_port()
+    pid = tmp_path / "pid"
+    process = Process("-conf", "stdin", "-quiet", "-pidfile", str(pid), stdin=WHOAMI.replace("{port}", str(port)))
+    processes.append(process)
+    end = time.monotonic() + 20
+    while not pid.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert pid.read_text() == f"{process.process.pid}\n"
+    assert process.end() == 0
+    assert not pid.exists()
+    assert not any(line.startswith((".:", "kdns-")) for line in process.lines)
+
+
+def test_a_second_server_on_the_same_port_is_refused_with_what_to_do(tmp_path: Path, processes: list[Process]) -> None:
+    path, port = corefile(tmp_path)
+    process = Process("-conf", path)
+    processes.append(process)
+    process.until("kdns-")
+    second = kdns("-conf", path)
+    assert second.returncode == 1
+    assert f"127.0.0.1:{port}: another process has this port" in second.stderr and "-share-port" in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    third = Process("-conf", path, "-share-port")
+    processes.append(third)
+    third.until("kdns-")
+    assert third.end() == 0 and process.end() == 0
+
+
+def test_a_port_below_1024_needs_a_privilege_and_the_error_says_which(tmp_path: Path) -> None:
+    text = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text().strip()
+    if os.geteuid() != 0 or text == "0":
+        pytest.skip("needs root to give privileges up, and ports that need them")
+    path, _ = corefile(tmp_path, ".:53 {\n bind 127.0.0.1\n whoami\n}\n")
+    tmp_path.chmod(0o755)
+    program = (
+        "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "from kdns.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    if not os.access(sys.executable, os.X_OK) or "/root/" in os.path.realpath(sys.executable):
+        pytest.skip("the interpreter lies where only root can read it")
+    done = subprocess.run([sys.executable, "-c", program, "-conf", path], capture_output=True, text=True, env=ENV, timeout=30)
+    assert done.returncode == 1
+    assert "permission denied" in done.stderr and "NET_BIND_SERVICE" in done.stderr
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (".:1 {\n  kuberntes\n}\n", ':2:3: unknown directive "kuberntes" (did you mean "kubernetes"?)'),
+    (".:1 {\n  file db\n}\n", ':2:3: plugin "file" is known from CoreDNS'),
+    (".:1 {\n  kubernetes cluster.local {\n    zonal\n  }\n}\n", ":3:5: zonal"),
+    (".:1 {\n  kubernetes cluster.local {\n    multicluster x\n  }\n}\n", ":3:5: multicluster"),
+    (".:1 {\n  kubernetes cluster.local {\n    transfer to x\n  }\n}\n", ":3:5: unknown property"),
+    (".:1 {\n  kubernetes cluster.local\n}\n", "no cluster is configured"),
+    (".:1 {\n  kubernetes cluster.local {\n    kubeconfig /nowhere/config\n  }\n}\n", "kubeconfig /nowhere/config: no such file"),
+    (".:1 {\n  kubernetes cluster.local {\n    manifests /nowhere/x.yaml\n  }\n}\n", "no such file or folder"),
+    ("tls://.:1 {\n  whoami\n}\n", "tls:// is not built yet"),
+    (".:1 {\n  whoami\n}\n.:1 {\n  whoami\n}\n", ":4:1: cannot serve .:1 - it is already defined at"),
+    (".:1 {\n  bind 127.0.0.1\n  whoami\n}\n.:1 {\n  whoami\n}\n", "zone overlap"),
+    (".:1 {\n  bind 203.0.113.77\n  whoami\n}\n", "this machine does not have the address"),
+    (".:1 {\n  bind nonsense0\n  whoami\n}\n", "neither an IP address nor an interface"),
+    (".:1 {\n  forward . nowhere.invalid\n}\n", "cannot be resolved"),
+    (".:1 {\n  forward . /nowhere/resolv.conf\n}\n", "neither an address nor a file"),
+])  # fmt: skip
+def test_what_cannot_start_says_why_in_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "Corefile"
+    path.write_text(text)
+    done = kdns("-conf", str(path))
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_a_broken_kubeconfig_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("{{{")
+    path = tmp_path / "Corefile"
+    path.write_text(
+        ".:1 {\n  kubernetes cluster.local {\n    kubeconfig config ctx\n  }\n}\n".replace("config ctx", f"{tmp_path}/config ctx")
+    )
+    done = kdns("-conf", str(path))
+    assert done.returncode == 1 and "cannot be read" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_second_interrupt_leaves_at_once_with_code_2(tmp_path: Path, processes: list[Process]) -> None:
+    text = ".:{port} {\n bind 127.0.0.1\n whoami\n health 127.0.0.1:HTTP {\n lameduck 30s\n }\n}\n".replace(
+        "HTTP", str(free_port())
+    )
+    path, _ = corefile(tmp_path, text)
+    process = Process("-conf", path)
+    processes.append(process)
+    process.until("linux/")
+    process.process.send_signal(signal.SIGTERM)
+    process.until("lameduck")
+    assert process.end(signal.SIGINT) == 2
+
+
+def test_hangup_is_ignored_and_usr1_reloads(tmp_path: Path, processes: list[Process]) -> None:
+    path, port = corefile(tmp_path)
+    process = Process("-conf", path)
+    processes.append(process)
+    process.until("linux/")
+    process.process.send_signal(signal.SIGHUP)
+    process.process.send_signal(signal.SIGUSR1)
+    process.until("[INFO] Reloading complete")
+    Path(path).write_text("nonsense {\n")
+    process.process.send_signal(signal.SIGUSR1)
+    assert f"{path}:1:" in process.until("[ERROR] Restart failed")
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+    assert process.end() == 0
+
+
+# check.
+
+
+def test_check_says_ok_or_where_it_is_wrong(tmp_path: Path) -> None:
+    path, _ = corefile(tmp_path)
+    done = kdns("check", "-conf", path)
+    assert (done.returncode, done.stdout) == (0, f"{path}: ok (1 server block, 2 plugins)\n")
+    bad = kdns("check", "-", stdin=".:53 {\n  kuberntes cluster.local\n}\n")
+    assert bad.returncode == 1
+    assert bad.stderr == 'stdin:2:3: error: unknown directive "kuberntes" (did you mean "kubernetes"?)\n'
+
+
+def test_check_opens_nothing_unless_told_to_load(tmp_path: Path) -> None:
+    text = ".:53 {\n  kubernetes cluster.local {\n    manifests /nowhere\n  }\n  forward . /nowhere/resolv.conf\n}\n"
+    assert kdns("check", "-", stdin=text).returncode == 0
+    loaded = kdns("check", "--load", "-", stdin=text)
+    assert loaded.returncode == 1 and "/nowhere" in loaded.stderr
+
+
+def test_check_prints_json() -> None:
+    import json
+
+    good = kdns("check", "--json", "-", stdin=".:53 {\n whoami\n}\n")
+    assert json.loads(good.stdout) == {"file": "stdin", "ok": True, "blocks": 1, "plugins": 1}
+    bad = kdns("check", "--json", "-", stdin=".:53 {\n nope\n}\n")
+    found = json.loads(bad.stdout)
+    assert (found["line"], found["column"], found["ok"], bad.returncode) == (2, 2, False, 1)
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\x00\xff\xfe" * 100, b"{" * 5000, b"a " * 20000, b"x {\n" * 2000])
+def test_check_survives_any_input(stdin: bytes) -> None:
+    done = kdns("check", "-", stdin=stdin)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr
+
+
+def test_check_of_unreadable_files_is_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        done = kdns("check", str(path))
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "cannot read" in done.stderr
