@@ -155,7 +155,8 @@ class ApiServer:
             await self.held.wait()
         if self.fail:
             return _status(self.fail.pop(0), "told to fail")
-        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if self.token and (scheme.lower(), token) != ("bearer", self.token):
             return _status(401, "Unauthorized")
         discovery = _discovery(path)
         if discovery is not None:

@@ -1,6 +1,7 @@
 """A kdns server, or anything asyncio, in a thread of its own: tests talk to it over real sockets."""
 
 import asyncio
+import http.client
 import socket
 import threading
 import time
@@ -156,3 +157,14 @@ def eventually(check: Callable[[], Any], timeout: float = 5.0, step: float = 0.0
         if time.monotonic() > end:
             raise AssertionError(f"still not true after {timeout} s: {check}")
         time.sleep(step)
+
+
+def http_get(port: int, path: str) -> tuple[int, str]:
+    """Status and body of a GET on the loopback."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()

@@ -40,6 +40,7 @@ MAX_LINE: Final = 8 << 20  # octets of one watch event; etcd's limit for an obje
 BACKOFF: Final = (0.8, 30.0)  # seconds: first and last (client-go's)
 WATCH: Final = (300, 600)  # seconds the API is asked to keep a watch open
 QUICK: Final = 1.0  # a watch that ended sooner than this waits like an error
+REPEAT: Final = 30.0  # seconds before the same error is logged again
 LIST_READ: Final = 60.0
 WATCH_READ: Final = 700.0  # a watch ends by itself after 600; a dead peer is found by keepalive long before
 
@@ -134,6 +135,8 @@ class Reflector:
         self.known: dict[str, str] = {}  # key -> resourceVersion
         self.complained: set[str] = set()
         self.backoff = BACKOFF[0]
+        self.said = ""
+        self.said_at = 0.0
 
     async def run(self) -> None:
         """Lists and watches until cancelled."""
@@ -170,7 +173,11 @@ class Reflector:
     def _failed(self, error: BaseException) -> None:
         ERRORS.slot(self.kind)[0] += 1
         what = "watch" if self.version is not None else "list"
-        _log.error(f"Failed to {what} {self.kind}: {str(error) or type(error).__name__}")
+        text = f"Failed to {what} {self.kind}: {str(error) or type(error).__name__}"
+        now = time.monotonic()
+        if text != self.said or now - self.said_at >= REPEAT:
+            self.said, self.said_at = text, now
+            _log.error(text)
 
     # Lists.
 

@@ -1,0 +1,165 @@
+"""Objects from YAML: followed while running, and a broken file keeps its last good state."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdns.kube import manifests as module
+from kdns.kube.manifests import BrokenManifest, parse
+from tests.objects import endpoint, endpointslice, namespace, service
+from tests.running import Running, code, data, eventually
+
+Serve = Callable[..., Running]
+
+
+def start(serve: Serve, *paths: Path) -> Running:
+    words = " ".join(str(path) for path in paths)
+    return serve(f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local {{\n manifests {words}\n }}\n}}\n")
+
+
+def a(server: Running, name: str) -> list[str] | str:
+    reply = server.ask(f"{name}.svc.cluster.local.")
+    return data(reply) if reply.answer else code(reply)
+
+
+def test_a_change_of_a_file_shows_within_100_ms(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
+    server = start(serve, path)
+    assert a(server, "web.n1") == ["10.0.0.1"]
+    worst = 0.0
+    for i in range(2, 7):
+        path.write_text(yaml.safe_dump(service("n1/web", f"10.0.0.{i}")))
+        began = time.monotonic()
+        eventually(lambda i=i: a(server, "web.n1") == [f"10.0.0.{i}"], step=0.002)
+        worst = max(worst, time.monotonic() - began)
+    assert worst < 0.2
+
+
+def test_folders_are_followed_with_what_comes_and_goes(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(service("n1/a", "10.0.0.1")))
+    (tmp_path / "sub" / "b.yml").write_text(yaml.safe_dump(service("n1/b", "10.0.0.2")))
+    (tmp_path / "notes.txt").write_text("not: yaml: at: all")
+    server = start(serve, tmp_path)
+    assert (a(server, "a.n1"), a(server, "b.n1")) == (["10.0.0.1"], ["10.0.0.2"])
+    (tmp_path / "c.json").write_text(
+        '{"kind":"Service","metadata":{"name":"c","namespace":"n1"},"spec":{"clusterIP":"10.0.0.3"}}'
+    )
+    eventually(lambda: a(server, "c.n1") == ["10.0.0.3"])
+    os.unlink(tmp_path / "a.yaml")
+    eventually(lambda: a(server, "a.n1") == "NXDOMAIN")
+    assert a(server, "b.n1") == ["10.0.0.2"]
+
+
+def test_a_link_that_is_swapped_like_a_configmaps_is_noticed(serve: Serve, tmp_path: Path) -> None:
+    for version in (1, 2):
+        folder = tmp_path / f"..v{version}"
+        folder.mkdir()
+        (folder / "all.yaml").write_text(yaml.safe_dump(service("n1/web", f"10.0.0.{version}")))
+    (tmp_path / "..data").symlink_to("..v1")
+    (tmp_path / "all.yaml").symlink_to("..data/all.yaml")
+    server = start(serve, tmp_path)
+    assert a(server, "web.n1") == ["10.0.0.1"]
+    (tmp_path / "..new").symlink_to("..v2")
+    os.rename(tmp_path / "..new", tmp_path / "..data")
+    eventually(lambda: a(server, "web.n1") == ["10.0.0.2"])
+
+
+def test_a_broken_file_keeps_the_last_good_state_and_says_which_line(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
+    server = start(serve, path)
+    path.write_text("kind: Service\nmetadata: {name: web\nspec: [\n")
+    eventually(lambda: any(f"{path}:3" in line and "last good state" in line for line in lines))
+    assert a(server, "web.n1") == ["10.0.0.1"]
+    path.unlink()
+    eventually(lambda: any("the file is gone" in line for line in lines))
+    assert a(server, "web.n1") == ["10.0.0.1"]
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.2")))
+    eventually(lambda: a(server, "web.n1") == ["10.0.0.2"])
+
+
+def test_an_object_that_cannot_be_served_is_named_with_its_line(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
+    path = tmp_path / "two.yaml"
+    good = "kind: Service\nmetadata: {name: good}\nspec: {clusterIP: 10.0.0.1}\n"
+    path.write_text(good + "---\nkind: Service\nmetadata: {name: bad}\nspec: {clusterIP: 10.0.0}\n")
+    server = start(serve, path)
+    assert a(server, "good.default") == ["10.0.0.1"] and a(server, "bad.default") == "NXDOMAIN"
+    assert any(f"{path}:5: Service set aside" in line for line in lines)
+
+
+def test_lists_as_kubectl_prints_them_are_read() -> None:
+    text = yaml.safe_dump({"kind": "List", "items": [service("n1/a", "10.0.0.1"), namespace("n1")]})
+    assert [item.kind for item in parse(text, "f")[0]] == ["Service", "Namespace"]
+    plain = {"kind": "ServiceList", "items": [{"metadata": {"name": "x"}, "spec": {}}]}
+    assert [item.kind for item in parse(yaml.safe_dump(plain), "f")[0]] == ["Service"]
+    assert parse("---\n---\n", "f") == ([], [])
+
+
+@pytest.mark.parametrize("text", ["{", "a: [", "\t- x", "a: &x [*x", "!!python/object:os.system x", "\x00", "key: 'open"])
+def test_what_is_no_yaml_is_refused_with_file_and_line(text: str) -> None:
+    with pytest.raises(BrokenManifest, match=r"^f:\d+: "):
+        parse(text, "f")
+
+
+@pytest.mark.parametrize("text", ["just text", "- a\n- b", "42", "kind: 7", "metadata: {}"])
+def test_yaml_that_is_no_object_is_told(text: str) -> None:
+    found, odd = parse(text, "f")
+    assert not found and odd
+
+
+def test_other_kinds_are_passed_over() -> None:
+    assert parse("kind: Deployment\nmetadata: {name: x}\n", "f") == ([], [])
+
+
+def test_an_object_that_moves_to_another_file_never_blinks(serve: Serve, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(yaml.safe_dump_all([service("n1/web", "10.0.0.1"), service("n1/x", "10.0.0.7")]))
+    server = start(serve, tmp_path)
+    wrong: list[object] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            found = a(server, "web.n1")
+            if found != ["10.0.0.1"]:
+                wrong.append(found)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    for _ in range(3):
+        two.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
+        one.write_text(yaml.safe_dump(service("n1/x", "10.0.0.7")))
+        time.sleep(0.15)
+        one.write_text(yaml.safe_dump_all([service("n1/web", "10.0.0.1"), service("n1/x", "10.0.0.7")]))
+        time.sleep(0.15)
+        two.unlink()
+        time.sleep(0.15)
+    stop.set()
+    thread.join()
+    assert not wrong
+
+
+def test_a_large_file_is_parsed_in_a_child_and_answers_go_on(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INLINE", 1000)
+    path = tmp_path / "big.yaml"
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
+    server = start(serve, path)
+    objects = [service(f"n1/s{i}", f"10.0.{i // 250}.{i % 250 + 1}") for i in range(500)]
+    slices = [endpointslice(f"n1/s{i}-1", f"s{i}", endpoint(f"10.1.{i // 250}.{i % 250}")) for i in range(500)]
+    path.write_text(yaml.safe_dump_all([*objects, *slices]))
+    eventually(lambda: a(server, "s499.n1") == ["10.0.1.250"], timeout=20)
+    eventually(lambda: a(server, "web.n1") == "NXDOMAIN")
+    path.write_text("{")
+    time.sleep(0.2)
+    path.write_text("x: [" + "y, " * 1000)
+    time.sleep(0.5)
+    assert a(server, "s1.n1") == ["10.0.0.2"]
