@@ -8,6 +8,7 @@ import pytest
 from kdns import log
 from tests.apiserver import ApiServer
 from tests.running import Running
+from tests.upstreams import Script, Upstream
 
 
 @pytest.fixture
@@ -39,3 +40,18 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     out: list[str] = []
     monkeypatch.setattr(log, "emit", lambda line: out.append(line.rstrip("\n")))
     return out
+
+
+@pytest.fixture
+def upstream() -> Iterator[Callable[..., Upstream]]:
+    """Starts scripted upstreams; stops them after the test."""
+    made: list[Upstream] = []
+
+    def start(script: Script, **options: Any) -> Upstream:
+        each = Upstream(script, **options)
+        made.append(each)
+        return each
+
+    yield start
+    for each in made:
+        each.close()

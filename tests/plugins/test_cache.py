@@ -1,0 +1,182 @@
+"""cache: what is kept, for how long, and what never is."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dns.flags
+import dns.message
+import dns.rrset
+import yaml
+
+from tests.objects import service
+from tests.running import Running, code, data, eventually, flags
+from tests.upstreams import Upstream, answer, soa
+
+Serve = Callable[..., Running]
+Start = Callable[..., Upstream]
+
+
+def cached(up: Upstream, cache: str = "cache 30", more: str = "") -> str:
+    return f".:{{port}} {{\n bind 127.0.0.1\n {cache}\n forward . {up.address}\n {more}\n}}\n"
+
+
+def test_an_answer_is_kept_ages_and_is_not_authoritative(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query, "A 192.0.2.1", ttl=300)
+        reply.flags |= dns.flags.AA
+        return reply
+
+    up = upstream(script)
+    server = serve(cached(up))
+    assert server.ask("www.example.org.").answer[0].ttl == 30
+    time.sleep(1.1)
+    reply = server.ask("WWW.example.org.")
+    assert data(reply) == ["192.0.2.1"] and reply.answer[0].ttl in (28, 29)
+    assert flags(reply) == {"QR", "RD", "RA"} and str(reply.question[0].name) == "WWW.example.org."
+    assert len(up.queries) == 1
+
+
+def test_denials_are_kept_by_the_soas_minimum(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = soa(answer(query), ttl=600, minimum=9)
+        if query.question[0].name.to_text().startswith("nx"):
+            reply.set_rcode(3)
+        return reply
+
+    up = upstream(script)
+    server = serve(cached(up))
+    for name, expected in (("nx.example.org.", "NXDOMAIN"), ("no.example.org.", "NODATA")):
+        for _ in range(3):
+            reply = server.ask(name)
+            assert code(reply) == expected and reply.authority[0].ttl in (8, 9)
+    assert len(up.queries) == 2
+
+
+def test_a_denial_without_soa_is_not_kept(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query)
+        reply.set_rcode(3)
+        return reply
+
+    up = upstream(script)
+    server = serve(cached(up))
+    assert [code(server.ask("x.org.")) for _ in range(2)] == ["NXDOMAIN"] * 2 and len(up.queries) == 2
+
+
+def test_servfail_of_an_upstream_is_kept_for_as_long_as_said(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query)
+        reply.set_rcode(2)
+        return reply
+
+    one, two = upstream(script), upstream(script)
+    kept, not_kept = serve(cached(one)), serve(cached(two, "cache {\n servfail 0\n }"))
+    for _ in range(3):
+        assert code(kept.ask("x.org.")) == code(not_kept.ask("x.org.")) == "SERVFAIL"
+    assert (len(one.queries), len(two.queries)) == (1, 3)
+
+
+def test_type_class_do_and_cd_are_kept_apart(serve: Serve, upstream: Start) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    server = serve(cached(up))
+    query = dns.message.make_query("x.org.", "A", use_edns=False)
+    query.flags |= dns.flags.CD
+    for _ in range(2):
+        server.ask("x.org.", use_edns=False)
+        server.ask("x.org.", use_edns=0)
+        server.ask("x.org.", use_edns=0, want_dnssec=True)
+        server.send(query)
+    assert len(up.queries) == 3
+
+
+def test_capacity_is_kept_to_and_eviction_counted(serve: Serve, upstream: Start) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    server = serve(cached(up, "cache {\n success 10\n }"))
+    for i in range(50):
+        server.ask(f"x{i}.org.")
+    cache = next(p for p in server.server.instance.plugins if p.name == "cache")  # type: ignore[union-attr]
+    assert len(cache.success) == 10  # type: ignore[attr-defined]
+    server.ask("x49.org.")
+    assert len(up.queries) == 50
+
+
+def test_disable_keeps_nothing_of_a_zone(serve: Serve, upstream: Start) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    server = serve(cached(up, "cache {\n disable success live.org\n }"))
+    for _ in range(3):
+        server.ask("x.live.org.")
+        server.ask("x.still.org.")
+    assert len(up.queries) == 4
+
+
+def test_names_of_the_cluster_change_at_once_inside_a_cached_zone(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    server = serve(cached(up, more=f"kubernetes cluster.local {{\n manifests {path}\n fallthrough\n }}"))
+    assert data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.1"]
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.2")))
+    eventually(lambda: data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.2"], timeout=2)
+    server.ask("other.n1.svc.cluster.local.")
+    server.ask("other.n1.svc.cluster.local.")
+    assert len(up.queries) == 1
+
+
+def test_stale_answers_are_served_while_the_upstream_is_dead(serve: Serve, upstream: Start) -> None:
+    alive = [True]
+
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message | None:
+        return answer(query, "A 192.0.2.1", ttl=1) if alive[0] else None
+
+    up = upstream(script)
+    server = serve(cached(up, "cache {\n success 100 1 1\n serve_stale 1h\n }"))
+    assert data(server.ask("x.org.")) == ["192.0.2.1"]
+    alive[0] = False
+    time.sleep(1.2)
+    began = time.monotonic()
+    reply = server.ask("x.org.")
+    assert data(reply) == ["192.0.2.1"] and reply.answer[0].ttl == 0 and time.monotonic() - began < 0.5
+
+
+def test_verify_asks_first_and_serves_stale_when_that_takes_too_long(serve: Serve, upstream: Start) -> None:
+    alive = [True]
+    address = ["192.0.2.1"]
+
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message | None:
+        return answer(query, f"A {address[0]}", ttl=1) if alive[0] else None
+
+    up = upstream(script)
+    server = serve(cached(up, "cache {\n success 100 1 1\n serve_stale 1h verify 200ms\n }"))
+    assert data(server.ask("x.org.")) == ["192.0.2.1"]
+    address[0] = "192.0.2.2"
+    time.sleep(1.1)
+    assert data(server.ask("x.org.")) == ["192.0.2.2"]
+    alive[0] = False
+    time.sleep(1.1)
+    began = time.monotonic()
+    assert data(server.ask("x.org.")) == ["192.0.2.2"] and 0.15 < time.monotonic() - began < 1
+
+
+def test_prefetch_asks_again_before_a_popular_name_expires(serve: Serve, upstream: Start) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", ttl=3))
+    server = serve(cached(up, "cache {\n success 100 3 1\n prefetch 2 1m 50%\n }"))
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        server.ask("x.org.")
+        time.sleep(0.1)
+    assert len(up.queries) >= 2
+
+
+def test_a_chain_of_aliases_is_kept_whole(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query, "CNAME target.org.", ttl=60)
+        reply.answer.append(dns.rrset.from_text("target.org.", 20, "IN", "A", "192.0.2.1"))
+        return reply
+
+    up = upstream(script)
+    server = serve(cached(up, "cache"))
+    for _ in range(2):
+        reply = server.ask("alias.org.")
+        assert data(reply) == ["192.0.2.1", "target.org."] and {rrset.ttl for rrset in reply.answer} <= {19, 20}
+    assert len(up.queries) == 1
