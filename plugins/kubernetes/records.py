@@ -34,6 +34,7 @@ VERSION_TTL: Final = 28800  # seconds; the specification's example
 REFRESH, RETRY, EXPIRE = 7200, 1800, 86400
 MAX_SOA_TTL: Final = 300
 _AA: Final = iana.AA
+_serials: Final[dict[bytes, int]] = {}  # the last serial of each primary zone in this process
 
 
 class Candidate(NamedTuple):
@@ -75,7 +76,8 @@ class Records:
         self.entries: dict[bytes, Entry] = {}
         self.exposed: set[bytes] = set()
         self.reverse: dict[bytes, bytes] = {}  # address -> reverse name that has an answer in the store
-        self.serial = int(wall())
+        # Serials outlive a reload: whatever the clock did meanwhile, a zone's never falls.
+        self.serial = _serials[self.primary] = max(int(wall()), _serials.get(self.primary, 0))
         for entry in cluster.entries.values():
             self._index(entry)
         for name in cluster.namespaces:
@@ -122,7 +124,7 @@ class Records:
     def _touch(self) -> None:
         now = int(self.wall())
         if now > self.serial:  # it never falls, whatever the clock does
-            self.serial = now
+            self.serial = _serials[self.primary] = now
             for zone in self.zones:
                 zone.negatives.clear()
         for zone in self.zones:

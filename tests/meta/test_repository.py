@@ -1,0 +1,187 @@
+"""The repository's own rules: layers, the wheel's content, every example and claim of the documentation."""
+
+import ast
+import importlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from kdns.corefile import CorefileError
+from kdns.pipeline.order import BUILT, ORDER, place
+from kdns.server import build
+from tests.cli.test_commands import Process, kdns
+from tests.running import free_port
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SOURCES = sorted([*ROOT.glob("kdns/**/*.py"), *ROOT.glob("plugins/**/*.py")])
+
+
+def test_plugins_are_one_package_through_a_link() -> None:
+    link = ROOT / "kdns" / "plugins"
+    assert link.is_symlink() and link.resolve() == ROOT / "plugins"
+    assert importlib.import_module("kdns.plugins.kubernetes").__name__ == "kdns.plugins.kubernetes"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_opens_with_what_it_is_for_and_its_public_parts_say_what_they_do(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "no docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            plain = {ast.unparse(base) for base in node.bases} & {"Struct", "NamedTuple", "Protocol"} or node.name.startswith(
+                "Raw"
+            )
+            assert ast.get_docstring(node) or plain, node.name
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+
+
+def test_only_the_command_line_exits_the_process() -> None:
+    for path in SOURCES:
+        if "cli" in path.parts or path.name == "__main__.py":
+            continue
+        text = path.read_text()
+        exits = re.findall(r"(?:sys|os)\._?exit\(", text)
+        assert not exits or path.name == "manifests.py", path  # its child process has an exit code of its own
+
+
+def test_nothing_is_left_for_later() -> None:
+    words = ("TO" + "DO", "FIX" + "ME", "X" * 3 + ":")
+    for path in [*SOURCES, *ROOT.glob("tests/**/*.py"), ROOT / "README.md"]:
+        assert not any(word in path.read_text() for word in words), path
+
+
+def test_the_order_names_every_plugin_once_and_its_class() -> None:
+    for name in BUILT:
+        found = place(name)
+        assert found is not None
+        cls = getattr(importlib.import_module(found[0]), found[1])
+        assert cls.name == name
+    files = {path.stem for path in (ROOT / "plugins").iterdir() if not path.name.startswith("__")}
+    assert files == set(BUILT)
+    assert len(ORDER) > 50
+
+
+def manual(name: str) -> str:
+    found = place(name)
+    assert found is not None
+    return importlib.import_module(found[0]).__doc__ or ""
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_plugins_manual_has_its_parts_and_its_examples_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = manual(name)
+    assert text.startswith(f"{name} - ") and "## Syntax" in text and "## Examples" in text
+    examples = re.findall(r"~~~ corefile\n(.*?)~~~", text, re.S)
+    assert examples
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "kdns/cli/sample/cluster.yaml", tmp_path / "cluster.yaml")
+    for example in examples:
+        instance = build.build(build.read(example, "example"))
+        instance.load()
+        assert any(plugin.name == name for plugin in instance.plugins)
+
+
+def test_a_plugins_metrics_are_named_in_its_manual() -> None:
+    for name in BUILT:
+        folder = ROOT / "plugins" / name
+        paths = list(folder.glob("*.py")) if folder.is_dir() else [ROOT / "plugins" / f"{name}.py"]
+        for path in paths:
+            for metric in re.findall(r'(?:Counter|Gauge|Histogram)\(\s*"([a-z0-9_]+)"', path.read_text()):
+                if metric != "kdns_log_dropped_lines":
+                    assert metric in manual(name), f"{metric} is not in the manual of {name}"
+
+
+def test_the_wheel_holds_every_module_and_the_sample(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True, capture_output=True, timeout=110,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+        archive.extractall(tmp_path / "out")
+    expected = {str(path.relative_to(ROOT)) for path in ROOT.glob("kdns/**/*.py") if "plugins" not in path.parts}
+    expected |= {f"kdns/{path.relative_to(ROOT)}" for path in ROOT.glob("plugins/**/*.py")}
+    expected |= {"kdns/cli/sample/cluster.yaml", "kdns/cli/sample/Corefile.example"}
+    assert expected <= held
+    assert not any(name.startswith(("plugins/", "tests/")) for name in held)
+    done = subprocess.run(
+        [sys.executable, "-c", "import kdns.cli.demo as d; print(d.folder(), 'kubernetes' in d.corefile())"],
+        cwd=tmp_path / "out", capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "out")},
+    )  # fmt: skip
+    assert done.stdout == f"{tmp_path / 'out' / 'kdns' / 'cli' / 'sample'} True\n"
+
+
+# The README.
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def test_the_readmes_first_screen_has_both_commands() -> None:
+    head = "\n".join((ROOT / "README.md").read_text().splitlines()[:60])
+    assert "make run" in head and "make test" in head and "dig @127.0.0.1 -p 1053" in head
+
+
+def test_every_corefile_of_the_readme_and_the_example_build() -> None:
+    texts = [*blocks("corefile"), (ROOT / "Corefile.example").read_text()]
+    assert len(texts) >= 2
+    for text in texts:
+        try:
+            build.check_duplicates(build.build(build.read(text, "README")).blocks)
+        except CorefileError as error:
+            raise AssertionError(f"{error}\n{text}") from None
+
+
+@pytest.mark.skipif(shutil.which("dig") is None, reason="dig is not installed (bind9-dnsutils)")
+def test_the_dig_lines_of_the_readme_print_what_it_shows() -> None:
+    port = free_port()
+    text = (ROOT / "Corefile.example").read_text().replace(".:1053", f".:{port}").replace("/etc/resolv.conf", "127.0.0.1:9")
+    for taken in ("8080", "8181", "9153"):
+        text = text.replace(f"127.0.0.1:{taken}", f"127.0.0.1:{free_port()}")
+    process = Process("-conf", "stdin", stdin=text)
+    try:
+        process.until("linux/")
+        tried = 0
+        for block in blocks("console"):
+            commands = re.split(r"^\$ ", block, flags=re.M)
+            for part in commands[1:]:
+                command, _, expected = part.partition("\n")
+                if command.startswith("dig "):
+                    words = command.replace("1053", str(port)).split()
+                    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+                    assert _plain(done.stdout) == _plain(expected), command
+                    tried += 1
+                elif command.startswith("kdns check"):
+                    found = kdns(*command.split()[1:])
+                    assert (found.stdout + found.stderr).strip() == expected.strip(), command
+        assert tried >= 4
+    finally:
+        process.end(2)
+
+
+def _plain(text: str) -> list[str]:
+    """Lines without what changes from run to run: ids, times, serials, warnings about .local, the order of records."""
+    lines = [re.sub(r"\s+", " ", re.sub(r"id: \d+|\b1[0-9]{9}\b", "N", line)).strip() for line in text.splitlines()]
+    return sorted(line for line in lines if line and "mDNS" not in line and "WARNING: .local" not in line)
+
+
+def test_the_demo_says_it_is_ready_and_ends_at_once(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if any(taken.connect_ex(("127.0.0.1", port)) == 0 for port in (8080, 8181, 9153)):
+            pytest.skip("one of the sample's ports is taken on this machine")
+    process = Process("demo", "-p", str(free_port()), cwd=tmp_path)
+    try:
+        process.until("ready: 14 services, 15 endpoints")
+    finally:
+        assert process.end(2) == 0

@@ -1,0 +1,404 @@
+"""The smaller plugins: each does what its manual says."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dns.message
+import dns.rrset
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kdns import log
+from kdns.corefile import CorefileError
+from kdns.net.interfaces import addresses
+from kdns.plugins.loadbalance import read_weights
+from tests.running import Running, additional, answers, code, data, eventually, free_port, http_get
+from tests.upstreams import Upstream, answer, soa
+
+Serve = Callable[..., Running]
+Start = Callable[..., Upstream]
+
+
+def block(*lines: str) -> str:
+    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
+
+
+# whoami.
+
+
+def test_whoami_says_who_asked(serve: Serve) -> None:
+    server = serve(block("whoami"))
+    for tcp, proto in ((False, "_udp"), (True, "_tcp")):
+        reply = server.ask("example.org.", "MX", tcp=tcp)
+        assert code(reply) == "EMPTY"
+        address, port = additional(reply)[1], additional(reply)[0]
+        assert address == "example.org. A 127.0.0.1" and port.startswith(f"{proto}.example.org. SRV 0 0 ")
+
+
+# errors.
+
+
+def test_errors_of_one_kind_are_summed_up(serve: Serve, upstream: Start, lines: list[str]) -> None:
+    up = upstream(lambda query, proto: None)
+    consolidate = 'errors {\n consolidate 300ms ".* i/o timeout$" warning show_first\n }'
+    server = serve(
+        block(consolidate, f"forward . {up.address} {{\n read_timeout 30ms\n max_connect_attempts 1\n max_fails 0\n }}")
+    )
+    for i in range(4):
+        assert code(server.ask(f"x{i}.org.")) == "SERVFAIL"
+    eventually(lambda: any("errors like" in line for line in lines))
+    assert [line for line in lines if "errors like" in line] == [
+        "[WARNING] plugin/errors: 4 errors like '.* i/o timeout$' occurred in last 300ms"
+    ]
+    assert sum("i/o timeout" in line and "errors like" not in line for line in lines) == 1
+
+
+# log.
+
+
+def test_log_writes_the_line_coredns_writes(serve: Serve, lines: list[str]) -> None:
+    server = serve(block("log", "whoami"))
+    server.ask("Example.ORG.", "A", use_edns=0, payload=4096, want_dnssec=True, id=4711)
+    found = next(line for line in lines if "example.org." in line)
+    pattern = r'\[INFO\] 127\.0\.0\.1:\d+ - 4711 "A IN example\.org\. udp \d+ true 4096" NOERROR qr,aa,rd \d+ 0\.\d+s'
+    assert re.fullmatch(pattern, found), found
+
+
+def test_log_takes_names_formats_and_classes(serve: Serve, upstream: Start, lines: list[str]) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = soa(answer(query))
+        reply.set_rcode(3)
+        return reply
+
+    up = upstream(script)
+    rules = ['log a.org "{type} {name} {rcode} {/x/y} {unknown} {>opcode}"', "log b.org {\n class error\n }", "log b.org"]
+    server = serve(block(*rules, f"forward . {up.address}"))
+    for name in ("x.a.org.", "x.b.org.", "x.c.org."):
+        server.ask(name)
+    logged = [line for line in lines if line.startswith("[INFO] A ") or "b.org" in line or "c.org" in line]
+    assert logged == ["[INFO] A x.a.org. NXDOMAIN - {unknown} 0"]
+
+
+def test_names_in_log_lines_are_escaped(serve: Serve, lines: list[str]) -> None:
+    server = serve(block("log", "whoami"))
+    server.raw(b'\0\1\1\0\0\1\0\0\0\0\0\0\x05a\n"\x00\xff\0\0\1\0\1')
+    assert any(r"a\010\"\000\255." in line for line in lines)
+
+
+def test_a_line_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    log.Logger().error("one\ntwo\x1b[31m")
+    assert capsys.readouterr().out == "[ERROR] one\\ntwo\\x1b[31m\n"
+
+
+def test_a_slow_reader_of_the_log_costs_lines_and_not_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+    import threading
+
+    gate = threading.Event()
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            gate.wait(5)
+            return len(text)
+
+    monkeypatch.setattr(log, "QUEUE_LINES", 100)
+    before = log.dropped()
+    log.start_writer(Slow())
+    try:
+        began = time.monotonic()
+        for i in range(1000):
+            log.Logger().info(f"line {i}")
+        assert time.monotonic() - began < 0.5
+        assert log.dropped() - before >= 700
+    finally:
+        gate.set()
+        log.stop_writer()
+
+
+# health, ready, prometheus.
+
+
+def test_health_answers_and_a_busy_port_is_fatal(serve: Serve) -> None:
+    port = free_port()
+    serve(block(f"health 127.0.0.1:{port}", "whoami"))
+    assert http_get(port, "/health") == (200, "OK")
+    assert http_get(port, "/nothing")[0] == 404
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="another process has this port"):
+            serve(block(f"health 127.0.0.1:{taken.getsockname()[1]}", "whoami"))
+
+
+def test_ready_and_prometheus_on_a_busy_port_are_errors_and_not_fatal(serve: Serve, lines: list[str]) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = serve(block(f"ready 127.0.0.1:{port}", f"prometheus 127.0.0.1:{port}", "whoami"))
+        assert code(server.ask("example.org.")) == "EMPTY"
+    assert sum("another process has this port" in line for line in lines) == 2
+
+
+def test_metrics_count_queries_as_coredns_does(serve: Serve) -> None:
+    port = free_port()
+    server = serve(block(f"prometheus 127.0.0.1:{port}", "errors", "whoami"))
+    for _ in range(5):
+        server.ask("example.org.", "A")
+    server.ask("example.org.", "MX", tcp=True, use_edns=0, want_dnssec=True)
+    server.ask("example.org.", "TYPE65280")
+    server.ask("example.org.", "A", rdclass="CH")
+    status, text = http_get(port, "/metrics")
+    assert status == 200
+    values = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text) for sample in family.samples
+    }  # fmt: skip
+
+    def value(metric: str, **labels: str) -> float:
+        base = {"server": f"dns://127.0.0.1:{server.port}", "zone": ".", "view": ""}
+        return values[(metric, tuple(sorted({**base, **labels}.items())))]
+
+    assert value("coredns_dns_requests_total", proto="udp", family="1", type="A") == 5
+    assert value("coredns_dns_requests_total", proto="tcp", family="1", type="MX") == 1
+    assert value("coredns_dns_requests_total", proto="udp", family="1", type="other") == 1
+    assert value("coredns_dns_requests_total", proto="udp", family="1", type="A", zone="dropped") == 1
+    assert value("coredns_dns_responses_total", rcode="NOERROR", plugin="errors") == 7
+    assert value("coredns_dns_responses_total", rcode="REFUSED", plugin="", zone="dropped") == 1
+    assert value("coredns_dns_do_requests_total") == 1
+    assert value("coredns_dns_request_duration_seconds_count") == 7
+    assert value("coredns_dns_request_size_bytes_count", proto="udp") == 6
+    assert value("coredns_dns_response_size_bytes_count", proto="tcp") == 1
+    assert value("coredns_plugin_enabled", name="whoami") == 1
+    assert values[("coredns_panics_total", ())] >= 0
+    assert any(name == "process_resident_memory_bytes" for name, _ in values)
+    assert any(name == "coredns_build_info" for name, _ in values)
+
+
+def test_repeated_replies_are_counted_like_others(serve: Serve, tmp_path: Path) -> None:
+    port = free_port()
+    path = tmp_path / "c.yaml"
+    path.write_text("kind: Service\nmetadata: {name: web, namespace: n1}\nspec: {clusterIP: 10.0.0.1}\n")
+    kubernetes = f"kubernetes cluster.local {{\n manifests {path}\n }}"
+    server = serve(block(f"prometheus 127.0.0.1:{port}", "errors", "loadbalance", kubernetes))
+    for _ in range(20):
+        assert data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.1"]
+    _, text = http_get(port, "/metrics")
+    label = f'server="dns://127.0.0.1:{server.port}",type="A",view="",zone="."'
+    assert f'coredns_dns_requests_total{{family="1",proto="udp",{label}}} 20.0' in text
+    count = re.search(rf'duration_seconds_count{{server="dns://127.0.0.1:{server.port}",view="",zone="."}} (\S+)', text)
+    assert count is not None and float(count[1]) == 20
+
+
+# loadbalance.
+
+
+def test_preferred_networks_come_first(serve: Serve, upstream: Start) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", "A 10.0.0.1", "A 198.51.100.1", "A 10.0.0.2"))
+    server = serve(block("loadbalance {\n prefer 10.0.0.0/8 198.51.100.0/24\n }", f"forward . {up.address}"))
+    for _ in range(10):
+        found = [str(record) for record in server.ask("x.org.").answer[0]]
+        assert set(found[:2]) == {"10.0.0.1", "10.0.0.2"} and found[2:] == ["198.51.100.1", "192.0.2.1"]
+
+
+def test_weights_decide_which_address_is_first(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.write_text("# weights\nx.org.\n192.0.2.1 255\n192.0.2.2 1\n")
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", "A 192.0.2.2"))
+    server = serve(block(f"loadbalance weighted {weights}", f"forward . {up.address}"))
+    firsts = [str(server.ask("x.org.").answer[0][0]) for _ in range(60)]
+    assert firsts.count("192.0.2.1") > 45
+
+
+@pytest.mark.parametrize(
+    "text", ["192.0.2.1 5\n", "x.org\n192.0.2.1 0\n", "x.org\n192.0.2.1 256\n", "x.org\nnope 3\n", "x.org\n1.2.3.4 5 6\n"]
+)
+def test_bad_weights_are_named_with_their_line(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^f:\d: "):
+        read_weights(text, "f")
+
+
+# hosts.
+
+
+def test_hosts_answers_from_file_and_lines(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(
+        "192.0.2.1 a.example.org A-alias.example.org # note\n2001:db8::1 a.example.org\n"
+        "192.0.2.2 *.wild.org\nnonsense\n192.0.2.9 out.net\n"
+    )
+    server = serve(
+        block(f"hosts {path} example.org wild.org {{\n 192.0.2.3 inline.example.org\n ttl 60\n fallthrough\n }}", "whoami")
+    )
+    reply = server.ask("A.Example.ORG.")
+    assert data(reply) == ["192.0.2.1"] and reply.answer[0].ttl == 60
+    assert data(server.ask("a.example.org.", "AAAA")) == ["2001:db8::1"]
+    assert data(server.ask("a-alias.example.org.")) == ["192.0.2.1"]
+    assert data(server.ask("inline.example.org.")) == ["192.0.2.3"]
+    assert data(server.ask("x.wild.org.")) == ["192.0.2.2"] and not server.ask("x.y.wild.org.").answer
+    assert data(server.ask("1.2.0.192.in-addr.arpa.", "PTR")) == ["a-alias.example.org.", "a.example.org."]
+    assert answers(server.ask("a.example.org.", "MX")) == []
+    assert code(server.ask("out.net.")) == "EMPTY" and additional(server.ask("out.net."))
+
+
+def test_hosts_makes_reverse_names_unless_told_not_to(serve: Serve) -> None:
+    lines_ = "hosts /nowhere {\n 192.0.2.1 a.example.org b.example.org\n fallthrough\n }"
+    assert data(serve(block(lines_)).ask("1.2.0.192.in-addr.arpa.", "PTR")) == ["a.example.org.", "b.example.org."]
+    without = serve(block(lines_.replace("fallthrough", "no_reverse"), "whoami"))
+    assert code(without.ask("1.2.0.192.in-addr.arpa.", "PTR")) == "EMPTY"
+
+
+def test_hosts_without_fallthrough_is_servfail_for_unknown_names(serve: Serve) -> None:
+    assert code(serve(block("hosts /nowhere {\n 192.0.2.1 a.org\n }", "whoami")).ask("b.org.")) == "SERVFAIL"
+
+
+def test_a_hosts_file_is_followed_and_kept_when_it_vanishes(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
+    path = tmp_path / "hosts"
+    server = serve(block(f"hosts {path} {{\n reload 50ms\n fallthrough\n }}"))
+    assert code(server.ask("a.org.")) == "SERVFAIL"
+    path.write_text("192.0.2.1 a.org\n")
+    eventually(lambda: data(server.ask("a.org.")) == ["192.0.2.1"])
+    path.write_text("192.0.2.22 a.org\n")
+    eventually(lambda: data(server.ask("a.org.")) == ["192.0.2.22"])
+    path.unlink()
+    eventually(lambda: any("what was read before is kept" in line and "No such file" in line for line in lines))
+    assert data(server.ask("a.org.")) == ["192.0.2.22"]
+
+
+# rewrite.
+
+
+def rewritten(serve: Serve, upstream: Start, *rules: str) -> tuple[Running, Upstream]:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        return answer(query, "A 192.0.2.1", ttl=500)
+
+    up = upstream(script)
+    return serve(block(*rules, f"forward . {up.address}")), up
+
+
+@pytest.mark.parametrize(("rule", "asked", "sent"), [
+    ("rewrite name exact old.org new.org", "old.org.", "new.org."),
+    ("rewrite name old.org new.org", "OLD.org.", "new.org."),
+    ("rewrite name suffix .a.org .b.org answer auto", "x.a.org.", "x.b.org."),
+    ("rewrite name prefix foo. bar. answer auto", "foo.org.", "bar.org."),
+    ("rewrite name substring .mid. .new. answer auto", "a.mid.org.", "a.new.org."),
+    ("rewrite name regex ^(.*)\\.coffee\\.org\\.$ {1}.tea.org. answer auto", "hot.coffee.org.", "hot.tea.org."),
+    ("rewrite {\n name exact old.org new.org\n }", "old.org.", "new.org."),
+])  # fmt: skip
+def test_a_name_is_rewritten_and_comes_back_as_asked(serve: Serve, upstream: Start, rule: str, asked: str, sent: str) -> None:
+    server, up = rewritten(serve, upstream, rule)
+    reply = server.ask(asked)
+    assert str(up.queries[0].question[0].name) == sent
+    assert str(reply.question[0].name) == asked
+    assert [str(rrset.name).lower() for rrset in reply.answer] == [asked.lower()]
+
+
+def test_rules_go_on_only_when_told_to(serve: Serve, upstream: Start) -> None:
+    server, up = rewritten(
+        serve, upstream, "rewrite continue name a.org b.org", "rewrite name b.org c.org", "rewrite name c.org d.org"
+    )
+    server.ask("a.org.")
+    assert str(up.queries[0].question[0].name) == "c.org."
+
+
+def test_types_ttls_and_codes_are_rewritten(serve: Serve, upstream: Start) -> None:
+    server, up = rewritten(
+        serve,
+        upstream,
+        "rewrite continue type ANY HINFO",
+        "rewrite continue ttl suffix org. 30-60",
+        "rewrite rcode a.org NOERROR NXDOMAIN",
+    )
+    server.ask("b.org.", "ANY")
+    assert up.queries[0].question[0].rdtype == 13
+    reply = server.ask("a.org.")
+    assert reply.answer[0].ttl == 60 and code(reply) == "NXDOMAIN"
+
+
+def test_values_in_answers_are_rewritten(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query, "CNAME target.inside.org.")
+        reply.answer.append(dns.rrset.from_text("target.inside.org.", 60, "IN", "A", "192.0.2.1"))
+        return reply
+
+    up = upstream(script)
+    server = serve(block(
+        "rewrite name suffix .outside.org .inside.org answer name (.*)\\.inside\\.org {1}.outside.org"
+        " answer value (.*)\\.inside\\.org {1}.outside.org",
+        f"forward . {up.address}",
+    ))  # fmt: skip
+    reply = server.ask("x.outside.org.")
+    assert answers(reply) == ["target.outside.org. A 192.0.2.1", "x.outside.org. CNAME target.outside.org."]
+
+
+@pytest.mark.parametrize(("rule", "expected"), [
+    ("rewrite", "expected a field"),
+    ("rewrite nam a b", 'did you mean "name"'),
+    ("rewrite name a", "takes [exact"),
+    ("rewrite name regex (a {1}", "bad regular expression"),
+    ("rewrite name regex (a) {2}", "has 1 groups"),
+    ("rewrite name suffix a b answer sometimes", "expected auto"),
+    ("rewrite type A B C", "takes FROM TO"),
+    ("rewrite type A NOPE", "is no type"),
+    ("rewrite ttl a.org 9-3", "the wrong way round"),
+    ("rewrite rcode a.org X Y", "no response code"),
+    ("rewrite edns0 local set 1 2", "does not have it yet"),
+])  # fmt: skip
+def test_bad_rules_are_named_with_their_place(serve: Serve, rule: str, expected: str) -> None:
+    with pytest.raises(CorefileError) as caught:
+        serve(block(rule, "whoami"))
+    assert expected in str(caught.value) and re.match(r"Corefile:3:\d+: ", str(caught.value))
+
+
+# loop.
+
+
+def test_an_upstream_that_leads_back_here_is_refused_and_cluster_names_go_on(
+    serve: Serve, upstream: Start, lines: list[str]
+) -> None:
+    port = free_port()
+    good = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    text = block(
+        "errors", "hosts /nowhere {\n 10.0.0.1 own.org\n fallthrough\n }", "loop", f"forward . 127.0.0.1:{port} {good.address}"
+    )
+    server = serve(text, port=port)
+    eventually(lambda: any("plugin/loop: Loop (127.0.0.1:" in line for line in lines))
+    assert data(server.ask("own.org.")) == ["10.0.0.1"]
+    assert all(data(server.ask(f"x{i}.org.")) == ["192.0.2.1"] for i in range(10))
+
+
+def test_a_server_whose_only_upstream_is_itself_answers_servfail_at_once(serve: Serve, lines: list[str]) -> None:
+    port = free_port()
+    server = serve(block("loop", f"forward . 127.0.0.1:{port}"), port=port)
+    eventually(lambda: any("plugin/loop" in line for line in lines))
+    began = time.monotonic()
+    assert code(server.ask("x.org.")) == "SERVFAIL" and time.monotonic() - began < 1
+
+
+# bind, debug.
+
+
+def test_bind_takes_interfaces_and_leaves_out_what_it_is_told_to(serve: Serve) -> None:
+    text = ".:{port} {\n bind lo {\n except ::1 127.0.0.1\n }\n bind 127.0.0.5\n whoami\n}\n"
+    server = serve(text)
+    assert code(server.ask("x.org.", host="127.0.0.5")) == "EMPTY"
+    assert {group.host for group in server.server.listeners} <= {
+        "127.0.0.5",
+        *(a.address for a in addresses() if a.interface == "lo"),
+    }
+    assert server.server.banner() == [f".:{server.port} on 127.0.0.5"] or len(server.server.banner()) > 1
+
+
+def test_debug_writes_debug_lines_while_it_is_there(serve: Serve, lines: list[str]) -> None:
+    log.Logger().debug("before")
+    server = serve(block("debug", "whoami"))
+    log.Logger().debug("during")
+    server.reload(block("whoami"))
+    log.Logger().debug("after")
+    assert [line for line in lines if line.startswith("[DEBUG]")] == ["[DEBUG] during"]
