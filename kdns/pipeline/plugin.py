@@ -38,6 +38,8 @@ class Plugin:
     """
 
     name: ClassVar[str]
+    # For plugins of other packages: the plugin of the fixed order that it stands right before.
+    before: ClassVar[str] = "forward"
     # Whether the reply depends on who asks (address, transport), not on the question alone.
     client_dependent: ClassVar[bool] = False
     # Whether its outcomes are our own data, which no cache keeps: then it is asked before a cache right above it.

@@ -8,6 +8,7 @@ from kdns.dns import iana
 from kdns.dns.edns import Edns
 from kdns.dns.query import Question
 from kdns.pipeline.outcome import Bare, Outcome, Pending
+from kdns.pipeline.records import decode
 
 if TYPE_CHECKING:
     from kdns.pipeline.block import Block
@@ -98,6 +99,11 @@ class Request:
     @property
     def id(self) -> int:
         return self.data[0] << 8 | self.data[1]
+
+    @property
+    def message(self) -> Any:
+        """The query as a `dnslib.DNSRecord`, decoded at each call. Raises FormatError."""
+        return decode(self.data)
 
     @property
     def limit(self) -> int:

@@ -142,14 +142,21 @@ def build(corefile: Corefile) -> Instance:
         for key in parsed.keys:
             _check_key(key)
         block = Block.of(keys)
-        last = len(RANK)
-        for name in sorted(parsed.directives, key=lambda name: (RANK.get(name, last), name)):
+        for name in sorted(parsed.directives, key=_rank):
             block.plugins += _plugins(name, parsed.directives[name], keys)
         blocks.append(block)
     instance = Instance(corefile, blocks)
     for block in blocks:
         block.compile()
     return instance
+
+
+def _rank(name: str) -> tuple[float, str]:
+    """Where a directive's plugin stands: by the fixed order, or right before the plugin it names."""
+    if name in RANK:
+        return RANK[name], name
+    cls = plugin_class(name)
+    return RANK.get(cls.before if cls is not None else "", len(RANK)) - 0.5, name
 
 
 def _plugins(name: str, directives: list[Directive], keys: BlockKeys) -> list[Plugin]:

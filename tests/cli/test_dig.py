@@ -24,7 +24,11 @@ def port() -> Iterator[int]:
         .replace(":8181", f":{free_port()}")
         .replace(":9153", f":{free_port()}")
     )
-    text = text.replace(".:1053", f".:{number}").replace("/etc/resolv.conf", "127.0.0.1:9")
+    text = (
+        text.replace("bind 127.0.0.1", "bind 127.0.0.1 ::1")
+        .replace(".:1053", f".:{number}")
+        .replace("/etc/resolv.conf", "127.0.0.1:9")
+    )
     process = Process("-conf", "stdin", stdin=text)
     process.until("linux/")
     yield number
@@ -32,11 +36,17 @@ def port() -> Iterator[int]:
 
 
 def dig(port: int, *words: str) -> str:
-    done = subprocess.run(["dig", "@127.0.0.1", "-p", str(port), *words], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        ["dig", "@::1" if "-6" in words else "@127.0.0.1", "-p", str(port), *words],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
     return done.stdout
 
 
-@pytest.mark.parametrize("way", ["+notcp", "+tcp"])
+@pytest.mark.parametrize("way", ["+notcp", "+tcp", "-6"])
 @pytest.mark.parametrize(("words", "expected"), [
     ("web.shop.svc.cluster.local", ["10.96.1.5"]),
     ("web.shop.svc.cluster.local AAAA", ["fd00:10:96::15"]),

@@ -1,0 +1,158 @@
+"""The plugin contract: awaitables, exceptions, child passes, other people's plugins, dnslib."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import dnslib
+import pytest
+
+from kdns.corefile import Directive
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+from kdns.dns.errors import FormatError
+from kdns.dns.rrset import RRset
+from kdns.metrics import REGISTRY
+from kdns.pipeline import DROP, Bare, Outcome, Pending, Plugin, Request, then
+from kdns.pipeline.block import BlockKeys
+from kdns.pipeline.records import answer_of, decode
+from kdns.server import build, dispatch
+from tests.running import Running, code, data
+
+Serve = Callable[..., Running]
+Handle = Callable[[Request], Outcome | Awaitable[Outcome | None] | None]
+
+
+def plugin(handle: Handle, **members: Any) -> type[Plugin]:
+    def parse(cls: type[Plugin], directives: Sequence[Directive], block: BlockKeys) -> list[None]:
+        return [None]
+
+    body = {"name": "mine", "parse": classmethod(parse), "handle": lambda self, request: handle(request), **members}
+    return type("Mine", (Plugin,), body)
+
+
+@pytest.fixture
+def mine(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Running]:
+    """A server whose only plugin behaves as told; it comes in as an installed package's would."""
+
+    class Entry:
+        name = "mine"
+
+        def __init__(self, cls: type[Plugin]) -> None:
+            self.load = lambda: cls
+
+    def start(handle: Handle, more: str = "", **members: Any) -> Running:
+        cls = plugin(handle, **members)
+        monkeypatch.setattr(build, "_foreign", lambda: [Entry(cls)])
+        return serve(f".:{{port}} {{\n bind 127.0.0.1\n errors\n mine\n {more}\n}}\n")
+
+    return start
+
+
+def ok(request: Request, last: int = 1) -> Answer:
+    return Answer(0, iana.AA, (RRset(request.question.name, iana.A, 5, (bytes((192, 0, 2, last)),)),))
+
+
+def test_a_plugin_of_others_answers_at_once_or_later(mine: Callable[..., Running]) -> None:
+    assert data(mine(ok).ask("x.org.")) == ["192.0.2.1"]
+
+    async def slowly(request: Request) -> Answer:
+        await asyncio.sleep(0.02)
+        return ok(request, 2)
+
+    assert data(mine(slowly).ask("x.org.")) == ["192.0.2.2"]
+    assert data(mine(slowly).ask("x.org.", tcp=True)) == ["192.0.2.2"]
+
+
+def test_what_comes_later_may_also_be_nothing_a_code_a_drop_or_an_exception(mine: Callable[..., Running]) -> None:
+    def later(value: Any) -> Handle:
+        async def handle(request: Request) -> Any:
+            await asyncio.sleep(0)
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+        return handle
+
+    assert code(mine(later(None), "whoami").ask("x.org.")) == "EMPTY"
+    assert code(mine(later(Bare(iana.REFUSED))).ask("x.org.")) == "REFUSED"
+    assert code(mine(later(ValueError("boom"))).ask("x.org.")) == "SERVFAIL"
+    with pytest.raises(Exception, match="timed out"):
+        mine(later(DROP)).ask("x.org.", timeout=0.3)
+
+
+def test_finish_and_settle_see_what_comes_from_below(mine: Callable[..., Running]) -> None:
+    settled: list[int] = []
+
+    async def finish(self: Plugin, request: Request, answer: Answer) -> Answer:
+        await asyncio.sleep(0)
+        return answer.replace(rcode=iana.NXDOMAIN)
+
+    server = mine(
+        lambda request: None, "whoami", finish=finish, settle=lambda self, request, outcome: settled.append(outcome.rcode)
+    )
+    assert code(server.ask("x.org.")) == "NXDOMAIN" and settled == [iana.NXDOMAIN]
+
+
+def test_an_exception_in_finish_is_servfail(mine: Callable[..., Running]) -> None:
+    def finish(self: Plugin, request: Request, answer: Answer) -> Answer:
+        raise RuntimeError("boom")
+
+    assert code(mine(lambda request: None, "whoami", finish=finish).ask("x.org.")) == "SERVFAIL"
+
+
+def test_a_lookup_asks_the_whole_server_and_ends_ten_deep(mine: Callable[..., Running]) -> None:
+    depths: list[int] = []
+
+    def handle(request: Request) -> Any:
+        depths.append(request.depth)
+        return then(request.lookup(request.question.name, iana.A), lambda outcome: outcome)
+
+    assert code(mine(handle).ask("x.org.")) == "SERVFAIL"
+    assert depths == list(range(11))
+
+
+def test_rest_asks_only_the_plugins_below(mine: Callable[..., Running]) -> None:
+    found: list[Plugin] = []
+
+    def handle(request: Request) -> Any:
+        assert request.block is not None
+        me = next(each for each in request.block.plugins if each.name == "mine")
+        found.append(me)
+        return then(request.rest(me, request.question), lambda outcome: outcome.replace(rcode=iana.NXDOMAIN))
+
+    assert code(mine(handle, "whoami").ask("x.org.")) == "NXDOMAIN" and len(found) == 1
+
+
+def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "DEADLINE", 0.2)
+    server = mine(lambda request: Pending())
+    began = time.monotonic()
+    assert code(server.ask("x.org.")) == "SERVFAIL" and time.monotonic() - began < 2
+    assert sum(slot[0] for slot in REGISTRY["kdns_pending_expired_total"].slots.values()) >= 1
+    assert all(not dispatcher.table for dispatcher in server.server.instance.dispatchers.values())  # type: ignore[union-attr]
+
+
+def test_queries_that_wait_are_bounded(mine: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MAX_PENDING", 3)
+    monkeypatch.setattr(dispatch, "DEADLINE", 1.0)
+    server = mine(lambda request: Pending() if b"wait" in request.question.name else ok(request))
+    for i in range(3):
+        assert server.raw(b"\0\1\1\0\0\1\0\0\0\0\0\0\x05wait%d\0\0\1\0\1" % i, timeout=0.05) is None
+    began = time.monotonic()
+    assert code(server.ask("wait4.")) == "SERVFAIL" and time.monotonic() - began < 0.5
+    assert data(server.ask("other.")) == ["192.0.2.1"]
+
+
+def test_a_plugin_may_use_dnslibs_records(mine: Callable[..., Running]) -> None:
+    def handle(request: Request) -> Answer:
+        reply = request.message.reply()
+        reply.add_answer(*dnslib.RR.fromZone("x.org. 60 A 192.0.2.7"))
+        return answer_of(reply)
+
+    assert data(mine(handle).ask("x.org.")) == ["192.0.2.7"]
+    with pytest.raises(FormatError):
+        decode(b"\0" * 5)
+    with pytest.raises(FormatError):
+        decode(b"\0\1\1\0\0\1\0\0\0\0\0\0\x02\xff\xfe\0\0\1\0\1")
