@@ -176,7 +176,7 @@ class Prometheus(Plugin):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.rows: dict[tuple[object, str, int, int], _Row] = {}
+        self.rows: dict[tuple[object, ...], _Row] = {}
         self.block: Block | None = None
         self.one_zone = ""
         self.next = ""
@@ -233,9 +233,7 @@ class Prometheus(Plugin):
             return
         question = request.question
         key = (request.server, request.proto, len(request.peer), question.type)
-        row = self.rows.get(key)
-        if row is None or not self.one_zone:
-            row = self._row(request, key)
+        row = self.rows.get(key) or self._row(request, key)
         took = monotonic() - request.now
         slot = row.duration
         slot[0] += took
@@ -294,12 +292,19 @@ class Prometheus(Plugin):
 
         return again
 
-    def _row(self, request: Request, key: tuple[object, str, int, int]) -> _Row:
+    def _row(self, request: Request, key: tuple[object, ...]) -> _Row:
+        """The row of a request that `key` does not lead to yet. As many as zones, transports and counted types allow."""
         assert self.block is not None
         zone = self.one_zone or self.block.zone_text(request.question.name)
-        family = "2" if len(request.peer) == 4 else "1"
-        row = _Row(request.server.label, zone, self.block.view, request.proto, family, request.question.type, self.next)
-        if self.one_zone and len(self.rows) < metrics.MAX_SLOTS:
+        qtype = request.question.type
+        # Types that are counted as `other` share a row: there are 65,536 of them to ask for.
+        full = (*key[:3], qtype if qtype in _COUNTED_TYPES else -1, zone)
+        row = self.rows.get(full)
+        if row is None:
+            family = "2" if len(request.peer) == 4 else "1"
+            row = _Row(request.server.label, zone, self.block.view, request.proto, family, qtype, self.next)
+            self.rows[full] = row
+        if self.one_zone and qtype in _COUNTED_TYPES:
             self.rows[key] = row
         return row
 

@@ -7,6 +7,7 @@ run an exec plugin. Requests go over aiohttp, objects are decoded by msgspec.
 
 import asyncio
 import contextlib
+import importlib
 import os
 import socket
 import ssl
@@ -65,6 +66,8 @@ class ApiConfig:
                 "no cluster is configured: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, so this is no Pod. "
                 "Name one with `kubeconfig FILE` or `endpoint URL`, or serve YAML with `manifests PATH`"
             )
+        else:
+            importlib.import_module("kubernetes.config")  # half a second of CPU: now, and not beside the first queries
         return config
 
     def access(self) -> Access:

@@ -154,7 +154,7 @@ def test_stdin_is_read_and_quiet_hides_the_banner(processes: list[Process], tmp_
     process = Process("-conf", "stdin", "-quiet", "-pidfile", str(pid), stdin=WHOAMI.replace("{port}", str(port)))
     processes.append(process)
     end = time.monotonic() + 20
-    while not pid.exists() and time.monotonic() < end:
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
         time.sleep(0.02)
     assert pid.read_text() == f"{process.process.pid}\n"
     assert process.end() == 0

@@ -163,3 +163,28 @@ def test_a_large_file_is_parsed_in_a_child_and_answers_go_on(
     path.write_text("x: [" + "y, " * 1000)
     time.sleep(0.5)
     assert a(server, "s1.n1") == ["10.0.0.2"]
+
+
+def test_a_file_that_is_truncated_before_it_is_written_again_never_empties_the_zone(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    text = yaml.safe_dump(service("n1/web", "10.0.0.1"))
+    path.write_text(text)
+    server = start(serve, path)
+    wrong: list[object] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            found = a(server, "web.n1")
+            if found != ["10.0.0.1"]:
+                wrong.append(found)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    for i in range(100):
+        with path.open("w") as file:
+            time.sleep(0.005)
+            file.write(text + f"# {i}\n")
+    stop.set()
+    thread.join()
+    assert not wrong

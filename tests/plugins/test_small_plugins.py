@@ -402,3 +402,17 @@ def test_debug_writes_debug_lines_while_it_is_there(serve: Serve, lines: list[st
     server.reload(block("whoami"))
     log.Logger().debug("after")
     assert [line for line in lines if line.startswith("[DEBUG]")] == ["[DEBUG] during"]
+
+
+def test_types_and_zones_that_clients_choose_do_not_grow_the_counters(serve: Serve) -> None:
+    port = free_port()
+    text = f"a.org:{{port}} b.org:{{port}} {{\n bind 127.0.0.1\n prometheus 127.0.0.1:{port}\n errors\n whoami\n}}\n"
+    server = serve(text)
+    for i in range(300):
+        assert code(server.ask(f"x{i}.{'ab'[i % 2]}.org.", 1000 + i)) == "EMPTY"
+    prometheus = next(p for p in server.server.instance.plugins if p.name == "prometheus")  # type: ignore[union-attr]
+    assert len(prometheus.rows) == 2 and len(prometheus.touched) <= 2  # type: ignore[attr-defined]
+    _, exposed = http_get(port, "/metrics")
+    for zone in ("a.org.", "b.org."):
+        label = f'server="dns://127.0.0.1:{server.port}",type="other",view="",zone="{zone}"'
+        assert f'coredns_dns_requests_total{{family="1",proto="udp",{label}}} 150.0' in exposed
