@@ -38,7 +38,7 @@ from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
-from kdns.address import host_port, split_host_port
+from kdns.address import host_port
 from kdns.corefile import Directive
 from kdns.metrics import SLIM_TIME_BUCKETS, Counter, Histogram
 from kdns.net.http import HttpServer, Response
@@ -77,13 +77,7 @@ class Health(Plugin):
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
         directive = directives[-1]
-        setup.arguments(directive, 0, 1)
-        host, port = DEFAULT
-        if directive.args:
-            try:
-                host, port = split_host_port(directive.args[0].text)
-            except ValueError as error:
-                raise setup.fail(directive.args[0], str(error)) from None
+        host, port = setup.http_address(directive, DEFAULT)
         lameduck = 0.0
         for line in directive.body or ():
             if line.name.text != "lameduck":

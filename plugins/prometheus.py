@@ -42,7 +42,6 @@ from typing import ClassVar, Final
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 
 from kdns import __version__, log, metrics
-from kdns.address import split_host_port
 from kdns.corefile import Directive
 from kdns.dns import iana
 from kdns.dns.answer import Answer
@@ -158,13 +157,7 @@ class Prometheus(Plugin):
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
         directive = setup.once(directives)
-        setup.arguments(directive, 0, 1)
-        host, port = DEFAULT
-        if directive.args:
-            try:
-                host, port = split_host_port(directive.args[0].text)
-            except ValueError as error:
-                raise setup.fail(directive.args[0], str(error)) from None
+        host, port = setup.http_address(directive, DEFAULT)
         for line in directive.body or ():
             if line.name.text == "runtime_metrics":
                 setup.arguments(line, 0, 0)  # Go's runtime; Python's are always there
@@ -269,16 +262,17 @@ class Prometheus(Plugin):
         for row in touched:
             row.pour()
 
-    def repeat(self, request: Request, answer: Answer) -> Callable[[], None] | None:
+    def repeat(self, request: Request, answer: Answer) -> Callable[[int, int], None] | None:
         key = (request.server, request.proto, len(request.peer), request.question.type)
         row = self.rows.get(key)
-        if row is None or answer.body is None:
+        if row is None:
             return None
-        code = len(request.data) << 32 | min(request.end + len(answer.body.data), 0xFFFF) << 16 | answer.rcode
+        rcode = answer.rcode
         duration = row.duration
         do = request.edns is not None and request.edns.do
 
-        def again() -> None:
+        def again(asked: int, said: int) -> None:
+            code = asked << 32 | said << 16 | rcode
             tally = row.tally
             if code in tally:
                 tally[code] += 1

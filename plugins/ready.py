@@ -28,7 +28,6 @@ from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
-from kdns.address import split_host_port
 from kdns.corefile import Directive
 from kdns.net.http import HttpServer, Response
 from kdns.pipeline import Plugin, setup
@@ -91,13 +90,7 @@ class Ready(Plugin):
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
         directive = setup.once(directives)
-        setup.arguments(directive, 0, 1)
-        host, port = DEFAULT
-        if directive.args:
-            try:
-                host, port = split_host_port(directive.args[0].text)
-            except ValueError as error:
-                raise setup.fail(directive.args[0], str(error)) from None
+        host, port = setup.http_address(directive, DEFAULT)
         continuously = False
         for line in directive.body or ():
             if line.name.text != "monitor":

@@ -22,7 +22,9 @@ def answer(query: dns.message.Message, *records: str, ttl: int = 60, ra: bool = 
 
 
 def soa(reply: dns.message.Message, zone: str = "example.org.", ttl: int = 60, minimum: int = 60) -> dns.message.Message:
-    reply.authority.append(dns.rrset.from_text(zone, ttl, "IN", "SOA", f"ns.{zone} mail.{zone} 1 2 3 4 {minimum}"))
+    reply.authority.append(
+        dns.rrset.from_text(zone, ttl, "IN", "SOA", f"ns.{zone.lstrip('.')} mail.{zone.lstrip('.')} 1 2 3 4 {minimum}")
+    )
     return reply
 
 
@@ -66,7 +68,7 @@ class Upstream:
         said = self.script(query, proto)
         if said is None:
             return []
-        return said if isinstance(said, list) else [said.to_wire()]
+        return said if isinstance(said, list) else [said.to_wire(max_size=65535)]
 
     def _serve_udp(self) -> None:
         while not self.closing:

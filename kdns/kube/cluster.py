@@ -65,6 +65,7 @@ class Cluster:
         self.watchers: list[Watcher] = []
         self.synced = False
         self.changes = 0
+        self.ipv6 = 0  # IPv6 addresses held, of Services and endpoints
 
     def apply(self, kind: str, key: str, obj: Object | None) -> bool:
         """Sets an object, or removes it (None). Says whether anything is different now."""
@@ -101,10 +102,10 @@ class Cluster:
         after = service.addresses if service is not None else ()
         for address in before:
             if address not in after:
-                _release(self.cluster_ips, address, entry)
+                self._release(self.cluster_ips, address, entry)
         for address in after:
             if address not in before:
-                _claim(self.cluster_ips, address, entry)
+                self._claim(self.cluster_ips, address, entry)
         entry.service = service
         self._tidy(key, entry)
         for watcher in self.watchers:
@@ -141,9 +142,9 @@ class Cluster:
         for address in old - new:
             # Another slice of the same Service may hold it too: slices overlap while one is moved to the next.
             if not any(_holds(part, address) for part in entry.parts()):
-                _release(self.endpoint_ips, address, entry)
+                self._release(self.endpoint_ips, address, entry)
         for address in new - old:
-            _claim(self.endpoint_ips, address, entry)
+            self._claim(self.endpoint_ips, address, entry)
         self._tidy(owner, entry)
         for watcher in self.watchers:
             watcher.entry_changed(entry, list(old | new))
@@ -152,6 +153,26 @@ class Cluster:
     def _tidy(self, key: str, entry: Entry) -> None:
         if entry.service is None and not entry.slices:
             self.entries.pop(key, None)
+
+    def _claim(self, table: dict[bytes, Owners], address: bytes, entry: Entry) -> None:
+        found = table.get(address)
+        if found is None:
+            table[address] = entry
+            self.ipv6 += len(address) == 16
+        elif isinstance(found, tuple):
+            if entry not in found:
+                table[address] = (*found, entry)
+        elif found is not entry:
+            table[address] = (found, entry)
+
+    def _release(self, table: dict[bytes, Owners], address: bytes, entry: Entry) -> None:
+        found = table.get(address)
+        if found is entry:
+            del table[address]
+            self.ipv6 -= len(address) == 16
+        elif isinstance(found, tuple):
+            left = tuple(owner for owner in found if owner is not entry)
+            table[address] = left[0] if len(left) == 1 else left
 
     # Namespaces and Pods.
 
@@ -208,23 +229,3 @@ def _holds(part: Slice, address: bytes) -> bool:
     while at >= 0 and at % part.width:
         at = part.packed.find(address, at + 1)
     return at >= 0
-
-
-def _claim(table: dict[bytes, Owners], address: bytes, entry: Entry) -> None:
-    found = table.get(address)
-    if found is None:
-        table[address] = entry
-    elif isinstance(found, tuple):
-        if entry not in found:
-            table[address] = (*found, entry)
-    elif found is not entry:
-        table[address] = (found, entry)
-
-
-def _release(table: dict[bytes, Owners], address: bytes, entry: Entry) -> None:
-    found = table.get(address)
-    if found is entry:
-        del table[address]
-    elif isinstance(found, tuple):
-        left = tuple(owner for owner in found if owner is not entry)
-        table[address] = left[0] if len(left) == 1 else left

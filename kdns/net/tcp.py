@@ -45,12 +45,14 @@ class TcpListener:
         first_read: float = FIRST_READ,
         idle: float = IDLE,
         max_connections: int = MAX_CONNECTIONS,
+        max_queries: int = 0,
     ) -> None:
         self.sock = sock
         self.handler = handler
         self.first_read = first_read
         self.idle = idle
         self.max_connections = max_connections
+        self.max_queries = max_queries  # of one connection; 0 or less: no end
         self.local: Address = sock.getsockname()
         self.connections: set[_Connection] = set()
         self.by_address: dict[str, int] = {}
@@ -83,7 +85,7 @@ class TcpListener:
 
 class _Connection(asyncio.Protocol):
     __slots__ = (
-        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "scheduled", "timer", "transport",
+        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "queries", "scheduled", "timer", "transport",
     )  # fmt: skip
 
     def __init__(self, listener: TcpListener) -> None:
@@ -94,6 +96,7 @@ class _Connection(asyncio.Protocol):
         self.paused = False
         self.scheduled = False
         self.eof = False
+        self.queries = 0
         self.peer: Address = ()
         self.timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
@@ -171,7 +174,7 @@ class _Connection(asyncio.Protocol):
         end = 0.0
         out: list[bytes] = []
         more = False
-        while off + 2 <= total:
+        while off + 2 <= total and not (self.eof and 0 < listener.max_queries <= self.queries):
             stop = off + 2 + (buffer[off] << 8 | buffer[off + 1])
             if stop > total:
                 break
@@ -186,6 +189,9 @@ class _Connection(asyncio.Protocol):
                     more = True
                     break
             frames += 1
+            self.queries += 1
+            if 0 < listener.max_queries <= self.queries:
+                self.eof = True  # the last one: it is answered, then we close
             reply = handler(buffer[off + 2 : stop], peer, local)
             off = stop
             if type(reply) is bytes:

@@ -1,8 +1,9 @@
 """The fixed order of plugins, and where each is found.
 
 A query feels the plugins below the one that handles it, and none above; that is all the order means. It is
-CoreDNS's 1.14.7. A name without a module is known but not built: using it is an error that says so. Plugins of
-others come through the entry-point group `kdns.plugins` (see server.build).
+CoreDNS's 1.14.7, with kdns's own (searchpath, family) put where they belong. A name without a module is known but not
+built: using it is an error that says so. Plugins of others come through the entry-point group `kdns.plugins` (see
+server.build).
 """
 
 from typing import Final
@@ -10,20 +11,20 @@ from typing import Final
 _BUILT: Final = "kdns.plugins."
 
 ORDER: Final[dict[str, str | None]] = {
-    "root": None,
+    "root": "root:Root",
     "metadata": None,
     "geoip": None,
-    "cancel": None,
+    "cancel": "cancel:Cancel",
     "proxyproto": None,
     "quic": None,
     "grpc_server": None,
     "https": None,
     "https3": None,
-    "timeouts": None,
+    "timeouts": "timeouts:Timeouts",
     "multisocket": None,
     "reload": "reload:Reload",
-    "nsid": None,
-    "bufsize": None,
+    "nsid": "nsid:Nsid",
+    "bufsize": "bufsize:Bufsize",
     "bind": "bind:Bind",
     "debug": "debug:Debug",
     "trace": None,
@@ -35,20 +36,21 @@ ORDER: Final[dict[str, str | None]] = {
     "errors": "errors:Errors",
     "log": "log:Log",
     "dnstap": None,
-    "local": None,
+    "local": "local:Local",
     "dns64": None,
-    "any": None,
-    "chaos": None,
+    "any": "any:Any",
+    "chaos": "chaos:Chaos",
     "loadbalance": "loadbalance:Loadbalance",
     "tsig": None,
     "rewrite": "rewrite:Rewrite",
     "autopath": None,
-    "acl": None,
+    "searchpath": "searchpath:Searchpath",
+    "acl": "acl:Acl",
     "cache": "cache:Cache",
-    "header": None,
+    "header": "header:Header",
     "dnssec": None,
     "tls": None,
-    "minimal": None,
+    "minimal": "minimal:Minimal",
     "template": None,
     "transfer": None,
     "hosts": "hosts:Hosts",
@@ -61,6 +63,7 @@ ORDER: Final[dict[str, str | None]] = {
     "auto": None,
     "secondary": None,
     "etcd": None,
+    "family": "family:Family",
     "loop": "loop:Loop",
     "forward": "forward:Forward",
     "grpc": None,

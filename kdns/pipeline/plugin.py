@@ -21,13 +21,17 @@ class ListenerOptions:
     """What a plugin asks of the sockets of its block, not of the block: folded over all blocks of a listener.
 
     `any_class`: queries of classes other than IN are let in. `debug`: exceptions are not caught. `dropped`: called
-    for queries that no block was found for (label of the listener, request).
+    for queries that no block was found for. `read`, `idle` (seconds) and `max_queries` are of TCP connections; 0 where they
+    are not set.
     """
 
     any_class: bool = False
     debug: bool = False
     stacktrace: bool = False
     dropped: Callable[[Request, Outcome], None] | None = None
+    read: float = 0.0
+    idle: float = 0.0
+    max_queries: int = 0
 
 
 class Plugin:
@@ -93,11 +97,11 @@ class Plugin:
     def settle(self, request: Request, outcome: Outcome) -> None:
         """Every outcome from below, once it is final."""
 
-    def repeat(self, request: Request, answer: Answer) -> Callable[[], None] | None:
-        """What settles the same reply to the same question when it is repeated without a request.
+    def repeat(self, request: Request, answer: Answer) -> Callable[[int, int], None] | None:
+        """What settles a reply like this one to a question like this one when it is given without a request.
 
-        None where each query must be settled by itself; then replies of this block are not repeated. Asked only of
-        plugins that settle answers.
+        It is called with the octets of query and reply (the latter without OPT). None where each query must be settled by
+        itself; then replies of this block are not repeated. Asked only of plugins that settle answers.
         """
         return None
 

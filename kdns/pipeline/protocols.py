@@ -1,6 +1,6 @@
 """What plugins find each other by: a plugin that needs a peer asks its block for a protocol, not for a name."""
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -11,3 +11,32 @@ class Readiness(Protocol):
 
     def is_ready(self) -> bool:
         """Whether it can serve."""
+
+
+class SearchBase(NamedTuple):
+    """A name `X.NS.svc.ZONE` taken apart: X as labels and as their wire form, the namespace's label, the zone, its TTL."""
+
+    labels: list[bytes]
+    prefix: bytes
+    namespace: bytes
+    zone: bytes
+    ttl: int
+
+
+@runtime_checkable
+class ClusterNames(Protocol):
+    """A plugin that serves a cluster's names: what a search list's first name says."""
+
+    def search_base(self, name: bytes, starts: list[int]) -> SearchBase | None:
+        """The parts of a name below an existing namespace; None for other names, and before the first sync."""
+
+    def is_cluster_label(self, label: bytes) -> bool:
+        """Whether any Service or Namespace has this name."""
+
+
+@runtime_checkable
+class ClusterFamilies(Protocol):
+    """A plugin that knows which address families a cluster uses."""
+
+    def has_ipv6(self) -> bool:
+        """Whether any Service or endpoint has an IPv6 address; True before that is known."""

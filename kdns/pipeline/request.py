@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
 
 from kdns.dns import iana
+from kdns.dns.answer import SHAPE_RD, Answer
 from kdns.dns.edns import Edns
 from kdns.dns.query import Question
 from kdns.pipeline.outcome import Bare, Outcome, Pending
@@ -33,18 +35,31 @@ class Server(Protocol):
         """Lets bounded work outlive the reply."""
 
 
+class Denial(NamedTuple):
+    """What the plugin that denied a name can say of all names that differ from it in the leftmost label.
+
+    `deny(label, length)` gives the denial for another label (wire form, lower-cased) and length of the whole name, or
+    None where the name may exist or must be asked for in full. `answer` is the denial of the name at hand.
+    """
+
+    plugin: Plugin
+    answer: Answer
+    deny: Callable[[bytes, int], Answer | None]
+
+
 @final
 class Request:
     """One query. `asked` is what the client sent; `question` and `edns` are what plugins see and may replace.
 
     `data` are the query's bytes, whose question ends at `end`; `shape` the header bits a reply repeats. `peer` and
     `local` are socket addresses (host, port, ...); `proto` is `udp` or `tcp`; `now` is when it came, in monotonic
-    seconds. `labels` are metadata. `block` is the server block that answers it.
+    seconds. `block` is the server block that answers it. `denial` is set by a plugin that denies the name, if it can say as
+    much of its neighbours.
     """
 
     __slots__ = (
-        "_slots", "asked", "block", "data", "depth", "edns", "end", "labels", "local", "now", "peer", "proto", "question",
-        "server", "shape", "wall",
+        "_slots", "asked", "block", "data", "denial", "depth", "edns", "end", "local", "now", "patience", "peer", "proto", "question",
+        "server", "shape",
     )  # fmt: skip
 
     def __init__(
@@ -72,8 +87,10 @@ class Request:
         self.proto = proto
         self.now = now
         self.depth = 0
+        self.patience = 0.0  # seconds after which the query is dropped unanswered (0: never)
         self._slots: list[Any] | None = None
         self.block: Block | None = None
+        self.denial: Denial | None = None
 
     @property
     def slots(self) -> list[Any]:
@@ -86,7 +103,7 @@ class Request:
 
     @property
     def rd(self) -> bool:
-        return bool(self.data[2] & 1)
+        return bool(self.shape & SHAPE_RD)
 
     @property
     def cd(self) -> bool:

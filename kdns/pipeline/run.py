@@ -39,6 +39,7 @@ class Pipeline:
         self.plugins = tuple(plugins)
         asked = _asked(plugins)
         self.handles: tuple[Handle, ...] = tuple(plugins[i].handle for i in asked)
+        self.first = plugins[asked[0]] if asked else None
         above = [list(reversed(plugins[:place])) for place in (*asked, len(plugins))]
         # For each place an outcome can come from (the last: the chain's end), what stands above it, nearest first.
         finishers = [[p for p in those if overrides(p, "finish")] for those in above]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from kdns.address import split_host_port
 from kdns.corefile import CorefileError, Directive, Line, Token
 from kdns.corefile.errors import did_you_mean
 from kdns.corefile.keys import plugin_zones
@@ -143,6 +144,17 @@ def name(word: Token) -> bytes:
         return from_text(word.text).lower()
     except BadName as error:
         raise fail(word, str(error)) from None
+
+
+def http_address(directive: Directive, default: tuple[str, int]) -> tuple[str, int]:
+    """The one argument `HOST:PORT` of a directive that serves HTTP, or its default."""
+    arguments(directive, 0, 1)
+    if not directive.args:
+        return default
+    try:
+        return split_host_port(directive.args[0].text)
+    except ValueError as error:
+        raise fail(directive.args[0], str(error)) from None
 
 
 class Fallthrough:

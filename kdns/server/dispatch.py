@@ -5,7 +5,10 @@ reply. Opcode: NOTIMP. Counts: FORMERR. Body: FORMERR. EDNS version: BADVERS. Cl
 
 Theory of operation. The header of nearly every query is one of 16 forms; one look-up of its ten octets behind the id
 does for all checks of it. A reply made of an answer that a store keeps is kept too, under the query's octets behind the
-id, where no plugin looks at the client: while the answer is alive, the same octets get the same reply for one look-up.
+id, where no plugin looks at the client: while the answer is alive, the same octets get the same reply for one look-up. A
+plugin that denies a name can say as much of its neighbours (Request.denial): a name that differs from one denied before
+in its leftmost label only is then denied without a request, after the plugin has looked for that label.
+
  What needs no I/O is answered in the same call. What does is in one bounded table, with one
 deadline for all, so that its first entry is always the oldest.
 """
@@ -21,14 +24,16 @@ from kdns import log
 from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
 from kdns.dns.answer import SHAPE_CD, SHAPE_EDNS, SHAPE_RD, Answer, render
+from kdns.dns.edns import Edns
 from kdns.dns.errors import FormatError
 from kdns.dns.query import parse
 from kdns.metrics import Counter
 from kdns.net import Address
 from kdns.pipeline.block import Block
-from kdns.pipeline.outcome import Bare, Drop, Outcome, Pending, adopt
+from kdns.pipeline.outcome import DROP, Bare, Drop, Outcome, Pending, adopt
 from kdns.pipeline.plugin import ListenerOptions
-from kdns.pipeline.request import Request
+from kdns.pipeline.request import Denial, Request
+from kdns.upstream.deadlines import Deadlines
 
 # Queries that may wait for an upstream, in all. Each costs some 2 KB; a burst beyond is answered SERVFAIL at once.
 MAX_PENDING: Final = 20_000
@@ -38,6 +43,8 @@ MAX_DETACHED: Final = 1000
 # Finished replies kept, some 400 octets each. Beyond that all are let go: who asks so many different questions gains
 # little from them.
 MAX_REPEATS: Final = 8192
+# Denials that speak for a name's neighbours: a few for each namespace and kind of client.
+MAX_NEIGHBOURS: Final = 4096
 
 PANICS = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
 OVERFLOWS = Counter("kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server",))
@@ -71,7 +78,18 @@ class _Repeat(NamedTuple):
 
     answer: Answer
     reply: bytes  # behind the id
-    settles: tuple[Callable[[], None], ...]
+    size: int  # of the reply without OPT
+    settles: tuple[Callable[[int, int], None], ...]
+
+
+class _Neighbours(NamedTuple):
+    """A denial for all names that differ in the leftmost label only, asked for in the same way."""
+
+    deny: Callable[[bytes, int], Answer | None]
+    rest: int  # octets of the question behind the leftmost label, type and class included
+    shape: int
+    edns: Edns | None
+    settles: tuple[Callable[[int, int], None], ...]
 
 
 @final
@@ -85,12 +103,16 @@ class Dispatcher:
         self.any_class = False
         self.debug = False
         self.stacktrace = False
+        self.read = self.idle = 0.0
+        self.max_queries = 0
+        self.deadlines = Deadlines()
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.table: dict[Pending, tuple[float, Request]] = {}
         self.timer: asyncio.TimerHandle | None = None
         self.detached: set[Pending] = set()
         self.panics = PANICS.slot()
         self.repeats: dict[bytes, _Repeat] = {}
+        self.neighbours: dict[bytes, _Neighbours] = {}
         self.repeatable = False
 
     def add(self, zone: bytes, block: Block) -> None:
@@ -102,6 +124,10 @@ class Dispatcher:
         self.any_class |= options.any_class
         self.debug |= options.debug
         self.stacktrace |= options.stacktrace
+        # The last block that sets one counts, as in CoreDNS.
+        self.read = options.read or self.read
+        self.idle = options.idle or self.idle
+        self.max_queries = options.max_queries or self.max_queries
         if options.dropped is not None and options.dropped not in self.dropped:
             self.dropped.append(options.dropped)
 
@@ -125,9 +151,13 @@ class Dispatcher:
         if known is not None:
             if known.answer.alive:
                 for settle in known.settles:
-                    settle()
+                    settle(len(data), known.size)
                 return data[:2] + known.reply
             self._forget(data, proto)
+        if self.neighbours and len(data) > 12:
+            denied = self._deny(data)
+            if denied is not None:
+                return denied
         shape = _SHAPES.get(data[2:12])
         if shape is None:
             refusal = _check(data)
@@ -153,8 +183,11 @@ class Dispatcher:
             outcome = self.route(request)
         if type(outcome) is Pending:
             return self._wait(request, outcome)
-        if type(outcome) is Answer and outcome.alive and self.repeatable and request.question is question:
-            return self._remember(request, outcome)
+        if type(outcome) is Answer and self.repeatable and request.question is question:
+            if outcome.alive:
+                return self._remember(request, outcome)
+            if request.denial is not None:
+                self._meet_neighbours(request, outcome, request.denial)
         return self._pack(request, outcome)
 
     def _remember(self, request: Request, answer: Answer) -> bytes | None:
@@ -163,18 +196,46 @@ class Dispatcher:
         block = request.block
         if packed is None or block is None or answer.turns or (request.edns is not None and request.edns.options):
             return packed
-        settles = []
-        for plugin in block.pipeline.repeaters:
-            settle = plugin.repeat(request, answer)
-            if settle is None:
-                return packed
-            settles.append(settle)
+        settles = _settles(request, answer, block)
+        if settles is None:
+            return packed
         if len(self.repeats) >= MAX_REPEATS:
             self.repeats.clear()
         tail = request.data[2:]
         key = tail if request.proto == "udp" else b"\0" + tail
-        self.repeats[key] = _Repeat(answer, packed[2:], tuple(settles))
+        size = request.end + answer.size_of_body
+        self.repeats[key] = _Repeat(answer, packed[2:], size, settles)
         return packed
+
+    def _deny(self, data: bytes) -> bytes | None:
+        """The denial of a name whose neighbour was denied: the same octets but for the id and the leftmost label."""
+        stop = 13 + data[12]
+        known = self.neighbours.get(data[2:12] + data[stop:])
+        if known is None or not 12 < stop - 1 < 76:
+            return None
+        end = stop + known.rest
+        answer = known.deny(data[12:stop].lower(), end - 16)
+        if answer is None or answer.body is None:
+            return None
+        for settle in known.settles:
+            settle(len(data), end + len(answer.body.data))
+        return reply.pack(answer, answer.body, data, end, known.shape, known.edns)
+
+    def _meet_neighbours(self, request: Request, outcome: Answer, denial: Denial) -> None:
+        """Keeps what a denial says of a name's neighbours, where nothing above or beside its plugin looks at names."""
+        block = self.only
+        data = request.data
+        simple = request.edns is None or not request.edns.options
+        if block is None or outcome is not denial.answer or block.pipeline.first is not denial.plugin or not simple:
+            return
+        settles = _settles(request, outcome, block)
+        if settles is None:
+            return
+        if len(self.neighbours) >= MAX_NEIGHBOURS:
+            self.neighbours.clear()
+        stop = 13 + data[12]
+        key = data[2:12] + data[stop:]
+        self.neighbours[key] = _Neighbours(denial.deny, request.end - stop, request.shape, request.edns, settles)
 
     def _forget(self, data: bytes, proto: str) -> None:
         self.repeats.pop(data[2:] if proto == "udp" else b"\0" + data[2:], None)
@@ -281,6 +342,8 @@ class Dispatcher:
         if self.timer is None:
             self.timer = asyncio.get_running_loop().call_later(DEADLINE, self._sweep)
         pending.add(partial(self._land, request, result))
+        if request.patience and not result.done:
+            self.deadlines.add(request.patience, partial(self._land, request, result, DROP))
         return result
 
     def _land(self, request: Request, result: Pending, value: Any) -> None:
@@ -305,6 +368,17 @@ class Dispatcher:
             del self.table[result]
             EXPIRED.slot(self.label)[0] += 1
             result.resolve(self._pack(request, Bare(iana.SERVFAIL, "no plugin answered in time")))
+
+
+def _settles(request: Request, answer: Answer, block: Block) -> tuple[Callable[[int, int], None], ...] | None:
+    """What settles replies like this one without a request; None where a plugin must see each."""
+    out = []
+    for plugin in block.pipeline.repeaters:
+        settle = plugin.repeat(request, answer)
+        if settle is None:
+            return None
+        out.append(settle)
+    return tuple(out)
 
 
 def _check(data: bytes) -> bytes | None:

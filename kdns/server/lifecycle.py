@@ -47,6 +47,7 @@ class Listeners:
             udp.handler = dispatcher.datagram
         for tcp in self.tcp:
             tcp.handler = dispatcher.frame
+            _limit(tcp, dispatcher)
 
     async def start(self) -> None:
         """Begins to read and accept."""
@@ -94,23 +95,9 @@ class Server:
         for warning in corefile.warnings:
             _log.warning(warning)
         instance.load()
-        started: list[Plugin] = []
-        opened: dict[Group, Listeners] = {}
         try:
-            if not self.share_port:
-                for group in instance.dispatchers:
-                    _probe(group)
-            for plugin in instance.plugins:
-                started.append(plugin)
-                await plugin.start(self.runtime)
-            for group, dispatcher in instance.dispatchers.items():
-                opened[group] = _open(group, dispatcher)
-            for listeners in opened.values():
-                await listeners.start()
+            opened = await self._bring_up(instance)
         except BaseException:
-            for listeners in opened.values():
-                listeners.stop()
-            await _stop(started)
             collection.settle()
             raise
         self.instance = instance
@@ -143,26 +130,11 @@ class Server:
         new = build(corefile)
         for warning in corefile.warnings:
             _log.warning(warning)
-        started: list[Plugin] = []
-        opened: dict[Group, Listeners] = {}
         try:
             # Files are read and names resolved where waiting holds nobody.
             await asyncio.to_thread(new.load)
-            for group in new.dispatchers.keys() - self.listeners.keys():
-                if not self.share_port:
-                    _probe(group)
-            for plugin in new.plugins:
-                started.append(plugin)
-                await plugin.start(self.runtime)
-            for group, dispatcher in new.dispatchers.items():
-                if group not in self.listeners:
-                    opened[group] = _open(group, dispatcher)
-            for listeners in opened.values():
-                await listeners.start()
+            opened = await self._bring_up(new)
         except BaseException:
-            for listeners in opened.values():
-                listeners.stop()
-            await _stop(started)
             over()
             raise
         for group, dispatcher in new.dispatchers.items():
@@ -175,6 +147,28 @@ class Server:
         await _drain(old, DRAIN)
         await _stop(old.plugins)
         over()
+
+    async def _bring_up(self, instance: Instance) -> dict[Group, Listeners]:
+        """Starts the plugins and opens the sockets that are not open yet; what a failure leaves is undone."""
+        started: list[Plugin] = []
+        opened: dict[Group, Listeners] = {}
+        wanted = [group for group in instance.dispatchers if group not in self.listeners]
+        try:
+            for group in wanted if not self.share_port else ():
+                _probe(group)
+            for plugin in instance.plugins:
+                started.append(plugin)
+                await plugin.start(self.runtime)
+            for group in wanted:
+                opened[group] = _open(group, instance.dispatchers[group])
+            for listeners in opened.values():
+                await listeners.start()
+        except BaseException:
+            for listeners in opened.values():
+                listeners.stop()
+            await _stop(started)
+            raise
+        return opened
 
     async def lameduck(self) -> None:
         """What plugins want done while queries are still answered."""
@@ -231,12 +225,20 @@ def _open(group: Group, dispatcher: Dispatcher) -> Listeners:
             out.udp.append(UdpListener(sock, dispatcher.datagram, label, wildcard=wildcard))
             sock = sockets.bind(socket.SOCK_STREAM, host, group.port, reuse_port=True)
             out.tcp.append(TcpListener(sock, dispatcher.frame, label))
+            _limit(out.tcp[-1], dispatcher)
         if wildcard:
             out.udp += _own_addresses(group, dispatcher, label)
     except BaseException:
         out.stop()
         raise
     return out
+
+
+def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
+    """Sets what `timeouts` asks for."""
+    tcp.first_read = dispatcher.read or tcp.first_read
+    tcp.idle = dispatcher.idle or tcp.idle
+    tcp.max_queries = dispatcher.max_queries
 
 
 def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[UdpListener]:

@@ -24,6 +24,8 @@ from kdns.metrics import Gauge
 from kdns.net.interfaces import addresses
 from kdns.pipeline import Bare, Outcome, Plugin, Request, then
 from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.protocols import SearchBase
+from kdns.pipeline.request import Denial
 from kdns.pipeline.runtime import Runtime
 from kdns.plugins.kubernetes import config as _config
 from kdns.plugins.kubernetes.config import Config
@@ -138,6 +140,33 @@ class Kubernetes(Plugin):
         """Whether everything has been listed once; it stays so while the API is away."""
         return self.cluster.synced
 
+    # What peers ask (pipeline.protocols).
+
+    def search_base(self, name: bytes, starts: list[int]) -> SearchBase | None:
+        """The parts of `X.NS.svc.ZONE`, if the cluster is synced and the namespace exists."""
+        if not self.cluster.synced or not name.endswith(self.tails):
+            return None
+        for zone in self.records.forward:
+            excess = len(name) - len(zone.name)
+            if excess >= 0 and excess in starts and name[excess:] == zone.name:
+                count = starts.index(excess)
+                if count < 3 or name[starts[count - 1] : excess] != SVC:
+                    return None
+                namespace = name[starts[count - 2] : starts[count - 1]]
+                if namespace not in self.records.exposed:
+                    return None
+                labels = [name[starts[i] + 1 : starts[i + 1]] for i in range(count - 2)]
+                return SearchBase(labels, name[: starts[count - 2]], namespace[1:], zone.name, self.config.ttl)
+        return None
+
+    def is_cluster_label(self, label: bytes) -> bool:
+        """Whether any Service or Namespace has this name."""
+        return label in self.records.service_names or bytes((len(label),)) + label in self.records.exposed
+
+    def has_ipv6(self) -> bool:
+        """Whether any Service or endpoint has an IPv6 address; True until that is known."""
+        return self.cluster.ipv6 > 0 or not self.cluster.synced
+
     # Queries.
 
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
@@ -183,7 +212,11 @@ class Kubernetes(Plugin):
                 return records.negative(zone, name, iana.NOERROR)
             entry = records.entries.get(name[starts[count - 3] : starts[count - 1]])
             if entry is None or entry.service is None:
-                return self._missing(request, zone)
+                missing = self._missing(request, zone)
+                if count == 3 and type(missing) is Answer and missing.rcode == iana.NXDOMAIN and zone.goes_on is None:
+                    namespace = name[starts[1] : starts[2]]
+                    request.denial = Denial(self, missing, partial(records.deny, zone, namespace))
+                return missing
             if entry.service.kind == EXTERNAL and count == 3:
                 return self._external(request, zone, entry)
             labels = [name[starts[i] + 1 : starts[i + 1]] for i in range(min(count - 3, 3))]

@@ -75,6 +75,7 @@ class Records:
         self.store = Store()
         self.entries: dict[bytes, Entry] = {}
         self.exposed: set[bytes] = set()
+        self.service_names: dict[bytes, int] = {}  # label -> in how many namespaces
         self.reverse: dict[bytes, bytes] = {}  # address -> reverse name that has an answer in the store
         # Serials outlive a reload: whatever the clock did meanwhile, a zone's never falls.
         self.serial = _serials[self.primary] = max(int(wall()), _serials.get(self.primary, 0))
@@ -136,10 +137,15 @@ class Records:
             key = from_labels([entry.name.lower().encode(), entry.namespace.lower().encode()])[:-1]
         except (BadName, UnicodeError):
             return b""
+        label = key[1 : key[0] + 1]
         if entry.service is not None:
+            if key not in self.entries:
+                self.service_names[label] = self.service_names.get(label, 0) + 1
             self.entries[key] = entry
-        else:
-            self.entries.pop(key, None)
+        elif self.entries.pop(key, None) is not None:
+            self.service_names[label] -= 1
+            if not self.service_names[label]:
+                del self.service_names[label]
         return key
 
     def _expose(self, name: str) -> bytes:
@@ -166,6 +172,12 @@ class Records:
             made = negative(name, zone.name, rcode, _AA, min(self.ttl, MAX_SOA_TTL), self.soa(zone))
             zone.negatives[key] = made
         return made
+
+    def deny(self, zone: Zone, namespace: bytes, label: bytes, length: int) -> Answer | None:
+        """NXDOMAIN for `LABEL.NAMESPACE.svc.ZONE` (wire labels), if there is no such Service and the answer is at hand."""
+        if label + namespace in self.entries or namespace not in self.exposed:
+            return None
+        return zone.negatives.get(iana.NXDOMAIN << 8 | length)
 
     def apex(self, zone: Zone, owner: bytes, qtype: int) -> Answer:
         """The answer for the apex or for `ns.dns` below it: SOA, NS and addresses of name servers, or NODATA."""

@@ -1,0 +1,202 @@
+"""acl - decides by client address and query type who may ask what.
+
+It judges the name as `rewrite` left it, before the cache.
+
+## Syntax
+
+    acl [ZONES...] {
+        allow|block|filter|drop [type QTYPE...] [net SOURCE...]
+    }
+
+* ZONES are the zones it judges; the block's if there are none.
+* `allow` ends all judging; `block` answers REFUSED; `filter` answers with no records; `drop` does not answer.
+* `type` are query types, `*` all (default); `net` addresses or networks of clients, `*` all (default).
+
+The first line of a directive that fits decides; where none fits, the next directive is asked; then the query goes on.
+Clients that use EDNS are told why (RFC 8914: Blocked, Filtered).
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    acl example.org {
+        allow net 10.0.0.0/8 127.0.0.0/8
+        block type AXFR ANY
+        filter type AAAA
+        drop net 192.0.2.0/24
+    }
+    whoami
+}
+~~~
+
+## Metrics
+
+* `coredns_acl_blocked_requests_total{server,zone,view}`, `coredns_acl_filtered_requests_total{server,zone,view}`,
+  `coredns_acl_dropped_requests_total{server,zone,view}`, `coredns_acl_allowed_requests_total{server,view}`.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from kdns.corefile import Directive, Line, Token
+from kdns.dns import edns, iana
+from kdns.dns.answer import Answer
+from kdns.dns.name import closest, to_text
+from kdns.metrics import Counter
+from kdns.pipeline import DROP, Bare, Outcome, Plugin, Request, setup
+from kdns.pipeline.block import Block, BlockKeys
+
+ACTIONS: Final = ("allow", "block", "filter", "drop")
+_BLOCKED: Final = edns.option(edns.EDE, b"\0\x0f")  # RFC 8914, section 4.16
+_FILTERED: Final = edns.option(edns.EDE, b"\0\x11")  # section 4.18
+# Clients whose packed address is remembered; a replica serves a few thousand Pods.
+MAX_CLIENTS: Final = 4096
+
+_LABELS: Final = ("server", "zone", "view")
+BLOCKED: Final = Counter("coredns_acl_blocked_requests_total", "Counter of DNS requests being blocked.", _LABELS)
+FILTERED: Final = Counter("coredns_acl_filtered_requests_total", "Counter of DNS requests being filtered.", _LABELS)
+DROPPED: Final = Counter("coredns_acl_dropped_requests_total", "Counter of DNS requests being dropped.", _LABELS)
+ALLOWED: Final = Counter("coredns_acl_allowed_requests_total", "Counter of DNS requests being allowed.", ("server", "view"))
+
+# A network: octets of the address (4 or 16), bits to shift away, and what must then be left.
+Network = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line. `types` and `networks` are None where all fit."""
+
+    action: str
+    types: frozenset[int] | None
+    networks: tuple[Network, ...] | None
+
+    def fits(self, qtype: int, client: tuple[int, int]) -> bool:
+        """Whether a query type and a client (octets, address as a number) fit."""
+        if self.types is not None and qtype not in self.types:
+            return False
+        if self.networks is None:
+            return True
+        octets, number = client
+        return any(size == octets and number >> shift == prefix for size, shift, prefix in self.networks)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Directives in order: zones and rules."""
+
+    policies: tuple[tuple[tuple[bytes, ...], tuple[Rule, ...]], ...]
+
+
+class Acl(Plugin):
+    """Handles what may not be asked."""
+
+    name: ClassVar[str] = "acl"
+    client_dependent = True
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        return [Config(tuple((setup.zone_names(d.args, block), tuple(_rule(line) for line in d.body or ())) for d in directives))]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.clients: dict[str, tuple[int, int]] = {}
+        self.view = ""
+
+    def wire(self, block: Block) -> None:
+        self.view = block.view
+
+    def handle(self, request: Request) -> Outcome | None:
+        name, qtype = request.question.name, request.question.type
+        client = self.clients.get(request.peer[0]) or self._client(request.peer[0])
+        for zones, rules in self.config.policies:
+            zone = closest(name, zones)
+            if zone is None:
+                continue
+            for rule in rules:
+                if rule.fits(qtype, client):
+                    if rule.action == "allow":
+                        break
+                    return self._refuse(request, rule.action, zone)
+            else:
+                continue
+            break
+        if not request.depth:
+            ALLOWED.slot(request.server.label, self.view)[0] += 1
+        return None
+
+    def _refuse(self, request: Request, action: str, zone: bytes) -> Outcome:
+        labels = (request.server.label, to_text(zone), self.view)
+        if action == "block":
+            BLOCKED.slot(*labels)[0] += 1
+            return Bare(iana.REFUSED, options=_BLOCKED)
+        if action == "filter":
+            FILTERED.slot(*labels)[0] += 1
+            # RA, as an empty answer with neither AA nor RA reads as a lame referral.
+            return Answer(iana.NOERROR, iana.RA, own=True, options=_FILTERED)
+        DROPPED.slot(*labels)[0] += 1
+        return DROP
+
+    def _client(self, host: str) -> tuple[int, int]:
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if len(self.clients) >= MAX_CLIENTS:
+            self.clients.clear()
+        made = self.clients[host] = (address.max_prefixlen // 8, int(address))
+        return made
+
+
+def _rule(line: Line) -> Rule:
+    action = line.name.text.lower()
+    if action not in ACTIONS:
+        raise setup.unknown(line, ACTIONS)
+    types: set[int] = set()
+    networks: list[Network] = []
+    every_type = every_net = True
+    section: Token | None = None
+    filled = True
+    for word in line.args:
+        text = word.text.lower()
+        if text in ("type", "net"):
+            if not filled and section is not None:
+                raise setup.fail(section, f"nothing stands behind {section.text}")
+            section, filled = word, False
+            if text == "type":
+                every_type = False
+            else:
+                every_net = False
+            continue
+        if section is None:
+            raise setup.fail(word, f'expected type or net, found "{word.text}"')
+        filled = True
+        if section.text.lower() == "type":
+            every_type = _type(word, types) or every_type
+        else:
+            every_net = _network(word, networks) or every_net
+    if not filled and section is not None:
+        raise setup.fail(section, f"nothing stands behind {section.text}")
+    return Rule(action, None if every_type else frozenset(types), None if every_net else tuple(networks))
+
+
+def _type(word: Token, types: set[int]) -> bool:
+    """Adds a type; True for `*`."""
+    if word.text == "*":
+        return True
+    number = iana.TYPES.get(word.text) or (iana.type_number(word.text) if word.text.startswith("TYPE") else None)
+    if number is None:
+        raise setup.fail(word, f'"{word.text}" is no query type (upper case, such as AAAA)')
+    types.add(number)
+    return False
+
+
+def _network(word: Token, networks: list[Network]) -> bool:
+    """Adds a network; True for `*`."""
+    if word.text == "*":
+        return True
+    try:
+        network = ipaddress.ip_network(word.text, strict=False)
+    except ValueError:
+        raise setup.fail(word, f'expected an address or a network, found "{word.text}"') from None
+    shift = network.max_prefixlen - network.prefixlen
+    networks.append((network.max_prefixlen // 8, shift, int(network.network_address) >> shift))
+    return False

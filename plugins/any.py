@@ -1,0 +1,49 @@
+"""any - answers queries of type ANY with one record, as RFC 8482 asks.
+
+The answer is HINFO "ANY obsoleted" "See RFC 8482", whatever the name.
+
+## Syntax
+
+    any
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    any
+    whoami
+}
+~~~
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+from kdns.corefile import Directive
+from kdns.dns import iana, rdata
+from kdns.dns.answer import Answer
+from kdns.dns.rrset import RRset
+from kdns.pipeline import Plugin, Request, setup
+from kdns.pipeline.block import BlockKeys
+
+TTL: Final = 8482  # seconds; CoreDNS's play on the RFC's number
+_RDATA: Final = rdata.txt(b"ANY obsoleted", b"See RFC 8482")
+
+
+class Any(Plugin):
+    """Handles ANY."""
+
+    name: ClassVar[str] = "any"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:
+        directive = setup.once(directives)
+        setup.arguments(directive, 0, 0)
+        setup.no_block(directive)
+        return [None]
+
+    def handle(self, request: Request) -> Answer | None:
+        question = request.question
+        if question.type != iana.ANY:
+            return None
+        return Answer(iana.NOERROR, 0, (RRset(question.name, iana.HINFO, TTL, (_RDATA,), question.cls),), own=True)

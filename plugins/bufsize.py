@@ -1,0 +1,45 @@
+"""bufsize - lowers the UDP size that clients ask for.
+
+## Syntax
+
+    bufsize [SIZE]
+
+* SIZE is the most a UDP reply may have, and what upstreams are told; 512 to 4096, default 1232. A smaller size of a
+  client stays. kdns sends no UDP reply over 1232 octets in any case.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    bufsize 1100
+    whoami
+}
+~~~
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from kdns.corefile import Directive
+from kdns.dns.edns import UDP_SIZE
+from kdns.pipeline import Plugin, Request, setup
+from kdns.pipeline.block import BlockKeys
+
+
+class Bufsize(Plugin):
+    """Lowers the size in a query's OPT."""
+
+    name: ClassVar[str] = "bufsize"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[int]:
+        for directive in directives:
+            setup.arguments(directive, 0, 1)
+            setup.no_block(directive)
+        first = directives[0]
+        return [setup.integer(first.args[0], 512, 4096) if first.args else UDP_SIZE]
+
+    def handle(self, request: Request) -> None:
+        edns = request.edns
+        if edns is not None and edns.size > self.config:
+            request.edns = edns._replace(size=self.config)

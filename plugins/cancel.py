@@ -1,0 +1,44 @@
+"""cancel - ends queries that take too long.
+
+A query that no plugin has answered after TIMEOUT is dropped without a reply: its client has given up.
+
+## Syntax
+
+    cancel [TIMEOUT]
+
+* TIMEOUT is a duration; default 5001ms, a millisecond more than a stub resolver waits.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    cancel 3s
+    forward . 127.0.0.1:5301
+}
+~~~
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+from kdns.corefile import Directive
+from kdns.pipeline import Plugin, Request, setup
+from kdns.pipeline.block import BlockKeys
+
+TIMEOUT: Final = 5.001
+
+
+class Cancel(Plugin):
+    """Sets how long a query may wait."""
+
+    name: ClassVar[str] = "cancel"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[float]:
+        directive = directives[-1]
+        setup.no_block(directive)
+        setup.arguments(directive, 0, 1)
+        return [setup.seconds(directive.args[0], 0.001) if directive.args else TIMEOUT]
+
+    def handle(self, request: Request) -> None:
+        request.patience = self.config

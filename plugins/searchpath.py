@@ -1,0 +1,249 @@
+"""searchpath - walks a Pod's search list for it, so that an outside name takes one query and not eight.
+
+A Pod that looks up `api.example.com` asks for `api.example.com.NAMESPACE.svc.ZONE` first (`ndots:5`), and for three to
+eight more names after that, each for A and AAAA. The first name already says which namespace asks, so the server walks
+the rest of the list itself and answers at once: a CNAME to the name that exists, and its records. It needs no list of
+Pods and no client's address, and answers the same on every replica. Not part of CoreDNS; off unless configured.
+
+## Syntax
+
+    searchpath [ZONES...] {
+        suffixes SUFFIX...
+        single_labels
+        except NAMESPACE...
+        lookups N
+        timeout DURATION
+    }
+
+* ZONES are cluster zones it works in; default all of the block's `kubernetes`.
+* `suffixes` are what the nodes' resolv.conf adds to the search list behind the cluster's own.
+* `single_labels` also walks for names of one label; by default a name needs two or more.
+* `except` leaves Pods of these namespaces alone.
+* `lookups` is the most questions to upstreams for one query. Default 4.
+* `timeout` is the time for all of them. Default 1.5s. When it is over, or an upstream fails, the Pod gets the plain
+  NXDOMAIN and walks on itself.
+
+It applies to `X.NS.svc.ZONE` once the cluster is synced, if namespace NS exists, the last label of X is not the name of
+any Service or Namespace, and no label begins with an underscore. A name exists if it is not NXDOMAIN for A or for AAAA;
+that is decided the same for all types.
+
+CNI policies that read DNS answers by name (Cilium's toFQDNs) see a CNAME from a cluster name: the namespaces they apply
+to belong into `except`.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    searchpath {
+        suffixes corp.example.org
+        except kube-system
+    }
+    kubernetes cluster.local {
+        manifests cluster.yaml
+    }
+    forward . 127.0.0.1:5301
+    cache 30
+}
+~~~
+
+## Metrics
+
+* `kdns_searchpath_answers_total{}` - queries answered by walking; `kdns_searchpath_misses_total{}` - walks that ended in
+  the plain answer.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from kdns.corefile import Directive
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+from kdns.dns.name import MAX_NAME
+from kdns.dns.rrset import RRset
+from kdns.metrics import Counter
+from kdns.pipeline import Outcome, Pending, Plugin, Request, setup, then
+from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.protocols import ClusterNames, SearchBase
+from kdns.upstream.deadlines import Deadlines
+
+LOOKUPS: Final = 4
+TIMEOUT: Final = 1.5  # seconds; a stub resolver waits five, and walks on itself if we give up
+# Types that are about zones and not about what a Pod connects to.
+_LEFT_OUT: Final = frozenset((
+    iana.DS, iana.DNSKEY, iana.RRSIG, iana.NSEC, 50, 51, iana.SOA, iana.NS, iana.ANY, iana.AXFR, iana.IXFR,
+))  # fmt: skip
+_OPTIONS: Final = ("suffixes", "single_labels", "except", "lookups", "timeout")
+
+ANSWERS: Final = Counter("kdns_searchpath_answers_total", "Queries answered by walking the search list.")
+MISSES: Final = Counter("kdns_searchpath_misses_total", "Walks that ended in the plain answer.")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the directive says. `zones` are wire names (empty: all); `excepted` lower-cased labels; `timeout` in seconds."""
+
+    zones: frozenset[bytes] = frozenset()
+    suffixes: tuple[bytes, ...] = ()
+    single_labels: bool = False
+    excepted: frozenset[bytes] = frozenset()
+    lookups: int = LOOKUPS
+    timeout: float = TIMEOUT
+
+
+class Searchpath(Plugin):
+    """Answers the first name of a search list with what the list leads to."""
+
+    name: ClassVar[str] = "searchpath"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        directive = setup.once(directives)
+        zones = frozenset(setup.zone_names(directive.args, block)) if directive.args else frozenset()
+        found: dict[str, object] = {}
+        for line in directive.body or ():
+            name = line.name.text
+            if name == "suffixes":
+                setup.arguments(line, 1, None, "domain names")
+                found["suffixes"] = tuple(setup.name(word) for word in line.args)
+            elif name == "single_labels":
+                setup.arguments(line, 0, 0)
+                found["single_labels"] = True
+            elif name == "except":
+                found["excepted"] = frozenset(word.lower().encode() for word in setup.arguments(line, 1, None, "namespaces"))
+            elif name == "lookups":
+                found["lookups"] = setup.integer(setup.one(line), 1, 16)
+            elif name == "timeout":
+                found["timeout"] = setup.seconds(setup.one(line, "a duration"), 0.01)
+            else:
+                raise setup.unknown(line, _OPTIONS)
+        return [Config(zones, **found)]  # type: ignore[arg-type]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config: Config = config
+        self.clusters: list[ClusterNames] = []
+        self.deadlines = Deadlines()
+
+    def wire(self, block: Block) -> None:
+        self.clusters = block.all(ClusterNames)  # type: ignore[type-abstract]
+
+    def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
+        question = request.question
+        if request.depth or question.type in _LEFT_OUT or question.cls != iana.IN:
+            return None
+        for cluster in self.clusters:
+            base = cluster.search_base(question.name, question.starts)
+            if base is not None:
+                if self._applies(cluster, base):
+                    return self._walk(request, base)
+                return None
+        return None
+
+    def _applies(self, cluster: ClusterNames, base: SearchBase) -> bool:
+        config = self.config
+        labels = base.labels
+        if len(labels) < (1 if config.single_labels else 2) or base.namespace in config.excepted:
+            return False
+        if config.zones and base.zone not in config.zones:
+            return False
+        if any(label.startswith(b"_") for label in labels):
+            return False
+        return not cluster.is_cluster_label(labels[-1])
+
+    def _walk(self, request: Request, base: SearchBase) -> Pending:
+        walk = _Walk(self, request, base)
+        deadline = self.deadlines.add(self.config.timeout, walk.give_up)
+        walk.result.add(lambda _: deadline.cancel())
+        walk.next()
+        return walk.result
+
+    def candidates(self, base: SearchBase) -> list[bytes]:
+        """The names of the search list behind the first, in the client's order."""
+        prefix = base.prefix
+        suffixes = (b"\x03svc" + base.zone, base.zone, *self.config.suffixes, b"\0")
+        return [prefix + suffix for suffix in suffixes if len(prefix) + len(suffix) <= MAX_NAME]
+
+
+class _Walk:
+    """One query on its way through the candidates."""
+
+    __slots__ = ("base", "left", "names", "plugin", "pos", "request", "result")
+
+    def __init__(self, plugin: Searchpath, request: Request, base: SearchBase) -> None:
+        self.plugin = plugin
+        self.request = request
+        self.base = base
+        self.names = plugin.candidates(base)
+        self.pos = -1
+        self.left = plugin.config.lookups
+        self.result = Pending()
+
+    def next(self) -> None:
+        """Asks for the next candidate, A first: whether a name exists is decided the same way for all types."""
+        self.pos += 1
+        if self.pos >= len(self.names):
+            self.give_up()
+        else:
+            self._ask(iana.A, self._first)
+
+    def _ask(self, qtype: int, came: Callable[[Outcome], None]) -> None:
+        if self.left <= 0 or self.result.done:
+            self.give_up()
+            return
+        then(self.request.lookup(self.names[self.pos], qtype), came)
+
+    def _first(self, outcome: Outcome) -> None:
+        if not self._counts(outcome):
+            return
+        assert type(outcome) is Answer
+        if outcome.rcode == iana.NXDOMAIN:
+            if outcome.own:
+                self.next()
+            else:
+                self._ask(iana.AAAA, self._second)
+        elif self.request.question.type == iana.A:
+            self._found(outcome)
+        else:
+            self._ask(self.request.question.type, self._last)
+
+    def _second(self, outcome: Outcome) -> None:
+        """AAAA of a name that has no A: some servers deny a name for one type only."""
+        if not self._counts(outcome):
+            return
+        assert type(outcome) is Answer
+        if outcome.rcode == iana.NXDOMAIN:
+            self.next()
+        elif self.request.question.type == iana.AAAA:
+            self._found(outcome)
+        else:
+            self._ask(self.request.question.type, self._last)
+
+    def _last(self, outcome: Outcome) -> None:
+        if self._counts(outcome):
+            assert type(outcome) is Answer
+            self._found(outcome)
+
+    def _counts(self, outcome: Outcome) -> bool:
+        """Whether an outcome says something; if not, the walk is over."""
+        if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN) or outcome.flags & iana.TC:
+            self.give_up()
+            return False
+        if not outcome.own:
+            self.left -= 1
+        return not self.result.done
+
+    def _found(self, outcome: Answer) -> None:
+        name, target = self.request.question.name, self.names[self.pos]
+        # A name that exists but not with this type is NODATA behind its CNAME, never NXDOMAIN.
+        ttls = [self.base.ttl, *(rrset.ttl for rrset in outcome.answer or outcome.authority)]
+        cname = RRset(name, iana.CNAME, min(ttls), (target,))
+        authority = () if outcome.answer else outcome.authority
+        ANSWERS.slot()[0] += 1
+        self.result.resolve(Answer(iana.NOERROR, iana.AA | iana.RA, (cname, *outcome.answer), authority, own=True))
+
+    def give_up(self) -> None:
+        """The plain answer: the plugins below give it."""
+        if not self.result.done:
+            MISSES.slot()[0] += 1
+            self.result.resolve(None)

@@ -1,0 +1,77 @@
+"""timeouts - how long TCP connections may be idle, and how many queries they may carry.
+
+## Syntax
+
+    timeouts {
+        read DURATION
+        write DURATION
+        idle DURATION
+        maxtcpqueries N
+    }
+
+* `read` is the time for the first query of a connection, default 3s; `idle` the time between queries, default 11s.
+  `write` is read for CoreDNS's sake: who does not read is not read from, and then counts as idle. A whole number counts
+  as seconds; 1s to 24h.
+* `maxtcpqueries` closes a connection after N queries; -1 (default) never.
+
+They hold for the listener, so for all server blocks on the same address and port; the last block counts.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    timeouts {
+        read 5s
+        idle 30s
+    }
+    whoami
+}
+~~~
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+from kdns.corefile import Directive
+from kdns.pipeline import Plugin, setup
+from kdns.pipeline.block import BlockKeys
+from kdns.pipeline.plugin import ListenerOptions
+
+LEAST: Final = 1.0
+MOST: Final = 86400.0
+_OPTIONS: Final = ("read", "write", "idle", "maxtcpqueries")
+
+
+class Timeouts(Plugin):
+    """Asks its listener for other deadlines."""
+
+    name: ClassVar[str] = "timeouts"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[ListenerOptions]:
+        directive = directives[-1]
+        setup.arguments(directive, 0, 0)
+        found: dict[str, float] = {}
+        for line in directive.body or ():
+            name = line.name.text
+            if name not in _OPTIONS:
+                raise setup.unknown(line, _OPTIONS)
+            word = setup.one(line, "a number of queries" if name == "maxtcpqueries" else "a duration")
+            if name == "maxtcpqueries":
+                count = setup.integer(word, -1)
+                if count == 0:
+                    raise setup.fail(word, "0 is out of range: expected -1 or at least 1")
+                found["max_queries"] = count
+                continue
+            value = setup.seconds(word, LEAST, bare=True)
+            if value > MOST:
+                raise setup.fail(word, f'the duration "{word.text}" is out of range: expected at most 24h')
+            if name != "write":
+                found[name] = value
+        if directive.body is None:
+            raise setup.fail(directive, f"timeouts needs at least one of {', '.join(_OPTIONS)}")
+        return [ListenerOptions(**found)]  # type: ignore[arg-type]
+
+    def listener(self) -> ListenerOptions:
+        options: ListenerOptions = self.config
+        return options

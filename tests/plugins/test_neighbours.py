@@ -1,0 +1,89 @@
+"""A denial speaks for a name's neighbours only as long as it is true, and only where nobody else looks at names."""
+
+from collections.abc import Callable
+
+from tests.apiserver import ApiServer
+from tests.objects import namespace, service
+from tests.running import Running, code, data, eventually, free_port, http_get
+
+Serve = Callable[..., Running]
+
+
+def start(serve: Serve, api: ApiServer, more: str = "", inside: str = "", below: str = "") -> Running:
+    api.put(namespace("n1"), service("n1/web", "10.0.0.1"))
+    head = f".:{{port}} {{\n bind 127.0.0.1\n {more}\n"
+    server = serve(head + f" kubernetes cluster.local {{\n endpoint {api.url}\n {inside}\n }}\n {below}\n}}\n")
+    eventually(lambda: code(server.ask("x.n1.svc.cluster.local.")) in ("NXDOMAIN", "EMPTY"))
+    return server
+
+
+def a(server: Running, label: str) -> list[str] | str:
+    reply = server.ask(f"{label}.n1.svc.cluster.local.")
+    return data(reply) if reply.answer else code(reply)
+
+
+def kept(server: Running) -> int:
+    assert server.server.instance is not None
+    return sum(len(dispatcher.neighbours) for dispatcher in server.server.instance.dispatchers.values())
+
+
+def test_neighbours_are_denied_until_they_exist(serve: Serve, api: ApiServer) -> None:
+    server = start(serve, api)
+    assert [a(server, label) for label in ("aa", "bb", "a-longer-one", "WEB", "web", "b" * 63)] == [
+        "NXDOMAIN", "NXDOMAIN", "NXDOMAIN", ["10.0.0.1"], ["10.0.0.1"], "NXDOMAIN",
+    ]  # fmt: skip
+    assert kept(server)
+    api.put(service("n1/bb", "10.0.0.2"))
+    eventually(lambda: a(server, "bb") == ["10.0.0.2"])
+    assert a(server, "BB") == ["10.0.0.2"] and a(server, "cc") == "NXDOMAIN"
+    api.delete("Service", "n1/bb")
+    eventually(lambda: a(server, "bb") == "NXDOMAIN")
+    api.delete("Namespace", "/n1")
+    eventually(lambda: a(server, "web") == "NXDOMAIN")
+    api.put(namespace("n1"))
+    eventually(lambda: a(server, "web") == ["10.0.0.1"])
+
+
+def test_a_denied_neighbour_looks_like_any_denial(serve: Serve, api: ApiServer) -> None:
+    server = start(serve, api)
+    for options in ({"use_edns": False}, {"use_edns": 0}, {"use_edns": 0, "want_dnssec": True}):
+        first, second = server.ask("aa.n1.svc.cluster.local.", **options), server.ask("Bb.n1.svc.cluster.local.", **options)
+        assert (first.authority, first.flags, first.edns, first.ednsflags) == (
+            second.authority,
+            second.flags,
+            second.edns,
+            second.ednsflags,
+        )
+        assert str(second.question[0].name) == "Bb.n1.svc.cluster.local."
+
+
+def test_odd_labels_are_not_taken_for_neighbours(serve: Serve, api: ApiServer) -> None:
+    server = start(serve, api)
+    a(server, "aa")
+    rest = b"\x02n1\x03svc\x07cluster\x05local\0\0\1\0\1"
+    head = b"\0\1\1\0\0\1\0\0\0\0\0\0"
+    for label in (b"", b"\x40" + b"x" * 64, b"\xc0\x0c", b"\xff" + b"y" * 255):
+        reply = server.raw(head + label + rest, timeout=0.5)
+        assert reply is None or reply[3] & 15 != 3 or not label
+
+
+def test_where_another_plugin_looks_at_names_each_is_asked_for(serve: Serve, api: ApiServer) -> None:
+    server = start(serve, api, more="hosts /nowhere {\n 192.0.2.7 bb.n1.svc.cluster.local\n fallthrough\n }")
+    assert (a(server, "aa"), a(server, "bb"), kept(server)) == ("NXDOMAIN", ["192.0.2.7"], 0)
+    rewritten = start(serve, api, more="rewrite name bb.n1.svc.cluster.local web.n1.svc.cluster.local")
+    assert (a(rewritten, "aa"), a(rewritten, "bb"), kept(rewritten)) == ("NXDOMAIN", ["10.0.0.1"], 0)
+    falls = start(serve, api, inside="fallthrough", below="whoami")
+    assert (a(falls, "aa"), kept(falls)) == ("EMPTY", 0)
+    logged = start(serve, api, more="log")
+    assert (a(logged, "aa"), kept(logged)) == ("NXDOMAIN", 0)
+
+
+def test_denied_neighbours_are_counted(serve: Serve, api: ApiServer) -> None:
+    port = free_port()
+    server = start(serve, api, more=f"prometheus 127.0.0.1:{port}\n errors\n loadbalance")
+    for i in range(50):
+        assert a(server, f"x{i}") == "NXDOMAIN"
+    _, text = http_get(port, "/metrics")
+    label = f'plugin="errors",rcode="NXDOMAIN",server="dns://127.0.0.1:{server.port}",view="",zone="."'
+    line = next(line for line in text.splitlines() if line.startswith(f"coredns_dns_responses_total{{{label}}}"))
+    assert float(line.rpartition(" ")[2]) >= 50

@@ -1,0 +1,135 @@
+"""searchpath: the first name of a search list is answered with what the list leads to, or exactly as without it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dns.message
+import pytest
+import yaml
+
+from tests.objects import namespace, service
+from tests.running import Running, answers, code, data, eventually, flags
+from tests.upstreams import Upstream, answer, soa
+
+Serve = Callable[..., Running]
+Start = Callable[..., Upstream]
+KNOWN = {"api.example.com.", "v6.example.com.", "web.corp.example.org.", "one."}
+
+
+def world(query: dns.message.Message, proto: str) -> dns.message.Message:
+    name, kind = query.question[0].name.to_text(), query.question[0].rdtype
+    if name not in KNOWN:
+        reply = soa(answer(query), zone=".")
+        reply.set_rcode(3)
+        return reply
+    if kind == 1 and name != "v6.example.com.":
+        return answer(query, "A 192.0.2.1", ttl=300)
+    if kind == 28 and name == "v6.example.com.":
+        return answer(query, "AAAA 2001:db8::1", ttl=300)
+    return soa(answer(query), zone="example.com.")
+
+
+@pytest.fixture
+def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., tuple[Running, Upstream]]:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump_all([
+        namespace("n1"), namespace("sys"), service("n1/web", "10.0.0.1"), service("n1/app"), service("sys/web", "10.0.0.2"),
+    ]))  # fmt: skip
+
+    def make(options: str = "", script: Callable[..., object] = world) -> tuple[Running, Upstream]:
+        up = upstream(script)
+        text = (
+            f".:{{port}} {{\n bind 127.0.0.1\n searchpath {{\n suffixes corp.example.org\n {options}\n }}\n kubernetes cluster.local {{\n"
+            f" manifests {path}\n ttl 30\n }}\n forward . {up.address} {{\n read_timeout 5s\n }}\n}}\n"
+        )
+        return serve(text), up
+
+    return make
+
+
+S = ".n1.svc.cluster.local."
+
+
+def test_an_outside_name_takes_one_query(start: Callable[..., tuple[Running, Upstream]]) -> None:
+    server, up = start()
+    reply = server.ask("api.example.com" + S)
+    assert answers(reply) == ["api.example.com. A 192.0.2.1", f"api.example.com{S} CNAME api.example.com."]
+    assert [rrset.ttl for rrset in reply.answer] == [30, 300] and flags(reply) == {"QR", "AA", "RD", "RA"}
+    assert "api.example.com.corp.example.org." in [q.question[0].name.to_text() for q in up.queries]
+
+
+def test_existence_is_decided_once_for_all_types(start: Callable[..., tuple[Running, Upstream]]) -> None:
+    server, _ = start()
+    none = server.ask("api.example.com" + S, "AAAA")
+    assert answers(none) == [f"api.example.com{S} CNAME api.example.com."] and code(none) == "NOERROR" and none.authority
+    only6 = server.ask("v6.example.com" + S, "A")
+    assert answers(only6) == [f"v6.example.com{S} CNAME v6.example.com."] and only6.authority
+    assert data(server.ask("v6.example.com" + S, "AAAA")) == ["2001:db8::1", "v6.example.com."]
+    assert answers(server.ask("api.example.com" + S, "MX")) == [f"api.example.com{S} CNAME api.example.com."]
+
+
+def test_a_name_that_exists_under_a_suffix_wins_in_the_clients_order(start: Callable[..., tuple[Running, Upstream]]) -> None:
+    server, up = start("single_labels")
+    assert data(server.ask("web.n1.svc" + S)) == ["10.0.0.1", "web.n1.svc.cluster.local."] and not up.queries
+    assert code(server.ask("web.corp" + S)) == "NXDOMAIN"
+    assert data(server.ask("one" + S)) == ["192.0.2.1", "one."]
+
+
+@pytest.mark.parametrize("name", [
+    "nothing.example.com" + S,  # exists nowhere
+    "one" + S,  # one label
+    "x.web" + S, "web-0.app" + S, "x.n1" + S, "x.sys" + S,  # the last label is a Service's or Namespace's name
+    "_http._tcp.example.com" + S, "a._x.com" + S,
+    "api.example.com.nope.svc.cluster.local.",  # no such namespace
+    "api.example.com.sys.svc.cluster.local.",  # excepted
+    "api.example.com.svc.cluster.local.", "api.example.com.cluster.local.",
+    "a." + "b" * 63 + "." + "c" * 63 + "." + "d" * 63 + S,
+])  # fmt: skip
+def test_everything_else_is_answered_as_without_it(start: Callable[..., tuple[Running, Upstream]], name: str) -> None:
+    server, _ = start("except sys")
+    reply = server.ask(name)
+    assert code(reply) == "NXDOMAIN" and str(reply.authority[0].name) == "cluster.local." and not reply.answer
+
+
+@pytest.mark.parametrize("rtype", ["DS", "DNSKEY", "RRSIG", "NSEC", "NSEC3", "SOA", "NS", "ANY"])
+def test_types_about_zones_are_left_alone(start: Callable[..., tuple[Running, Upstream]], rtype: str) -> None:
+    server, up = start()
+    assert code(server.ask("api.example.com" + S, rtype)) == "NXDOMAIN" and not up.queries
+
+
+def test_a_failing_or_slow_upstream_is_the_plain_answer_in_time(start: Callable[..., tuple[Running, Upstream]]) -> None:
+    def fails(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query)
+        reply.set_rcode(2)
+        return reply
+
+    assert code(start(script=fails)[0].ask("api.example.com" + S)) == "NXDOMAIN"
+    server, _ = start("timeout 200ms", script=lambda query, proto: None)
+    began = time.monotonic()
+    assert code(server.ask("api.example.com" + S)) == "NXDOMAIN" and 0.15 < time.monotonic() - began < 1
+
+
+def test_no_more_look_ups_than_allowed(start: Callable[..., tuple[Running, Upstream]]) -> None:
+    server, up = start("suffixes a.org b.org c.org d.org e.org\n lookups 3")
+    assert code(server.ask("nothing.example.com" + S)) == "NXDOMAIN" and len(up.queries) == 3
+
+
+def test_acl_sees_each_name_of_the_walk(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
+    up = upstream(world)
+    server = serve(
+        ".:{port} {\n bind 127.0.0.1\n searchpath\n acl example.com {\n block\n }\n"
+        f" kubernetes cluster.local {{\n manifests {path}\n }}\n"
+        f" forward . {up.address}\n}}\n"
+    )
+    assert code(server.ask("api.example.com" + S)) == "NXDOMAIN"
+
+
+def test_a_service_that_appears_takes_its_names_back(start: Callable[..., tuple[Running, Upstream]], tmp_path: Path) -> None:
+    server, _ = start()
+    assert server.ask("api.example.com" + S).answer
+    with (tmp_path / "c.yaml").open("a") as file:
+        file.write("---\n" + yaml.safe_dump(service("n1/com", "10.0.0.9")))
+    eventually(lambda: code(server.ask("api.example.com" + S)) == "NXDOMAIN")
