@@ -14,6 +14,7 @@ that is cached.
         servfail DURATION
         disable success|denial [ZONES...]
         keepttl
+        nxdomain_cut
     }
 
 * TTL is the most an answer is kept, in seconds. Default: 3600 for answers, 1800 for denials.
@@ -27,6 +28,11 @@ that is cached.
 * `servfail`: how long a SERVFAIL of an upstream is kept. Default 5s, at most 5m, 0 not at all.
 * `disable`: no answers, or no denials, are kept for these zones.
 * `keepttl`: answers keep the TTL they came with.
+* `nxdomain_cut` (kdns only): a name that does not exist has nothing below it (RFC 8020), so names below one that is kept as
+  such are denied without asking. Only below the zones of no server block, and where one `forward` answers them all.
+
+Beside CAPACITY, each of the two keeps at most 4 KiB an entry on the average. Of an answer only the records of the
+question's own chain are kept, and the SOA of a denial.
 
 The negative TTL is the SOA's TTL or its MINIMUM, whichever is less (RFC 2308, section 5).
 
@@ -59,11 +65,12 @@ from kdns.corefile import Directive, Line, Token
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import iana, rdata
 from kdns.dns.answer import Answer
-from kdns.dns.name import closest
+from kdns.dns.name import closest, is_within
 from kdns.metrics import Counter, Gauge, Slot
 from kdns.pipeline import Outcome, Pending, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.outcome import adopt
+from kdns.pipeline.protocols import Forwards
 from kdns.pipeline.runtime import Runtime
 from kdns.upstream.deadlines import Deadlines
 
@@ -71,6 +78,8 @@ CAPACITY: Final = 9984
 MAX_TTL: Final = 3600
 MAX_DENIAL_TTL: Final = 1800
 MIN_TTL: Final = 5
+ENTRY_OCTETS: Final = 4096  # on the average; a usual answer has 100 to 500
+MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not kept
 SERVFAIL: Final = 5.0
 MAX_SERVFAIL: Final = 300.0
 
@@ -120,16 +129,18 @@ class Config:
     no_success: tuple[bytes, ...] = ()
     no_denial: tuple[bytes, ...] = ()
     keepttl: bool = False
+    cut: bool = False
 
 
 @final
 class Entry:
     """A kept answer. Times are monotonic seconds; `ttl` is what it was kept with."""
 
-    __slots__ = ("aged", "answer", "asked", "checked", "expires", "fresh", "hits", "left", "ttl")
+    __slots__ = ("aged", "answer", "asked", "checked", "expires", "fresh", "hits", "left", "octets", "ttl")
 
     def __init__(self, answer: Answer, now: float, ttl: float) -> None:
         self.answer = answer
+        self.octets = len(answer.name) + answer.size_of_body
         self.expires = now + ttl
         self.ttl = ttl
         self.left = -1
@@ -170,6 +181,10 @@ class Cache(Plugin):
         # Keys are name, type and class as in a question, with a last octet for DO and CD.
         self.success: dict[bytes, Entry] = {}
         self.denial: dict[bytes, Entry] = {}
+        self.octets = {"success": 0, "denial": 0}
+        # Names that do not exist, whatever the type: wire name -> its entry.
+        self.cuts: dict[bytes, Entry] = {}
+        self.block_zones: tuple[bytes, ...] = ()
         self.meters: dict[str, _Meters] = {}
         self.block: Block | None = None
         self.everything = config.zones == (b"\0",)
@@ -177,6 +192,8 @@ class Cache(Plugin):
 
     def wire(self, block: Block) -> None:
         self.block = block
+        forwards = block.all(Forwards)  # type: ignore[type-abstract]
+        self.block_zones = (*block.every_zone(), *(zone for plugin in forwards for zone in plugin.forwarded_zones()))
 
     async def start(self, runtime: Runtime) -> None:
         self.view = self.block.view if self.block is not None else ""
@@ -200,6 +217,10 @@ class Cache(Plugin):
             ):
                 entry, kind = positive, "success"
         if entry is None:
+            denied = self._below_a_cut(request) if self.cuts else None
+            if denied is not None:
+                meters.hits["denial"][0] += 1
+                return denied
             meters.misses[0] += 1
             return None
         left = entry.expires - now
@@ -211,6 +232,20 @@ class Cache(Plugin):
         if left + self.config.stale > 0:
             return self._stale(request, entry, key, kind, meters)
         meters.misses[0] += 1
+        return None
+
+    def _below_a_cut(self, request: Request) -> Answer | None:
+        """NXDOMAIN for a name below one that does not exist (RFC 8020, section 2)."""
+        name = request.question.name
+        for start in request.question.starts[1:-1]:
+            entry = self.cuts.get(name[start:])
+            if entry is not None:
+                left = int(entry.expires - request.now)
+                if left <= 0:
+                    del self.cuts[name[start:]]
+                    continue
+                soa = [rrset._replace(ttl=left) for rrset in entry.answer.authority if rrset.type == iana.SOA]
+                return Answer(iana.NXDOMAIN, entry.answer.flags & iana.RA, (), soa)
         return None
 
     def _keeps(self, positive: Entry, now: float) -> bool:
@@ -306,29 +341,48 @@ class Cache(Plugin):
             ttl = config.servfail
         else:
             ttl = min(max(lifetime(answer), limits.least), limits.most)
+        answer = chain_only(question.name, answer)
         body = answer.rendered(question.name)
         flags = answer.flags & ~iana.AA  # not authoritative: these are others' data (RFC 1035, section 4.1.1)
         shown = body if config.keepttl else body.with_ttl(int(ttl))
         served = answer.with_body(shown, answer.flags)
         disabled = config.no_success if positive else config.no_denial
-        if (disabled and closest(question.name, disabled) is not None) or ttl <= 0:
+        if (disabled and closest(question.name, disabled) is not None) or ttl <= 0 or len(body.ends) > MAX_RECORDS:
             return served
         meters = self.meters.get(request.server.label) or self._meters(request.server.label)
         entry = Entry(answer.with_body(body, flags), request.now, ttl)
-        old = table.pop(key, None)
+        label = "success" if positive else "denial"
+        old = self._drop(label, table, key)
         if old is not None:
             entry.hits = old.hits
-        elif len(table) >= limits.capacity:
-            del table[next(iter(table))]  # the one that was kept first
-            meters.evictions["success" if positive else "denial"][0] += 1
+        while table and (len(table) >= limits.capacity or self.octets[label] > limits.capacity * ENTRY_OCTETS):
+            self._drop(label, table, next(iter(table)))  # the one that was kept first
+            meters.evictions[label][0] += 1
         table[key] = entry
+        self.octets[label] += entry.octets
         if positive:
-            self.denial.pop(key, None)
+            self._drop("denial", self.denial, key)
         elif kind == "denial" and not config.prefer_positive:
-            self.success.pop(key, None)
+            self._drop("success", self.success, key)
+        if config.cut and answer.rcode == iana.NXDOMAIN and self._may_cut(question.name):
+            if len(self.cuts) >= limits.capacity:
+                self.cuts.clear()
+            self.cuts[question.name] = entry
+        elif self.cuts:
+            self.cuts.pop(question.name, None)
         meters.entries["success"][0] = len(self.success)
         meters.entries["denial"][0] = len(self.denial)
         return served
+
+    def _drop(self, label: str, table: dict[bytes, Entry], key: bytes) -> Entry | None:
+        entry = table.pop(key, None)
+        if entry is not None:
+            self.octets[label] -= entry.octets
+        return entry
+
+    def _may_cut(self, name: bytes) -> bool:
+        """Whether names below may be denied too: not where any block's zone is at or below the name."""
+        return name != b"\0" and not any(is_within(zone, name) for zone in self.block_zones)
 
     def _meters(self, server: str) -> _Meters:
         made = self.meters[server] = _Meters(server, self.config.zones_text, self.block.view if self.block else "")
@@ -384,6 +438,37 @@ def reaches(qtype: int, name: bytes, answer: Answer) -> bool:
     return any(rrset.type == qtype and rrset.owner.lower() in owners for rrset in answer.answer)
 
 
+def chain_only(name: bytes, answer: Answer) -> Answer:
+    """An answer without records that the question's chain does not own: they could poison other names (RFC 5452).
+
+    What stays: the chain of CNAMEs and DNAMEs and its end, signatures of both, the SOA and NSEC records of a denial, the NS
+    of a delegation.
+    """
+    owners = {name}
+    for _ in answer.answer:
+        before = len(owners)
+        for rrset in answer.answer:
+            if rrset.type == iana.CNAME and rrset.owner.lower() in owners:
+                owners.add(rrset.rdatas[0].lower())
+        if len(owners) == before:
+            break
+    kept = tuple(
+        rrset
+        for rrset in answer.answer
+        if rrset.owner.lower() in owners
+        or (rrset.type in (iana.DNAME, iana.RRSIG) and any(is_within(o, rrset.owner.lower()) for o in owners))
+    )
+    authority = tuple(
+        rrset
+        for rrset in answer.authority
+        if not kept or answer.rcode == iana.NXDOMAIN or rrset.type == iana.SOA or rrset.type in _PROOFS
+        if any(is_within(owner, rrset.owner.lower()) for owner in owners) or rrset.type in _PROOFS
+    )
+    if kept == answer.answer and authority == answer.authority and not answer.additional:
+        return answer
+    return answer.replace(answer=kept, authority=authority, additional=())
+
+
 def lifetime(answer: Answer) -> int:
     """Seconds an answer may be kept: the least TTL in it, for a denial the SOA's MINIMUM too; 5 where there is none."""
     ttls = [rrset.ttl for section in answer.sections for rrset in section]
@@ -395,7 +480,18 @@ def lifetime(answer: Answer) -> int:
 
 # Reading the directive.
 
-_OPTIONS: Final = ("success", "denial", "prefetch", "serve_stale", "serve_stale_policy", "servfail", "disable", "keepttl")
+_PROOFS: Final = frozenset((iana.NSEC, 50, iana.RRSIG))
+_OPTIONS: Final = (
+    "nxdomain_cut",
+    "success",
+    "denial",
+    "prefetch",
+    "serve_stale",
+    "serve_stale_policy",
+    "servfail",
+    "disable",
+    "keepttl",
+)
 
 
 def _parse(directive: Directive, block: BlockKeys) -> Config:
@@ -443,6 +539,9 @@ def _option(line: Line, config: Config) -> Config:
     if name == "keepttl":
         setup.arguments(line, 0, 0)
         return replace(config, keepttl=True)
+    if name == "nxdomain_cut":
+        setup.arguments(line, 0, 0)
+        return replace(config, cut=True)
     raise setup.unknown(line, _OPTIONS)
 
 

@@ -38,7 +38,9 @@
 * `read_timeout`: how long an upstream is waited for. Default 2s; a query takes at most 5s.
 * `expire` (10s), `max_age` (no end), `max_idle_conns` (no limit): when kept TCP connections are closed.
 * `tls`, `tls_servername`: certificates, and the name to verify, for `tls://` upstreams.
-* `policy`: in which order upstreams are asked. Default random.
+* `policy`: in which order upstreams are asked. `random` (default) prefers those that answer sooner, by chance among
+  those that are alike, and asks a second one when the first is late; `round_robin` and `sequential` keep their order and
+  move on by failure only.
 * `max_concurrent`: more queries in flight are answered REFUSED.
 * `next`, `next_on_nodata`: replies with these codes, or without data, go on to the next `forward` of the block.
 * `failover`: replies with these codes go on to the next upstream.
@@ -65,9 +67,10 @@ Questions that are alike and in flight are asked once. Of a client's EDNS, DO go
 * `coredns_forward_max_concurrent_rejects_total{}`.
 * `coredns_proxy_request_duration_seconds{proxy_name,to,rcode}`, `coredns_proxy_healthcheck_failures_total{proxy_name,to}`,
   `coredns_proxy_conn_cache_hits_total{proxy_name,to,proto}`, `coredns_proxy_conn_cache_misses_total{proxy_name,to,proto}`.
-* `kdns_upstream_junk_total{to}`, `kdns_forward_coalesced_total{}`.
+* `kdns_upstream_junk_total{to}`, `kdns_forward_coalesced_total{}`, `kdns_forward_hedged_total{}`.
 """
 
+import asyncio
 import ipaddress
 import os
 import random
@@ -95,6 +98,9 @@ from kdns.upstream.upstream import PORTS, Address, Options, Upstream
 
 LIMIT: Final = 5.0  # seconds for one query, all tries together (CoreDNS's, and a stub resolver's patience)
 MAX_UPSTREAMS: Final = 15
+BAND: Final = 0.01  # seconds; upstreams whose times differ by less count as equally near
+# A second upstream is asked when the first is this late: three times its usual, within bounds. The first waits on.
+HEDGE: Final = (0.02, 0.5)
 MAX_FLIGHTS: Final = 20_000  # different questions in flight
 
 BROKEN: Final = Counter(
@@ -104,6 +110,7 @@ REJECTS: Final = Counter(
     "coredns_forward_max_concurrent_rejects_total",
     "Counter of the number of queries rejected because the concurrent queries were at maximum.",
 )
+HEDGED: Final = Counter("kdns_forward_hedged_total", "Queries that a second upstream was asked for as well.")
 COALESCED: Final = Counter("kdns_forward_coalesced_total", "Queries that shared another's upstream query.")
 
 _OPTIONS: Final = (
@@ -185,6 +192,10 @@ class Forward(Plugin):
         for upstream in self.upstreams:
             await upstream.close()
 
+    def forwarded_zones(self) -> tuple[bytes, ...]:
+        """The zones at which its treatment of names changes."""
+        return (self.config.zone, *self.config.excepted)
+
     # Queries.
 
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
@@ -222,7 +233,8 @@ class Forward(Plugin):
             self.turn = (self.turn + 1) % len(upstreams)
             first = upstreams[self.turn]
             return [first, *(upstream for upstream in upstreams if upstream is not first)]
-        return random.sample(upstreams, len(upstreams))
+        # By time of answer, in steps of BAND, so that near ones share the load; who is not known yet is tried first.
+        return sorted(upstreams, key=lambda upstream: (int(upstream.rtt / BAND), random.random()))
 
     def landed(self, key: bytes, flight: Pending, outcome: Outcome | None) -> None:
         """A flight is over."""
@@ -234,7 +246,10 @@ class Forward(Plugin):
 class _Try:
     """One question on its way through the upstreams."""
 
-    __slots__ = ("attempts", "end", "flight", "forward", "key", "left", "list", "pos", "proto", "query", "question", "swept")
+    __slots__ = (
+        "attempts", "end", "flight", "forward", "hedge", "key", "left", "list", "over", "pos", "proto", "query", "question",
+        "swept", "waiting",
+    )  # fmt: skip
 
     def __init__(self, forward: Forward, request: Request, query: bytes, proto: str, key: bytes, flight: Pending) -> None:
         self.forward = forward
@@ -247,21 +262,24 @@ class _Try:
         self.pos = 0
         self.attempts = 0
         self.swept = 0  # upstreams whose reply was one of `failover`
+        self.waiting = 0  # upstreams that have been asked and have not answered
+        self.over = False
+        self.hedge: asyncio.TimerHandle | None = None
         most = forward.config.attempts
         self.left = 2 * len(self.list) if most is None else most or 1_000_000
         self.end = time.monotonic() + LIMIT
 
     def next(self, error: str = "no healthy proxies") -> None:
         """Asks the next upstream, or gives up with the last error."""
+        upstream = self.choose()
+        if upstream is not None:
+            self.ask(upstream)
+            self.prepare(upstream)
+            return
+        if self.waiting:
+            return  # a hedged one may still answer
         forward = self.forward
-        count = len(self.list)
         if self.left > 0 and time.monotonic() < self.end:
-            for _ in range(count):
-                upstream = self.list[self.pos % count]
-                self.pos += 1
-                if not upstream.down():
-                    self.ask(upstream)
-                    return
             # All are down. One try at random may show that the probes are wrong.
             BROKEN.slot()[0] += 1
             usable = [upstream for upstream in self.list if not upstream.refused]
@@ -269,34 +287,72 @@ class _Try:
                 self.left = 1
                 self.ask(random.choice(usable))
                 return
-        forward.landed(self.key, self.flight, Bare(iana.SERVFAIL, error))
+        self.finish(Bare(iana.SERVFAIL, error))
+
+    def choose(self) -> Upstream | None:
+        """The next upstream that is not down; None where no try is left or all are."""
+        count = len(self.list)
+        if self.left <= 0 or time.monotonic() >= self.end:
+            return None
+        for _ in range(count):
+            upstream = self.list[self.pos % count]
+            self.pos += 1
+            if not upstream.down():
+                return upstream
+        return None
+
+    def prepare(self, upstream: Upstream) -> None:
+        """Sets when a second upstream is asked: once for a query, and only where the policy keeps no order."""
+        if self.forward.config.policy == "random" and len(self.list) > 1 and self.attempts == 1 and not self.over:
+            late = min(max(3 * upstream.rtt, HEDGE[0]), HEDGE[1]) if upstream.rtt else HEDGE[1]
+            self.hedge = asyncio.get_running_loop().call_later(late, self.ask_another)
+
+    def ask_another(self) -> None:
+        """The first is late: asks a second one beside it."""
+        self.hedge = None
+        if not self.over and self.waiting:
+            upstream = self.choose()
+            if upstream is not None:
+                HEDGED.slot()[0] += 1
+                self.ask(upstream)
 
     def ask(self, upstream: Upstream) -> None:
         self.left -= 1
         self.attempts += 1
+        self.waiting += 1
         upstream.exchange(self.query, self.question, self.proto, self.came)
 
+    def finish(self, outcome: Outcome | None) -> None:
+        """The question is answered; what still comes is late."""
+        self.over = True
+        if self.hedge is not None:
+            self.hedge.cancel()
+            self.hedge = None
+        self.forward.landed(self.key, self.flight, outcome)
+
     def came(self, result: Result) -> None:
+        self.waiting -= 1
+        if self.over:
+            return
         if type(result) is not Answer:
             self.next(str(result))
             return
-        forward = self.forward
-        config = forward.config
+        config = self.forward.config
         if result.rcode in config.failover and self.swept + 1 < len(self.list):
             self.swept += 1
             upstream = self.list[self.pos % len(self.list)]
             self.pos += 1
             self.ask(upstream)
             return
-        if forward.has_next and (
+        if self.forward.has_next and (
             result.rcode in config.next_rcodes or (config.next_on_nodata and result.rcode == iana.NOERROR and _empty(result))
         ):
-            forward.landed(self.key, self.flight, None)
+            self.finish(None)
             return
         if result.rcode == iana.NOERROR and not result.flags & (iana.AA | iana.RA) and _empty(result):
             # Resolvers take this for a lame referral and give the name up; we are the recursion they see.
             result = result.replace(flags=result.flags | iana.RA)
-        forward.landed(self.key, self.flight, result)
+        self.finish(result)
 
 
 def _empty(answer: Answer) -> bool:

@@ -43,6 +43,7 @@ class Block:
     root: str = ""
     pipeline: Pipeline = field(default_factory=lambda: Pipeline(()))
     view: str = ""
+    siblings: list[Block] = field(default_factory=list)  # all blocks of the server, this one too
     admits: tuple[Callable[[Request], bool], ...] = ()
 
     @classmethod
@@ -61,6 +62,10 @@ class Block:
         """The longest of the block's zones that a name is in, as text; `.` if there is none."""
         zone = closest(name, self.zones)
         return "." if zone is None else to_text(zone)
+
+    def every_zone(self) -> tuple[bytes, ...]:
+        """The zones of all blocks of this server."""
+        return tuple(dict.fromkeys(zone for block in self.siblings or [self] for zone in block.zones))
 
     def compile(self) -> None:
         """Makes the pipeline of the plugins."""

@@ -40,3 +40,11 @@ class ClusterFamilies(Protocol):
 
     def has_ipv6(self) -> bool:
         """Whether any Service or endpoint has an IPv6 address; True before that is known."""
+
+
+@runtime_checkable
+class Forwards(Protocol):
+    """A plugin that sends names on to others."""
+
+    def forwarded_zones(self) -> tuple[bytes, ...]:
+        """The zones at which its treatment of names changes: what it sends on, and what it leaves out."""

@@ -145,6 +145,8 @@ def build(corefile: Corefile) -> Instance:
         for name in sorted(parsed.directives, key=_rank):
             block.plugins += _plugins(name, parsed.directives[name], keys)
         blocks.append(block)
+    for block in blocks:
+        block.siblings = blocks
     instance = Instance(corefile, blocks)
     for block in blocks:
         block.compile()

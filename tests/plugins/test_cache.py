@@ -7,8 +7,10 @@ from pathlib import Path
 import dns.flags
 import dns.message
 import dns.rrset
+import pytest
 import yaml
 
+from kdns.plugins import cache as cache_module
 from tests.objects import service
 from tests.running import Running, code, data, eventually, flags
 from tests.upstreams import Upstream, answer, soa
@@ -180,3 +182,53 @@ def test_a_chain_of_aliases_is_kept_whole(serve: Serve, upstream: Start) -> None
         reply = server.ask("alias.org.")
         assert data(reply) == ["192.0.2.1", "target.org."] and {rrset.ttl for rrset in reply.answer} <= {19, 20}
     assert len(up.queries) == 1
+
+
+def test_only_records_of_the_questions_chain_are_kept(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query, "CNAME target.org.")
+        reply.answer.append(dns.rrset.from_text("target.org.", 60, "IN", "A", "192.0.2.1"))
+        reply.answer.append(dns.rrset.from_text("victim.org.", 60, "IN", "A", "192.0.2.66"))
+        reply.authority.append(dns.rrset.from_text("victim.org.", 60, "IN", "NS", "ns.evil.org."))
+        reply.additional.append(dns.rrset.from_text("ns.victim.org.", 60, "IN", "A", "192.0.2.66"))
+        return reply
+
+    up = upstream(script)
+    server = serve(cached(up))
+    for _ in range(2):
+        reply = server.ask("x.org.")
+        assert data(reply) == ["192.0.2.1", "target.org."] and not reply.authority and not reply.additional
+    assert len(up.queries) == 1
+
+
+def test_the_cache_is_bounded_in_octets_too(serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "ENTRY_OCTETS", 100)
+    up = upstream(lambda query, proto: answer(query, *(f"A 192.0.{i}.1" for i in range(40))))
+    server = serve(cached(up, "cache {\n success 50\n }"))
+    for i in range(60):
+        server.ask(f"x{i}.org.", use_edns=0, payload=1232)
+    cache = next(p for p in server.server.instance.plugins if p.name == "cache")  # type: ignore[union-attr]
+    assert len(cache.success) < 20 and cache.octets["success"] == sum(e.octets for e in cache.success.values())  # type: ignore[attr-defined]
+
+
+def test_names_below_one_that_does_not_exist_are_denied_without_asking(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = soa(answer(query), zone="org.")
+        reply.set_rcode(3)
+        return reply
+
+    up = upstream(script)
+    server = serve(cached(up, "cache {\n nxdomain_cut\n }", more="forward own.gone.net 127.0.0.1:9"))
+    assert code(server.ask("gone.org.")) == "NXDOMAIN"
+    for name in ("a.gone.org.", "b.c.gone.org."):
+        reply = server.ask(name)
+        assert code(reply) == "NXDOMAIN" and str(reply.authority[0].name) == "org."
+    assert len(up.queries) == 1
+    assert code(server.ask("other.org.")) == "NXDOMAIN" and len(up.queries) == 2
+    assert code(server.ask("gone.net.")) == "NXDOMAIN"
+    assert code(server.ask("own.gone.net.")) == "NXDOMAIN" and len(up.queries) == 4
+    plain_up = upstream(script)
+    plain = serve(cached(plain_up))
+    plain.ask("gone.org.")
+    plain.ask("a.gone.org.")
+    assert len(plain_up.queries) == 2

@@ -279,6 +279,46 @@ def test_ids_and_ports_cannot_be_guessed(serve: Serve, upstream: Start) -> None:
     assert len(steps) > 280
 
 
+def test_a_late_upstream_is_hedged_and_then_asked_last(serve: Serve, upstream: Start) -> None:
+    def late(query: dns.message.Message, proto: str) -> dns.message.Message:
+        time.sleep(0.4)
+        return answer(query, "A 192.0.2.1")
+
+    slow, quick = upstream(late), upstream(says("A 192.0.2.2"))
+    server = serve(forward(slow.address, quick.address))
+    worst = 0.0
+    for i in range(12):
+        began = time.monotonic()
+        assert data(server.ask(f"x{i}.example.org."))
+        worst = max(worst, time.monotonic() - began)
+    assert worst < 1.0 and len(quick.queries) >= 9
+    began = time.monotonic()
+    assert data(server.ask("last.example.org.")) == ["192.0.2.2"] and time.monotonic() - began < 0.2
+
+
+@pytest.mark.parametrize("policy", ["sequential", "round_robin"])
+def test_policies_with_an_order_never_hedge(serve: Serve, upstream: Start, policy: str) -> None:
+    def late(query: dns.message.Message, proto: str) -> dns.message.Message:
+        time.sleep(0.7)
+        return answer(query, "A 192.0.2.1")
+
+    first, second = upstream(late), upstream(late)
+    server = serve(forward(first.address, second.address, options=f"policy {policy}"))
+    assert data(server.ask("x.example.org.")) == ["192.0.2.1"]
+    assert len(first.queries) + len(second.queries) == 1
+
+
+def test_a_dead_upstream_costs_its_clients_one_short_wait(serve: Serve, upstream: Start) -> None:
+    dead, alive = upstream(mute), upstream(says("A 192.0.2.1"))
+    server = serve(forward(dead.address, alive.address))
+    waits = []
+    for i in range(30):
+        began = time.monotonic()
+        assert data(server.ask(f"x{i}.example.org.")) == ["192.0.2.1"]
+        waits.append(time.monotonic() - began)
+    assert max(waits) < 0.8 and sum(wait > 0.1 for wait in waits) <= 4
+
+
 @pytest.mark.parametrize(("options", "expected"), [
     ("policy best", "expected random, round_robin or sequential"),
     ("max_fails -1", "out of range"),
