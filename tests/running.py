@@ -1,6 +1,7 @@
 """A kdns server, or anything asyncio, in a thread of its own: tests talk to it over real sockets."""
 
 import asyncio
+import gc
 import http.client
 import socket
 import threading
@@ -43,6 +44,11 @@ class LoopThread:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            # Connections that still had octets to send would outlive their loop.
+            for transport in list(getattr(self.loop, "_transports", {}).values()):
+                transport.abort()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
         self.run(finish())
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -90,6 +96,7 @@ class Running:
     def close(self) -> None:
         self.thread.run(self.server.stop(drain=0))
         self.thread.close()
+        gc.unfreeze()  # the server's policy is for its process; libraries of the tests ask the collector for referrers
 
     # Questions.
 

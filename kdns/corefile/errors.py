@@ -20,6 +20,8 @@ class CorefileError(Exception):
     """The configuration is at fault: `where` and what was expected. The text is one line."""
 
     def __init__(self, where: Position | None, message: str) -> None:
+        # One line, whatever the words were that it quotes.
+        message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)
         super().__init__(message)
         self.where = where
         self.message = message

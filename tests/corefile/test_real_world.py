@@ -142,24 +142,19 @@ in-addr.arpa:53 {
 """
 
 
-@pytest.mark.parametrize("text", [KUBEADM, K3S, EKS, NODELOCAL], ids=["kubeadm and kind", "k3s", "eks", "nodelocal"])
+@pytest.mark.parametrize("text", [KUBEADM, K3S, EKS, AKS, NODELOCAL], ids=["kubeadm and kind", "k3s", "eks", "aks", "nodelocal"])
 def test_the_default_corefile_builds_unchanged(text: str) -> None:
     instance = build.build(build.read(text, "Corefile", environ={}))
     build.check_duplicates(instance.blocks)
     assert all(not block.pipeline.empty for block in instance.blocks)
 
 
-def test_aks_fails_at_the_plugin_that_is_not_built_with_its_line() -> None:
+def test_a_plugin_that_is_not_built_is_named_with_its_line() -> None:
+    text = AKS.replace("    loop\n", "    loop\n    autopath @kubernetes\n")
     with pytest.raises(CorefileError) as caught:
-        build.build(build.read(AKS, "Corefile", environ={}))
-    assert str(caught.value).startswith("Corefile:19:5: ")
-    assert 'plugin "template" is known from CoreDNS' in str(caught.value)
-
-
-def test_the_rest_of_aks_builds() -> None:
-    lines = AKS.splitlines()
-    text = "\n".join([*lines[:18], *lines[26:]])
-    assert build.build(build.read(text, "Corefile", environ={})).blocks
+        build.build(build.read(text, "Corefile", environ={}))
+    assert str(caught.value).startswith("Corefile:16:5: ")
+    assert 'plugin "autopath" is known from CoreDNS' in str(caught.value)
 
 
 def test_the_chain_is_in_the_fixed_order_whatever_the_corefile_says() -> None:

@@ -16,4 +16,4 @@ def test_any_text_is_read_or_refused_with_its_place(text: str) -> None:
     try:
         parse(text, "f", environ={"X": "v", "Y": "{$X}"})
     except CorefileError as error:
-        assert error.message and "\n" not in error.message.replace(text, "")
+        assert error.message and str(error).isprintable()

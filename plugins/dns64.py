@@ -1,0 +1,147 @@
+"""dns64 - gives IPv6 clients addresses for names that have IPv4 only (RFC 6147).
+
+A question for AAAA that has no AAAA is asked for A, and each address is put into a prefix that a NAT64 gateway knows.
+
+## Syntax
+
+    dns64 [PREFIX]
+
+    dns64 {
+        prefix PREFIX
+        translate_all
+        allow_ipv4
+    }
+
+* PREFIX has 32 to 96 bits in steps of 8; default 64:ff9b::/96 (RFC 6052).
+* `translate_all` also where there are AAAA records. `allow_ipv4` also for clients that ask over IPv4.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    dns64 {
+        prefix 2001:db8:64::/96
+        allow_ipv4
+    }
+    forward . 127.0.0.1:5301
+}
+~~~
+
+## Metrics
+
+* `coredns_dns64_requests_translated_total{server}` - questions answered with translated addresses.
+"""
+
+import ipaddress
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Final
+
+from kdns.corefile import Directive, Token
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+from kdns.metrics import Counter
+from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
+from kdns.pipeline.block import BlockKeys
+
+DEFAULT: Final = ipaddress.IPv6Network("64:ff9b::/96")
+MAX_TTL: Final = 600  # seconds, where the AAAA's denial says nothing (RFC 6147, section 5.1.7)
+
+TRANSLATED: Final = Counter(
+    "coredns_dns64_requests_translated_total", "Counter of DNS requests translated by dns64.", ("server",)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The prefix, and for whom and what."""
+
+    prefix: ipaddress.IPv6Network = DEFAULT
+    translate_all: bool = False
+    allow_ipv4: bool = False
+
+
+class Dns64(Plugin):
+    """Handles AAAA by asking below, and then perhaps for A."""
+
+    name: ClassVar[str] = "dns64"
+    client_dependent = True
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        directive = directives[-1]
+        setup.arguments(directive, 0, 1)
+        config = Config(_prefix(directive.args[0])) if directive.args else Config()
+        for line in directive.body or ():
+            if line.name.text == "prefix":
+                config = replace(config, prefix=_prefix(setup.one(line, "a prefix")))
+            elif line.name.text == "translate_all":
+                setup.arguments(line, 0, 0)
+                config = replace(config, translate_all=True)
+            elif line.name.text == "allow_ipv4":
+                setup.arguments(line, 0, 0)
+                config = replace(config, allow_ipv4=True)
+            else:
+                raise setup.unknown(line, ("prefix", "translate_all", "allow_ipv4"))
+        return [config]
+
+    def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
+        question = request.question
+        if question.type != iana.AAAA or question.cls != iana.IN or request.depth:
+            return None
+        if len(request.peer) != 4 and not self.config.allow_ipv4:
+            return None
+        found: Outcome | Awaitable[Outcome | None] = then(request.rest(self, question), partial(self._first, request))
+        return found
+
+    def _first(self, request: Request, outcome: Outcome) -> Outcome | Awaitable[Outcome | None]:
+        """What the question for AAAA came to."""
+        if type(outcome) is not Answer or outcome.rcode == iana.NXDOMAIN:
+            return outcome
+        if not self.config.translate_all and any(rrset.type == iana.AAAA for rrset in outcome.answer):
+            return outcome
+        ttls = [rrset.ttl for rrset in outcome.authority if rrset.type == iana.SOA]
+        limit = min(ttls) if ttls else MAX_TTL
+        lookup = request.lookup(request.question.name, iana.A)
+        found: Outcome | Awaitable[Outcome | None] = then(lookup, partial(self._second, request, limit))
+        return found
+
+    def _second(self, request: Request, limit: int, outcome: Outcome) -> Outcome:
+        """What the question for A came to."""
+        if type(outcome) is not Answer:
+            return Bare(iana.SERVFAIL, "dns64: the name's A cannot be looked up")
+        TRANSLATED.slot(request.server.label)[0] += 1
+        answer = tuple(
+            rrset._replace(
+                type=iana.AAAA, ttl=min(rrset.ttl, limit), rdatas=tuple(embed(self.config.prefix, data) for data in rrset.rdatas)
+            )
+            if rrset.type == iana.A
+            else rrset
+            for rrset in outcome.answer
+        )
+        # RA, as a translated answer is recursion's; an empty one would else read as a lame referral.
+        flags = outcome.flags & iana.TC | iana.RA
+        return Answer(iana.NOERROR, flags, answer, outcome.authority, outcome.additional)
+
+
+def embed(prefix: ipaddress.IPv6Network, address: bytes) -> bytes:
+    """An IPv4 address in a prefix; octet 8 stays zero (RFC 6052, section 2.2)."""
+    out = bytearray(prefix.network_address.packed)
+    at = prefix.prefixlen // 8
+    for octet in address:
+        if at == 8:
+            at += 1
+        out[at] = octet
+        at += 1
+    return bytes(out)
+
+
+def _prefix(word: Token) -> ipaddress.IPv6Network:
+    try:
+        network = ipaddress.IPv6Network(word.text, strict=False)
+    except ValueError:
+        raise setup.fail(word, f'expected an IPv6 prefix such as 64:ff9b::/96, found "{word.text}"') from None
+    if network.prefixlen % 8 or not 32 <= network.prefixlen <= 96:
+        raise setup.fail(word, f"a prefix of {network.prefixlen} bits: expected 32 to 96 in steps of 8")
+    return network

@@ -1,0 +1,265 @@
+"""template - makes answers out of the question.
+
+## Syntax
+
+    template CLASS TYPE [ZONES...] {
+        match REGEX...
+        answer TEMPLATE...
+        additional TEMPLATE...
+        authority TEMPLATE...
+        rcode CODE
+        ederror CODE [TEXT]
+        fallthrough [ZONES...]
+    }
+
+* CLASS and TYPE are what is answered; `ANY` stands for all. ZONES are the zones it answers for; the block's if there are
+  none.
+* `match`: regular expressions (RE2) for the name in lower case with its final dot; the first that fits gives its groups.
+  Default: every name.
+* `answer`, `additional`, `authority`: records as in a zone file, in Go's template language: `.Name`, `.Zone`, `.Class`,
+  `.Type`, `.Match` (groups by number), `.Group` (groups by name and number), `.Question.Name`, `.Message.Id`, `.Remote`,
+  and the functions `index`, `parseInt`, `print`, `printf`, `len`. A record without TTL gets 3600.
+* `rcode` is the response code; default NOERROR.
+* `ederror` tells clients that use EDNS why (RFC 8914).
+* `fallthrough`: where no `match` fits, the next template, and then the next plugin, is asked; without it that is SERVFAIL.
+
+A CNAME that answers a question for addresses brings the records of its target. `var` and `expr` are not built yet.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    template ANY AAAA example.org {
+        rcode NOERROR
+        authority "{{ .Zone }} 60 IN SOA ns.{{ .Zone }} mail.{{ .Zone }} (1 60 60 60 60)"
+    }
+    template IN A example.org {
+        match "^ip-(?P<a>[0-9]*)-(?P<b>[0-9]*)-(?P<c>[0-9]*)-(?P<d>[0-9]*)[.]example[.]org[.]$"
+        answer "{{ .Name }} 60 IN A {{ .Group.a }}.{{ .Group.b }}.{{ .Group.c }}.{{ .Group.d }}"
+        fallthrough
+    }
+    whoami
+}
+~~~
+
+## Metrics
+
+* `coredns_template_matches_total{server,zone,view,class,type}`, and with the labels section and template besides
+  `coredns_template_failures_total` and `coredns_template_rr_failures_total`.
+"""
+
+import re
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Final
+
+import re2
+from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
+
+from kdns.corefile import Directive, Line
+from kdns.corefile.keys import plugin_zones
+from kdns.dns import edns, iana
+from kdns.dns.answer import Answer
+from kdns.dns.errors import FormatError
+from kdns.dns.name import closest, to_text
+from kdns.dns.rrset import RRset
+from kdns.metrics import Counter
+from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
+from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.records import answer_of
+from kdns.pipeline.setup import Fallthrough
+from kdns.plugins.template.language import BadTemplate, Template
+
+TTL: Final = 3600  # seconds of a record whose template has none
+MAX_REGEX: Final = 10_000  # characters, as CoreDNS
+_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|\\.|[()]')
+SECTIONS: Final = ("answer", "additional", "authority")
+_OPTIONS: Final = (*SECTIONS, "match", "rcode", "ederror", "fallthrough", "upstream", "var", "expr")
+_LABELS: Final = ("server", "zone", "view", "class", "type")
+
+MATCHES: Final = Counter("coredns_template_matches_total", "Counter of template regex matches.", _LABELS)
+FAILURES: Final = Counter(
+    "coredns_template_failures_total", "Counter of go template failures.", (*_LABELS, "section", "template")
+)
+RR_FAILURES: Final = Counter(
+    "coredns_template_rr_failures_total", "Counter of mis-templated RRs.", (*_LABELS, "section", "template")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One directive. `cls` and `type` are numbers; ANY stands for all. Templates stand as (section, text)."""
+
+    cls: int
+    type: int
+    zones: tuple[bytes, ...]
+    matches: tuple[str, ...] = (".*",)
+    records: tuple[tuple[str, str], ...] = ()
+    rcode: int = iana.NOERROR
+    options: bytes = b""
+    fallthrough: Fallthrough | None = None
+
+
+class TemplatePlugin(Plugin):
+    """Asks the templates of its block in order."""
+
+    name: ClassVar[str] = "template"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[Config, ...]]:
+        return [tuple(_parse(directive, block) for directive in directives)]
+
+    def __init__(self, config: tuple[Config, ...]) -> None:
+        super().__init__(config)
+        self.rules = [
+            (rule, [re2.compile(text) for text in rule.matches], [(s, t, Template(t)) for s, t in rule.records])
+            for rule in config
+        ]
+        self.view = ""
+
+    def wire(self, block: Block) -> None:
+        self.view = block.view
+
+    def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
+        question = request.question
+        name = ""
+        for rule, regexes, templates in self.rules:
+            if rule.cls not in (question.cls, iana.ANY):
+                continue
+            if rule.type not in (question.type, iana.ANY) and question.type != iana.ANY:
+                continue
+            zone = closest(question.name, rule.zones)
+            if zone is None:
+                continue
+            name = name or to_text(question.name)
+            found = next((match for regex in regexes if (match := regex.search(name)) is not None), None)
+            if found is None:
+                if rule.fallthrough is not None and rule.fallthrough.through(question.name):
+                    continue
+                return Bare(iana.SERVFAIL)
+            return self._answer(request, rule, templates, to_text(zone), name, found)
+        return None
+
+    def _answer(
+        self, request: Request, rule: Config, templates: list[tuple[str, str, Template]], zone: str, name: str, match: Any
+    ) -> Outcome | Awaitable[Outcome | None]:
+        question = request.question
+        labels = (request.server.label, zone, self.view, iana.class_text(rule.cls), iana.type_text(rule.type))
+        MATCHES.slot(*labels)[0] += 1
+        if rule.rcode not in (iana.NOERROR, iana.NXDOMAIN):
+            return Bare(rule.rcode, options=rule.options)
+        fields = _fields(request, zone, name, match)
+        made: dict[str, list[RRset]] = {section: [] for section in SECTIONS}
+        for section, text, template in templates:
+            try:
+                filled = template.fill(fields)
+            except BadTemplate as error:
+                FAILURES.slot(*labels, section, text)[0] += 1
+                return Bare(iana.SERVFAIL, f"template {text!r}: {error}")
+            try:
+                made[section].append(record(filled))
+            except FormatError as error:
+                RR_FAILURES.slot(*labels, section, text)[0] += 1
+                return Bare(iana.SERVFAIL, f"template {text!r} made {filled!r}: {error}")
+        answer = Answer(rule.rcode, iana.AA, made["answer"], made["authority"], made["additional"], options=rule.options)
+        last = made["answer"][-1] if made["answer"] else None
+        if last is not None and last.type == iana.CNAME and question.type in (iana.A, iana.AAAA):
+            target = last.rdatas[0].lower()
+            result: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, question.type), partial(_joined, answer))
+            return result
+        return answer
+
+
+def _joined(answer: Answer, outcome: Outcome) -> Answer:
+    if type(outcome) is not Answer:
+        return answer
+    return answer.replace(answer=(*answer.answer, *outcome.answer), flags=answer.flags | outcome.flags & iana.TC)
+
+
+def _fields(request: Request, zone: str, name: str, match: Any) -> dict[str, Any]:
+    """What templates may name. Groups that did not take part are empty."""
+    question = request.question
+    groups = [match.group(i) or "" for i in range(len(match.groups()) + 1)]
+    named = {key: match.group(key) or "" for key in match.re.groupindex}
+    kind, cls = iana.type_text(question.type), iana.class_text(question.cls)
+    return {
+        "Name": name, "Zone": zone, "Class": cls, "Type": kind, "Match": groups,
+        "Group": {**{str(i): text for i, text in enumerate(groups)}, **named},
+        "Question": {"Name": name, "Qtype": question.type, "Qclass": question.cls},
+        "Message": {"Id": request.id}, "Remote": str(request.peer[0]), "Meta": lambda label: "",
+    }  # fmt: skip
+
+
+def record(text: str) -> RRset:
+    """The record that a line of a zone file holds. Raises FormatError."""
+    # Brackets only let a record go over lines (RFC 1035, section 5.1); dnslib takes them for data where no space is.
+    plain = _BRACKETS.sub(lambda found: " " if found[0] in "()" else found[0], text)
+    try:
+        parsed = RR.fromZone(plain, ttl=TTL)
+    except Exception as error:  # dnslib's parser raises what it happens to meet
+        raise FormatError(f"it is no record: {error}") from None
+    if len(parsed) != 1:
+        raise FormatError("it is not one record")
+    reply = DNSRecord(DNSHeader(qr=1), q=DNSQuestion("."))
+    reply.add_answer(parsed[0])
+    return answer_of(reply).answer[0]
+
+
+# Reading the directive.
+
+
+def _parse(directive: Directive, block: BlockKeys) -> Config:
+    setup.arguments(directive, 2, None, "CLASS TYPE [ZONES...] after template")
+    numbers = []
+    for word, table in zip(directive.args, (iana.CLASSES, iana.TYPES), strict=False):
+        number = table.get(word.text)
+        if number is None:
+            raise setup.fail(word, f'"{word.text}" is no {"class" if table is iana.CLASSES else "query type"} (upper case)')
+        numbers.append(number)
+    words = list(directive.args[2:])
+    zones = setup.wire_zones(plugin_zones(words) if words else block.zones)
+    found: dict[str, Any] = {"matches": (), "records": ()}
+    for line in directive.body or ():
+        _option(line, found)
+    found["matches"] = found["matches"] or (".*",)
+    return Config(numbers[0], numbers[1], zones, **found)
+
+
+def _option(line: Line, found: dict[str, Any]) -> None:
+    name = line.name.text
+    if name == "match":
+        setup.arguments(line, 1, None, "regular expressions")
+        for word in line.args:
+            if len(word.text) > MAX_REGEX:
+                raise setup.fail(word, f"a regular expression of {len(word.text)} characters, at most {MAX_REGEX} are allowed")
+            try:
+                re2.compile(word.text)
+            except re2.error as error:
+                raise setup.fail(word, f"bad regular expression: {error}") from None
+        found["matches"] += tuple(line.words())
+    elif name in SECTIONS:
+        setup.arguments(line, 1, None, "templates")
+        for word in line.args:
+            try:
+                Template(word.text)
+            except BadTemplate as error:
+                raise setup.fail(word, f"bad template: {error}") from None
+            found["records"] += ((name, word.text),)
+    elif name == "rcode":
+        word = setup.one(line, "a response code")
+        number = iana.RCODES.get(word.text)
+        if number is None:
+            raise setup.fail(word, f'"{word.text}" is no response code (upper case)')
+        found["rcode"] = number
+    elif name == "ederror":
+        setup.arguments(line, 1, 2, "CODE [TEXT]")
+        code = setup.integer(line.args[0], 0, 65535)
+        text = line.args[1].text.encode() if len(line.args) > 1 else b""
+        found["options"] = edns.option(edns.EDE, code.to_bytes(2, "big") + text)
+    elif name == "fallthrough":
+        found["fallthrough"] = Fallthrough.parse(line)
+    elif name in ("var", "expr"):
+        raise setup.fail(line, f"template {name} is known from CoreDNS, but this version of kdns does not have it yet")
+    elif name != "upstream":  # without effect since CoreDNS 1.5
+        raise setup.unknown(line, _OPTIONS)

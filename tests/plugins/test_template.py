@@ -1,0 +1,173 @@
+"""template and dns64: answers made of the question, and of other answers."""
+
+import ipaddress
+from collections.abc import Callable
+
+import dns.message
+import pytest
+
+from kdns.corefile import CorefileError
+from kdns.dns.errors import FormatError
+from kdns.plugins.dns64 import embed
+from kdns.plugins.template import record
+from kdns.plugins.template.language import BadTemplate, Template
+from kdns.server import build
+from tests.corefile.test_real_world import AKS
+from tests.running import Running, answers, code, data, flags
+from tests.upstreams import Upstream, answer, soa
+
+Serve = Callable[..., Running]
+Start = Callable[..., Upstream]
+
+
+def block(*lines: str) -> str:
+    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
+
+
+IP = r"""template IN A ip.example {
+ match "^ip-(?P<a>[0-9]*)-(?P<b>[0-9]*)-([0-9]*)-([0-9]*)[.]ip[.]example[.]$"
+ answer "{{ .Name }} 60 IN A {{ .Group.a }}.{{ .Group.b }}.{{ index .Match 3 }}.{{ .Group.4 }}"
+ fallthrough
+}"""
+
+
+def test_a_record_is_made_of_the_names_groups(serve: Serve) -> None:
+    server = serve(block(IP, "whoami"))
+    reply = server.ask("IP-10-1-2-3.ip.example.")
+    assert data(reply) == ["10.1.2.3"] and reply.answer[0].ttl == 60 and "AA" in flags(reply)
+    assert code(server.ask("other.ip.example.")) == "EMPTY" and server.ask("other.ip.example.").additional
+    assert code(server.ask("ip-10-1-2-999.ip.example.")) == "SERVFAIL"
+
+
+def test_akss_templates_answer_as_azure_means_them(serve: Serve) -> None:
+    lines = AKS.splitlines()
+    server = serve(block(*lines[18:26], "whoami"))
+    assert code(server.ask("a.b.c.d.internal.cloudapp.net.")) == "NXDOMAIN"
+    assert code(server.ask("a.b.c.internal.cloudapp.net.")) == "EMPTY"
+    assert code(server.ask("x.reddog.microsoft.com.", "AAAA")) == "NXDOMAIN"
+    build.build(build.read(AKS, "Corefile", environ={}))
+
+
+def test_a_denial_with_an_soa_and_an_extended_error(serve: Serve) -> None:
+    rule = """template ANY AAAA org {
+ authority "{{ .Zone }} 60 IN SOA ns.{{ .Zone }} mail.{{ .Zone }} (1 60 60 60 60)"
+ ederror 21 "no IPv6 here"
+}"""
+    server = serve(block(rule, "whoami"))
+    reply = server.ask("x.org.", "AAAA", use_edns=0)
+    assert code(reply) == "NODATA" and reply.options[0].to_text() == "EDE 21 (Not Supported): no IPv6 here"
+    assert server.ask("x.org.", "AAAA", use_edns=False).edns == -1
+    assert code(server.ask("x.org.", "A")) == "EMPTY"
+
+
+def test_a_cname_brings_its_targets_addresses(serve: Serve) -> None:
+    rules = [
+        'template IN A alias.org {\n answer "{{ .Name }} IN CNAME real.org."\n }',
+        "hosts /nowhere {\n 192.0.2.1 real.org\n }",
+    ]
+    reply = serve(block(*rules)).ask("x.alias.org.")
+    assert answers(reply) == ["real.org. A 192.0.2.1", "x.alias.org. CNAME real.org."]
+    assert {rrset.ttl for rrset in reply.answer} == {3600}
+
+
+def test_without_fallthrough_a_name_that_does_not_match_is_servfail(serve: Serve) -> None:
+    server = serve(block('template IN A org {\n match "^a[.]"\n answer "{{ .Name }} A 192.0.2.1"\n }', "whoami"))
+    assert code(server.ask("b.org.")) == "SERVFAIL" and data(server.ask("a.org.")) == ["192.0.2.1"]
+    assert code(server.ask("b.org.", "MX")) == code(server.ask("b.net.")) == "EMPTY"
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("{{ .Name }}-{{- .Zone -}} x", "n.-z.x"), ("{{ index .Match 1 }}", "one"), ('{{ index .Group "x" }}', "ten"),
+    ("{{ parseInt .Group.h 16 32 }}", "255"), ('{{ printf "%s/%d" .Name 7 }}', "n./7"), ("{{ .Group.x | print 1 }}", "1ten"),
+    ("{{ (index .Match 1) | len }}", "3"), ("{{ .Message.Id }} {{ .Question.Name }}", "9 n."),
+    ("{{ `raw` }}", "raw"), ("{{ .Group.none }}", ""),
+])  # fmt: skip
+def test_actions_come_to_what_go_makes_of_them(text: str, expected: str) -> None:
+    fields = {
+        "Name": "n.", "Zone": "z.", "Match": ["all", "one"], "Group": {"x": "ten", "h": "ff"},
+        "Message": {"Id": 9}, "Question": {"Name": "n."},
+    }  # fmt: skip
+    assert Template(text).fill(fields) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ .Nope }}",
+        "{{ if .Name }}x{{ end }}",
+        "{{ nofunc 1 }}",
+        "{{",
+        "{{ }}",
+        "{{ (.Name }}",
+        "{{ .Name | .Zone }}",
+        "{{ $x }}",
+    ],
+)
+def test_what_is_no_template_is_refused_when_it_is_read(text: str) -> None:
+    with pytest.raises(BadTemplate):
+        Template(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{{ index .Match 9 }}", "{{ .Match }}", '{{ parseInt "zz" 16 8 }}', '{{ parseInt "256" 10 8 }}', '{{ printf "%d" .Name }}'],
+)
+def test_what_cannot_be_filled_is_an_error_and_no_crash(text: str) -> None:
+    with pytest.raises(BadTemplate):
+        Template(text).fill({"Match": ["a"], "Name": "n."})
+
+
+@pytest.mark.parametrize("text", ["", "x", "x. A", "x. 60 IN A 999.1.1.1", "x. 60 IN NOPE 1", "a. A 1.2.3.4\nb. A 1.2.3.4"])
+def test_what_is_no_record_is_an_error(text: str) -> None:
+    with pytest.raises(FormatError):
+        record(text)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [
+    ("template IN", "CLASS TYPE"), ("template in A", "is no class"), ("template IN NOPE", "is no query type"),
+    ('template IN A {\n match "("\n }', "bad regular expression"), ('template IN A {\n answer "{{ .X }}"\n }', "bad template"),
+    ("template IN A {\n rcode nope\n }", "no response code"), ("template IN A {\n expr true\n }", "does not have it yet"),
+    ("template IN A {\n answr x\n }", 'did you mean "answer"'), ("dns64 10.0.0.0/8", "expected an IPv6 prefix"),
+    ("dns64 2001:db8::/97", "97 bits"),
+])  # fmt: skip
+def test_bad_directives_are_named_with_their_place(serve: Serve, rule: str, expected: str) -> None:
+    with pytest.raises(CorefileError, match=r"^Corefile:\d+:\d+: ") as caught:
+        serve(block(rule, "whoami"))
+    assert expected in str(caught.value)
+
+
+# dns64.
+
+
+@pytest.mark.parametrize(("prefix", "expected"), [
+    ("64:ff9b::/96", "64:ff9b::c000:221"), ("2001:db8::/32", "2001:db8:c000:221::"), ("2001:db8:100::/40", "2001:db8:1c0:2:21::"),
+    ("2001:db8:122::/48", "2001:db8:122:c000:2:2100::"), ("2001:db8:122:300::/56", "2001:db8:122:3c0:0:221::"),
+    ("2001:db8:122:344::/64", "2001:db8:122:344:c0:2:2100::"),
+])  # fmt: skip
+def test_addresses_are_embedded_as_rfc_6052_has_them(prefix: str, expected: str) -> None:
+    made = embed(ipaddress.IPv6Network(prefix), ipaddress.IPv4Address("192.0.2.33").packed)
+    assert ipaddress.IPv6Address(made) == ipaddress.IPv6Address(expected)
+
+
+def test_names_without_ipv6_get_translated_addresses(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        name, kind = query.question[0].name.to_text(), query.question[0].rdtype
+        if name == "nx.org.":
+            reply = soa(answer(query))
+            reply.set_rcode(3)
+            return reply
+        if kind == 28:
+            return answer(query, "AAAA 2001:db8::1") if name == "six.org." else soa(answer(query), ttl=20)
+        return answer(query, "A 192.0.2.1", ttl=300)
+
+    up = upstream(script)
+    server = serve(block("dns64 {\n allow_ipv4\n }", f"forward . {up.address}"))
+    reply = server.ask("four.org.", "AAAA")
+    assert data(reply) == ["64:ff9b::c000:201"] and reply.answer[0].ttl == 20
+    assert data(server.ask("six.org.", "AAAA")) == ["2001:db8::1"]
+    assert code(server.ask("nx.org.", "AAAA")) == "NXDOMAIN"
+    assert data(server.ask("four.org.", "A")) == ["192.0.2.1"]
+    only6 = serve(block("dns64", f"forward . {up.address}"))
+    assert code(only6.ask("four.org.", "AAAA")) == "NODATA"
+    every = serve(block("dns64 {\n translate_all\n allow_ipv4\n prefix 2001:db8:64::/96\n }", f"forward . {up.address}"))
+    assert data(every.ask("six.org.", "AAAA")) == ["2001:db8:64::c000:201"]
