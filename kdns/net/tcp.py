@@ -49,6 +49,7 @@ class TcpListener:
     ) -> None:
         self.sock = sock
         self.handler = handler
+        self.defaults = (first_read, idle)
         self.first_read = first_read
         self.idle = idle
         self.max_connections = max_connections

@@ -236,8 +236,8 @@ def _open(group: Group, dispatcher: Dispatcher) -> Listeners:
 
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
     """Sets what `timeouts` asks for."""
-    tcp.first_read = dispatcher.read or tcp.first_read
-    tcp.idle = dispatcher.idle or tcp.idle
+    tcp.first_read = dispatcher.read or tcp.defaults[0]
+    tcp.idle = dispatcher.idle or tcp.defaults[1]
     tcp.max_queries = dispatcher.max_queries
 
 

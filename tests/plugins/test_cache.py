@@ -10,7 +10,7 @@ import dns.rrset
 import pytest
 import yaml
 
-from kdns.plugins import cache as cache_module
+from kdns.plugins.cache import handler as cache_module
 from tests.objects import service
 from tests.running import Running, code, data, eventually, flags
 from tests.upstreams import Upstream, answer, soa

@@ -1,69 +1,11 @@
-"""cache - keeps answers for a while.
-
-Answers that kdns itself owns (kubernetes, hosts) are never kept: a change of theirs shows at once, also in a zone
-that is cached.
-
-## Syntax
-
-    cache [TTL] [ZONES...] {
-        success CAPACITY [TTL] [MINTTL]
-        denial CAPACITY [TTL] [MINTTL]
-        prefetch AMOUNT [DURATION [PERCENTAGE%]]
-        serve_stale [DURATION [immediate [TTL [RECHECK]] | verify [TIMEOUT [TTL [RECHECK]]]]]
-        serve_stale_policy prefer_positive
-        servfail DURATION
-        disable success|denial [ZONES...]
-        keepttl
-        nxdomain_cut
-    }
-
-* TTL is the most an answer is kept, in seconds. Default: 3600 for answers, 1800 for denials.
-* `success`, `denial`: how many are kept (default 9984), for how long at most and at least (MINTTL, default 5).
-* `prefetch`: names asked AMOUNT times with no gap over DURATION (1m) are asked for again when less than PERCENTAGE
-  (10%) of their time is left.
-* `serve_stale`: expired answers are served for DURATION (1h) more. `immediate` (default) serves first and asks then;
-  `verify` asks first, for at most TIMEOUT. TTL is the TTL of such answers (0); RECHECK is how long a failed try is not
-  repeated.
-* `serve_stale_policy prefer_positive`: an answer, also a stale one, goes before a denial of the same question.
-* `servfail`: how long a SERVFAIL of an upstream is kept. Default 5s, at most 5m, 0 not at all.
-* `disable`: no answers, or no denials, are kept for these zones.
-* `keepttl`: answers keep the TTL they came with.
-* `nxdomain_cut` (kdns only): a name that does not exist has nothing below it (RFC 8020), so names below one that is kept as
-  such are denied without asking. Only below the zones of no server block, and where one `forward` answers them all.
-
-Beside CAPACITY, each of the two keeps at most 4 KiB an entry on the average. Of an answer only the records of the
-question's own chain are kept, and the SOA of a denial.
-
-The negative TTL is the SOA's TTL or its MINIMUM, whichever is less (RFC 2308, section 5).
-
-## Examples
-
-~~~ corefile
-.:1053 {
-    cache 30 {
-        disable success cluster.local
-        disable denial cluster.local
-    }
-    whoami
-}
-~~~
-
-## Metrics
-
-* `coredns_cache_entries{server,type,zones,view}`, `coredns_cache_requests_total{server,zones,view}`,
-  `coredns_cache_hits_total{server,type,zones,view}`, `coredns_cache_misses_total{server,zones,view}`,
-  `coredns_cache_evictions_total{server,type,zones,view}`, `coredns_cache_prefetch_total{server,zones,view}`,
-  `coredns_cache_drops_total{server,zones,view}`, `coredns_cache_served_stale_total{server,zones,view}`.
-"""
+"""The plugin `cache` in the query path: entries, hits, and how they are kept fresh."""
 
 import math
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, final
 
-from kdns.corefile import Directive, Line, Token
-from kdns.corefile.keys import plugin_zones
-from kdns.dns import iana, rdata
+from kdns.corefile import Directive
+from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import closest, is_within
 from kdns.metrics import Counter, Gauge, Slot
@@ -72,17 +14,13 @@ from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.outcome import adopt
 from kdns.pipeline.protocols import Forwards
 from kdns.pipeline.runtime import Runtime
+from kdns.plugins.cache import config as _config
+from kdns.plugins.cache.classify import chain_only, classify, lifetime
+from kdns.plugins.cache.config import Config
 from kdns.upstream.deadlines import Deadlines
 
-CAPACITY: Final = 9984
-MAX_TTL: Final = 3600
-MAX_DENIAL_TTL: Final = 1800
-MIN_TTL: Final = 5
 ENTRY_OCTETS: Final = 4096  # on the average; a usual answer has 100 to 500
 MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not kept
-SERVFAIL: Final = 5.0
-MAX_SERVFAIL: Final = 300.0
-
 _LABELS: Final = ("server", "zones", "view")
 _TYPED: Final = ("server", "type", "zones", "view")
 ENTRIES: Final = Gauge("coredns_cache_entries", "The number of elements in the cache.", _TYPED)
@@ -97,39 +35,6 @@ DROPS: Final = Counter(
     "coredns_cache_drops_total", "The number responses that are not cached, because the reply is malformed.", _LABELS
 )
 STALE: Final = Counter("coredns_cache_served_stale_total", "The number of requests served from stale cache entries.", _LABELS)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """One of the two caches: entries, and the most and least seconds an entry lives."""
-
-    capacity: int = CAPACITY
-    most: int = MAX_TTL
-    least: int = MIN_TTL
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """What the directive says. Durations are seconds; 0 turns `prefetch`, `stale` and `servfail` off."""
-
-    zones: tuple[bytes, ...]
-    zones_text: str
-    success: Limits = field(default_factory=Limits)
-    denial: Limits = field(default_factory=lambda: Limits(most=MAX_DENIAL_TTL))
-    prefetch: int = 0
-    prefetch_gap: float = 60.0
-    prefetch_part: float = 0.1
-    stale: float = 0.0
-    verify: bool = False
-    verify_timeout: float = 0.0
-    stale_ttl: int = 0
-    recheck: float = 0.0
-    prefer_positive: bool = False
-    servfail: float = SERVFAIL
-    no_success: tuple[bytes, ...] = ()
-    no_denial: tuple[bytes, ...] = ()
-    keepttl: bool = False
-    cut: bool = False
 
 
 @final
@@ -173,7 +78,7 @@ class Cache(Plugin):
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        return [_parse(setup.once(directives), block)]
+        return [_config.parse(setup.once(directives), block)]
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -400,199 +305,3 @@ def _key(request: Request) -> bytes:
 def _replaces(answer: Answer) -> bool:
     """Whether a fresh reply may take a stale entry's place."""
     return answer.rcode in (iana.NOERROR, iana.NXDOMAIN) and not answer.flags & iana.TC
-
-
-def classify(qtype: int, name: bytes, answer: Answer) -> str:
-    """Where an answer is kept: success, denial, servfail, or none."""
-    if answer.flags & iana.TC or qtype in (iana.AXFR, iana.IXFR):
-        return "none"
-    if answer.rcode in (iana.SERVFAIL, iana.NOTIMP):
-        return "servfail"
-    if answer.rcode not in (iana.NOERROR, iana.NXDOMAIN):
-        return "none"
-    has_soa = any(rrset.type == iana.SOA for rrset in answer.authority)
-    if answer.rcode == iana.NXDOMAIN:
-        # RFC 2308, section 5: without an SOA a denial has no time to live.
-        return "denial" if has_soa else "none"
-    if not answer.answer:
-        if has_soa:
-            return "denial"
-        return "success" if not answer.authority or answer.authority[0].type == iana.NS else "none"
-    if reaches(qtype, name, answer):
-        return "success"
-    return "denial" if has_soa else "none"
-
-
-def reaches(qtype: int, name: bytes, answer: Answer) -> bool:
-    """Whether the answer section leads from the name to records of the type, perhaps over CNAMEs."""
-    owners = {name}
-    for rrset in answer.answer:
-        owner = rrset.owner.lower()
-        if owner not in owners:
-            continue
-        if rrset.type == qtype or qtype == iana.ANY:
-            return True
-        if rrset.type == iana.CNAME:
-            owners.add(rrset.rdatas[0].lower())
-    # In any order: a chain may be given from its end.
-    return any(rrset.type == qtype and rrset.owner.lower() in owners for rrset in answer.answer)
-
-
-def chain_only(name: bytes, answer: Answer) -> Answer:
-    """An answer without records that the question's chain does not own: they could poison other names (RFC 5452).
-
-    What stays: the chain of CNAMEs and DNAMEs and its end, signatures of both, the SOA and NSEC records of a denial, the NS
-    of a delegation.
-    """
-    owners = {name}
-    for _ in answer.answer:
-        before = len(owners)
-        for rrset in answer.answer:
-            if rrset.type == iana.CNAME and rrset.owner.lower() in owners:
-                owners.add(rrset.rdatas[0].lower())
-        if len(owners) == before:
-            break
-    kept = tuple(
-        rrset
-        for rrset in answer.answer
-        if rrset.owner.lower() in owners
-        or (rrset.type in (iana.DNAME, iana.RRSIG) and any(is_within(o, rrset.owner.lower()) for o in owners))
-    )
-    authority = tuple(
-        rrset
-        for rrset in answer.authority
-        if not kept or answer.rcode == iana.NXDOMAIN or rrset.type == iana.SOA or rrset.type in _PROOFS
-        if any(is_within(owner, rrset.owner.lower()) for owner in owners) or rrset.type in _PROOFS
-    )
-    if kept == answer.answer and authority == answer.authority and not answer.additional:
-        return answer
-    return answer.replace(answer=kept, authority=authority, additional=())
-
-
-def lifetime(answer: Answer) -> int:
-    """Seconds an answer may be kept: the least TTL in it, for a denial the SOA's MINIMUM too; 5 where there is none."""
-    ttls = [rrset.ttl for section in answer.sections for rrset in section]
-    if not answer.answer or answer.rcode == iana.NXDOMAIN:
-        ttls += [rdata.soa_minimum(rrset.rdatas[0]) for rrset in answer.authority if rrset.type == iana.SOA]
-    delegation = not answer.answer and any(rrset.type == iana.NS for rrset in answer.authority)
-    return MIN_TTL if not ttls or delegation else min(ttls)
-
-
-# Reading the directive.
-
-_PROOFS: Final = frozenset((iana.NSEC, 50, iana.RRSIG))
-_OPTIONS: Final = (
-    "nxdomain_cut",
-    "success",
-    "denial",
-    "prefetch",
-    "serve_stale",
-    "serve_stale_policy",
-    "servfail",
-    "disable",
-    "keepttl",
-)
-
-
-def _parse(directive: Directive, block: BlockKeys) -> Config:
-    words = list(directive.args)
-    success, denial = Limits(), Limits(most=MAX_DENIAL_TTL)
-    if words and words[0].text.lstrip("+-").isdecimal():
-        ttl = setup.integer(words.pop(0), 1)
-        success, denial = replace(success, most=ttl), replace(denial, most=ttl)
-    texts = setup.zones(words, block)
-    config = Config(setup.wire_zones(texts), ",".join(texts), success, denial)
-    for line in directive.body or ():
-        config = _option(line, config)
-    if config.prefer_positive and not config.stale:
-        raise setup.fail(directive, "serve_stale_policy needs serve_stale")
-    return config
-
-
-def _option(line: Line, config: Config) -> Config:
-    name = line.name.text
-    if name in ("success", "denial"):
-        limits = _limits(line, config.success if name == "success" else config.denial)
-        return replace(config, success=limits) if name == "success" else replace(config, denial=limits)
-    if name == "prefetch":
-        return _prefetch(line, config)
-    if name == "serve_stale":
-        return _serve_stale(line, config)
-    if name == "serve_stale_policy":
-        word = setup.one(line, "prefer_positive")
-        if word.text != "prefer_positive":
-            raise setup.fail(word, f'expected prefer_positive, found "{word.text}"')
-        return replace(config, prefer_positive=True)
-    if name == "servfail":
-        word = setup.one(line, "a duration")
-        value = setup.seconds(word)
-        if value > MAX_SERVFAIL:
-            raise setup.fail(word, "caching SERVFAIL responses over 5 minutes is not permitted (RFC 2308, section 7.1)")
-        return replace(config, servfail=value)
-    if name == "disable":
-        setup.arguments(line, 1, None, "success or denial")
-        kind = line.args[0]
-        if kind.text not in ("success", "denial"):
-            raise setup.fail(kind, f'expected success or denial, found "{kind.text}"')
-        zones = setup.wire_zones(plugin_zones(list(line.args[1:]))) if len(line.args) > 1 else (b"\0",)
-        return replace(config, no_success=zones) if kind.text == "success" else replace(config, no_denial=zones)
-    if name == "keepttl":
-        setup.arguments(line, 0, 0)
-        return replace(config, keepttl=True)
-    if name == "nxdomain_cut":
-        setup.arguments(line, 0, 0)
-        return replace(config, cut=True)
-    raise setup.unknown(line, _OPTIONS)
-
-
-def _limits(line: Line, limits: Limits) -> Limits:
-    setup.arguments(line, 1, None, "CAPACITY [TTL [MINTTL]]")
-    limits = replace(limits, capacity=max(setup.integer(line.args[0], 0), 1))
-    if len(line.args) > 1:
-        limits = replace(limits, most=setup.integer(line.args[1], 1))
-    if len(line.args) > 2:
-        limits = replace(limits, least=setup.integer(line.args[2], 0))
-    return limits
-
-
-def _prefetch(line: Line, config: Config) -> Config:
-    setup.arguments(line, 1, 3, "AMOUNT [DURATION [PERCENTAGE%]]")
-    config = replace(config, prefetch=setup.integer(line.args[0], 0))
-    if len(line.args) > 1:
-        config = replace(config, prefetch_gap=setup.seconds(line.args[1]))
-    if len(line.args) > 2:
-        word = line.args[2]
-        if not word.text.endswith("%"):
-            raise setup.fail(word, f'expected a percentage such as 10%, found "{word.text}"')
-        part = setup.integer(word._replace(text=word.text[:-1]), 10, 90)
-        config = replace(config, prefetch_part=part / 100)
-    return config
-
-
-def _serve_stale(line: Line, config: Config) -> Config:
-    setup.arguments(line, 0, 5)
-    words = list(line.args)
-    config = replace(config, stale=setup.seconds(words.pop(0)) if words else 3600.0)
-    mode = words.pop(0) if words else None
-    if mode is not None and mode.text not in ("immediate", "verify"):
-        raise setup.fail(mode, f'expected immediate or verify, found "{mode.text}"')
-    if mode is not None and mode.text == "verify":
-        config = replace(config, verify=True, verify_timeout=setup.seconds(words.pop(0)) if words else 0.0)
-    if words:
-        config = replace(config, stale_ttl=_whole(words.pop(0)))
-    if words:
-        word = words.pop(0)
-        recheck = setup.seconds(word)
-        if recheck > MAX_SERVFAIL:
-            raise setup.fail(word, "RECHECK is at most 5m")
-        config = replace(config, recheck=recheck)
-    if words:
-        raise setup.fail(words[0], f'unexpected argument "{words[0].text}"')
-    return config
-
-
-def _whole(word: Token) -> int:
-    value = setup.seconds(word)
-    if value != int(value):
-        raise setup.fail(word, f'expected whole seconds, found "{word.text}"')
-    return int(value)

@@ -1,0 +1,166 @@
+"""The directive `cache`: its options and how they are read."""
+
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from kdns.corefile import Directive, Line, Token
+from kdns.corefile.keys import plugin_zones
+from kdns.pipeline import setup
+from kdns.pipeline.block import BlockKeys
+
+CAPACITY: Final = 9984
+MAX_TTL: Final = 3600
+MAX_DENIAL_TTL: Final = 1800
+MIN_TTL: Final = 5
+SERVFAIL: Final = 5.0
+MAX_SERVFAIL: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """One of the two caches: entries, and the most and least seconds an entry lives."""
+
+    capacity: int = CAPACITY
+    most: int = MAX_TTL
+    least: int = MIN_TTL
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the directive says. Durations are seconds; 0 turns `prefetch`, `stale` and `servfail` off."""
+
+    zones: tuple[bytes, ...]
+    zones_text: str
+    success: Limits = field(default_factory=Limits)
+    denial: Limits = field(default_factory=lambda: Limits(most=MAX_DENIAL_TTL))
+    prefetch: int = 0
+    prefetch_gap: float = 60.0
+    prefetch_part: float = 0.1
+    stale: float = 0.0
+    verify: bool = False
+    verify_timeout: float = 0.0
+    stale_ttl: int = 0
+    recheck: float = 0.0
+    prefer_positive: bool = False
+    servfail: float = SERVFAIL
+    no_success: tuple[bytes, ...] = ()
+    no_denial: tuple[bytes, ...] = ()
+    keepttl: bool = False
+    cut: bool = False
+
+
+_OPTIONS: Final = (
+    "nxdomain_cut",
+    "success",
+    "denial",
+    "prefetch",
+    "serve_stale",
+    "serve_stale_policy",
+    "servfail",
+    "disable",
+    "keepttl",
+)
+
+
+def parse(directive: Directive, block: BlockKeys) -> Config:
+    words = list(directive.args)
+    success, denial = Limits(), Limits(most=MAX_DENIAL_TTL)
+    if words and words[0].text.lstrip("+-").isdecimal():
+        ttl = setup.integer(words.pop(0), 1)
+        success, denial = replace(success, most=ttl), replace(denial, most=ttl)
+    texts = setup.zones(words, block)
+    config = Config(setup.wire_zones(texts), ",".join(texts), success, denial)
+    for line in directive.body or ():
+        config = _option(line, config)
+    if config.prefer_positive and not config.stale:
+        raise setup.fail(directive, "serve_stale_policy needs serve_stale")
+    return config
+
+
+def _option(line: Line, config: Config) -> Config:
+    name = line.name.text
+    if name in ("success", "denial"):
+        limits = _limits(line, config.success if name == "success" else config.denial)
+        return replace(config, success=limits) if name == "success" else replace(config, denial=limits)
+    if name == "prefetch":
+        return _prefetch(line, config)
+    if name == "serve_stale":
+        return _serve_stale(line, config)
+    if name == "serve_stale_policy":
+        word = setup.one(line, "prefer_positive")
+        if word.text != "prefer_positive":
+            raise setup.fail(word, f'expected prefer_positive, found "{word.text}"')
+        return replace(config, prefer_positive=True)
+    if name == "servfail":
+        word = setup.one(line, "a duration")
+        value = setup.seconds(word)
+        if value > MAX_SERVFAIL:
+            raise setup.fail(word, "caching SERVFAIL responses over 5 minutes is not permitted (RFC 2308, section 7.1)")
+        return replace(config, servfail=value)
+    if name == "disable":
+        setup.arguments(line, 1, None, "success or denial")
+        kind = line.args[0]
+        if kind.text not in ("success", "denial"):
+            raise setup.fail(kind, f'expected success or denial, found "{kind.text}"')
+        zones = setup.wire_zones(plugin_zones(list(line.args[1:]))) if len(line.args) > 1 else (b"\0",)
+        return replace(config, no_success=zones) if kind.text == "success" else replace(config, no_denial=zones)
+    if name == "keepttl":
+        setup.arguments(line, 0, 0)
+        return replace(config, keepttl=True)
+    if name == "nxdomain_cut":
+        setup.arguments(line, 0, 0)
+        return replace(config, cut=True)
+    raise setup.unknown(line, _OPTIONS)
+
+
+def _limits(line: Line, limits: Limits) -> Limits:
+    setup.arguments(line, 1, None, "CAPACITY [TTL [MINTTL]]")
+    limits = replace(limits, capacity=max(setup.integer(line.args[0], 0), 1))
+    if len(line.args) > 1:
+        limits = replace(limits, most=setup.integer(line.args[1], 1))
+    if len(line.args) > 2:
+        limits = replace(limits, least=setup.integer(line.args[2], 0))
+    return limits
+
+
+def _prefetch(line: Line, config: Config) -> Config:
+    setup.arguments(line, 1, 3, "AMOUNT [DURATION [PERCENTAGE%]]")
+    config = replace(config, prefetch=setup.integer(line.args[0], 0))
+    if len(line.args) > 1:
+        config = replace(config, prefetch_gap=setup.seconds(line.args[1]))
+    if len(line.args) > 2:
+        word = line.args[2]
+        if not word.text.endswith("%"):
+            raise setup.fail(word, f'expected a percentage such as 10%, found "{word.text}"')
+        part = setup.integer(word._replace(text=word.text[:-1]), 10, 90)
+        config = replace(config, prefetch_part=part / 100)
+    return config
+
+
+def _serve_stale(line: Line, config: Config) -> Config:
+    setup.arguments(line, 0, 5)
+    words = list(line.args)
+    config = replace(config, stale=setup.seconds(words.pop(0)) if words else 3600.0)
+    mode = words.pop(0) if words else None
+    if mode is not None and mode.text not in ("immediate", "verify"):
+        raise setup.fail(mode, f'expected immediate or verify, found "{mode.text}"')
+    if mode is not None and mode.text == "verify":
+        config = replace(config, verify=True, verify_timeout=setup.seconds(words.pop(0)) if words else 0.0)
+    if words:
+        config = replace(config, stale_ttl=_whole(words.pop(0)))
+    if words:
+        word = words.pop(0)
+        recheck = setup.seconds(word)
+        if recheck > MAX_SERVFAIL:
+            raise setup.fail(word, "RECHECK is at most 5m")
+        config = replace(config, recheck=recheck)
+    if words:
+        raise setup.fail(words[0], f'unexpected argument "{words[0].text}"')
+    return config
+
+
+def _whole(word: Token) -> int:
+    value = setup.seconds(word)
+    if value != int(value):
+        raise setup.fail(word, f'expected whole seconds, found "{word.text}"')
+    return int(value)

@@ -1,0 +1,75 @@
+"""forward - sends queries on to upstream servers.
+
+## Syntax
+
+    forward FROM TO... {
+        except NAMES...
+        force_tcp
+        prefer_udp
+        max_fails N
+        max_connect_attempts N
+        health_check DURATION [no_rec] [domain NAME]
+        expire DURATION
+        max_age DURATION
+        max_idle_conns N
+        read_timeout DURATION
+        tls [CA] | [CERT KEY] | [CERT KEY CA]
+        tls_servername NAME
+        policy random|round_robin|sequential
+        max_concurrent N
+        next RCODE...
+        next_on_nodata
+        failover RCODE...
+        failfast_all_unhealthy_upstreams
+        source_address ADDRESS
+        source_ports fresh
+        resolver ADDRESS...
+    }
+
+* FROM is the zone whose names are sent on; TO are up to 15 upstreams: `IP[:PORT]`, `dns://IP[:PORT]`,
+  `tls://IP[%SERVERNAME][:PORT]`, a file like /etc/resolv.conf (its nameserver lines), or a host name, which is looked
+  up when the server is loaded.
+* `except`: names below these go on to the next plugin.
+* `force_tcp` asks over TCP always, `prefer_udp` over UDP also for clients that came over TCP. A truncated reply is
+  asked for again over TCP, by the same upstream, in any case.
+* `max_fails`: failed probes after which an upstream counts as down; 0 never. Default 2. Probes go out every
+  `health_check` (0.5s) once a query has failed; `no_rec` without RD, `domain` for another name than the root.
+* `max_connect_attempts`: tries for one query; default twice the number of upstreams.
+* `read_timeout`: how long an upstream is waited for. Default 2s; a query takes at most 5s.
+* `expire` (10s), `max_age` (no end), `max_idle_conns` (no limit): when kept TCP connections are closed.
+* `tls`, `tls_servername`: certificates, and the name to verify, for `tls://` upstreams.
+* `policy`: in which order upstreams are asked. `random` (default) prefers those that answer sooner, by chance among
+  those that are alike, and asks a second one when the first is late; `round_robin` and `sequential` keep their order and
+  move on by failure only.
+* `max_concurrent`: more queries in flight are answered REFUSED.
+* `next`, `next_on_nodata`: replies with these codes, or without data, go on to the next `forward` of the block.
+* `failover`: replies with these codes go on to the next upstream.
+* `failfast_all_unhealthy_upstreams`: SERVFAIL at once while all upstreams are down, instead of one try.
+* `source_address`: the local address of queries. `source_ports fresh` (kdns only): a new port for each query.
+* `resolver`: servers that look up host names in TO.
+
+Questions that are alike and in flight are asked once. Of a client's EDNS, DO goes on; options do not.
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    forward . 127.0.0.1:5301 127.0.0.1:5302 {
+        max_concurrent 1000
+        policy sequential
+    }
+}
+~~~
+
+## Metrics
+
+* `coredns_forward_healthcheck_broken_total{}` - queries that met only upstreams that are down.
+* `coredns_forward_max_concurrent_rejects_total{}`.
+* `coredns_proxy_request_duration_seconds{proxy_name,to,rcode}`, `coredns_proxy_healthcheck_failures_total{proxy_name,to}`,
+  `coredns_proxy_conn_cache_hits_total{proxy_name,to,proto}`, `coredns_proxy_conn_cache_misses_total{proxy_name,to,proto}`.
+* `kdns_upstream_junk_total{to}`, `kdns_forward_coalesced_total{}`, `kdns_forward_hedged_total{}`.
+"""
+
+from kdns.plugins.forward.handler import Forward
+
+__all__ = ["Forward"]

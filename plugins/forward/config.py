@@ -1,0 +1,152 @@
+"""The directive `forward`: its options and how they are read."""
+
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Final
+
+from kdns.corefile import Directive, Line, Position, Token
+from kdns.corefile.keys import plugin_zones
+from kdns.dns import iana
+from kdns.pipeline import setup
+from kdns.upstream.upstream import Options
+
+MAX_UPSTREAMS: Final = 15
+_OPTIONS: Final = (
+    "except", "max_fails", "max_connect_attempts", "health_check", "expire", "max_age", "max_idle_conns", "read_timeout",
+    "force_tcp", "prefer_udp", "tls", "tls_servername", "doh_method", "policy", "max_concurrent", "next", "failover",
+    "next_on_nodata", "failfast_all_unhealthy_upstreams", "source_address", "source_ports", "resolver",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One directive. `targets` are words as written; `tls` the paths given; counts of 0 mean no limit."""
+
+    zone: bytes
+    targets: tuple[Token, ...]
+    at: Position
+    excepted: tuple[bytes, ...] = ()
+    options: Options = field(default_factory=Options)
+    prefer_udp: bool = False
+    tls: tuple[str, ...] = ()
+    policy: str = "random"
+    max_concurrent: int = 0
+    attempts: int | None = None
+    next_rcodes: frozenset[int] = frozenset()
+    next_on_nodata: bool = False
+    failover: frozenset[int] = frozenset()
+    failfast: bool = False
+    resolver: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def parse(directive: Directive) -> Config:
+    if len(directive.args) < 2:
+        raise setup.fail(directive, "expected FROM TO... after forward")
+    zones = plugin_zones([directive.args[0]])
+    warnings = []
+    if not zones:
+        raise setup.fail(directive.args[0], f'"{directive.args[0].text}" is no zone')
+    if len(zones) > 1:
+        warnings.append(
+            f"Unsupported CIDR notation: '{directive.args[0].text}' expands to multiple zones. Using only '{zones[0]}'."
+        )
+    targets = directive.args[1:]
+    if len(targets) > MAX_UPSTREAMS:
+        raise setup.fail(targets[MAX_UPSTREAMS], f"more than {MAX_UPSTREAMS} TOs configured: {len(targets)}")
+    found: dict[str, object] = {}
+    options: dict[str, object] = {}
+    for line in directive.body or ():
+        setup.no_block(line)
+        _option(line, found, options)
+    made = Options(**options)  # type: ignore[arg-type]
+    if made.max_age and made.max_age < made.expire:
+        raise setup.fail(directive, "max_age must not be less than expire")
+    if made.server_name and any("%" in word.text and word.text.startswith("tls://") for word in targets):
+        raise setup.fail(directive, "tls_servername and a server name behind % cannot both be set")
+    zone = setup.wire_zones(zones[:1])
+    return Config(zone[0], targets, directive.at, options=made, warnings=tuple(warnings), **found)  # type: ignore[arg-type]
+
+
+def _option(line: Line, found: dict[str, object], options: dict[str, object]) -> None:
+    name = line.name.text
+    if name == "except":
+        setup.arguments(line, 1, None, "names")
+        found["excepted"] = (*found.get("excepted", ()), *setup.wire_zones(plugin_zones(list(line.args))))  # type: ignore[misc]
+    elif name in ("force_tcp", "prefer_udp", "next_on_nodata", "failfast_all_unhealthy_upstreams"):
+        setup.arguments(line, 0, 0)
+        if name == "force_tcp":
+            options[name] = True
+        else:
+            found["failfast" if name.startswith("failfast") else name] = True
+    elif name in ("max_fails", "max_idle_conns", "max_concurrent", "max_connect_attempts"):
+        number = setup.integer(setup.one(line), 0, 0xFFFFFFFF)
+        if name in ("max_fails", "max_idle_conns"):
+            options[name.removesuffix("_conns")] = number
+        else:
+            found["attempts" if name == "max_connect_attempts" else name] = number
+    elif name in ("expire", "max_age"):
+        options[name] = setup.seconds(setup.one(line, "a duration"))
+    elif name == "read_timeout":
+        options["timeout"] = setup.seconds(setup.one(line, "a duration"), 0.001)
+    elif name == "health_check":
+        _health_check(line, options)
+    elif name == "tls":
+        found["tls"] = tuple(setup.arguments(line, 0, 3))
+    elif name == "tls_servername":
+        options["server_name"] = setup.one(line, "a name").text
+    elif name == "policy":
+        word = setup.one(line, "random, round_robin or sequential")
+        if word.text not in ("random", "round_robin", "sequential"):
+            raise setup.fail(word, f'expected random, round_robin or sequential, found "{word.text}"')
+        found["policy"] = word.text
+    elif name in ("next", "failover"):
+        found["next_rcodes" if name == "next" else name] = _rcodes(line)
+    elif name == "source_address":
+        options["source"] = _address(setup.one(line, "an address"))
+    elif name == "source_ports":
+        word = setup.one(line, "fresh")
+        if word.text != "fresh":
+            raise setup.fail(word, f'expected fresh, found "{word.text}"')
+        options["fresh_ports"] = True
+    elif name == "resolver":
+        setup.arguments(line, 1, None, "addresses")
+        found["resolver"] = tuple(line.words())
+    elif name == "doh_method":
+        raise setup.fail(line, "DNS over HTTPS upstream is known from CoreDNS, but this version of kdns does not have it yet")
+    else:
+        raise setup.unknown(line, _OPTIONS)
+
+
+def _health_check(line: Line, options: dict[str, object]) -> None:
+    setup.arguments(line, 1, 4, "DURATION [no_rec] [domain NAME]")
+    options["interval"] = setup.seconds(line.args[0])
+    rest = list(line.args[1:])
+    while rest:
+        word = rest.pop(0)
+        if word.text == "no_rec":
+            options["probe_rd"] = False
+        elif word.text == "domain" and rest:
+            options["probe_name"] = setup.name(rest.pop(0))
+        else:
+            raise setup.fail(word, f'expected no_rec or domain NAME, found "{word.text}"')
+
+
+def _rcodes(line: Line) -> frozenset[int]:
+    setup.arguments(line, 1, None, "response codes such as NXDOMAIN")
+    out = set()
+    for word in line.args:
+        number = iana.rcode_number(word.text)
+        if number is None:
+            raise setup.fail(word, f'"{word.text}" is no response code')
+        if number == iana.NOERROR and line.name.text == "failover":
+            raise setup.fail(word, "NOERROR cannot be used in failover")
+        out.add(number)
+    return frozenset(out)
+
+
+def _address(word: Token) -> str:
+    try:
+        return str(ipaddress.ip_address(word.text))
+    except ValueError:
+        raise setup.fail(word, f'expected an IP address, found "{word.text}"') from None

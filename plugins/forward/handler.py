@@ -1,0 +1,258 @@
+"""The plugin `forward` in the query path, and one question's way through its upstreams."""
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Sequence
+from typing import ClassVar, Final
+
+from kdns.corefile import CorefileError, Directive
+from kdns.dns import edns, iana
+from kdns.dns.answer import Answer
+from kdns.dns.message import pack_query
+from kdns.dns.name import is_within
+from kdns.metrics import Counter
+from kdns.pipeline import Bare, Outcome, Pending, Plugin, Request
+from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.plugin import ListenerOptions
+from kdns.pipeline.runtime import Runtime
+from kdns.plugins.forward import config as _config
+from kdns.plugins.forward.addresses import addresses, tls_context
+from kdns.plugins.forward.config import Config
+from kdns.upstream.deadlines import Deadlines
+from kdns.upstream.exchange import Result
+from kdns.upstream.upstream import Address, Upstream
+
+LIMIT: Final = 5.0  # seconds for one query, all tries together (CoreDNS's, and a stub resolver's patience)
+BAND: Final = 0.01  # seconds; upstreams whose times differ by less count as equally near
+# A second upstream is asked when the first is this late: three times its usual, within bounds. The first waits on.
+HEDGE: Final = (0.02, 0.5)
+MAX_FLIGHTS: Final = 20_000  # different questions in flight
+
+BROKEN: Final = Counter(
+    "coredns_forward_healthcheck_broken_total", "Counter of the number of complete failures of the healthchecks."
+)
+REJECTS: Final = Counter(
+    "coredns_forward_max_concurrent_rejects_total",
+    "Counter of the number of queries rejected because the concurrent queries were at maximum.",
+)
+HEDGED: Final = Counter("kdns_forward_hedged_total", "Queries that a second upstream was asked for as well.")
+COALESCED: Final = Counter("kdns_forward_coalesced_total", "Queries that shared another's upstream query.")
+
+
+class Forward(Plugin):
+    """Sends on the names of one zone."""
+
+    name: ClassVar[str] = "forward"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        return [_config.parse(directive) for directive in directives]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config: Config = config
+        self.addresses: list[Address] = []
+        self.context: ssl.SSLContext | None = None
+        self.upstreams: list[Upstream] = []
+        self.deadlines = Deadlines()
+        self.turn = 0
+        self.concurrent = 0
+        self.flights: dict[bytes, Pending] = {}
+        self.has_next = False
+
+    def listener(self) -> ListenerOptions:
+        return ListenerOptions(any_class=True)
+
+    # Life.
+
+    def load(self, block: Block) -> None:
+        config = self.config
+        self.addresses = addresses(config, block)
+        if config.tls or any(where.transport == "tls" for where in self.addresses):
+            try:
+                self.context = tls_context([block.path(path) for path in config.tls])
+            except (OSError, ssl.SSLError) as error:
+                raise CorefileError(config.at, f"plugin/forward: tls {' '.join(config.tls)}: {error}") from None
+
+    def wire(self, block: Block) -> None:
+        at = block.plugins.index(self)
+        self.has_next = at + 1 < len(block.plugins) and isinstance(block.plugins[at + 1], Forward)
+
+    async def start(self, runtime: Runtime) -> None:
+        BROKEN.slot()
+        REJECTS.slot()
+        self.upstreams = [
+            Upstream(where, self.config.options, self.name, self.deadlines, self.context) for where in self.addresses
+        ]
+
+    async def stop(self) -> None:
+        for upstream in self.upstreams:
+            await upstream.close()
+
+    def forwarded_zones(self) -> tuple[bytes, ...]:
+        """The zones at which its treatment of names changes."""
+        return (self.config.zone, *self.config.excepted)
+
+    # Queries.
+
+    def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
+        question = request.question
+        name = question.name
+        config = self.config
+        if config.zone != b"\0" and not is_within(name, config.zone):
+            return None
+        if config.excepted and name != config.zone and any(is_within(name, zone) for zone in config.excepted):
+            return None
+        if config.max_concurrent and self.concurrent >= config.max_concurrent:
+            REJECTS.slot()[0] += 1
+            return Bare(iana.REFUSED, f"concurrent queries exceeded maximum {config.max_concurrent}")
+        opt = b"" if request.edns is None else edns.opt(size=request.edns.limit, do=request.edns.do)
+        query = pack_query(0, question, rd=request.rd, cd=request.cd, ad=request.ad, opt=opt)
+        proto = "udp" if config.prefer_udp else request.proto
+        key = query + proto.encode()
+        flight = self.flights.get(key)
+        if flight is not None:
+            COALESCED.slot()[0] += 1
+            return flight
+        if len(self.flights) >= MAX_FLIGHTS:
+            return Bare(iana.SERVFAIL, "too many questions in flight")
+        flight = self.flights[key] = Pending()
+        self.concurrent += 1
+        _Try(self, request, query, proto, key, flight).next()
+        return flight
+
+    def order(self) -> list[Upstream]:
+        """The upstreams in the order that the policy asks them."""
+        upstreams = self.upstreams
+        if len(upstreams) == 1 or self.config.policy == "sequential":
+            return upstreams
+        if self.config.policy == "round_robin":
+            self.turn = (self.turn + 1) % len(upstreams)
+            first = upstreams[self.turn]
+            return [first, *(upstream for upstream in upstreams if upstream is not first)]
+        # By time of answer, in steps of BAND, so that near ones share the load; who is not known yet is tried first.
+        return sorted(upstreams, key=lambda upstream: (int(upstream.rtt / BAND), random.random()))
+
+    def landed(self, key: bytes, flight: Pending, outcome: Outcome | None) -> None:
+        """A flight is over."""
+        self.concurrent -= 1
+        self.flights.pop(key, None)
+        flight.resolve(outcome)
+
+
+class _Try:
+    """One question on its way through the upstreams."""
+
+    __slots__ = (
+        "attempts", "end", "flight", "forward", "hedge", "key", "left", "list", "over", "pos", "proto", "query", "question",
+        "swept", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, forward: Forward, request: Request, query: bytes, proto: str, key: bytes, flight: Pending) -> None:
+        self.forward = forward
+        self.question = request.question
+        self.query = query
+        self.proto = proto
+        self.key = key
+        self.flight = flight
+        self.list = forward.order()
+        self.pos = 0
+        self.attempts = 0
+        self.swept = 0  # upstreams whose reply was one of `failover`
+        self.waiting = 0  # upstreams that have been asked and have not answered
+        self.over = False
+        self.hedge: asyncio.TimerHandle | None = None
+        most = forward.config.attempts
+        self.left = 2 * len(self.list) if most is None else most or 1_000_000
+        self.end = time.monotonic() + LIMIT
+
+    def next(self, error: str = "no healthy proxies") -> None:
+        """Asks the next upstream, or gives up with the last error."""
+        upstream = self.choose()
+        if upstream is not None:
+            self.ask(upstream)
+            self.prepare(upstream)
+            return
+        if self.waiting:
+            return  # a hedged one may still answer
+        forward = self.forward
+        if self.left > 0 and time.monotonic() < self.end:
+            # All are down. One try at random may show that the probes are wrong.
+            BROKEN.slot()[0] += 1
+            usable = [upstream for upstream in self.list if not upstream.refused]
+            if not forward.config.failfast and not self.attempts and usable:
+                self.left = 1
+                self.ask(random.choice(usable))
+                return
+        self.finish(Bare(iana.SERVFAIL, error))
+
+    def choose(self) -> Upstream | None:
+        """The next upstream that is not down; None where no try is left or all are."""
+        count = len(self.list)
+        if self.left <= 0 or time.monotonic() >= self.end:
+            return None
+        for _ in range(count):
+            upstream = self.list[self.pos % count]
+            self.pos += 1
+            if not upstream.down():
+                return upstream
+        return None
+
+    def prepare(self, upstream: Upstream) -> None:
+        """Sets when a second upstream is asked: once for a query, and only where the policy keeps no order."""
+        if self.forward.config.policy == "random" and len(self.list) > 1 and self.attempts == 1 and not self.over:
+            late = min(max(3 * upstream.rtt, HEDGE[0]), HEDGE[1]) if upstream.rtt else HEDGE[1]
+            self.hedge = asyncio.get_running_loop().call_later(late, self.ask_another)
+
+    def ask_another(self) -> None:
+        """The first is late: asks a second one beside it."""
+        self.hedge = None
+        if not self.over and self.waiting:
+            upstream = self.choose()
+            if upstream is not None:
+                HEDGED.slot()[0] += 1
+                self.ask(upstream)
+
+    def ask(self, upstream: Upstream) -> None:
+        self.left -= 1
+        self.attempts += 1
+        self.waiting += 1
+        upstream.exchange(self.query, self.question, self.proto, self.came)
+
+    def finish(self, outcome: Outcome | None) -> None:
+        """The question is answered; what still comes is late."""
+        self.over = True
+        if self.hedge is not None:
+            self.hedge.cancel()
+            self.hedge = None
+        self.forward.landed(self.key, self.flight, outcome)
+
+    def came(self, result: Result) -> None:
+        self.waiting -= 1
+        if self.over:
+            return
+        if type(result) is not Answer:
+            self.next(str(result))
+            return
+        config = self.forward.config
+        if result.rcode in config.failover and self.swept + 1 < len(self.list):
+            self.swept += 1
+            upstream = self.list[self.pos % len(self.list)]
+            self.pos += 1
+            self.ask(upstream)
+            return
+        if self.forward.has_next and (
+            result.rcode in config.next_rcodes or (config.next_on_nodata and result.rcode == iana.NOERROR and _empty(result))
+        ):
+            self.finish(None)
+            return
+        if result.rcode == iana.NOERROR and not result.flags & (iana.AA | iana.RA) and _empty(result):
+            # Resolvers take this for a lame referral and give the name up; we are the recursion they see.
+            result = result.replace(flags=result.flags | iana.RA)
+        self.finish(result)
+
+
+def _empty(answer: Answer) -> bool:
+    return answer.body.counts[0] == 0 if answer.body is not None else not answer.answer
