@@ -63,6 +63,7 @@ _OPTIONS: Final = (
 
 
 def parse(directive: Directive, block: BlockKeys) -> Config:
+    """Reads one directive. Raises CorefileError."""
     words = list(directive.args)
     success, denial = Limits(), Limits(most=MAX_DENIAL_TTL)
     if words and words[0].text.lstrip("+-").isdecimal():

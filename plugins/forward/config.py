@@ -41,6 +41,7 @@ class Config:
 
 
 def parse(directive: Directive) -> Config:
+    """Reads one directive. Raises CorefileError."""
     if len(directive.args) < 2:
         raise setup.fail(directive, "expected FROM TO... after forward")
     zones = plugin_zones([directive.args[0]])

@@ -199,7 +199,7 @@ def impatient(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     init = tcp_module.TcpListener.__init__
 
     def shorter(self: tcp_module.TcpListener, *args: object, **options: object) -> None:
-        init(self, *args, **{"first_read": 0.3, "idle": 0.6, "max_connections": 8, **options})  # type: ignore[arg-type]
+        init(self, *args, **{"first_read": 0.6, "idle": 0.9, "max_connections": 8, **options})  # type: ignore[arg-type]
 
     monkeypatch.setattr(tcp_module.TcpListener, "__init__", shorter)
     yield serve(HOSTS.replace("BODY", "bind 127.0.0.1"))
@@ -209,14 +209,14 @@ def test_deadlines_are_moved_by_whole_queries_only(impatient: Running) -> None:
     began = time.monotonic()
     with impatient.connect() as sock:  # says nothing
         assert sock.recv(1) == b""
-    assert 0.25 < time.monotonic() - began < 0.6
+    assert 0.5 < time.monotonic() - began < 2
     began = time.monotonic()
     with impatient.connect() as sock, contextlib.suppress(OSError):  # trickles
         for octet in framed(question()):
             sock.send(bytes((octet,)))
             time.sleep(0.05)
         assert sock.recv(1) == b""
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 4
     with impatient.connect() as sock:  # goes on asking
         for i in range(6):
             sock.sendall(framed(question(qid=i)))
