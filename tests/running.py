@@ -1,7 +1,6 @@
 """A kdns server, or anything asyncio, in a thread of its own: tests talk to it over real sockets."""
 
 import asyncio
-import gc
 import http.client
 import socket
 import threading
@@ -96,7 +95,6 @@ class Running:
     def close(self) -> None:
         self.thread.run(self.server.stop(drain=0))
         self.thread.close()
-        gc.unfreeze()  # the server's policy is for its process; libraries of the tests ask the collector for referrers
 
     # Questions.
 

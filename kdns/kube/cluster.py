@@ -211,6 +211,10 @@ class Cluster:
         """Whether a running Pod of this namespace has this address."""
         return address in self.pods.get(namespace, ())
 
+    def namespace_of(self, address: bytes) -> str | None:
+        """The namespace of the running Pod with this address."""
+        return next((namespace for namespace, counts in self.pods.items() if address in counts), None)
+
     def owners(self, address: bytes) -> tuple[Entry, ...]:
         """The Services whose endpoints hold this address."""
         found = self.endpoint_ips.get(address)

@@ -43,7 +43,7 @@ ORDER: Final[dict[str, str | None]] = {
     "loadbalance": "loadbalance:Loadbalance",
     "tsig": None,
     "rewrite": "rewrite:Rewrite",
-    "autopath": None,
+    "autopath": "autopath:Autopath",
     "searchpath": "searchpath:Searchpath",
     "acl": "acl:Acl",
     "cache": "cache:Cache",

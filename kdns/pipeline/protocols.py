@@ -48,3 +48,14 @@ class Forwards(Protocol):
 
     def forwarded_zones(self) -> tuple[bytes, ...]:
         """The zones at which its treatment of names changes: what it sends on, and what it leaves out."""
+
+
+@runtime_checkable
+class SearchPath(Protocol):
+    """A plugin that knows the search lists of clients."""
+
+    def search_path(self, host: str) -> list[bytes]:
+        """The search list of the client with this address as wire names, the root last; empty where it is not known."""
+
+    def search_problem(self) -> str:
+        """Why it cannot know them as it is configured, or nothing."""

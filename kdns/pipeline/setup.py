@@ -146,6 +146,16 @@ def name(word: Token) -> bytes:
         raise fail(word, str(error)) from None
 
 
+def search_list(text: str) -> list[bytes]:
+    """The names of a resolv.conf's last `search` line as wire names (resolv.conf(5))."""
+    found: list[str] = []
+    for line in text.splitlines():
+        words = line.split()
+        if words and words[0] == "search":
+            found = words[1:]
+    return list(wire_zones(found))
+
+
 def http_address(directive: Directive, default: tuple[str, int]) -> tuple[str, int]:
     """The one argument `HOST:PORT` of a directive that serves HTTP, or its default."""
     arguments(directive, 0, 1)

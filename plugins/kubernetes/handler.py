@@ -22,7 +22,7 @@ from kdns.kube.objects import EXTERNAL
 from kdns.kube.source import Source, Wanted
 from kdns.metrics import Gauge
 from kdns.net.interfaces import addresses
-from kdns.pipeline import Bare, Outcome, Plugin, Request, then
+from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.protocols import SearchBase
 from kdns.pipeline.request import Denial
@@ -52,6 +52,7 @@ class Kubernetes(Plugin):
         super().__init__(config)
         self.config: Config = config
         self.local: tuple[bytes, ...] = ()
+        self.suffixes: list[bytes] = []
         self.paths: tuple[str, ...] = ()
         self.api: ApiConfig | None = None
         self.runtime: Runtime | None = None
@@ -72,6 +73,7 @@ class Kubernetes(Plugin):
         for warning in self.config.warnings:
             _log.warning(warning)
         self.local = _local_addresses(block.hosts)
+        self.suffixes = _own_search_list()
         if self.config.manifests:
             self.paths = tuple(os.path.abspath(block.path(path)) for path in self.config.manifests)
             for path, text in zip(self.paths, self.config.manifests, strict=True):
@@ -162,6 +164,22 @@ class Kubernetes(Plugin):
     def is_cluster_label(self, label: bytes) -> bool:
         """Whether any Service or Namespace has this name."""
         return label in self.records.service_names or bytes((len(label),)) + label in self.records.exposed
+
+    def search_path(self, host: str) -> list[bytes]:
+        """The search list of the Pod with this address, the server's own suffixes behind the cluster's."""
+        try:
+            namespace = self.cluster.namespace_of(ipaddress.ip_address(host.partition("%")[0]).packed)
+        except ValueError:
+            return []
+        if namespace is None:
+            return []
+        zone = self.records.primary
+        first = bytes((len(namespace),)) + namespace.encode() + SVC + zone
+        return [first, SVC + zone, zone, *self.suffixes, b"\0"]
+
+    def search_problem(self) -> str:
+        """Why it cannot know who asks."""
+        return "" if self.config.pods == "verified" else "kubernetes must have `pods verified` to know which Pod asks"
 
     def has_ipv6(self) -> bool:
         """Whether any Service or endpoint has an IPv6 address; True until that is known."""
@@ -307,6 +325,15 @@ def _local_addresses(hosts: tuple[str, ...]) -> tuple[bytes, ...]:
     if hosts:
         return tuple(ipaddress.ip_address(host.partition("%")[0]).packed for host in hosts if family_of(host))
     return tuple(found.packed for found in addresses() if not found.loopback and not found.link_local)
+
+
+def _own_search_list() -> list[bytes]:
+    """What this machine's resolv.conf adds to search lists: Pods get the same behind the cluster's own."""
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            return setup.search_list(file.read())
+    except OSError:
+        return []
 
 
 def _private(address: bytes) -> bool:

@@ -1,0 +1,67 @@
+"""autopath: the search list of the Pod that asks, or of a file, walked on the server."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import dns.message
+import pytest
+import yaml
+
+from kdns.corefile import CorefileError
+from tests.objects import namespace, pod, service
+from tests.running import Running, answers, code, data
+from tests.upstreams import Upstream, answer, soa
+
+Serve = Callable[..., Running]
+Start = Callable[..., Upstream]
+
+
+def world(query: dns.message.Message, proto: str) -> dns.message.Message:
+    if query.question[0].name.to_text() == "api.example.com.":
+        return answer(query, "A 192.0.2.1")
+    reply = soa(answer(query), zone=".")
+    reply.set_rcode(3)
+    return reply
+
+
+def cluster(tmp_path: Path, *, pods: str = "verified") -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump_all([namespace("n1"), service("n1/web", "10.0.0.1"), pod("n1/me", "127.0.0.1")]))
+    return f"kubernetes cluster.local {{\n manifests {path}\n pods {pods}\n }}"
+
+
+def block(*lines: str) -> str:
+    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
+
+
+def test_the_pods_own_list_is_walked(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    server = serve(block("autopath @kubernetes", cluster(tmp_path), f"forward . {upstream(world).address}"))
+    reply = server.ask("api.example.com.n1.svc.cluster.local.")
+    assert answers(reply) == ["api.example.com. A 192.0.2.1", "api.example.com.n1.svc.cluster.local. CNAME api.example.com."]
+    assert data(server.ask("web.n1.n1.svc.cluster.local.")) == ["10.0.0.1", "web.n1.svc.cluster.local."]
+    assert data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.1"]
+    nothing = server.ask("nothing.example.com.n1.svc.cluster.local.")
+    assert code(nothing) == "NXDOMAIN" and str(nothing.authority[0].name) == "cluster.local."
+    assert code(server.ask("n1.svc.cluster.local.")) == "NODATA"
+    assert code(server.ask("api.example.com.svc.cluster.local.")) == "NXDOMAIN"
+
+
+def test_a_files_list_is_walked_for_everybody(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("search old.org\nsearch first.org second.org\nnameserver 192.0.2.1\n")
+    server = serve(block(f"autopath {path}", f"forward . {upstream(world).address}"))
+    assert data(server.ask("api.example.com.first.org.")) == ["192.0.2.1", "api.example.com."]
+    assert code(server.ask("api.example.com.second.org.")) == "NXDOMAIN"
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("autopath", "expected a file"), ("autopath /nowhere/resolv.conf", "No such file"), ("autopath @whoami", "no search list"),
+])  # fmt: skip
+def test_what_cannot_work_is_said_at_the_start(serve: Serve, line: str, expected: str) -> None:
+    with pytest.raises(CorefileError, match=expected):
+        serve(block(line, "whoami"))
+
+
+def test_without_verified_pods_it_cannot_know_who_asks(serve: Serve, tmp_path: Path) -> None:
+    with pytest.raises(CorefileError, match="pods verified"):
+        serve(block("autopath @kubernetes", cluster(tmp_path, pods="insecure")))
