@@ -1,6 +1,5 @@
 """Fixtures: servers under test, API servers, and a clean log."""
 
-import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,14 +14,6 @@ from tests.upstreams import Script, Upstream
 # The same examples in every run.
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
-
-
-@pytest.fixture(autouse=True)
-def thawed() -> Iterator[None]:
-    """The server's policy of collection is for its own process: libraries of the tests ask the collector for referrers."""
-    gc.unfreeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

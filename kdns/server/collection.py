@@ -27,6 +27,7 @@ _longest: Final = [0.0]
 _began: Final = [0.0]
 _holds: Final = [0]
 _settled: Final = [False]
+_usual: Final = gc.get_threshold()
 
 LONGEST = Gauge("kdns_gc_pass_longest_seconds", "The longest pass since the server was built.", read=lambda: _longest[0])
 FROZEN = Gauge("kdns_gc_frozen_objects", "Objects that no pass looks at.", read=lambda: float(gc.get_freeze_count()))
@@ -61,6 +62,16 @@ def settle() -> None:
     _settled[0] = True
     if not _holds[0]:
         gc.enable()
+
+
+def release() -> None:
+    """The server has ended: collection is Python's own again, for whatever the process does next."""
+    if _timed in gc.callbacks:
+        gc.callbacks.remove(_timed)
+    _settled[0] = False
+    gc.set_threshold(*_usual)
+    gc.unfreeze()
+    gc.enable()
 
 
 def hold() -> Callable[[], None]:

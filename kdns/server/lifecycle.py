@@ -91,14 +91,14 @@ class Server:
     async def start(self, corefile: Corefile) -> None:
         """Loads, starts the plugins, opens the sockets. Raises CorefileError or OSError; then nothing is left open."""
         collection.suspend()
-        instance = build(corefile)
         for warning in corefile.warnings:
             _log.warning(warning)
-        instance.load()
         try:
+            instance = build(corefile)
+            instance.load()
             opened = await self._bring_up(instance)
         except BaseException:
-            collection.settle()
+            collection.release()
             raise
         self.instance = instance
         self.listeners = opened
@@ -190,6 +190,7 @@ class Server:
         if self.instance is not None:
             await _stop(self.instance.plugins)
             self.instance = None
+        collection.release()
 
     def banner(self) -> list[str]:
         """A line for each zone and listener, as CoreDNS prints them."""
