@@ -18,7 +18,6 @@ Slot = list[float]
 # 0.25 ms to 8.2 s, each twice the one before: CoreDNS's plugin.TimeBuckets.
 TIME_BUCKETS: Final = tuple(0.00025 * 2**n for n in range(16))
 SLIM_TIME_BUCKETS: Final = tuple(0.00025 * 10**n for n in range(5))
-DEFAULT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # A family's label sets are bounded: what a client or a cluster can name must not grow memory without end.
 MAX_SLOTS: Final = 20_000
 

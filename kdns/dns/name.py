@@ -138,8 +138,3 @@ def closest(name: bytes, zones: "list[bytes] | tuple[bytes, ...]") -> bytes | No
 def parent(name: bytes) -> bytes:
     """The name less its leftmost label; the root is its own parent."""
     return name[name[0] + 1 :] if name[0] else name
-
-
-def sort_key(name: bytes) -> list[bytes]:
-    """A key for the canonical order of names (RFC 4034, section 6.1)."""
-    return labels(name.lower())[::-1]

@@ -1,13 +1,9 @@
 """From an answer to the bytes that leave: header, question as asked, body, OPT; cut where it does not fit."""
 
-from typing import Final
-
 from kdns.dns import edns as _edns
 from kdns.dns import iana
 from kdns.dns.answer import SHAPE_CD, SHAPE_EDNS, SHAPE_RD, Answer, Body, cut, pack_head
 from kdns.dns.edns import Edns
-
-TCP_LIMIT: Final = 65535
 
 
 def shape_of(data: bytes, edns: Edns | None) -> int:

@@ -64,7 +64,6 @@ class Cluster:
         self._slice_owner: dict[str, str] = {}
         self.watchers: list[Watcher] = []
         self.synced = False
-        self.changes = 0
         self.ipv6 = 0  # IPv6 addresses held, of Services and endpoints
 
     def apply(self, kind: str, key: str, obj: Object | None) -> bool:
@@ -79,7 +78,6 @@ class Cluster:
             changed = self._pod(key, obj if isinstance(obj, Pod) else None)
         else:
             raise ValueError(kind)
-        self.changes += changed
         return changed
 
     # Services and slices.

@@ -26,7 +26,6 @@ class RawMeta(Struct, rename="camel"):
     namespace: str = ""
     resource_version: str = ""
     labels: dict[str, str] | None = None
-    deletion_timestamp: str | None = None
 
 
 class RawServicePort(Struct):

@@ -10,12 +10,10 @@ from kdns.address import address, family_of, host_port
 
 # What a listener asks of the kernel: the default of 212,992 octets holds 256 small datagrams, 10 ms of load.
 RECEIVE_BUFFER: Final = 4 << 20
-BACKLOG: Final = 1024
 _SO_RCVBUFFORCE: Final = 33
 _SO_MEMINFO: Final = 55
 _MEMINFO_DROPS: Final = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
 IP_PKTINFO: Final = 8
-IPV6_FREEBIND: Final = 78
 
 
 class BindError(OSError):

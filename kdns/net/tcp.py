@@ -79,10 +79,6 @@ class TcpListener:
             connection.abort()
         self.sock.close()
 
-    def busy(self) -> int:
-        """Queries that wait for an answer."""
-        return sum(connection.pending for connection in self.connections)
-
 
 class _Connection(asyncio.Protocol):
     __slots__ = (

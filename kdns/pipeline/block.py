@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,8 +72,3 @@ class Block:
         for i, plugin in enumerate(self.plugins):
             plugin.position = i
         self.pipeline = Pipeline(self.plugins)
-
-
-def zones_of(words: Sequence[str]) -> tuple[bytes, ...]:
-    """Wire names of zones as text."""
-    return tuple(from_text(word) for word in words)

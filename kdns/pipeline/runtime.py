@@ -24,17 +24,16 @@ class Runtime:
     """Shared resources by key, and hooks into the server's life.
 
     `before_stop` are awaited when the server is told to stop, while it still answers (lameduck).
-    `reload` reads the Corefile again; `corefile_changed` tells (text unread) whether it has changed.
+    `reload` reads the Corefile again and serves by it; `fingerprint` reads it and says what it comes to; `stop` ends the
+    process with a code.
     """
 
     def __init__(self) -> None:
         self._held: dict[Hashable, tuple[Resource, int]] = {}
         self.before_stop: list[Callable[[], Awaitable[None]]] = []
-        self.on_served: list[Callable[[], None]] = []
         self.reload: Callable[[], Awaitable[bool]] | None = None
         self.fingerprint: Callable[[], str] | None = None
         self.stop: Callable[[int], None] | None = None
-        self.started = False
 
     async def acquire(self, key: Hashable, make: Callable[[], R]) -> R:
         """The resource held under this key, made and started when it is new. Raises what its start raises."""

@@ -86,7 +86,6 @@ class Server:
         self.instance: Instance | None = None
         self.listeners: dict[Group, Listeners] = {}
         self.reloading = asyncio.Lock()
-        self.loading: Instance | None = None
 
     async def start(self, corefile: Corefile) -> None:
         """Loads, starts the plugins, opens the sockets. Raises CorefileError or OSError; then nothing is left open."""
@@ -104,9 +103,6 @@ class Server:
         self.listeners = opened
         REFRESH.append(self._refresh)
         collection.settle()
-        self.runtime.started = True
-        for call in self.runtime.on_served:
-            call()
 
     async def reload(self) -> bool:
         """Reads the Corefile again and serves by it; says whether it worked. If not, all stays as it was."""
