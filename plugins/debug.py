@@ -38,8 +38,7 @@ class Debug(Plugin):
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:
         for directive in directives:
-            setup.arguments(directive, 0, 0)
-            setup.no_block(directive)
+            setup.bare(directive)
         return [None]
 
     async def start(self, runtime: Runtime) -> None:

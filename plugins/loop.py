@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from kdns import log
+from kdns.address import host_port
 from kdns.corefile import Directive
 from kdns.dns import iana
 from kdns.dns.message import pack_query
@@ -133,8 +134,7 @@ class Loop(Plugin):
         if question.type != iana.HINFO or question.name not in self.probes:
             return None
         upstream = self.probes.pop(question.name)
-        host = str(request.peer[0])
-        peer = f"{f'[{host}]' if ':' in host else host}:{request.peer[1]}"
+        peer = host_port(str(request.peer[0]), request.peer[1])
         what = (
             f'Loop ({peer} -> {request.server.label.partition("://")[2]}) detected for zone "{to_text(self.block.zones[0])}"'
             if self.block

@@ -33,9 +33,7 @@ class Minimal(Plugin):
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:
-        directive = setup.once(directives)
-        setup.arguments(directive, 0, 0)
-        setup.no_block(directive)
+        setup.bare(setup.once(directives))
         return [None]
 
     def finish(self, request: Request, answer: Answer) -> Answer:

@@ -42,6 +42,7 @@ from typing import ClassVar, Final
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 
 from kdns import __version__, log, metrics
+from kdns.address import host_port
 from kdns.corefile import Directive
 from kdns.dns import iana
 from kdns.dns.answer import Answer
@@ -192,7 +193,7 @@ class Prometheus(Plugin):
         hosts = block.hosts or ("",)
         for key in block.keys.keys:
             for host in hosts:
-                server = f"{key.scheme}://{f'[{host}]' if ':' in host else host}:{key.port}"
+                server = f"{key.scheme}://{host_port(host, key.port)}"
                 self.enabled += [(server, zone, block.view, name) for name in names]
 
     async def start(self, runtime: Runtime) -> None:

@@ -34,6 +34,12 @@ def no_block(line: Line) -> None:
         raise fail(line.body[0], f"{line.name.text} takes no block")
 
 
+def bare(directive: Directive) -> None:
+    """Raises CorefileError unless a directive is its name and nothing else."""
+    arguments(directive, 0, 0)
+    no_block(directive)
+
+
 def arguments(line: Line, least: int, most: int | None = None, what: str = "") -> list[str]:
     """The texts of a line's arguments. Raises CorefileError for fewer than `least` or more than `most` (None: no end)."""
     count = len(line.args)

@@ -73,6 +73,11 @@ _SHAPES: Final = _shapes()
 _META: Final = frozenset((iana.OPT, iana.TSIG, iana.TKEY))
 
 
+# What stands before the key of a kept reply, by transport and length of the peer's address (2: IPv4, 4: IPv6). One octet
+# shifts the header's count of questions, so a tagged key is never another's untagged one.
+_WAYS: Final = {("udp", 2): b"", ("udp", 4): b"\1", ("tcp", 2): b"\2", ("tcp", 4): b"\3"}
+
+
 class _Repeat(NamedTuple):
     """A finished reply, for the same octets behind the id: valid while its answer is alive."""
 
@@ -147,15 +152,17 @@ class Dispatcher:
 
     def datagram(self, data: bytes, peer: Address, local: Address | None, proto: str = "udp") -> bytes | Pending | None:
         """The reply to a query, None for none, or a Pending of either."""
-        known = self.repeats.get(data[2:] if proto == "udp" else b"\0" + data[2:])
+        # Who asks in another way is counted apart, so what is kept for one way is not used for another.
+        way = b"" if proto == "udp" and len(peer) == 2 else _WAYS[proto, len(peer)]
+        known = self.repeats.get(way + data[2:])
         if known is not None:
             if known.answer.alive:
                 for settle in known.settles:
                     settle(len(data), known.size)
                 return data[:2] + known.reply
-            self._forget(data, proto)
+            del self.repeats[way + data[2:]]
         if self.neighbours and len(data) > 12:
-            denied = self._deny(data)
+            denied = self._deny(way, data)
             if denied is not None:
                 return denied
         shape = _SHAPES.get(data[2:12])
@@ -185,12 +192,12 @@ class Dispatcher:
             return self._wait(request, outcome)
         if type(outcome) is Answer and self.repeatable and request.question is question:
             if outcome.alive:
-                return self._remember(request, outcome)
+                return self._remember(way, request, outcome)
             if request.denial is not None:
-                self._meet_neighbours(request, outcome, request.denial)
+                self._meet_neighbours(way, request, outcome, request.denial)
         return self._pack(request, outcome)
 
-    def _remember(self, request: Request, answer: Answer) -> bytes | None:
+    def _remember(self, way: bytes, request: Request, answer: Answer) -> bytes | None:
         """Packs a reply of our own data, and keeps it for the same question until the store drops its answer."""
         packed = self._pack(request, answer)
         block = request.block
@@ -201,16 +208,14 @@ class Dispatcher:
             return packed
         if len(self.repeats) >= MAX_REPEATS:
             self.repeats.clear()
-        tail = request.data[2:]
-        key = tail if request.proto == "udp" else b"\0" + tail
         size = request.end + answer.size_of_body
-        self.repeats[key] = _Repeat(answer, packed[2:], size, settles)
+        self.repeats[way + request.data[2:]] = _Repeat(answer, packed[2:], size, settles)
         return packed
 
-    def _deny(self, data: bytes) -> bytes | None:
+    def _deny(self, way: bytes, data: bytes) -> bytes | None:
         """The denial of a name whose neighbour was denied: the same octets but for the id and the leftmost label."""
         stop = 13 + data[12]
-        known = self.neighbours.get(data[2:12] + data[stop:])
+        known = self.neighbours.get(way + data[2:12] + data[stop:])
         if known is None or not 12 < stop - 1 < 76:
             return None
         end = stop + known.rest
@@ -221,7 +226,7 @@ class Dispatcher:
             settle(len(data), end + len(answer.body.data))
         return reply.pack(answer, answer.body, data, end, known.shape, known.edns)
 
-    def _meet_neighbours(self, request: Request, outcome: Answer, denial: Denial) -> None:
+    def _meet_neighbours(self, way: bytes, request: Request, outcome: Answer, denial: Denial) -> None:
         """Keeps what a denial says of a name's neighbours, where nothing above or beside its plugin looks at names."""
         block = self.only
         data = request.data
@@ -234,11 +239,8 @@ class Dispatcher:
         if len(self.neighbours) >= MAX_NEIGHBOURS:
             self.neighbours.clear()
         stop = 13 + data[12]
-        key = data[2:12] + data[stop:]
+        key = way + data[2:12] + data[stop:]
         self.neighbours[key] = _Neighbours(denial.deny, request.end - stop, request.shape, request.edns, settles)
-
-    def _forget(self, data: bytes, proto: str) -> None:
-        self.repeats.pop(data[2:] if proto == "udp" else b"\0" + data[2:], None)
 
     # Called by the pipeline and requests.
 

@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from typing import Any, Final, final
 
-from kdns.address import address, family_of
+from kdns.address import address, family_of, host_port
 from kdns.dns.query import Question
 from kdns.metrics import Counter
 from kdns.upstream.deadlines import Deadline, Deadlines
@@ -167,4 +167,4 @@ class _Socket:
             host, port = self.sock.getsockname()[:2]
         except OSError:
             return f"->{self.owner.to}"
-        return f"{f'[{host}]' if ':' in host else host}:{port}->{self.owner.to}"
+        return f"{host_port(host, port)}->{self.owner.to}"

@@ -146,20 +146,17 @@ class Kubernetes(Plugin):
 
     def search_base(self, name: bytes, starts: list[int]) -> SearchBase | None:
         """The parts of `X.NS.svc.ZONE`, if the cluster is synced and the namespace exists."""
-        if not self.cluster.synced or not name.endswith(self.tails):
+        found = self._zone(name, starts) if self.cluster.synced else None
+        if found is None or found[0].reverse:
             return None
-        for zone in self.records.forward:
-            excess = len(name) - len(zone.name)
-            if excess >= 0 and excess in starts and name[excess:] == zone.name:
-                count = starts.index(excess)
-                if count < 3 or name[starts[count - 1] : excess] != SVC:
-                    return None
-                namespace = name[starts[count - 2] : starts[count - 1]]
-                if namespace not in self.records.exposed:
-                    return None
-                labels = [name[starts[i] + 1 : starts[i + 1]] for i in range(count - 2)]
-                return SearchBase(labels, name[: starts[count - 2]], namespace[1:], zone.name, self.config.ttl)
-        return None
+        zone, count = found
+        if count < 3 or name[starts[count - 1] : starts[count]] != SVC:
+            return None
+        namespace = name[starts[count - 2] : starts[count - 1]]
+        if namespace not in self.records.exposed:
+            return None
+        labels = [name[starts[i] + 1 : starts[i + 1]] for i in range(count - 2)]
+        return SearchBase(labels, name[: starts[count - 2]], namespace[1:], zone.name, self.config.ttl)
 
     def is_cluster_label(self, label: bytes) -> bool:
         """Whether any Service or Namespace has this name."""
@@ -196,21 +193,25 @@ class Kubernetes(Plugin):
                 return answer
         if question.cls != iana.IN:
             return None
-        name = question.name
+        starts = question.starts
+        found = self._zone(question.name, starts)
+        if found is None:
+            return None
+        zone, count = found
+        if zone.reverse:
+            return self._reverse(request, zone, count)
+        return self._forward(request, zone, starts, count)
+
+    def _zone(self, name: bytes, starts: list[int]) -> tuple[Zone, int] | None:
+        """The zone that a name is in, and how many labels below its apex."""
         if not name.endswith(self.tails):
             return None  # `endswith` may only lie the other way
-        starts = question.starts
         size = len(name)
         for zone in self.records.zones:
             excess = size - len(zone.name)
             if excess >= 0 and excess in starts and name[excess:] == zone.name:
-                break
-        else:
-            return None
-        count = starts.index(excess)
-        if zone.reverse:
-            return self._reverse(request, zone, count)
-        return self._forward(request, zone, starts, count)
+                return zone, starts.index(excess)
+        return None
 
     def _forward(self, request: Request, zone: Zone, starts: list[int], count: int) -> Outcome | Awaitable[Outcome | None] | None:
         """A name in a zone of Services and Pods, `count` labels below the apex."""

@@ -87,3 +87,28 @@ def test_denied_neighbours_are_counted(serve: Serve, api: ApiServer) -> None:
     label = f'plugin="errors",rcode="NXDOMAIN",server="dns://127.0.0.1:{server.port}",view="",zone="."'
     line = next(line for line in text.splitlines() if line.startswith(f"coredns_dns_responses_total{{{label}}}"))
     assert float(line.rpartition(" ")[2]) >= 50
+
+
+def test_replies_kept_for_one_transport_or_family_are_not_counted_as_anothers(serve: Serve, api: ApiServer) -> None:
+    port = free_port()
+    api.put(namespace("n1"), service("n1/web", "10.0.0.1"))
+    body = f" prometheus 127.0.0.1:{port}\n errors\n kubernetes cluster.local {{\n endpoint {api.url}\n }}\n}}\n"
+    server = serve(".:{port} {\n" + body)
+    eventually(lambda: code(server.ask("x.n1.svc.cluster.local.")) == "NXDOMAIN" and a(server, "web") == ["10.0.0.1"])
+
+    def counts() -> dict[tuple[str, str], float]:
+        _, text = http_get(port, "/metrics")
+        mark = f'server="dns://:{server.port}",type="A"'
+        lines = [line for line in text.splitlines() if line.startswith("coredns_dns_requests_total") and mark in line]
+        return {(line.split('proto="')[1][:3], line.split('family="')[1][0]): float(line.rpartition(" ")[2]) for line in lines}
+
+    before = counts()
+    for i in range(5):
+        for host in ("127.0.0.1", "::1"):
+            for tcp in (False, True):
+                assert data(server.ask("web.n1.svc.cluster.local.", host=host, tcp=tcp)) == ["10.0.0.1"]
+                assert code(server.ask(f"no{i}.n1.svc.cluster.local.", host=host, tcp=tcp)) == "NXDOMAIN"
+    after = counts()
+    assert {way: after[way] - before.get(way, 0) for way in after} == dict.fromkeys(
+        [("udp", "1"), ("udp", "2"), ("tcp", "1"), ("tcp", "2")], 10
+    )
