@@ -32,8 +32,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-import re2
-
 from kdns import log
 from kdns.corefile import Directive, Line
 from kdns.dns import iana
@@ -41,10 +39,10 @@ from kdns.dns.name import to_text
 from kdns.pipeline import Bare, Outcome, Plugin, Request, setup
 from kdns.pipeline.block import BlockKeys
 from kdns.pipeline.plugin import ListenerOptions
+from kdns.regex import compile_regex
 
 _log = log.plugin("errors")
 _LEVELS: Final = ("warning", "error", "info", "debug")
-_MAX_REGEX: Final = 10_000  # characters, as CoreDNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ class _Window:
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
-        self.regex: Any = re2.compile(rule.regex)
+        self.regex: Any = compile_regex(rule.regex)
         self.count = 0
         self.timer: asyncio.TimerHandle | None = None
         levels: dict[str, Callable[[str], None]] = {
@@ -151,12 +149,7 @@ def _rule(line: Line) -> Rule:
     setup.arguments(line, 2, 4, "DURATION REGEX [LEVEL] [show_first]")
     window = setup.seconds(line.args[0])
     regex = line.args[1]
-    if len(regex.text) > _MAX_REGEX:
-        raise setup.fail(regex, f"a regular expression of {len(regex.text)} characters, at most {_MAX_REGEX} are allowed")
-    try:
-        re2.compile(regex.text)
-    except re2.error as error:
-        raise setup.fail(regex, f"bad regular expression: {error}") from None
+    setup.regex(regex)
     level = "error"
     rest = list(line.args[2:])
     if rest and rest[0].text in _LEVELS:

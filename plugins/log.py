@@ -31,6 +31,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
@@ -121,7 +122,7 @@ def compile_format(text: str) -> Writer:
         if i % 2 == 0:
             parts.append(word)
         elif word.startswith("{/"):
-            parts.append("-")
+            parts.append(partial(_label, word[2:-1]))
         else:
             parts.append(_FIELDS.get(word[1:-1], word))
 
@@ -129,6 +130,10 @@ def compile_format(text: str) -> Writer:
         return "".join(part if isinstance(part, str) else part(request, outcome) for part in parts)
 
     return write
+
+
+def _label(name: str, request: Request, outcome: Outcome) -> str:
+    return request.label(name) or "-"
 
 
 def _host(address: tuple[object, ...] | None) -> str:

@@ -15,6 +15,8 @@ UDP_SIZE: Final = 1232
 MIN_SIZE: Final = 512  # RFC 6891, section 6.2.5: smaller values are treated as 512
 DO: Final = 0x8000
 
+NSID: Final = 3
+SUBNET: Final = 8  # RFC 7871
 COOKIE: Final = 10
 EDE: Final = 15
 

@@ -14,6 +14,8 @@ from kdns.dns.errors import FormatError
 from kdns.dns.query import Question
 from kdns.dns.rrset import RRset
 
+_FOR_CLIENTS = frozenset((_edns.EDE, _edns.SUBNET))
+
 
 class Message(NamedTuple):
     """A reply: its id, its question (None where it has none), the OPT's, and the answer."""
@@ -59,8 +61,9 @@ def parse_reply(data: bytes) -> Message:
                     raw = data[at + 10 : off]
                     found = _edns.from_record(record.cls, data[at + 4 : at + 8], raw)
                     rcode |= data[at + 4] << 4
-                    # An extended error is for whoever asked (RFC 8914, section 4); the rest is between us and the upstream.
-                    options = b"".join(_edns.option(c, p) for c, p in _edns.options(found.options) if c == _edns.EDE)
+                    # An extended error is for whoever asked (RFC 8914, section 4), the subnet's scope too (RFC 7871,
+                    # section 7.2.2); the rest is between us and the upstream.
+                    options = b"".join(_edns.option(c, p) for c, p in _edns.options(found.options) if c in _FOR_CLIENTS)
                 stop = min(stop, record.start)
                 continue
             clean = clean and stop == len(data)

@@ -217,8 +217,7 @@ class ApiSource:
         kinds = [NAMESPACE, SERVICE]
         kinds += [SLICE] * wanted.slices + [POD] * wanted.pods
         self.reflectors = [
-            Reflector(kind, self.client, cluster, _params(kind, wanted), pod_names=wanted.pod_names, listed=self._listed)
-            for kind in kinds
+            Reflector(kind, self.client, cluster, _params(kind, wanted), wanted.trim, listed=self._listed) for kind in kinds
         ]
         self.tasks: list[asyncio.Task[None]] = []
 

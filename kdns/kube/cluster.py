@@ -59,8 +59,9 @@ class Cluster:
         self.namespaces: set[str] = set()
         self.cluster_ips: dict[bytes, Owners] = {}
         self.endpoint_ips: dict[bytes, Owners] = {}
-        self.pods: dict[str, dict[bytes, int]] = {}
-        self._pod_by_key: dict[str, Pod] = {}
+        self.pods: dict[str, Pod] = {}
+        # Pods on their node's network share its address.
+        self.pod_ips: dict[bytes, Pod | tuple[Pod, ...]] = {}
         self._slice_owner: dict[str, str] = {}
         self.watchers: list[Watcher] = []
         self.synced = False
@@ -186,32 +187,37 @@ class Cluster:
         return True
 
     def _pod(self, key: str, pod: Pod | None) -> bool:
-        old = self._pod_by_key.get(key)
+        old = self.pods.get(key)
         if old == pod:
             return False
         if old is not None:
-            counts = self.pods[old.namespace]
-            counts[old.address] -= 1
-            if not counts[old.address]:
-                del counts[old.address]
-            if not counts:
-                del self.pods[old.namespace]
-            del self._pod_by_key[key]
+            left = tuple(other for other in self.pods_at(old.address) if other is not old)
+            if left:
+                self.pod_ips[old.address] = left if len(left) > 1 else left[0]
+            else:
+                del self.pod_ips[old.address]
+            del self.pods[key]
         if pod is not None:
-            counts = self.pods.setdefault(pod.namespace, {})
-            counts[pod.address] = counts.get(pod.address, 0) + 1
-            self._pod_by_key[key] = pod
+            there = self.pods_at(pod.address)
+            self.pod_ips[pod.address] = (*there, pod) if there else pod
+            self.pods[key] = pod
         for watcher in self.watchers:
             watcher.pods_changed()
         return True
 
     def has_pod(self, namespace: str, address: bytes) -> bool:
         """Whether a running Pod of this namespace has this address."""
-        return address in self.pods.get(namespace, ())
+        return any(pod.namespace == namespace for pod in self.pods_at(address))
 
-    def namespace_of(self, address: bytes) -> str | None:
-        """The namespace of the running Pod with this address."""
-        return next((namespace for namespace, counts in self.pods.items() if address in counts), None)
+    def pods_at(self, address: bytes) -> tuple[Pod, ...]:
+        """The running Pods with this address."""
+        found = self.pod_ips.get(address)
+        return () if found is None else (found,) if isinstance(found, Pod) else found
+
+    def pod_of(self, address: bytes) -> Pod | None:
+        """The running Pod with this address; the first where several share it."""
+        found = self.pods_at(address)
+        return found[0] if found else None
 
     def owners(self, address: bytes) -> tuple[Entry, ...]:
         """The Services whose endpoints hold this address."""

@@ -304,7 +304,7 @@ class ManifestSource:
         unwanted = (kind == POD and not wanted.pods) or (kind == SLICE and not wanted.slices)
         if unwanted or not wanted.labels.matches(meta.labels):
             return key, None
-        return key, trim(raw, pod_names=wanted.pod_names)
+        return key, wanted.trim(raw)
 
 
 _found: Final = msgspec.json.Decoder(Found)

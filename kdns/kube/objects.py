@@ -153,11 +153,12 @@ class Namespace(NamedTuple):
 
 
 class Pod(NamedTuple):
-    """A running Pod's packed address."""
+    """A running Pod's packed address, and its labels where they are asked for."""
 
     namespace: str
     name: str
     address: bytes
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 Object = Service | Slices | Namespace | Pod
@@ -234,15 +235,16 @@ def slices(raw: RawSlice, *, pod_names: bool = False) -> Slices | None:
     return Slices(meta.namespace, meta.name, owner, parts)
 
 
-def pod(raw: RawPod) -> Pod | None:
+def pod(raw: RawPod, *, labels: bool = False) -> Pod | None:
     """A Pod trimmed; None for one that runs no more or has no address yet. Raises BadObject."""
     status = raw.status
     if not status.pod_ip or status.phase in ("Succeeded", "Failed", "Unknown"):
         return None
-    return Pod(raw.metadata.namespace, raw.metadata.name, pack(status.pod_ip))
+    kept = tuple((raw.metadata.labels or {}).items()) if labels else ()
+    return Pod(raw.metadata.namespace, raw.metadata.name, pack(status.pod_ip), kept)
 
 
-def trim(raw: Raw, *, pod_names: bool = False) -> Object | None:
+def trim(raw: Raw, *, pod_names: bool = False, pod_labels: bool = False) -> Object | None:
     """The slim form of a raw object; None where there is nothing to serve. Raises BadObject."""
     if not raw.metadata.name:
         raise BadObject("it has no metadata.name")
@@ -251,7 +253,7 @@ def trim(raw: Raw, *, pod_names: bool = False) -> Object | None:
     if isinstance(raw, RawSlice):
         return slices(raw, pod_names=pod_names)
     if isinstance(raw, RawPod):
-        return pod(raw)
+        return pod(raw, labels=pod_labels)
     return Namespace(raw.metadata.name)
 
 

@@ -25,7 +25,7 @@ from msgspec import Struct, field
 from kdns import log
 from kdns.kube.cluster import Cluster
 from kdns.kube.hold import hold
-from kdns.kube.objects import NAMESPACE, POD, RAW, SERVICE, SLICE, BadObject, Raw, RawMeta, trim
+from kdns.kube.objects import NAMESPACE, POD, RAW, SERVICE, SLICE, BadObject, Object, Raw, RawMeta
 from kdns.metrics import Counter
 
 PATHS: Final = {
@@ -120,15 +120,15 @@ class Reflector:
         client: Client,
         cluster: Cluster,
         params: dict[str, str],
+        trim: Callable[[Raw], Object | None],
         *,
-        pod_names: bool = False,
         listed: Callable[[], None] = lambda: None,
     ) -> None:
         self.kind = kind
         self.client = client
         self.cluster = cluster
         self.params = params
-        self.pod_names = pod_names
+        self.trim = trim
         self.listed = listed
         self.version: str | None = None
         self.synced = False
@@ -250,7 +250,7 @@ class Reflector:
             if meta.resource_version and self.known.get(key) == meta.resource_version:
                 return
         try:
-            obj = trim(raw, pod_names=self.pod_names)
+            obj = self.trim(raw)
         except BadObject as error:
             self._set_aside(meta, str(error))
             return

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kdns.kube.cluster import Cluster
+from kdns.kube.objects import Object, Raw, trim
 from kdns.kube.selector import EVERYTHING, Selector
 
 
@@ -15,8 +16,13 @@ class Wanted:
     slices: bool = True
     pods: bool = False
     pod_names: bool = False
+    pod_labels: bool = False
     labels: Selector = EVERYTHING
     namespace_labels: Selector = EVERYTHING
+
+    def trim(self, raw: Raw) -> Object | None:
+        """The slim form of a raw object, with as much of it as is wanted. Raises BadObject."""
+        return trim(raw, pod_names=self.pod_names, pod_labels=self.pod_labels)
 
 
 class Source(Protocol):

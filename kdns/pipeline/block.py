@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kdns.corefile import Key, Position
 from kdns.dns.name import closest, from_text, to_text
 from kdns.pipeline.plugin import Plugin
+from kdns.pipeline.protocols import Admission
 from kdns.pipeline.run import Pipeline
 
 if TYPE_CHECKING:
@@ -71,4 +72,7 @@ class Block:
         """Makes the pipeline of the plugins."""
         for i, plugin in enumerate(self.plugins):
             plugin.position = i
+        gates = self.all(Admission)  # type: ignore[type-abstract]
+        self.admits = tuple(gate.admit for gate in gates)
+        self.view = gates[0].view if gates else ""
         self.pipeline = Pipeline(self.plugins)

@@ -12,7 +12,7 @@ _BUILT: Final = "kdns.plugins."
 
 ORDER: Final[dict[str, str | None]] = {
     "root": "root:Root",
-    "metadata": None,
+    "metadata": "metadata:Metadata",
     "geoip": None,
     "cancel": "cancel:Cancel",
     "proxyproto": None,
@@ -71,7 +71,7 @@ ORDER: Final[dict[str, str | None]] = {
     "whoami": "whoami:Whoami",
     "on": None,
     "sign": None,
-    "view": None,
+    "view": "view:View",
     "nomad": None,
 }
 RANK: Final = {name: rank for rank, name in enumerate(ORDER)}

@@ -1,6 +1,14 @@
 """What plugins find each other by: a plugin that needs a peer asks its block for a protocol, not for a name."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from kdns.pipeline.request import Request
+
+Labels = dict[str, "Callable[[], str]"]
 
 
 @runtime_checkable
@@ -43,8 +51,38 @@ class ClusterFamilies(Protocol):
 
 
 @runtime_checkable
+class LabelSource(Protocol):
+    """A plugin that publishes metadata."""
+
+    def labels(self, request: Request) -> Labels:
+        """What it knows of a query before any plugin has seen it: label -> a function for its value."""
+
+
+@runtime_checkable
+class LabelCollector(Protocol):
+    """The plugin that gathers metadata."""
+
+    def collect(self, request: Request) -> Labels:
+        """All labels of a query in its zones."""
+
+
+@runtime_checkable
+class Admission(Protocol):
+    """A plugin that decides which queries its block takes; `view` is the name the metrics show."""
+
+    @property
+    def view(self) -> str: ...
+
+    def admit(self, request: Request) -> bool:
+        """Whether the block takes this query."""
+
+
+@runtime_checkable
 class Forwards(Protocol):
-    """A plugin that sends names on to others."""
+    """A plugin that sends names on to others. `passes_subnet`: the client's ECS option goes with them."""
+
+    @property
+    def passes_subnet(self) -> bool: ...
 
     def forwarded_zones(self) -> tuple[bytes, ...]:
         """The zones at which its treatment of names changes: what it sends on, and what it leaves out."""

@@ -53,13 +53,14 @@ class Request:
 
     `data` are the query's bytes, whose question ends at `end`; `shape` the header bits a reply repeats. `peer` and
     `local` are socket addresses (host, port, ...); `proto` is `udp` or `tcp`; `now` is when it came, in monotonic
-    seconds. `block` is the server block that answers it. `denial` is set by a plugin that denies the name, if it can say as
-    much of its neighbours.
+    seconds. `block` is the server block that answers it. `added` are EDNS options (wire form) that the configuration gives
+    the query on its way upstream: what is answered may depend on them. `labels` is metadata: a function for each label's
+    value. `denial` is set by a plugin that denies the name, if it can say as much of its neighbours.
     """
 
     __slots__ = (
-        "_slots", "asked", "block", "data", "denial", "depth", "edns", "end", "local", "now", "patience", "peer", "proto", "question",
-        "server", "shape",
+        "_slots", "added", "asked", "block", "data", "denial", "depth", "edns", "end", "labels", "local", "now", "patience",
+        "peer", "proto", "question", "server", "shape",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +91,8 @@ class Request:
         self.patience = 0.0  # seconds after which the query is dropped unanswered (0: never)
         self._slots: list[Any] | None = None
         self.block: Block | None = None
+        self.added = b""
+        self.labels: dict[str, Callable[[], str]] | None = None
         self.denial: Denial | None = None
 
     @property
@@ -129,12 +132,19 @@ class Request:
             return 512 if self.edns is None else self.edns.limit
         return 65535
 
+    def label(self, name: str) -> str:
+        """A label's value (metadata); empty where it is not known."""
+        value = self.labels.get(name) if self.labels is not None else None
+        return value() if value is not None else ""
+
     def child(self, question: Question) -> Request:
         """A request of its own for another question, from the same client with the same EDNS."""
         new = Request(
             self.server, self.data, self.end, question, self.edns, self.shape, self.peer, self.local, self.proto, self.now
         )
         new.depth = self.depth + 1
+        new.added = self.added
+        new.labels = self.labels
         return new
 
     def lookup(self, name: bytes, qtype: int) -> Outcome | Pending:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from kdns.address import split_host_port
 from kdns.corefile import CorefileError, Directive, Line, Token
@@ -11,6 +11,7 @@ from kdns.corefile.keys import plugin_zones
 from kdns.dns.errors import BadName
 from kdns.dns.name import closest, from_text, is_within
 from kdns.pipeline.block import BlockKeys
+from kdns.regex import BadRegex, compile_regex
 
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART: Final = re.compile(r"([0-9]*\.?[0-9]*)(ns|us|µs|μs|ms|s|m|h)")
@@ -171,6 +172,14 @@ def http_address(directive: Directive, default: tuple[str, int]) -> tuple[str, i
         return split_host_port(directive.args[0].text)
     except ValueError as error:
         raise fail(directive.args[0], str(error)) from None
+
+
+def regex(word: Token) -> Any:
+    """A compiled regular expression."""
+    try:
+        return compile_regex(word.text)
+    except BadRegex as error:
+        raise fail(word, str(error)) from None
 
 
 class Fallthrough:

@@ -9,7 +9,7 @@ import contextlib
 import ssl
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from kdns.address import host_port
 from kdns.dns import iana
@@ -22,9 +22,12 @@ from kdns.upstream.exchange import Done, Result, truncated
 from kdns.upstream.tcp import TcpConnections
 from kdns.upstream.udp import UdpSockets
 
+if TYPE_CHECKING:
+    from kdns.upstream.https import HttpsConnections
+
 PROBE_TIMEOUT: Final = 1.0  # seconds (CoreDNS's)
 MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is no reason to spin
-PORTS: Final = {"dns": 53, "tls": 853}
+PORTS: Final = {"dns": 53, "tls": 853, "https": 443}
 
 DURATION = Histogram(
     "coredns_proxy_request_duration_seconds", "Histogram of the time each request took.", TIME_BUCKETS,
@@ -51,11 +54,12 @@ class Options:
     fresh_ports: bool = False
     source: str = ""
     server_name: str = ""
+    doh_get: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an upstream is. `transport` is dns or tls."""
+    """Where an upstream is. `transport` is dns, tls or https."""
 
     transport: str
     host: str
@@ -84,12 +88,23 @@ class Upstream:
         o = options
         tls = where.transport == "tls"
         self.udp = UdpSockets(where.host, where.port, self.to, name, deadlines, fresh=o.fresh_ports, source=o.source)
-        self.tcp = TcpConnections(
-            where.host, where.port, self.to, name, deadlines,
-            context=context if tls else None, server_name=where.server_name or o.server_name,
-            expire=o.expire, max_age=o.max_age, max_idle=o.max_idle, source=o.source,
-        )  # fmt: skip
-        self.stream_only = tls or o.force_tcp
+        server_name = where.server_name or o.server_name
+        self.tcp: TcpConnections | HttpsConnections
+        if where.transport == "https":
+            from kdns.upstream import https  # it brings an HTTP/2 implementation, for those who ask by it
+
+            assert context is not None
+            self.tcp = https.HttpsConnections(
+                where.host, where.port, self.to, name, deadlines,
+                context=context, server_name=server_name, get=o.doh_get, expire=o.expire, max_age=o.max_age, source=o.source,
+            )  # fmt: skip
+        else:
+            self.tcp = TcpConnections(
+                where.host, where.port, self.to, name, deadlines,
+                context=context if tls else None, server_name=server_name,
+                expire=o.expire, max_age=o.max_age, max_idle=o.max_idle, source=o.source,
+            )  # fmt: skip
+        self.stream_only = where.transport != "dns" or o.force_tcp
         self.durations: dict[int, list[float]] = {}
 
     def down(self) -> bool:

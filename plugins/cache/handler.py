@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Sequence
 from typing import ClassVar, Final, final
 
 from kdns.corefile import Directive
-from kdns.dns import iana
+from kdns.dns import edns, iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import closest, is_within
 from kdns.metrics import Counter, Gauge, Slot
@@ -83,13 +83,14 @@ class Cache(Plugin):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.config: Config = config
-        # Keys are name, type and class as in a question, with a last octet for DO and CD.
+        # Keys are name, type and class as in a question, an octet for DO and CD, and EDNS options that went upstream.
         self.success: dict[bytes, Entry] = {}
         self.denial: dict[bytes, Entry] = {}
         self.octets = {"success": 0, "denial": 0}
         # Names that do not exist, whatever the type: wire name -> its entry.
         self.cuts: dict[bytes, Entry] = {}
         self.block_zones: tuple[bytes, ...] = ()
+        self.subnets = False  # whether a client's ECS option goes upstream, so that answers depend on it
         self.meters: dict[str, _Meters] = {}
         self.block: Block | None = None
         self.everything = config.zones == (b"\0",)
@@ -98,6 +99,7 @@ class Cache(Plugin):
     def wire(self, block: Block) -> None:
         self.block = block
         forwards = block.all(Forwards)  # type: ignore[type-abstract]
+        self.subnets = any(plugin.passes_subnet for plugin in forwards)
         self.block_zones = (*block.every_zone(), *(zone for plugin in forwards for zone in plugin.forwarded_zones()))
 
     async def start(self, runtime: Runtime) -> None:
@@ -111,7 +113,7 @@ class Cache(Plugin):
             return None
         meters = self.meters.get(request.server.label) or self._meters(request.server.label)
         meters.requests[0] += 1
-        key = _key(request)
+        key = self._key(request)
         now = request.now
         entry = self.denial.get(key)
         kind = "denial"
@@ -229,7 +231,7 @@ class Cache(Plugin):
     def finish(self, request: Request, answer: Answer) -> Answer:
         if answer.own or (not self.everything and closest(request.question.name, self.config.zones) is None):
             return answer
-        return self._keep(request, _key(request), answer)
+        return self._keep(request, self._key(request), answer)
 
     def _keep(self, request: Request, key: bytes, answer: Answer) -> Answer:
         """Keeps an answer if it may be kept; gives it as it is served now, with the TTL it is kept with."""
@@ -288,6 +290,16 @@ class Cache(Plugin):
     def _may_cut(self, name: bytes) -> bool:
         """Whether names below may be denied too: not where any block's zone is at or below the name."""
         return name != b"\0" and not any(is_within(zone, name) for zone in self.block_zones)
+
+    def _key(self, request: Request) -> bytes:
+        """All that an answer may depend on: the question, DO, CD, and options that go upstream."""
+        key = _key(request)
+        if request.added:
+            key += request.added
+        if self.subnets and request.edns is not None and request.edns.options:
+            options = edns.options(request.edns.options)
+            key += b"".join(edns.option(code, data) for code, data in options if code == edns.SUBNET)
+        return key
 
     def _meters(self, server: str) -> _Meters:
         made = self.meters[server] = _Meters(server, self.config.zones_text, self.block.view if self.block else "")

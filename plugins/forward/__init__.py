@@ -15,6 +15,7 @@
         read_timeout DURATION
         tls [CA] | [CERT KEY] | [CERT KEY CA]
         tls_servername NAME
+        doh_method POST|GET
         policy random|round_robin|sequential
         max_concurrent N
         next RCODE...
@@ -24,11 +25,12 @@
         source_address ADDRESS
         source_ports fresh
         resolver ADDRESS...
+        client_subnet
     }
 
 * FROM is the zone whose names are sent on; TO are up to 15 upstreams: `IP[:PORT]`, `dns://IP[:PORT]`,
-  `tls://IP[%SERVERNAME][:PORT]`, a file like /etc/resolv.conf (its nameserver lines), or a host name, which is looked
-  up when the server is loaded.
+  `tls://IP[%SERVERNAME][:PORT]`, `https://IP[%SERVERNAME][:PORT]` (HTTP/2, path `/dns-query`), a file like
+  /etc/resolv.conf (its nameserver lines), or a host name, which is looked up when the server is loaded.
 * `except`: names below these go on to the next plugin.
 * `force_tcp` asks over TCP always, `prefer_udp` over UDP also for clients that came over TCP. A truncated reply is
   asked for again over TCP, by the same upstream, in any case.
@@ -37,7 +39,8 @@
 * `max_connect_attempts`: tries for one query; default twice the number of upstreams.
 * `read_timeout`: how long an upstream is waited for. Default 2s; a query takes at most 5s.
 * `expire` (10s), `max_age` (no end), `max_idle_conns` (no limit): when kept TCP connections are closed.
-* `tls`, `tls_servername`: certificates, and the name to verify, for `tls://` upstreams.
+* `tls`, `tls_servername`: certificates, and the name to verify, for `tls://` and `https://`
+  upstreams. `doh_method`: how `https://` upstreams are asked; default POST.
 * `policy`: in which order upstreams are asked. `random` (default) prefers those that answer sooner, by chance among
   those that are alike, and asks a second one when the first is late; `round_robin` and `sequential` keep their order and
   move on by failure only.
@@ -48,7 +51,9 @@
 * `source_address`: the local address of queries. `source_ports fresh` (kdns only): a new port for each query.
 * `resolver`: servers that look up host names in TO.
 
-Questions that are alike and in flight are asked once. Of a client's EDNS, DO goes on; options do not.
+* `client_subnet` (kdns only): a client's ECS option (RFC 7871) goes upstream, and the cache keys on it.
+
+Questions that are alike and in flight are asked once. Of a client's EDNS, DO goes on; other options do not (see `rewrite`).
 
 ## Examples
 

@@ -28,14 +28,15 @@ def _target(word: Token, config: Config, block: Block) -> list[Address]:
     transport = "dns"
     scheme, separator, rest = text.partition("://")
     if separator:
-        if scheme == "https":
-            raise setup.fail(word, "DNS over HTTPS upstream is known from CoreDNS, but this version of kdns does not have it yet")
         if scheme not in PORTS:
-            raise setup.fail(word, f'unknown scheme "{scheme}": expected dns:// or tls://')
+            raise setup.fail(word, f'unknown scheme "{scheme}": expected dns://, tls:// or https://')
+        if scheme == "https" and "/" in rest.rstrip("/"):
+            raise setup.fail(word, f'"{text}" has a path: queries go to /dns-query always')
+        rest = rest.rstrip("/")
         transport, text = scheme, rest
     host, port = _host_and_port(text, PORTS[transport])
     server_name = ""
-    if transport == "tls" and "%" in host:
+    if transport != "dns" and "%" in host:
         host, _, server_name = host.partition("%")
     bare, _, zone = host.partition("%")
     try:
@@ -53,7 +54,7 @@ def _target(word: Token, config: Config, block: Block) -> list[Address]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         raise setup.fail(word, f'"{text}" is no address and no file, and it cannot be resolved: {error}') from None
-    return [Address(transport, str(entry[4][0]), port, server_name or (host if transport == "tls" else "")) for entry in found]
+    return [Address(transport, str(entry[4][0]), port, server_name or (host if transport != "dns" else "")) for entry in found]
 
 
 def _host_and_port(text: str, default: int) -> tuple[str, int]:
@@ -85,11 +86,13 @@ def _nameservers(path: str, word: Token) -> list[str]:
     return out
 
 
-def tls_context(paths: list[str]) -> ssl.SSLContext:
-    """The TLS context of `tls` arguments: [CA], [CERT KEY] or [CERT KEY CA]."""
+def tls_context(paths: list[str], transport: str) -> ssl.SSLContext:
+    """The TLS context of `tls` arguments: [CA], [CERT KEY] or [CERT KEY CA]. Raises OSError."""
     ca = paths[-1] if len(paths) in (1, 3) else None
     context = ssl.create_default_context(cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if transport == "https":
+        context.set_alpn_protocols(["h2"])
     if len(paths) >= 2:
         context.load_cert_chain(paths[0], paths[1])
     return context

@@ -14,7 +14,7 @@ MAX_UPSTREAMS: Final = 15
 _OPTIONS: Final = (
     "except", "max_fails", "max_connect_attempts", "health_check", "expire", "max_age", "max_idle_conns", "read_timeout",
     "force_tcp", "prefer_udp", "tls", "tls_servername", "doh_method", "policy", "max_concurrent", "next", "failover",
-    "next_on_nodata", "failfast_all_unhealthy_upstreams", "source_address", "source_ports", "resolver",
+    "next_on_nodata", "failfast_all_unhealthy_upstreams", "source_address", "source_ports", "resolver", "client_subnet",
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ class Config:
     failover: frozenset[int] = frozenset()
     failfast: bool = False
     resolver: tuple[str, ...] = ()
+    client_subnet: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -74,7 +75,7 @@ def _option(line: Line, found: dict[str, object], options: dict[str, object]) ->
     if name == "except":
         setup.arguments(line, 1, None, "names")
         found["excepted"] = (*found.get("excepted", ()), *setup.wire_zones(plugin_zones(list(line.args))))  # type: ignore[misc]
-    elif name in ("force_tcp", "prefer_udp", "next_on_nodata", "failfast_all_unhealthy_upstreams"):
+    elif name in ("force_tcp", "prefer_udp", "next_on_nodata", "client_subnet", "failfast_all_unhealthy_upstreams"):
         setup.arguments(line, 0, 0)
         if name == "force_tcp":
             options[name] = True
@@ -114,7 +115,10 @@ def _option(line: Line, found: dict[str, object], options: dict[str, object]) ->
         setup.arguments(line, 1, None, "addresses")
         found["resolver"] = tuple(line.words())
     elif name == "doh_method":
-        raise setup.fail(line, "DNS over HTTPS upstream is known from CoreDNS, but this version of kdns does not have it yet")
+        word = setup.one(line, "GET or POST")
+        if word.text not in ("GET", "POST"):
+            raise setup.fail(word, f'expected GET or POST, found "{word.text}"')
+        options["doh_get"] = word.text == "GET"
     else:
         raise setup.unknown(line, _OPTIONS)
 

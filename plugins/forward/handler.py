@@ -5,6 +5,7 @@ import random
 import ssl
 import time
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import ClassVar, Final
 
 from kdns.corefile import CorefileError, Directive
@@ -54,12 +55,12 @@ class Forward(Plugin):
         super().__init__(config)
         self.config: Config = config
         self.addresses: list[Address] = []
-        self.context: ssl.SSLContext | None = None
+        self.contexts: dict[str, ssl.SSLContext] = {}
         self.upstreams: list[Upstream] = []
         self.deadlines = Deadlines()
         self.turn = 0
         self.concurrent = 0
-        self.flights: dict[bytes, Pending] = {}
+        self.flights: dict[bytes, _Try] = {}
         self.has_next = False
 
     def listener(self) -> ListenerOptions:
@@ -70,11 +71,14 @@ class Forward(Plugin):
     def load(self, block: Block) -> None:
         config = self.config
         self.addresses = addresses(config, block)
-        if config.tls or any(where.transport == "tls" for where in self.addresses):
-            try:
-                self.context = tls_context([block.path(path) for path in config.tls])
-            except (OSError, ssl.SSLError) as error:
-                raise CorefileError(config.at, f"plugin/forward: tls {' '.join(config.tls)}: {error}") from None
+        transports = {where.transport for where in self.addresses if where.transport != "dns"} or (
+            {"tls"} if config.tls else set()
+        )
+        try:
+            for transport in transports:
+                self.contexts[transport] = tls_context([block.path(path) for path in config.tls], transport)
+        except OSError as error:
+            raise CorefileError(config.at, f"plugin/forward: tls {' '.join(config.tls)}: {error}") from None
 
     def wire(self, block: Block) -> None:
         at = block.plugins.index(self)
@@ -84,7 +88,8 @@ class Forward(Plugin):
         BROKEN.slot()
         REJECTS.slot()
         self.upstreams = [
-            Upstream(where, self.config.options, self.name, self.deadlines, self.context) for where in self.addresses
+            Upstream(where, self.config.options, self.name, self.deadlines, self.contexts.get(where.transport))
+            for where in self.addresses
         ]
 
     async def stop(self) -> None:
@@ -108,20 +113,32 @@ class Forward(Plugin):
         if config.max_concurrent and self.concurrent >= config.max_concurrent:
             REJECTS.slot()[0] += 1
             return Bare(iana.REFUSED, f"concurrent queries exceeded maximum {config.max_concurrent}")
-        opt = b"" if request.edns is None else edns.opt(size=request.edns.limit, do=request.edns.do)
+        opt = self.opt(request)
         query = pack_query(0, question, rd=request.rd, cd=request.cd, ad=request.ad, opt=opt)
         proto = "udp" if config.prefer_udp else request.proto
         key = query + proto.encode()
-        flight = self.flights.get(key)
-        if flight is not None:
+        running = self.flights.get(key)
+        if running is not None:
             COALESCED.slot()[0] += 1
-            return flight
-        if len(self.flights) >= MAX_FLIGHTS:
+        elif len(self.flights) >= MAX_FLIGHTS:
             return Bare(iana.SERVFAIL, "too many questions in flight")
-        flight = self.flights[key] = Pending()
-        self.concurrent += 1
-        _Try(self, request, query, proto, key, flight).next()
-        return flight
+        else:
+            self.concurrent += 1
+            running = self.flights[key] = _Try(self, request, query, proto, key)
+            running.next()
+        if request.labels is not None:
+            request.labels["forward/upstream"] = running.upstream
+        return running.flight
+
+    def opt(self, request: Request) -> bytes:
+        """The OPT that goes upstream: the client's DO and size; of options only what the configuration wants."""
+        sent = request.edns
+        options = request.added
+        if sent is None:
+            return edns.opt(options=options) if options else b""
+        if self.config.client_subnet and sent.options:
+            options += b"".join(edns.option(code, data) for code, data in edns.options(sent.options) if code == edns.SUBNET)
+        return edns.opt(size=sent.limit, do=sent.do, options=options)
 
     def order(self) -> list[Upstream]:
         """The upstreams in the order that the policy asks them."""
@@ -135,28 +152,34 @@ class Forward(Plugin):
         # By time of answer, in steps of BAND, so that near ones share the load; who is not known yet is tried first.
         return sorted(upstreams, key=lambda upstream: (int(upstream.rtt / BAND), random.random()))
 
-    def landed(self, key: bytes, flight: Pending, outcome: Outcome | None) -> None:
+    def landed(self, done: "_Try", outcome: Outcome | None) -> None:
         """A flight is over."""
         self.concurrent -= 1
-        self.flights.pop(key, None)
-        flight.resolve(outcome)
+        self.flights.pop(done.key, None)
+        done.flight.resolve(outcome)
+
+    @property
+    def passes_subnet(self) -> bool:
+        """Whether a client's ECS option goes upstream."""
+        return self.config.client_subnet
 
 
 class _Try:
     """One question on its way through the upstreams."""
 
     __slots__ = (
-        "attempts", "end", "flight", "forward", "hedge", "key", "left", "list", "over", "pos", "proto", "query", "question",
+        "answered", "attempts", "end", "flight", "forward", "hedge", "key", "left", "list", "over", "pos", "proto", "query", "question",
         "swept", "waiting",
     )  # fmt: skip
 
-    def __init__(self, forward: Forward, request: Request, query: bytes, proto: str, key: bytes, flight: Pending) -> None:
+    def __init__(self, forward: Forward, request: Request, query: bytes, proto: str, key: bytes) -> None:
         self.forward = forward
         self.question = request.question
         self.query = query
         self.proto = proto
         self.key = key
-        self.flight = flight
+        self.flight = Pending()
+        self.answered = ""  # by which upstream
         self.list = forward.order()
         self.pos = 0
         self.attempts = 0
@@ -219,7 +242,11 @@ class _Try:
         self.left -= 1
         self.attempts += 1
         self.waiting += 1
-        upstream.exchange(self.query, self.question, self.proto, self.came)
+        upstream.exchange(self.query, self.question, self.proto, partial(self.came, upstream))
+
+    def upstream(self) -> str:
+        """Who answered, for metadata."""
+        return self.answered
 
     def finish(self, outcome: Outcome | None) -> None:
         """The question is answered; what still comes is late."""
@@ -227,21 +254,22 @@ class _Try:
         if self.hedge is not None:
             self.hedge.cancel()
             self.hedge = None
-        self.forward.landed(self.key, self.flight, outcome)
+        self.forward.landed(self, outcome)
 
-    def came(self, result: Result) -> None:
+    def came(self, upstream: Upstream, result: Result) -> None:
         self.waiting -= 1
         if self.over:
             return
+        self.answered = upstream.to
         if type(result) is not Answer:
             self.next(str(result))
             return
         config = self.forward.config
         if result.rcode in config.failover and self.swept + 1 < len(self.list):
             self.swept += 1
-            upstream = self.list[self.pos % len(self.list)]
+            following = self.list[self.pos % len(self.list)]
             self.pos += 1
-            self.ask(upstream)
+            self.ask(following)
             return
         if self.forward.has_next and (
             result.rcode in config.next_rcodes or (config.next_on_nodata and result.rcode == iana.NOERROR and _empty(result))
@@ -251,7 +279,15 @@ class _Try:
         if result.rcode == iana.NOERROR and not result.flags & (iana.AA | iana.RA) and _empty(result):
             # Resolvers take this for a lame referral and give the name up; we are the recursion they see.
             result = result.replace(flags=result.flags | iana.RA)
+        if result.options and not config.client_subnet:
+            result = _without_subnet(result)
         self.finish(result)
+
+
+def _without_subnet(answer: Answer) -> Answer:
+    """An ECS option in a reply belongs to clients that sent one and had it passed on (RFC 7871, section 7.2.2)."""
+    kept = b"".join(edns.option(code, data) for code, data in edns.options(answer.options) if code != edns.SUBNET)
+    return answer if kept == answer.options else answer.replace(options=kept)
 
 
 def _empty(answer: Answer) -> bool:

@@ -24,10 +24,11 @@ from kdns.metrics import Gauge
 from kdns.net.interfaces import addresses
 from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.protocols import SearchBase
+from kdns.pipeline.protocols import LabelCollector, Labels, SearchBase
 from kdns.pipeline.request import Denial
 from kdns.pipeline.runtime import Runtime
 from kdns.plugins.kubernetes import config as _config
+from kdns.plugins.kubernetes import labels
 from kdns.plugins.kubernetes.config import Config
 from kdns.plugins.kubernetes.records import DNS_VERSION, POD, SVC, VERSION, VERSION_TTL, Records, Zone, external_target
 
@@ -58,6 +59,7 @@ class Kubernetes(Plugin):
         self.runtime: Runtime | None = None
         self.key: Hashable = None
         self.waiting: asyncio.Task[None] | None = None
+        self.publishes = False  # whether the block has metadata
         self.attach(Cluster())
 
     def attach(self, cluster: Cluster) -> None:
@@ -91,12 +93,16 @@ class Kubernetes(Plugin):
         except (OSError, ValueError) as error:
             raise CorefileError(block.keys.at, f"plugin/kubernetes: {error}") from None
 
+    def wire(self, block: Block) -> None:
+        self.publishes = bool(block.all(LabelCollector))  # type: ignore[type-abstract]
+
     async def start(self, runtime: Runtime) -> None:
         config = self.config
         wanted = Wanted(
             slices=not config.noendpoints,
             pods=config.pods == "verified",
             pod_names=config.endpoint_pod_names,
+            pod_labels=config.pods == "verified" and self.publishes,
             labels=config.labels,
             namespace_labels=config.namespace_labels,
         )
@@ -165,18 +171,30 @@ class Kubernetes(Plugin):
     def search_path(self, host: str) -> list[bytes]:
         """The search list of the Pod with this address, the server's own suffixes behind the cluster's."""
         try:
-            namespace = self.cluster.namespace_of(ipaddress.ip_address(host.partition("%")[0]).packed)
+            pod = self.cluster.pod_of(ipaddress.ip_address(host.partition("%")[0]).packed)
         except ValueError:
             return []
-        if namespace is None:
+        if pod is None:
             return []
         zone = self.records.primary
-        first = bytes((len(namespace),)) + namespace.encode() + SVC + zone
+        first = bytes((len(pod.namespace),)) + pod.namespace.encode() + SVC + zone
         return [first, SVC + zone, zone, *self.suffixes, b"\0"]
 
     def search_problem(self) -> str:
         """Why it cannot know who asks."""
         return "" if self.config.pods == "verified" else "kubernetes must have `pods verified` to know which Pod asks"
+
+    def labels(self, request: Request) -> Labels:
+        """What metadata says of a query: of its name, and of the Pod that asks."""
+        found: Labels = {}
+        question = request.question
+        where = self._zone(question.name, question.starts)
+        if where is not None and not where[0].reverse:
+            name, starts, count = question.name, question.starts, where[1]
+            found |= labels.of_name(lambda: [name[starts[i] + 1 : starts[i + 1]] for i in range(count)])
+        if self.config.pods == "verified":
+            found |= labels.of_client(request, self.cluster)
+        return found
 
     def has_ipv6(self) -> bool:
         """Whether any Service or endpoint has an IPv6 address; True until that is known."""

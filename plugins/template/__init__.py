@@ -4,6 +4,8 @@
 
     template CLASS TYPE [ZONES...] {
         match REGEX...
+        var NAME EXPRESSION
+        expr EXPRESSION
         answer TEMPLATE...
         additional TEMPLATE...
         authority TEMPLATE...
@@ -18,12 +20,14 @@
   Default: every name.
 * `answer`, `additional`, `authority`: records as in a zone file, in Go's template language: `.Name`, `.Zone`, `.Class`,
   `.Type`, `.Match` (groups by number), `.Group` (groups by name and number), `.Question.Name`, `.Message.Id`, `.Remote`,
-  and the functions `index`, `parseInt`, `print`, `printf`, `len`. A record without TTL gets 3600.
+  `.Var.NAME`, `.Meta "LABEL"` (see `metadata`), and the functions `index`, `parseInt`, `print`, `printf`, `len`. A record without TTL gets 3600.
+* `expr` must be true, or the template does not fit; `var` works out a value once for `.Var.NAME`, and for expressions below
+  it by its name. The language is that of `view`, with `group('NAME')` for the match's groups (also by number, as text).
 * `rcode` is the response code; default NOERROR.
 * `ederror` tells clients that use EDNS why (RFC 8914).
-* `fallthrough`: where no `match` fits, the next template, and then the next plugin, is asked; without it that is SERVFAIL.
+* `fallthrough`: where no `match` fits or an `expr` is false, the next template, and then the next plugin, is asked; without it that is SERVFAIL.
 
-A CNAME that answers a question for addresses brings the records of its target. `var` and `expr` are not built yet.
+A CNAME that answers a question for addresses brings the records of its target.
 
 ## Examples
 
@@ -54,7 +58,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final
 
-import re2
 from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
 
 from kdns.corefile import Directive, Line
@@ -64,15 +67,18 @@ from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
 from kdns.dns.name import closest, to_text
 from kdns.dns.rrset import RRset
+from kdns.expression import EvaluationError, Expression
+from kdns.expression.values import text
 from kdns.metrics import Counter
 from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.facts import WITH_GROUPS, Facts, compiled
 from kdns.pipeline.records import answer_of
 from kdns.pipeline.setup import Fallthrough
 from kdns.plugins.template.language import BadTemplate, Template
+from kdns.regex import compile_regex
 
 TTL: Final = 3600  # seconds of a record whose template has none
-MAX_REGEX: Final = 10_000  # characters, as CoreDNS
 _BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|\\.|[()]')
 SECTIONS: Final = ("answer", "additional", "authority")
 _OPTIONS: Final = (*SECTIONS, "match", "rcode", "ederror", "fallthrough", "upstream", "var", "expr")
@@ -95,6 +101,8 @@ class Config:
     type: int
     zones: tuple[bytes, ...]
     matches: tuple[str, ...] = (".*",)
+    # In the order of the Corefile: a variable's name, or "" for what must be true.
+    expressions: tuple[tuple[str, Expression], ...] = ()
     records: tuple[tuple[str, str], ...] = ()
     rcode: int = iana.NOERROR
     options: bytes = b""
@@ -113,7 +121,7 @@ class TemplatePlugin(Plugin):
     def __init__(self, config: tuple[Config, ...]) -> None:
         super().__init__(config)
         self.rules = [
-            (rule, [re2.compile(text) for text in rule.matches], [(s, t, Template(t)) for s, t in rule.records])
+            (rule, [compile_regex(text) for text in rule.matches], [(s, t, Template(t)) for s, t in rule.records])
             for rule in config
         ]
         self.view = ""
@@ -134,34 +142,42 @@ class TemplatePlugin(Plugin):
                 continue
             name = name or to_text(question.name)
             found = next((match for regex in regexes if (match := regex.search(name)) is not None), None)
+            variables: dict[str, Any] = {}
+            if found is not None and rule.expressions:
+                try:
+                    if not _holds(rule, request, found, variables):
+                        found = None
+                except EvaluationError as error:
+                    return Bare(iana.SERVFAIL, f"template expression: {error}")
             if found is None:
                 if rule.fallthrough is not None and rule.fallthrough.through(question.name):
                     continue
                 return Bare(iana.SERVFAIL)
-            return self._answer(request, rule, templates, to_text(zone), name, found)
+            fields = _fields(request, to_text(zone), name, found)
+            fields["Var"] = {key: text(value) for key, value in variables.items()}
+            return self._answer(request, rule, templates, fields)
         return None
 
     def _answer(
-        self, request: Request, rule: Config, templates: list[tuple[str, str, Template]], zone: str, name: str, match: Any
+        self, request: Request, rule: Config, templates: list[tuple[str, str, Template]], fields: dict[str, Any]
     ) -> Outcome | Awaitable[Outcome | None]:
         question = request.question
-        labels = (request.server.label, zone, self.view, iana.class_text(rule.cls), iana.type_text(rule.type))
+        labels = (request.server.label, fields["Zone"], self.view, iana.class_text(rule.cls), iana.type_text(rule.type))
         MATCHES.slot(*labels)[0] += 1
         if rule.rcode not in (iana.NOERROR, iana.NXDOMAIN):
             return Bare(rule.rcode, options=rule.options)
-        fields = _fields(request, zone, name, match)
         made: dict[str, list[RRset]] = {section: [] for section in SECTIONS}
-        for section, text, template in templates:
+        for section, source, template in templates:
             try:
                 filled = template.fill(fields)
             except BadTemplate as error:
-                FAILURES.slot(*labels, section, text)[0] += 1
-                return Bare(iana.SERVFAIL, f"template {text!r}: {error}")
+                FAILURES.slot(*labels, section, source)[0] += 1
+                return Bare(iana.SERVFAIL, f"template {source!r}: {error}")
             try:
                 made[section].append(record(filled))
             except FormatError as error:
-                RR_FAILURES.slot(*labels, section, text)[0] += 1
-                return Bare(iana.SERVFAIL, f"template {text!r} made {filled!r}: {error}")
+                RR_FAILURES.slot(*labels, section, source)[0] += 1
+                return Bare(iana.SERVFAIL, f"template {source!r} made {filled!r}: {error}")
         answer = Answer(rule.rcode, iana.AA, made["answer"], made["authority"], made["additional"], options=rule.options)
         last = made["answer"][-1] if made["answer"] else None
         if last is not None and last.type == iana.CNAME and question.type in (iana.A, iana.AAAA):
@@ -177,17 +193,34 @@ def _joined(answer: Answer, outcome: Outcome) -> Answer:
     return answer.replace(answer=(*answer.answer, *outcome.answer), flags=answer.flags | outcome.flags & iana.TC)
 
 
+def _groups(match: Any) -> dict[str, str]:
+    """A match's groups by number (as text) and name; those that did not take part are empty."""
+    groups = {str(i): match.group(i) or "" for i in range(len(match.groups()) + 1)}
+    return groups | {key: match.group(key) or "" for key in match.re.groupindex}
+
+
+def _holds(rule: Config, request: Request, match: Any, variables: dict[str, Any]) -> bool:
+    """Works out the variables, and whether all that must be true is. Raises EvaluationError."""
+    facts = Facts(request, request.label, _groups(match))
+    for name, expression in rule.expressions:
+        value = expression.value(facts, variables)
+        if name:
+            variables[name] = value
+        elif value is not True:
+            return False
+    return True
+
+
 def _fields(request: Request, zone: str, name: str, match: Any) -> dict[str, Any]:
-    """What templates may name. Groups that did not take part are empty."""
+    """What templates may name."""
     question = request.question
     groups = [match.group(i) or "" for i in range(len(match.groups()) + 1)]
-    named = {key: match.group(key) or "" for key in match.re.groupindex}
     kind, cls = iana.type_text(question.type), iana.class_text(question.cls)
     return {
         "Name": name, "Zone": zone, "Class": cls, "Type": kind, "Match": groups,
-        "Group": {**{str(i): text for i, text in enumerate(groups)}, **named},
+        "Group": _groups(match),
         "Question": {"Name": name, "Qtype": question.type, "Qclass": question.cls},
-        "Message": {"Id": request.id}, "Remote": str(request.peer[0]), "Meta": lambda label: "",
+        "Message": {"Id": request.id}, "Remote": str(request.peer[0]), "Meta": request.label,
     }  # fmt: skip
 
 
@@ -219,7 +252,7 @@ def _parse(directive: Directive, block: BlockKeys) -> Config:
         numbers.append(number)
     words = list(directive.args[2:])
     zones = setup.wire_zones(plugin_zones(words) if words else block.zones)
-    found: dict[str, Any] = {"matches": (), "records": ()}
+    found: dict[str, Any] = {"matches": (), "records": (), "expressions": ()}
     for line in directive.body or ():
         _option(line, found)
     found["matches"] = found["matches"] or (".*",)
@@ -231,12 +264,7 @@ def _option(line: Line, found: dict[str, Any]) -> None:
     if name == "match":
         setup.arguments(line, 1, None, "regular expressions")
         for word in line.args:
-            if len(word.text) > MAX_REGEX:
-                raise setup.fail(word, f"a regular expression of {len(word.text)} characters, at most {MAX_REGEX} are allowed")
-            try:
-                re2.compile(word.text)
-            except re2.error as error:
-                raise setup.fail(word, f"bad regular expression: {error}") from None
+            setup.regex(word)
         found["matches"] += tuple(line.words())
     elif name in SECTIONS:
         setup.arguments(line, 1, None, "templates")
@@ -260,6 +288,22 @@ def _option(line: Line, found: dict[str, Any]) -> None:
     elif name == "fallthrough":
         found["fallthrough"] = Fallthrough.parse(line)
     elif name in ("var", "expr"):
-        raise setup.fail(line, f"template {name} is known from CoreDNS, but this version of kdns does not have it yet")
+        found["expressions"] += (_expression(line, found["expressions"]),)
     elif name != "upstream":  # without effect since CoreDNS 1.5
         raise setup.unknown(line, _OPTIONS)
+
+
+def _expression(line: Line, before: tuple[tuple[str, Expression], ...]) -> tuple[str, Expression]:
+    """`var NAME EXPRESSION` or `expr EXPRESSION`, which may use the variables before it."""
+    known = {name: made.type for name, made in before if name}
+    if line.name.text == "expr":
+        setup.arguments(line, 1, None, "an expression")
+        made = compiled(line.args, WITH_GROUPS, known)
+        if made.type not in ("bool", "any"):
+            raise setup.fail(line, f"expr must be true or false, this one is of type {made.type}")
+        return "", made
+    setup.arguments(line, 2, None, "NAME EXPRESSION")
+    name = line.args[0]
+    if not name.text.isidentifier() or name.text in known:
+        raise setup.fail(name, f'"{name.text}" is no name of a new variable')
+    return name.text, compiled(line.args[1:], WITH_GROUPS, known)

@@ -17,7 +17,7 @@ MAX_OUTPUT: Final = 4096  # characters one template may come to: a record's text
 Value = Any
 Fields = Mapping[str, Value]
 Node = Callable[[Fields], Value]
-FIELDS: Final = frozenset(("Name", "Zone", "Class", "Type", "Match", "Group", "Message", "Question", "Remote", "Meta"))
+FIELDS: Final = frozenset(("Name", "Zone", "Class", "Type", "Match", "Group", "Message", "Question", "Remote", "Meta", "Var"))
 
 
 class BadTemplate(ValueError):

@@ -329,7 +329,7 @@ def test_a_dead_upstream_costs_its_clients_one_short_wait(serve: Serve, upstream
     ("next WHAT", "no response code"),
     ("max_conncurrent 5", 'did you mean "max_concurrent"?'),
     ("source_address here", "expected an IP address"),
-    ("doh_method GET", "does not have it yet"),
+    ("doh_method PUT", "expected GET or POST"),
 ])  # fmt: skip
 def test_bad_options_are_named_with_their_place(serve: Serve, options: str, expected: str) -> None:
     with pytest.raises(Exception, match=r"Corefile:\d+:\d+") as caught:

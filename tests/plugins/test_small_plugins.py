@@ -348,7 +348,7 @@ def test_values_in_answers_are_rewritten(serve: Serve, upstream: Start) -> None:
     ("rewrite type A NOPE", "is no type"),
     ("rewrite ttl a.org 9-3", "the wrong way round"),
     ("rewrite rcode a.org X Y", "no response code"),
-    ("rewrite edns0 local set 1 2", "does not have it yet"),
+    ("rewrite edns0 local set nope 2", "expected an option code"),
 ])  # fmt: skip
 def test_bad_rules_are_named_with_their_place(serve: Serve, rule: str, expected: str) -> None:
     with pytest.raises(CorefileError) as caught:

@@ -1,0 +1,77 @@
+"""What expressions of `view` and `template` may ask of a query: CoreDNS's functions, by their names there."""
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from kdns.corefile import Token
+from kdns.dns import iana
+from kdns.dns.name import to_text
+from kdns.expression import BadExpression, EvaluationError, Expression, Function, compile_expression
+from kdns.pipeline import setup
+from kdns.pipeline.request import Request
+
+
+class Facts(NamedTuple):
+    """The environment of an expression: the query, how its labels are read, and a regular expression's groups."""
+
+    request: Request
+    label: Callable[[str], str]
+    groups: Mapping[str, str] = {}
+
+
+def _host(address: tuple[object, ...] | None) -> str:
+    return "" if not address else str(address[0])
+
+
+def _port(address: tuple[object, ...] | None) -> str:
+    return "" if not address else str(address[1])
+
+
+def _in_cidr(facts: Facts, address: str, network: str) -> bool:
+    try:
+        host = ipaddress.ip_address(address.partition("%")[0])
+        return host in ipaddress.ip_network(network, strict=False)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from None
+
+
+def _bufsize(facts: Facts) -> int:
+    request = facts.request
+    if request.proto != "udp":
+        return 65535
+    return 512 if request.edns is None else max(512, request.edns.size)
+
+
+def _of(kind: str, read: Callable[[Request], object]) -> Function:
+    return Function((), kind, lambda facts: read(facts.request))
+
+
+FUNCTIONS: Final[dict[str, Function]] = {
+    "name": _of("string", lambda r: to_text(r.question.name)),
+    "type": _of("string", lambda r: iana.type_text(r.question.type)),
+    "class": _of("string", lambda r: iana.class_text(r.question.cls)),
+    "client_ip": _of("string", lambda r: _host(r.peer)),
+    "server_ip": _of("string", lambda r: _host(r.local)),
+    "port": _of("string", lambda r: _port(r.peer)),
+    "server_port": _of("string", lambda r: _port(r.local)),
+    "proto": _of("string", lambda r: r.proto),
+    "id": _of("int", lambda r: r.id),
+    "opcode": _of("int", lambda r: r.data[2] >> 3 & 15),
+    "size": _of("int", lambda r: len(r.data)),
+    "bufsize": Function((), "int", _bufsize),
+    "do": _of("bool", lambda r: r.edns is not None and r.edns.do),
+    "incidr": Function(("string", "string"), "bool", _in_cidr),
+    "metadata": Function(("string",), "string", lambda facts, label: facts.label(label)),
+}
+# For expressions beside a regular expression's match.
+WITH_GROUPS: Final = {**FUNCTIONS, "group": Function(("any",), "string", lambda facts, name: facts.groups.get(str(name), ""))}
+
+
+def compiled(words: tuple[Token, ...], functions: Mapping[str, Function], names: Mapping[str, str]) -> Expression:
+    """The expression that a line's words make. Raises CorefileError."""
+    text = " ".join(word.text for word in words)
+    try:
+        return compile_expression(text, functions, names)
+    except BadExpression as error:
+        raise setup.fail(words[0], f"bad expression: {error}, at character {error.at + 1} of {text!r}") from None

@@ -1,0 +1,265 @@
+"""The directive `rewrite`: its rules and how they are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kdns.corefile import Directive, Line, Token
+from kdns.dns import edns, iana
+from kdns.pipeline import setup
+from kdns.regex import compile_regex
+
+KINDS: Final = ("exact", "prefix", "suffix", "substring", "regex")
+FIELDS: Final = ("name", "type", "class", "edns0", "ttl", "rcode", "cname")
+VARIABLES: Final = ("qname", "qtype", "client_ip", "client_port", "server_ip", "server_port", "protocol")
+MAX_DATA: Final = 1024  # octets of one option: larger ones would crowd the question out of an unfragmented datagram
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How a name is met. `text` is lower-cased and ends in a dot, but for a regex."""
+
+    kind: str
+    text: str
+
+    def compiled(self) -> Any:
+        return compile_regex(self.text) if self.kind == "regex" else None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRule:
+    """What to do with an answer: auto, or a regex and a replacement for owners (`name`) or data (`value`)."""
+
+    kind: str
+    regex: str = ""
+    to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An EDNS option: what is done (`set`, `append`, `replace`, `unset`), its code, and where its data comes from.
+
+    `data` is constant, unless there is a `variable`; of the client's address SUBNET takes `bits` (IPv4, IPv6).
+    """
+
+    action: str
+    code: int
+    data: bytes = b""
+    variable: str = ""
+    bits: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. `numbers` are types, classes, codes or TTL bounds, by field."""
+
+    field: str
+    stop: bool
+    match: Match = Match("exact", "")
+    to: str = ""
+    answers: tuple[AnswerRule, ...] = ()
+    numbers: tuple[int, int] = (0, 0)
+    option: "Option | None" = None
+
+
+def read(directive: Directive) -> Rule:
+    """One directive's rule. Raises CorefileError."""
+    words = list(directive.args)
+    if directive.body is not None:
+        words += [word for line in directive.body for word in _words(line)]
+    stop = True
+    if words and words[0].text in ("continue", "stop"):
+        stop = words.pop(0).text == "stop"
+    if not words:
+        raise setup.fail(directive, f"expected a field: {', '.join(FIELDS)}")
+    field = words.pop(0)
+    if field.text in ("type", "class"):
+        return _numbers_rule(field, words, stop)
+    if field.text == "name":
+        return _name_rule(field, words, stop)
+    if field.text == "ttl":
+        match, words = _match(field, words, 1)
+        return Rule("ttl", stop, match, numbers=_bounds(words[0]))
+    if field.text == "rcode":
+        match, words = _match(field, words, 2)
+        return Rule("rcode", stop, match, numbers=(_rcode(words[0]), _rcode(words[1])))
+    if field.text == "cname":
+        match, words = _match(field, words, 1)
+        if match.kind == "regex":
+            _references(words[0], compile_regex(match.text).groups)
+        return Rule("cname", False, match, words[0].text.lower() if match.kind == "regex" else _dotted(words[0].text))
+    if field.text == "edns0":
+        return Rule("edns0", stop, option=_option(field, words))
+    raise setup.unknown(Line(field, ()), FIELDS)
+
+
+def _words(line: Line) -> list[Token]:
+    return [line.name, *line.args, *(word for inner in line.body or () for word in _words(inner))]
+
+
+def _numbers_rule(field: Token, words: list[Token], stop: bool) -> Rule:
+    if len(words) != 2:
+        raise setup.fail(field, f"rewrite {field.text} takes FROM TO")
+    read = iana.type_number if field.text == "type" else iana.class_number
+    numbers = []
+    for word in words:
+        number = read(word.text)
+        if number is None:
+            raise setup.fail(word, f'"{word.text}" is no {field.text}')
+        numbers.append(number)
+    return Rule(field.text, stop, numbers=(numbers[0], numbers[1]))
+
+
+def _match(field: Token, words: list[Token], behind: int) -> tuple[Match, list[Token]]:
+    """The match of a rule, with or without its kind, and the `behind` words after it."""
+    kind = "exact"
+    if len(words) == behind + 2 and words[0].text in KINDS:
+        kind = words.pop(0).text
+    if len(words) != behind + 1:
+        raise setup.fail(field, f"rewrite {field.text}: wrong number of arguments")
+    return _made(kind, words[0]), words[1:]
+
+
+def _made(kind: str, word: Token) -> Match:
+    if kind == "regex":
+        setup.regex(word)
+        return Match(kind, word.text)
+    return Match(kind, _dotted(word.text))
+
+
+def _dotted(text: str) -> str:
+    text = text.lower()
+    return text if text.endswith(".") else text + "."
+
+
+def _name_rule(field: Token, words: list[Token], stop: bool) -> Rule:
+    if len(words) < 2:
+        raise setup.fail(field, "rewrite name takes [exact|prefix|suffix|substring|regex] FROM TO")
+    kind = "exact"
+    if len(words) > 2:
+        if words[0].text not in KINDS:
+            raise setup.fail(words[0], f'expected {", ".join(KINDS)}, found "{words[0].text}"')
+        kind = words.pop(0).text
+    if len(words) < 2:
+        raise setup.fail(field, "rewrite name takes [exact|prefix|suffix|substring|regex] FROM TO")
+    match, to = _made(kind, words[0]), words[1]
+    if kind == "regex":
+        _references(to, setup.regex(words[0]).groups)
+    answers = _answers(words[2:], kind)
+    if kind == "exact":
+        answers = (AnswerRule("auto"), *(answer for answer in answers if answer.kind != "auto"))
+    return Rule("name", stop, match, to.text.lower() if kind == "regex" else _dotted(to.text), answers)
+
+
+def _references(to: Token, groups: int) -> None:
+    used = [i for i in range(101) if f"{{{i}}}" in to.text]
+    if any(i > groups for i in used):
+        raise setup.fail(to, f"the regular expression has {groups} groups, and {{{max(used)}}} is not one of them")
+
+
+def _answers(words: list[Token], kind: str) -> tuple[AnswerRule, ...]:
+    out: list[AnswerRule] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.text == "answer" and rest:
+            word = rest.pop(0)
+        elif not out and word.text != "answer":
+            raise setup.fail(word, f'expected "answer", found "{word.text}"')
+        if word.text == "auto":
+            out.append(AnswerRule("auto"))
+        elif word.text in ("name", "value") and len(rest) >= 2:
+            regex, to = rest.pop(0), rest.pop(0)
+            _references(to, setup.regex(regex).groups)
+            out.append(AnswerRule(word.text, regex.text, to.text))
+        else:
+            raise setup.fail(word, f'expected auto, name REGEX TO or value REGEX TO, found "{word.text}"')
+    kinds = [answer.kind for answer in out]
+    if "auto" in kinds and "name" in kinds:
+        raise setup.fail(words[0], "answer auto and answer name cannot both be set")
+    return tuple(out)
+
+
+def _bounds(word: Token) -> tuple[int, int]:
+    text = word.text
+    most = 0x7FFFFFFF
+    low, dash, high = text.partition("-")
+    try:
+        if text == "-":
+            raise ValueError
+        if not dash:
+            return int(text), int(text)
+        bounds = (int(low or 0), int(high or most))
+    except ValueError:
+        raise setup.fail(word, f'expected SECONDS, A-B, A- or -B, found "{text}"') from None
+    if bounds[0] > bounds[1]:
+        raise setup.fail(word, f'the bounds "{text}" are the wrong way round')
+    return bounds
+
+
+def _rcode(word: Token) -> int:
+    number = iana.rcode_number(word.text)
+    if number is None and word.text.isdecimal() and int(word.text) <= 23:
+        number = int(word.text)
+    if number is None:
+        raise setup.fail(word, f'"{word.text}" is no response code')
+    return number
+
+
+# EDNS options.
+
+
+def _option(field: Token, words: Sequence[Token]) -> Option:
+    usage = "rewrite edns0 takes local, nsid or subnet, then set, append, replace or unset"
+    if len(words) < 2:
+        raise setup.fail(field, usage)
+    kind, action, *rest = words
+    if kind.text not in ("local", "nsid", "subnet"):
+        raise setup.fail(kind, f'{usage}; found "{kind.text}"')
+    if action.text not in ("set", "append", "replace", "unset"):
+        raise setup.fail(action, f'{usage}; found "{action.text}"')
+    if rest and rest[-1].text == "revert" and action.text != "unset":
+        rest.pop()  # no reply shows the options in any case
+    unset = action.text == "unset"
+    wanted = {"local": 1 if unset else 2, "nsid": 0, "subnet": 0 if unset else 2}[kind.text]
+    if len(rest) != wanted:
+        what = {"local": "CODE" if unset else "CODE DATA", "nsid": "nothing more", "subnet": "nothing more" if unset else "V4 V6"}
+        raise setup.fail(action, f"rewrite edns0 {kind.text} {action.text} takes {what[kind.text]}")
+    if kind.text == "nsid":
+        return Option(action.text, edns.NSID)
+    if kind.text == "subnet":
+        bits = (0, 0) if unset else (setup.integer(rest[0], 0, 32), setup.integer(rest[1], 0, 128))
+        return Option(action.text, edns.SUBNET, variable="subnet", bits=bits)
+    code = _code(rest[0])
+    if unset:
+        return Option(action.text, code)
+    return _local(action.text, code, rest[1])
+
+
+def _code(word: Token) -> int:
+    try:
+        code = int(word.text, 0)
+    except ValueError:
+        code = -1
+    if not 0 <= code <= 65535:
+        raise setup.fail(word, f'expected an option code of 0 to 65535, found "{word.text}"')
+    return code
+
+
+def _local(action: str, code: int, word: Token) -> Option:
+    text = word.text
+    if text.startswith("{") and text.endswith("}"):
+        variable = text[1:-1]
+        if variable not in VARIABLES and "/" not in variable:
+            raise setup.fail(word, f'unknown variable "{text}": there are {", ".join(VARIABLES)}, and metadata with a / in it')
+        return Option(action, code, variable=variable)
+    if text.startswith("0x"):
+        try:
+            data = bytes.fromhex(text[2:])
+        except ValueError:
+            raise setup.fail(word, f'"{text}" is not hexadecimal, two digits an octet') from None
+    else:
+        data = text.encode()
+    if len(data) > MAX_DATA:
+        raise setup.fail(word, f"an option of {len(data)} octets, at most {MAX_DATA} are allowed")
+    return Option(action, code, data)
