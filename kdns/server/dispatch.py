@@ -37,6 +37,8 @@ from kdns.upstream.deadlines import Deadlines
 
 # Queries that may wait for an upstream, in all. Each costs some 2 KB; a burst beyond is answered SERVFAIL at once.
 MAX_PENDING: Final = 20_000
+# Of one client's address, so that no one takes all places. Half: behind NAT many clients have one address.
+MAX_PENDING_CLIENT: Final = MAX_PENDING // 2
 # Seconds a query may wait: an upstream's five and a half, and some for a chain of names. Clients wait five.
 DEADLINE: Final = 12.0
 MAX_DETACHED: Final = 1000
@@ -113,6 +115,7 @@ class Dispatcher:
         self.deadlines = Deadlines()
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.table: dict[Pending, tuple[float, Request]] = {}
+        self.waiters: dict[Any, int] = {}  # client's host -> its queries in the table
         self.timer: asyncio.TimerHandle | None = None
         self.detached: set[Pending] = set()
         self.panics = PANICS.slot()
@@ -336,10 +339,13 @@ class Dispatcher:
     def _wait(self, request: Request, pending: Pending) -> bytes | Pending | None:
         if pending.done:
             return self._pack(request, self._landed(request, pending.value))
-        if len(self.table) >= MAX_PENDING:
+        host = request.peer[0]
+        waiters = self.waiters.get(host, 0)
+        if len(self.table) >= MAX_PENDING or waiters >= MAX_PENDING_CLIENT:
             OVERFLOWS.slot(self.label)[0] += 1
             return self._pack(request, Bare(iana.SERVFAIL, "too many queries wait for an upstream"))
         result = Pending()
+        self.waiters[host] = waiters + 1
         self.table[result] = (request.now + DEADLINE, request)
         if self.timer is None:
             self.timer = asyncio.get_running_loop().call_later(DEADLINE, self._sweep)
@@ -350,7 +356,16 @@ class Dispatcher:
 
     def _land(self, request: Request, result: Pending, value: Any) -> None:
         if self.table.pop(result, None) is not None:
+            self._left(request)
             result.resolve(self._pack(request, self._landed(request, value)))
+
+    def _left(self, request: Request) -> None:
+        host = request.peer[0]
+        left = self.waiters[host] - 1
+        if left:
+            self.waiters[host] = left
+        else:
+            del self.waiters[host]
 
     def _landed(self, request: Request, value: Any) -> Outcome:
         if isinstance(value, BaseException):
@@ -368,6 +383,7 @@ class Dispatcher:
                 self.timer = asyncio.get_running_loop().call_later(deadline - now + 0.01, self._sweep)
                 return
             del self.table[result]
+            self._left(request)
             EXPIRED.slot(self.label)[0] += 1
             result.resolve(self._pack(request, Bare(iana.SERVFAIL, "no plugin answered in time")))
 

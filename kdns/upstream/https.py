@@ -23,6 +23,8 @@ from kdns.upstream.exchange import Done, UpstreamError, matching_reply
 from kdns.upstream.udp import HITS, MISSES
 
 DIAL: Final = 5.0  # seconds to connect, TLS included
+REDIAL: Final = 0.4  # seconds after which another connection is tried beside one that is still dialling (see tcp.REDIAL)
+MAX_DIALS: Final = 8
 MAX_WAITING: Final = 10_000  # queries that wait for a connection or a free stream
 MAX_BODY: Final = 65535  # octets of a reply: no DNS message is larger
 PATH: Final = "/dns-query"
@@ -84,7 +86,8 @@ class HttpsConnections:
         self.source = source
         self.connection: _Connection | None = None
         self.open: set[_Connection] = set()
-        self.dialling: asyncio.Task[None] | None = None
+        self.dials: set[asyncio.Task[None]] = set()
+        self.dialled = 0.0  # when the last dialling began
         self.waiting: list[_Flight] = []
         self.hits = HITS.slot(name, to, "https")
         self.misses = MISSES.slot(name, to, "https")
@@ -109,9 +112,19 @@ class HttpsConnections:
             flight.end(UpstreamError(f"too many queries wait for a connection to {self.to}"))
             return
         self.waiting.append(flight)
-        if connection is None and self.dialling is None:
-            self.misses[0] += 1
-            self.dialling = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.to}")
+        if connection is None:
+            self.dial()
+
+    def dial(self) -> None:
+        """Opens a connection, unless one is being opened."""
+        loop = asyncio.get_running_loop()
+        if self.dials and (loop.time() - self.dialled < REDIAL or len(self.dials) >= MAX_DIALS):
+            return
+        self.misses[0] += 1
+        self.dialled = loop.time()
+        task = loop.create_task(self._dial(), name=f"dial {self.to}")
+        self.dials.add(task)
+        task.add_done_callback(self.dials.discard)
 
     async def _dial(self) -> None:
         error = ""
@@ -128,7 +141,10 @@ class HttpsConnections:
                 DIAL,
             )
             if made.speaks_h2():
-                self.connection = made
+                if self.connection is not None:
+                    made.retire()
+                else:
+                    self.connection = made
             else:
                 made.close()
                 error = "the upstream does not speak HTTP/2"
@@ -136,12 +152,10 @@ class HttpsConnections:
             error = "i/o timeout"
         except OSError as problem:
             error = str(problem.strerror or problem)
-        finally:
-            self.dialling = None
-        if error:
-            self.fail_waiting(f"dial https {self.to}: {error}")
-        else:
+        if not error:
             self.flush()
+        elif len(self.dials) == 1:  # this one
+            self.fail_waiting(f"dial https {self.to}: {error}")
 
     def fail_waiting(self, error: str) -> None:
         """Ends the queries that wait."""
@@ -168,13 +182,13 @@ class HttpsConnections:
             else:
                 flight.retried = True
                 self.assign(flight)
-        if self.waiting and self.connection is None and self.dialling is None:
-            self.dialling = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.to}")
+        if self.waiting and self.connection is None:
+            self.dial()
 
     def close(self) -> None:
         """Closes the connection; queries in flight fail."""
-        if self.dialling is not None:
-            self.dialling.cancel()
+        for task in list(self.dials):
+            task.cancel()
         self.fail_waiting("closed")
         for connection in list(self.open):
             connection.answered = False

@@ -18,6 +18,9 @@ MAX_PIPELINED: Final = 200
 MAX_CONNECTIONS: Final = 64  # to one upstream
 MAX_WAITING: Final = 10_000  # queries that wait for a connection
 DIAL: Final = 5.0  # seconds to connect, TLS included: what a whole query may take
+# After so many seconds another connection is tried beside one that is still dialling: its SYN may have been lost while
+# the upstream was away, and the kernel tries again only after 1, 3 and 7 seconds.
+REDIAL: Final = 0.4
 
 
 @final
@@ -72,6 +75,7 @@ class TcpConnections:
         self.source = source
         self.connections: list[_Connection] = []
         self.dialling = 0
+        self.dialled = 0.0  # when the last dialling began
         self.waiting: list[_Flight] = []
         self.tasks: set[asyncio.Task[None]] = set()
         proto = "tcp-tls" if context is not None else "tcp"
@@ -98,8 +102,9 @@ class TcpConnections:
         self.misses[0] += 1
         self.waiting.append(flight)
         room = self.dialling + len(self.connections) < MAX_CONNECTIONS
-        if room and len(self.waiting) > self.dialling * MAX_PIPELINED:
+        if room and (len(self.waiting) > self.dialling * MAX_PIPELINED or now - self.dialled > REDIAL):
             self.dialling += 1
+            self.dialled = now
             task = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.to}")
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
@@ -125,6 +130,8 @@ class TcpConnections:
             error = str(problem.strerror or problem) if isinstance(problem, OSError) else str(problem)
         finally:
             self.dialling -= 1
+        if error and self.dialling:
+            return  # another may still come through
         if error:
             waiting, self.waiting = self.waiting, []
             for flight in waiting:

@@ -153,28 +153,26 @@ class Upstream:
             self.task = asyncio.get_running_loop().create_task(self._probe(), name=f"probe {self.to}")
 
     async def _probe(self) -> None:
-        loop = asyncio.get_running_loop()
+        """Probes every `interval`, however long a probe is waited for: an upstream that is back is seen with the next one."""
         question = Question(self.options.probe_name, iana.NS)
         query = pack_query(0, question, rd=self.options.probe_rd)
-        while True:
-            came: asyncio.Future[Result] = loop.create_future()
+        alive = asyncio.Event()
 
-            def done(result: Result, came: asyncio.Future[Result] = came) -> None:
-                if not came.done():
-                    came.set_result(result)
+        def done(result: Result) -> None:
+            if type(result) is Answer:
+                alive.set()
+            elif not alive.is_set():
+                self.fails += 1
+                FAILURES.slot(self.name, self.to)[0] += 1
 
-            if self.stream_only:
-                self.tcp.exchange(query, question, PROBE_TIMEOUT, done)
-            else:
-                self.udp.exchange(query, question, PROBE_TIMEOUT, done)
-            if type(await came) is Answer:
-                self.fails = 0
-                self.rtt = 0.0
-                self.task = None
-                return
-            self.fails += 1
-            FAILURES.slot(self.name, self.to)[0] += 1
-            await asyncio.sleep(max(self.options.interval, MIN_INTERVAL))
+        while not alive.is_set():
+            exchange = self.tcp.exchange if self.stream_only else self.udp.exchange
+            exchange(query, question, PROBE_TIMEOUT, done)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(alive.wait(), max(self.options.interval, MIN_INTERVAL))
+        self.fails = 0
+        self.rtt = 0.0
+        self.task = None
 
     async def close(self) -> None:
         """Ends probing and closes all sockets."""

@@ -37,7 +37,7 @@
 * `max_fails`: failed probes after which an upstream counts as down; 0 never. Default 2. Probes go out every
   `health_check` (0.5s) once a query has failed; `no_rec` without RD, `domain` for another name than the root.
 * `max_connect_attempts`: tries for one query; default twice the number of upstreams.
-* `read_timeout`: how long an upstream is waited for. Default 2s; a query takes at most 5s.
+* `read_timeout`: how long an upstream is waited for. Default 2s; a query takes at most 4.8s in all.
 * `expire` (10s), `max_age` (no end), `max_idle_conns` (no limit): when kept TCP connections are closed.
 * `tls`, `tls_servername`: certificates, and the name to verify, for `tls://` and `https://`
   upstreams. `doh_method`: how `https://` upstreams are asked; default POST.

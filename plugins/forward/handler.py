@@ -25,7 +25,8 @@ from kdns.upstream.deadlines import Deadlines
 from kdns.upstream.exchange import Result
 from kdns.upstream.upstream import Address, Upstream
 
-LIMIT: Final = 5.0  # seconds for one query, all tries together (CoreDNS's, and a stub resolver's patience)
+# Seconds for one query, all tries together: what comes of it is there before a stub resolver's five are over.
+LIMIT: Final = 4.8
 BAND: Final = 0.01  # seconds; upstreams whose times differ by less count as equally near
 # A second upstream is asked when the first is this late: three times its usual, within bounds. The first waits on.
 HEDGE: Final = (0.02, 0.5)
@@ -168,8 +169,8 @@ class _Try:
     """One question on its way through the upstreams."""
 
     __slots__ = (
-        "answered", "attempts", "end", "flight", "forward", "hedge", "key", "left", "list", "over", "pos", "proto", "query", "question",
-        "swept", "waiting",
+        "answered", "attempts", "end", "flight", "forward", "hedge", "key", "last", "left", "list", "over", "pos", "proto", "query",
+        "question",        "swept", "waiting",
     )  # fmt: skip
 
     def __init__(self, forward: Forward, request: Request, query: bytes, proto: str, key: bytes) -> None:
@@ -187,6 +188,7 @@ class _Try:
         self.waiting = 0  # upstreams that have been asked and have not answered
         self.over = False
         self.hedge: asyncio.TimerHandle | None = None
+        self.last: asyncio.TimerHandle | None = None
         most = forward.config.attempts
         self.left = 2 * len(self.list) if most is None else most or 1_000_000
         self.end = time.monotonic() + LIMIT
@@ -242,7 +244,15 @@ class _Try:
         self.left -= 1
         self.attempts += 1
         self.waiting += 1
+        left = self.end - time.monotonic()
+        if self.last is None and left < upstream.options.timeout:
+            self.last = asyncio.get_running_loop().call_later(left, self.expire, upstream)
         upstream.exchange(self.query, self.question, self.proto, partial(self.came, upstream))
+
+    def expire(self, upstream: Upstream) -> None:
+        """The time for all tries is over."""
+        if not self.over:
+            self.finish(Bare(iana.SERVFAIL, f"read ->{upstream.to}: i/o timeout"))
 
     def upstream(self) -> str:
         """Who answered, for metadata."""
@@ -254,6 +264,8 @@ class _Try:
         if self.hedge is not None:
             self.hedge.cancel()
             self.hedge = None
+        if self.last is not None:
+            self.last.cancel()
         self.forward.landed(self, outcome)
 
     def came(self, upstream: Upstream, result: Result) -> None:

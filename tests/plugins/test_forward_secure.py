@@ -1,0 +1,244 @@
+"""Upstreams over TLS and HTTPS: what is verified, what is kept, and what a broken one comes to."""
+
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dns.message
+import pytest
+import trustme
+
+from kdns.corefile import CorefileError
+from tests.running import Running, code, data, eventually, free_port
+from tests.securepeers import Authority, Doh, Dot, Peer, Script
+from tests.upstreams import Upstream, answer
+
+Serve = Callable[..., Running]
+Start = Callable[..., Upstream]
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def peer(authority: Authority) -> Iterator[Callable[..., Peer]]:
+    made: list[Peer] = []
+
+    def start(kind: str, script: Script | None = None, *names: str, alpn: str = "h2", **options: str) -> Peer:
+        play = script or (lambda query: answer(query, "A 192.0.2.1"))
+        context = authority.context(*(names or ("dns.example.net",)), alpn=alpn if kind == "https" else "")
+        each = Peer(context, lambda owner: Doh(owner, play, **options) if kind == "https" else Dot(owner, play))
+        made.append(each)
+        return each
+
+    yield start
+    for each in made:
+        each.close()
+
+
+Begin = Callable[..., Peer]
+
+
+def forward(to: str, *options: str) -> str:
+    return ".:{port} {\n bind 127.0.0.1\n errors\n forward . " + to + " {\n " + "\n ".join(options) + "\n }\n}"
+
+
+@pytest.mark.parametrize("kind", ["tls", "https"])
+def test_an_encrypted_upstream_is_verified_by_name_and_its_connection_kept(
+    serve: Serve, peer: Begin, authority: Authority, kind: str
+) -> None:
+    up = peer(kind)
+    server = serve(forward(f"{kind}://127.0.0.1:{up.port}", f"tls {authority.path}", "tls_servername dns.example.net"))
+    for i in range(5):
+        assert data(server.ask(f"x{i}.org.")) == ["192.0.2.1"]
+    assert up.names == ["dns.example.net"] and len(up.connections) == 1 and len(up.queries) == 5
+    # Each upstream may have a name of its own.
+    server = serve(forward(f"{kind}://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}"))
+    assert data(server.ask("y.org.")) == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("kind", ["tls", "https"])
+@pytest.mark.parametrize(("options", "expected"), [
+    (["tls_servername dns.example.net"], "certificate verify failed"),  # an authority nobody here knows
+    (["tls {ca}", "tls_servername other.example.net"], "ostname"),
+    (["tls {ca}"], "IP address mismatch"),
+])  # fmt: skip
+def test_a_bad_certificate_is_servfail_and_said_so(
+    serve: Serve, peer: Begin, authority: Authority, lines: list[str], kind: str, options: list[str], expected: str
+) -> None:
+    up = peer(kind)
+    server = serve(forward(f"{kind}://127.0.0.1:{up.port}", *(option.replace("{ca}", str(authority.path)) for option in options)))
+    assert code(server.ask("x.org.")) == "SERVFAIL" and not up.queries
+    eventually(lambda: any("plugin/errors: 2 x.org. A" in line and expected in line for line in lines))
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_https_asks_as_rfc_8484_says(serve: Serve, peer: Begin, authority: Authority, method: str) -> None:
+    up = peer("https")
+    where = f"https://127.0.0.1%dns.example.net:{up.port}"
+    server = serve(forward(where, f"tls {authority.path}", f"doh_method {method}"))
+    assert data(server.ask("x.org.", use_edns=0, want_dnssec=True)) == ["192.0.2.1"]
+    request = up.requests[0]
+    assert request[":method"] == method and request[":path"].split("?")[0] == "/dns-query"
+    assert request[":authority"] == f"dns.example.net:{up.port}" and request["accept"] == "application/dns-message"
+    assert up.queries[0].id == 0 and up.queries[0].ednsflags & 0x8000
+
+
+def test_https_asks_many_at_once_on_one_connection(serve: Serve, peer: Begin, authority: Authority) -> None:
+    up = peer("https")
+    server = serve(forward(f"https://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}"))
+    found: list[list[str]] = []
+    threads = [threading.Thread(target=lambda i=i: found.append(data(server.ask(f"x{i}.org.")))) for i in range(150)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [["192.0.2.1"]] * 150 and len(up.connections) == 1
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({"status": "503"}, "HTTP status 503"), ({"content": "text/html"}, "is no application/dns-message"),
+    ({"alpn": "http/1.1"}, "does not speak HTTP/2"),
+])  # fmt: skip
+def test_what_an_https_upstream_does_wrong_is_said(
+    serve: Serve, peer: Begin, authority: Authority, lines: list[str], options: dict[str, str], expected: str
+) -> None:
+    up = peer("https", **options)
+    server = serve(forward(f"https://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}", "health_check 10s"))
+    assert code(server.ask("x.org.")) == "SERVFAIL"
+    eventually(lambda: any(expected in line for line in lines))
+
+
+def test_an_https_reply_to_another_question_is_not_taken(
+    serve: Serve, peer: Begin, authority: Authority, lines: list[str]
+) -> None:
+    def other(query: dns.message.Message) -> dns.message.Message:
+        return answer(dns.message.make_query("other.org.", "A"), "A 192.0.2.66")
+
+    up = peer("https", other)
+    server = serve(forward(f"https://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}"))
+    assert code(server.ask("x.org.")) == "SERVFAIL"
+    eventually(lambda: any("the reply is to another question" in line for line in lines))
+
+
+@pytest.mark.parametrize("kind", ["tls", "https"])
+def test_a_connection_the_upstream_closed_costs_nothing(serve: Serve, peer: Begin, authority: Authority, kind: str) -> None:
+    up = peer(kind)
+    server = serve(forward(f"{kind}://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}"))
+    for i in range(3):
+        assert data(server.ask(f"x{i}.org.")) == ["192.0.2.1"]
+        up.drop()
+    assert len(up.queries) == 3
+
+
+@pytest.mark.parametrize("kind", ["tls", "https"])
+def test_an_upstream_that_takes_queries_and_says_nothing_times_out(
+    serve: Serve, peer: Begin, authority: Authority, kind: str
+) -> None:
+    mute = peer(kind, lambda query: None)
+    good = peer(kind)
+    server = serve(forward(
+        f"{kind}://127.0.0.1%dns.example.net:{mute.port} {kind}://127.0.0.1%dns.example.net:{good.port}",
+        f"tls {authority.path}", "policy sequential", "read_timeout 300ms",
+    ))  # fmt: skip
+    began = time.monotonic()
+    assert data(server.ask("x.org.")) == ["192.0.2.1"] and time.monotonic() - began < 1.5
+
+
+def test_a_client_certificate_is_shown(serve: Serve, authority: Authority, tmp_path: Path) -> None:
+    import ssl
+
+    context = authority.context("dns.example.net")
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.ca.configure_trust(context)
+    mine = authority.ca.issue_cert("client.example.net")
+    mine.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    mine.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    up = Peer(context, lambda owner: Dot(owner, lambda query: answer(query, "A 192.0.2.1")))
+    try:
+        where = f"tls://127.0.0.1%dns.example.net:{up.port}"
+        server = serve(forward(where, f"tls {tmp_path / 'cert.pem'} {tmp_path / 'key.pem'} {authority.path}"))
+        assert data(server.ask("x.org.")) == ["192.0.2.1"]
+        server = serve(forward(where, f"tls {authority.path}"))
+        assert code(server.ask("x.org.")) == "SERVFAIL"
+    finally:
+        up.close()
+
+
+def test_an_authority_that_vanishes_keeps_the_last_good_one(
+    serve: Serve, peer: Begin, authority: Authority, lines: list[str]
+) -> None:
+    up = peer("tls")
+    text = forward(f"tls://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}")
+    server = serve(text)
+    assert data(server.ask("a.org.")) == ["192.0.2.1"]
+    authority.path.unlink()
+    up.drop()
+    assert data(server.ask("b.org.")) == ["192.0.2.1"]
+    assert not server.reload(text + "\n")  # a new configuration needs it: the old one serves on
+    assert data(server.ask("c.org.")) == ["192.0.2.1"]
+    eventually(lambda: any("ca.pem" in line for line in lines))
+
+
+@pytest.mark.parametrize("text", ["not a certificate", ""])
+def test_a_broken_authority_is_named_with_its_place(serve: Serve, tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.pem").write_text(text)
+    with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+.*tls .*bad.pem"):
+        serve(forward("tls://127.0.0.1", f"tls {tmp_path / 'bad.pem'}"))
+
+
+def test_a_path_in_an_https_upstream_is_an_error(serve: Serve) -> None:
+    with pytest.raises(CorefileError, match="has a path"):
+        serve(forward("https://127.0.0.1/resolve"))
+
+
+def test_a_half_open_tcp_connection_ends_in_time_and_the_next_upstream_answers(serve: Serve, upstream: Start) -> None:
+    """It is accepted by the kernel; nobody ever reads."""
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        dead.listen(64)
+        good = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+        server = serve(
+            forward(f"127.0.0.1:{dead.getsockname()[1]} {good.address}", "force_tcp", "policy sequential", "read_timeout 200ms")
+        )
+        began = time.monotonic()
+        assert data(server.ask("x.org.")) == ["192.0.2.1"] and time.monotonic() - began < 1
+
+
+@pytest.mark.skipif(shutil.which("unbound") is None, reason="unbound is not installed")
+@pytest.mark.parametrize("kind", ["tls", "https"])
+def test_a_real_unbound_is_asked_over_tls_and_https(serve: Serve, authority: Authority, tmp_path: Path, kind: str) -> None:
+    port = free_port()
+    cert: trustme.LeafCert = authority.ca.issue_cert("dns.example.net")
+    cert.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    cert.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    (tmp_path / "unbound.conf").write_text(f"""
+server:
+  interface: 127.0.0.1@{port}
+  {"tls-port" if kind == "tls" else "https-port"}: {port}
+  tls-service-key: "{tmp_path / "key.pem"}"
+  tls-service-pem: "{tmp_path / "cert.pem"}"
+  username: ""
+  chroot: ""
+  directory: "{tmp_path}"
+  pidfile: ""
+  use-syslog: no
+  do-daemonize: no
+  local-zone: "example.org." static
+  local-data: "www.example.org. 60 IN A 192.0.2.7"
+remote-control:
+  control-enable: no
+""")
+    with subprocess.Popen(["unbound", "-c", str(tmp_path / "unbound.conf")], stderr=subprocess.DEVNULL) as process:
+        try:
+            server = serve(forward(f"{kind}://127.0.0.1%dns.example.net:{port}", f"tls {authority.path}"))
+            eventually(lambda: data(server.ask("www.example.org.")) == ["192.0.2.7"], timeout=10)
+            assert code(server.ask("nope.example.org.")) == "NXDOMAIN"
+        finally:
+            process.terminate()
