@@ -7,29 +7,21 @@ coredns) answer the same names. Results go to benchmarks/results.md.
 """
 
 import os
-import platform
 import random
-import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from kdns import __version__
+from benchmarks import outside
+from benchmarks.harness import CLIENT_CORE, HERE, RUNS, SECONDS, SERVER_CORE, Server, dnsperf, host
 from tests.apiserver import ApiServer
 from tests.objects import endpoint, endpointslice, namespace, service
 from tests.running import free_port
-
-HERE = Path(__file__).resolve().parent
-SECONDS = float(os.environ.get("BENCH_SECONDS", "4"))
-RUNS = int(os.environ.get("BENCH_RUNS", "3"))
-SERVER_CORE, CLIENT_CORE = "0", "1"
-HZ = os.sysconf("SC_CLK_TCK")
 
 COREFILE = """
 .:{port} {
@@ -65,74 +57,6 @@ CASES = (
     ("unique NXDOMAIN", "nx", (), 2.6, 6.9),
     ("TCP hit, 10 pipelining connections", "a", ("-m", "tcp", "-c", "10"), 1.3, 2.4),
 )
-
-
-class Measured(NamedTuple):
-    """One dnsperf run: microseconds of CPU a query, queries a second, average and worst latency in ms, queries lost."""
-
-    cost: float
-    rate: float
-    average: float
-    worst: float
-    lost: int
-
-
-class Server:
-    """A process pinned to the servers' core."""
-
-    def __init__(self, name: str, *words: str, port: int, cores: str = SERVER_CORE) -> None:
-        self.name = name
-        self.port = port
-        self.process = subprocess.Popen(["taskset", "-c", cores, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def ticks(self) -> int:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
-
-    def resident(self) -> float:
-        """MiB."""
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+) kB", text)
-        return int(found[1]) / 1024 if found else 0.0
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-def dnsperf(
-    server: Server, queries: Path, *options: str, rate: int = 0, seconds: float = SECONDS, cores: str = CLIENT_CORE
-) -> Measured:
-    """Runs dnsperf against a server: a second to warm up, then the measurement."""
-
-    def run(length: float) -> str:
-        words = ["taskset", "-c", cores, "dnsperf", "-s", "127.0.0.1", "-p", str(server.port), "-d", str(queries)]
-        words += ["-l", f"{length:g}", "-q", "100", *options]
-        if "-c" not in options:
-            words += ["-c", "4"]
-        if rate:
-            words += ["-Q", str(rate)]
-        return subprocess.run(words, capture_output=True, text=True, timeout=length + 30, check=False).stdout
-
-    run(1)
-    before = server.ticks()
-    text = run(seconds)
-    used = server.ticks() - before
-
-    def number(pattern: str) -> float:
-        found = re.search(pattern, text)
-        return float(found[1]) if found else 0.0
-
-    done = number(r"Queries completed:\s+(\d+)")
-    worst = number(r"Average Latency.*max ([0-9.]+)")
-    average = number(r"Average Latency \(s\):\s+([0-9.]+)")
-    lost = int(number(r"Queries lost:\s+(\d+)"))
-    cost = used / HZ * 1e6 / done if done else float("nan")
-    return Measured(cost, number(r"Queries per second:\s+([0-9.]+)"), average * 1e3, worst * 1e3, lost)
 
 
 def query_files(folder: Path) -> dict[str, Path]:
@@ -201,28 +125,6 @@ def peers(folder: Path, api: ApiServer) -> list[Server]:
         path, port = corefile(folder, f"endpoint {api.url}")
         out.append(Server("coredns", "env", "GOMAXPROCS=1", "coredns", "-conf", str(path), port=port))
     return out
-
-
-def version(command: str, *words: str) -> str:
-    """The first line that a program prints of its version."""
-    if shutil.which(command) is None:
-        return f"{command}: not on PATH"
-    done = subprocess.run([command, *words], capture_output=True, text=True, timeout=10, check=False)
-    lines = (done.stdout + done.stderr).strip().splitlines()
-    return f"{command}: {lines[0].strip()}" if lines else command
-
-
-def host() -> list[str]:
-    """The machine and the versions of what is measured."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return [
-        f"host: {os.cpu_count()} x {cpu[1] if cpu else platform.machine()}, Linux {platform.release()}",
-        f"kdns {__version__}, {platform.python_implementation()} {platform.python_version()}",
-        version("dnsperf", "-h").replace("dnsperf: ", "", 1),
-        version("knotd", "--version"),
-        version("unbound", "-V"),
-        version("coredns", "-version"),
-    ]
 
 
 def per_query(folder: Path, sample: str, api: ApiServer) -> list[str]:
@@ -332,7 +234,8 @@ def main() -> int:
                 ["# Results of `make bench`", "", *(f"- {line}" for line in host()), method],
                 per_query(folder, sample, api),
                 ["## At fixed rates", "", *at_rates(folder, sample)],
-                ["## Memory", "", *memory(folder)],
+                ["## Outside names", "", *outside.measure(folder)],
+                ["## Memory", "", *memory(folder), *outside.memory(folder)],
             ]
         finally:
             api.close()

@@ -175,6 +175,14 @@ class Loadbalance(Plugin):
 
     def _turns(self, request: Request, answer: Answer) -> Sequence[Answer]:
         """The orders of an answer, made and kept; none where there is nothing to order."""
+        outline = answer.outline
+        if (
+            outline is not None
+            and not self.config.prefer
+            and (len(outline) < 2 or sum(line[1] in _SHUFFLED for line in outline) < 2)
+        ):
+            answer.turns = ()
+            return ()
         if answer.rcode != iana.NOERROR or request.question.type in (iana.AXFR, iana.IXFR):
             answer.turns = ()
         elif not any(rrset.type in _SHUFFLED and len(rrset.rdatas) > 1 for section in answer.sections for rrset in section):

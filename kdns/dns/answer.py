@@ -10,6 +10,7 @@ An answer is made of sections (ours), or of a body cut out of an upstream's mess
 form is made from the other when first asked for.
 """
 
+import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Final, final
@@ -22,10 +23,16 @@ from kdns.dns.rrset import RRset, Section
 SHAPE_RD: Final = 1
 SHAPE_CD: Final = 2
 SHAPE_EDNS: Final = 4
+_NO_HEADS: Final[tuple[None, ...]] = (None,) * 8
+_head: Final = struct.Struct("!HHHHH").pack
 # A body over this is not rendered further: no transport carries more (RFC 1035, section 4.2.2).
 MAX_BODY: Final = 65535
 # Cut forms are kept for the sizes nearly all clients have: no EDNS, and DNS Flag Day 2020.
 _KEPT_CUTS: Final = (512, 1232)
+
+
+# A record without its data: owner in lower case, type, TTL in seconds, and the target of a CNAME in lower case.
+Outline = tuple[bytes, int, int, bytes]
 
 
 @final
@@ -58,7 +65,7 @@ class Answer:
     are EDNS options (wire form) for clients that use EDNS. `name` is the lower-cased name that `body` stands behind.
     """
 
-    __slots__ = ("_sections", "alive", "body", "flags", "heads", "name", "options", "own", "rcode", "turns")
+    __slots__ = ("_sections", "alive", "body", "flags", "heads", "name", "options", "outline", "own", "rcode", "turns")
 
     def __init__(
         self,
@@ -79,11 +86,13 @@ class Answer:
         self.options = options
         self.name = name
         self.body = body
-        self.heads: list[bytes | None] = [None] * 8
+        self.heads: Sequence[bytes | None] = _NO_HEADS
         # Whether a store keeps it for its name: while it does, a finished reply may be repeated.
         self.alive = False
         # Rotations made by loadbalance: None while not looked at, () where there is nothing to rotate.
         self.turns: Sequence[Answer] | None = None
+        # Of an upstream's message: its records section by section, as they were found when it was read.
+        self.outline: list[Outline] | None = None
         self._sections: tuple[Section, Section, Section] | None = (
             None if body is not None else (tuple(answer), tuple(authority), tuple(additional))
         )
@@ -108,6 +117,22 @@ class Answer:
     @property
     def additional(self) -> Section:
         return self.sections[2]
+
+    def records(self) -> tuple[list[Outline], list[Outline], list[Outline]]:
+        """The records of the three sections in outline. Where a message was read this decodes nothing."""
+        outline = self.outline
+        if outline is not None and self.body is not None:
+            an, ns, _ = self.body.counts
+            return outline[:an], outline[an : an + ns], outline[an + ns :]
+        answer, authority, additional = (
+            [
+                (rrset.owner.lower(), rrset.type, rrset.ttl, data.lower() if rrset.type == iana.CNAME else b"")
+                for rrset in section
+                for data in rrset.rdatas
+            ]
+            for section in self.sections
+        )
+        return answer, authority, additional
 
     def replace(
         self,
@@ -143,7 +168,10 @@ class Answer:
 
     def with_body(self, body: Body, flags: int) -> "Answer":
         """A copy with another body of the same records (other TTLs) and other flags."""
-        return Answer(self.rcode, flags, own=self.own, options=self.options, name=self.name, body=body)
+        new = Answer(self.rcode, flags, own=self.own, options=self.options, name=self.name, body=body)
+        if self.turns == ():
+            new.turns = ()  # what has no other order has none with other TTLs
+        return new
 
     def rendered(self, name: bytes) -> Body:
         """The body behind a question of this lower-cased name. Rendered when first asked for, and kept."""
@@ -159,7 +187,9 @@ class Answer:
         """The reply header's flags and counts, ten octets, for a query of this shape (SHAPE_*)."""
         made = self.heads[shape]
         if made is None:
-            made = self.heads[shape] = pack_head(self.flags, self.rcode, shape, body.counts)
+            made = pack_head(self.flags, self.rcode, shape, body.counts)
+            heads = self.heads
+            self.heads = (*heads[:shape], made, *heads[shape + 1 :])
         return made
 
     @property
@@ -175,7 +205,7 @@ def pack_head(flags: int, rcode: int, shape: int, counts: tuple[int, int, int]) 
     if shape & SHAPE_CD:
         word |= iana.CD
     an, ns, ar = counts
-    return b"".join(n.to_bytes(2, "big") for n in (word, 1, an, ns, ar + (1 if shape & SHAPE_EDNS else 0)))
+    return _head(word, 1, an, ns, ar + (1 if shape & SHAPE_EDNS else 0))
 
 
 def negative(name: bytes, zone: bytes, rcode: int, flags: int, ttl: int, soa_rdata: bytes, *, own: bool = True) -> Answer:

@@ -5,16 +5,20 @@ question is as long as the one that was sent. So a forwarded answer is never tak
 for its records. Where an OPT or a TSIG stands before other records, the sections are rendered anew.
 """
 
-from typing import NamedTuple
+import struct
+from typing import Final, NamedTuple
 
 from kdns.dns import edns as _edns
 from kdns.dns import iana, wire
-from kdns.dns.answer import Answer, Body
+from kdns.dns.answer import Answer, Body, Outline
 from kdns.dns.errors import FormatError
 from kdns.dns.query import Question
 from kdns.dns.rrset import RRset
 
-_FOR_CLIENTS = frozenset((_edns.EDE, _edns.SUBNET))
+_FOR_CLIENTS: Final = frozenset((_edns.EDE, _edns.SUBNET))
+_TO_QUESTION: Final = b"\xc0\x0c"  # a pointer to the octet behind the header
+_counts: Final = struct.Struct("!HHHH").unpack_from
+_fixed: Final = struct.Struct("!HHIH").unpack_from  # a record's type, class, TTL and length of rdata
 
 
 class Message(NamedTuple):
@@ -26,59 +30,94 @@ class Message(NamedTuple):
     answer: Answer
 
 
-def parse_reply(data: bytes) -> Message:
-    """Reads a reply. Raises FormatError for anything that is not one well-formed message with QR set."""
+def parse_reply(data: bytes, asked: Question | None = None) -> Message:
+    """Reads a reply. Raises FormatError for anything that is not one well-formed message with QR set.
+
+    `asked` is the question that was sent: a reply repeats it octet by octet nearly always, and is then not read again.
+    """
     if len(data) < 12 or not data[2] & 0x80:
         raise FormatError("no reply")
-    word = data[2] << 8 | data[3]
-    qd, an, ns, ar = (data[i] << 8 | data[i + 1] for i in (4, 6, 8, 10))
+    qd, an, ns, ar = _counts(data, 4)
     if qd > 1:
         raise FormatError("more than one question")
     budget = wire.Budget()
     question = None
     off = 12
     if qd:
-        name, off = wire.read_name(data, 12, budget)
-        if off + 4 > len(data) or off - 12 != len(name):
-            raise FormatError("the question is cut or compressed")
-        question = Question(name.lower(), data[off] << 8 | data[off + 1], data[off + 2] << 8 | data[off + 3])
-        off += 4
-    base = off
+        if asked is not None and data.startswith(asked.wire, 12):
+            question = asked
+            off += len(asked.wire)
+        else:
+            name, off = wire.read_name(data, 12, budget)
+            if off + 4 > len(data) or off - 12 != len(name):
+                raise FormatError("the question is cut or compressed")
+            question = Question(name.lower(), data[off] << 8 | data[off + 1], data[off + 2] << 8 | data[off + 3])
+            off += 4
+    answer = _content(data, off, (an, ns, ar), question.name if question is not None else b"\0", budget)
+    return Message(data[0] << 8 | data[1], data[2] >> 3 & 15, question, answer)
+
+
+def _content(data: bytes, base: int, claimed: tuple[int, int, int], name: bytes, budget: wire.Budget) -> Answer:
+    """The answer in a reply, whose records begin at `base` behind a question of this name. Raises FormatError."""
+    total = len(data)
     ends: list[int] = []
     ttls: list[int] = []
-    rcode = word & 15
+    outline: list[Outline] = []
+    rcode = data[3] & 15
     options = b""
-    stop = len(data)
+    stop = total  # where an OPT or TSIG begins, which is not ours to keep
     clean = True
     counts = []
-    for count in (an, ns, ar):
-        kept = 0
-        for record in wire.records(data, off, count, budget):
-            off = record.end
-            if record.type in (iana.OPT, iana.TSIG):
-                if record.type == iana.OPT:
-                    at = record.fixed
-                    raw = data[at + 10 : off]
-                    found = _edns.from_record(record.cls, data[at + 4 : at + 8], raw)
-                    rcode |= data[at + 4] << 4
-                    # An extended error is for whoever asked (RFC 8914, section 4), the subnet's scope too (RFC 7871,
-                    # section 7.2.2); the rest is between us and the upstream.
-                    options = b"".join(_edns.option(c, p) for c, p in _edns.options(found.options) if c in _FOR_CLIENTS)
-                stop = min(stop, record.start)
+    off = base
+    for count in claimed:
+        for _ in range(count):
+            start = off
+            # Most owners are a pointer to the question's name, which has been read.
+            if data.startswith(_TO_QUESTION, off) and base > 16:
+                owner, fixed = name, off + 2
+            else:
+                owner, fixed = wire.read_name(data, off, budget)
+                owner = owner.lower()
+            off = fixed + 10
+            if off > total:
+                raise FormatError("a record is cut")
+            rtype, cls, ttl, size = _fixed(data, fixed)
+            off += size
+            if off > total:
+                raise FormatError("an rdata runs past the end of the message")
+            if rtype == iana.OPT or rtype == iana.TSIG:
+                if rtype == iana.OPT:
+                    found = _edns.from_record(cls, data[fixed + 4 : fixed + 8], data[fixed + 10 : off])
+                    rcode |= data[fixed + 4] << 4
+                    if found.options:
+                        options = b"".join(_edns.option(c, p) for c, p in _edns.options(found.options) if c in _FOR_CLIENTS)
+                if start < stop:
+                    stop = start
                 continue
-            clean = clean and stop == len(data)
-            wire.check_rdata(data, record, budget)
-            kept += 1
+            if stop != total:
+                clean = False
+            target = b""
+            if rtype == iana.CNAME:
+                target, end = wire.read_name(data, fixed + 10, budget)
+                if end != off:
+                    raise FormatError("an rdata and its name differ in length")
+                target = target.lower()
+            elif not (size == 4 and rtype == iana.A) and not (size == 16 and rtype == iana.AAAA):
+                wire.check_rdata(data, wire.Record(owner, rtype, cls, ttl, start, fixed, off), budget)
+            # RFC 2181, section 8: a TTL with the most significant bit set counts as zero.
+            outline.append((owner, rtype, ttl if ttl < 0x80000000 else 0, target))
             ends.append(off - base)
-            ttls.append(record.fixed + 4 - base)
-        counts.append(kept)
+            ttls.append(fixed + 4 - base)
+        counts.append(len(ends))
+    an, ns, ar = counts
+    word = data[2] << 8 | data[3]
     flags = word & (iana.AA | iana.TC | iana.RA | iana.AD)
-    body = Body(data[base : min(stop, off)], (counts[0], counts[1], counts[2]), ends, ttls)
-    name_asked = question.name if question is not None else b"\0"
     if not clean:
-        return Message(data[0] << 8 | data[1], (word >> 11) & 15, question, _anew(data, base, (an, ns, ar), rcode, flags))
-    answer = Answer(rcode, flags, options=options, name=name_asked, body=body)
-    return Message(data[0] << 8 | data[1], (word >> 11) & 15, question, answer)
+        return _anew(data, base, claimed, rcode, flags)
+    body = Body(data[base : stop if stop < off else off], (an, ns - an, ar - ns), ends, ttls)
+    answer = Answer(rcode, flags, options=options, name=name, body=body)
+    answer.outline = outline
+    return answer
 
 
 def _anew(data: bytes, base: int, counts: tuple[int, int, int], rcode: int, flags: int) -> Answer:
@@ -101,5 +140,5 @@ def pack_query(qid: int, question: Question, *, rd: bool = True, cd: bool = Fals
     word = (iana.RD if rd else 0) | (iana.CD if cd else 0) | (iana.AD if ad else 0)
     return b"".join((
         qid.to_bytes(2, "big"), word.to_bytes(2, "big"), b"\0\1\0\0\0\0", b"\0\1" if opt else b"\0\0",
-        question.name, question.type.to_bytes(2, "big"), question.cls.to_bytes(2, "big"), opt,
+        question.wire, opt,
     ))  # fmt: skip

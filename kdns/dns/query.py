@@ -12,7 +12,7 @@ from kdns.dns.name import MAX_NAME, offsets
 class Question:
     """What is asked: a lower-cased wire name, a type and a class. Never changed once made."""
 
-    __slots__ = ("cls", "name", "starts", "type")
+    __slots__ = ("_wire", "cls", "name", "starts", "type")
 
     def __init__(self, name: bytes, qtype: int, cls: int = iana.IN, starts: list[int] | None = None) -> None:
         self.name = name
@@ -20,6 +20,15 @@ class Question:
         self.cls = cls
         # Where each label of the name begins; the last entry is the root's.
         self.starts = offsets(name) if starts is None else starts
+        self._wire: bytes | None = None
+
+    @property
+    def wire(self) -> bytes:
+        """The question's wire form, its name in lower case."""
+        made = self._wire
+        if made is None:
+            made = self._wire = self.name + self.type.to_bytes(2, "big") + self.cls.to_bytes(2, "big")
+        return made
 
     def __repr__(self) -> str:
         return f"Question({self.name!r}, {iana.type_text(self.type)}, {iana.class_text(self.cls)})"

@@ -47,12 +47,14 @@ _tasks: set["asyncio.Task[None]"] = set()
 class Pending:
     """An outcome that is not there yet. Resolved once; later resolutions are ignored."""
 
-    __slots__ = ("_callbacks", "done", "value")
+    __slots__ = ("_callback", "_more", "done", "value")
 
     def __init__(self) -> None:
         self.done = False
         self.value: Any = None
-        self._callbacks: list[Callable[[Any], None]] = []
+        # Nearly always one waits, so the first needs no list.
+        self._callback: Callable[[Any], None] | None = None
+        self._more: list[Callable[[Any], None]] | None = None
 
     def resolve(self, value: Any) -> None:
         """Sets the value and calls who waits, in order. An exception counts as a value: the pipeline makes it SERVFAIL."""
@@ -60,16 +62,24 @@ class Pending:
             return
         self.done = True
         self.value = value
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
+        callback, more = self._callback, self._more
+        self._callback = self._more = None
+        if callback is not None:
             callback(value)
+        if more is not None:
+            for each in more:
+                each(value)
 
     def add(self, callback: Callable[[Any], None]) -> None:
         """Calls back with the value, at once if it is there."""
         if self.done:
             callback(self.value)
+        elif self._callback is None:
+            self._callback = callback
+        elif self._more is None:
+            self._more = [callback]
         else:
-            self._callbacks.append(callback)
+            self._more.append(callback)
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.done:

@@ -47,6 +47,24 @@ class Denial(NamedTuple):
     deny: Callable[[bytes, int], Answer | None]
 
 
+class Repeat(NamedTuple):
+    """That a plugin would give the same answer to the same question until a moment, as long as what holds it is alive.
+
+    `until` is in monotonic seconds; `settle` counts a reply that is given without asking the plugin (see Plugin.repeat).
+    """
+
+    answer: Answer
+    holder: Alive
+    until: float
+    settle: Callable[[int, int], None]
+
+
+class Alive(Protocol):
+    """Who keeps an answer. `alive` turns False once it does no more."""
+
+    alive: bool
+
+
 @final
 class Request:
     """One query. `asked` is what the client sent; `question` and `edns` are what plugins see and may replace.
@@ -55,12 +73,13 @@ class Request:
     `local` are socket addresses (host, port, ...); `proto` is `udp` or `tcp`; `now` is when it came, in monotonic
     seconds. `block` is the server block that answers it. `added` are EDNS options (wire form) that the configuration gives
     the query on its way upstream: what is answered may depend on them. `labels` is metadata: a function for each label's
-    value. `denial` is set by a plugin that denies the name, if it can say as much of its neighbours.
+    value. `denial` is set by a plugin that denies the name, if it can say as much of its neighbours;
+    `repeat` by one that would give the same answer again.
     """
 
     __slots__ = (
         "_slots", "added", "asked", "block", "data", "denial", "depth", "edns", "end", "labels", "local", "now", "patience",
-        "peer", "proto", "question", "server", "shape",
+        "peer", "proto", "question", "repeat", "server", "shape",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +113,7 @@ class Request:
         self.added = b""
         self.labels: dict[str, Callable[[], str]] | None = None
         self.denial: Denial | None = None
+        self.repeat: Repeat | None = None
 
     @property
     def slots(self) -> list[Any]:

@@ -22,6 +22,7 @@ from kdns.pipeline.request import Request
 Handle = Callable[[Request], Outcome | Awaitable[Outcome | None] | None]
 Finish = Callable[[Request, Answer], Answer | Awaitable[Answer]]
 Settle = Callable[[Request, Outcome], None]
+GoOn = Callable[[Request, int, int, Any], Outcome | Pending]
 
 
 class NoNextPlugin(Exception):
@@ -70,7 +71,7 @@ class Pipeline:
             return self._ascend(request, i, outcome)
         if type(outcome) in OUTCOMES:
             return self._ascend(request, i, cast(Outcome, outcome))
-        return self._wait(cast(Awaitable[Any], outcome), partial(self._resume, request, i))
+        return self._wait(cast(Awaitable[Any], outcome), self._resume, request, i, 0)
 
     def below(self, plugin: Plugin) -> "Pipeline":
         """The part of the pipeline below a plugin."""
@@ -80,7 +81,7 @@ class Pipeline:
             known = self._below[plugin.position] = Pipeline(self.plugins[at + 1 :])
         return known
 
-    def _resume(self, request: Request, i: int, found: Any) -> Outcome | Pending:
+    def _resume(self, request: Request, i: int, j: int, found: Any) -> Outcome | Pending:
         if found is None:
             return self.run(request, i + 1)
         if isinstance(found, BaseException):
@@ -100,7 +101,7 @@ class Pipeline:
                         outcome = cast(Outcome, value)
                         break
                     else:
-                        return self._wait(cast(Awaitable[Any], value), partial(self._return, request, i, j))
+                        return self._wait(cast(Awaitable[Any], value), self._return, request, i, j)
             except Exception as error:
                 outcome = request.server.failed(request, error)
         for settle in self.answer_settles[i] if type(outcome) is Answer else self.settles[i]:
@@ -112,18 +113,18 @@ class Pipeline:
             found = request.server.failed(request, found)
         return self._ascend(request, i, found, j)
 
-    def _wait(self, awaitable: Awaitable[Any], go_on: Callable[[Any], Outcome | Pending]) -> Pending:
+    def _wait(self, awaitable: Awaitable[Any], go_on: GoOn, request: Request, i: int, j: int) -> Pending:
         result = Pending()
-
-        def landed(found: Any) -> None:
-            out = go_on(found)
-            if type(out) is Pending:
-                out.add(result.resolve)
-            else:
-                result.resolve(out)
-
-        adopt(awaitable).add(landed)
+        adopt(awaitable).add(partial(_landed, result, go_on, request, i, j))
         return result
+
+
+def _landed(result: Pending, go_on: GoOn, request: Request, i: int, j: int, found: Any) -> None:
+    out = go_on(request, i, j, found)
+    if type(out) is Pending:
+        out.add(result.resolve)
+    else:
+        result.resolve(out)
 
 
 def _asked(plugins: Sequence[Plugin]) -> list[int]:

@@ -5,12 +5,13 @@ reply. Opcode: NOTIMP. Counts: FORMERR. Body: FORMERR. EDNS version: BADVERS. Cl
 
 Theory of operation. The header of nearly every query is one of 16 forms; one look-up of its ten octets behind the id
 does for all checks of it. A reply made of an answer that a store keeps is kept too, under the query's octets behind the
-id, where no plugin looks at the client: while the answer is alive, the same octets get the same reply for one look-up. A
-plugin that denies a name can say as much of its neighbours (Request.denial): a name that differs from one denied before
-in its leftmost label only is then denied without a request, after the plugin has looked for that label.
+id, where no plugin looks at the client: while the answer is alive, the same octets get the same reply for one look-up.
+So is one that a cache would give again, until the TTL in it changes. A plugin that denies a name can say as much of its
+neighbours (Request.denial): a name that differs from one denied before in its leftmost label only is then denied without
+a request, after the plugin has looked for that label.
 
- What needs no I/O is answered in the same call. What does is in one bounded table, with one
-deadline for all, so that its first entry is always the oldest.
+What needs no I/O is answered in the same call. What does is in one bounded table, with one deadline for all, so that its
+first entry is always the oldest.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ from kdns.net import Address
 from kdns.pipeline.block import Block
 from kdns.pipeline.outcome import DROP, Bare, Drop, Outcome, Pending, adopt
 from kdns.pipeline.plugin import ListenerOptions
-from kdns.pipeline.request import Denial, Request
+from kdns.pipeline.request import Alive, Denial, Request
 from kdns.upstream.deadlines import Deadlines
 
 # Queries that may wait for an upstream, in all. Each costs some 2 KB; a burst beyond is answered SERVFAIL at once.
@@ -81,9 +82,13 @@ _WAYS: Final = {("udp", 2): b"", ("udp", 4): b"\1", ("tcp", 2): b"\2", ("tcp", 4
 
 
 class _Repeat(NamedTuple):
-    """A finished reply, for the same octets behind the id: valid while its answer is alive."""
+    """A finished reply, for the same octets behind the id: valid while who holds its answer does, and until its time.
 
-    answer: Answer
+    `until` is in monotonic seconds; 0: no end.
+    """
+
+    holder: Alive
+    until: float
     reply: bytes  # behind the id
     size: int  # of the reply without OPT
     settles: tuple[Callable[[int, int], None], ...]
@@ -159,7 +164,7 @@ class Dispatcher:
         way = b"" if proto == "udp" and len(peer) == 2 else _WAYS[proto, len(peer)]
         known = self.repeats.get(way + data[2:])
         if known is not None:
-            if known.answer.alive:
+            if known.holder.alive and (not known.until or known.until > monotonic()):
                 for settle in known.settles:
                     settle(len(data), known.size)
                 return data[:2] + known.reply
@@ -194,14 +199,14 @@ class Dispatcher:
         if type(outcome) is Pending:
             return self._wait(request, outcome)
         if type(outcome) is Answer and self.repeatable and request.question is question:
-            if outcome.alive:
+            if outcome.alive or request.repeat is not None:
                 return self._remember(way, request, outcome)
             if request.denial is not None:
                 self._meet_neighbours(way, request, outcome, request.denial)
         return self._pack(request, outcome)
 
     def _remember(self, way: bytes, request: Request, answer: Answer) -> bytes | None:
-        """Packs a reply of our own data, and keeps it for the same question until the store drops its answer."""
+        """Packs a reply, and keeps it for the same question until who holds its answer drops it."""
         packed = self._pack(request, answer)
         block = request.block
         if packed is None or block is None or answer.turns or (request.edns is not None and request.edns.options):
@@ -209,10 +214,18 @@ class Dispatcher:
         settles = _settles(request, answer, block)
         if settles is None:
             return packed
+        holder: Alive = answer
+        until = 0.0
+        repeat = request.repeat
+        if repeat is not None:
+            if repeat.answer is not answer:
+                return packed  # another plugin has changed it
+            holder, until = repeat.holder, repeat.until
+            settles = (repeat.settle, *settles)
         if len(self.repeats) >= MAX_REPEATS:
             self.repeats.clear()
         size = request.end + answer.size_of_body
-        self.repeats[way + request.data[2:]] = _Repeat(answer, packed[2:], size, settles)
+        self.repeats[way + request.data[2:]] = _Repeat(holder, until, packed[2:], size, settles)
         return packed
 
     def _deny(self, way: bytes, data: bytes) -> bytes | None:

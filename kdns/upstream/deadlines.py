@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import final
 
 
@@ -30,20 +31,18 @@ class Deadlines:
 
     def add(self, timeout: float, callback: Callable[[], None]) -> Deadline:
         """Calls back in `timeout` seconds, unless cancelled."""
-        loop = asyncio.get_running_loop()
         queue = self._queues.get(timeout)
         if queue is None:
             queue = self._queues[timeout] = deque()
-        deadline = Deadline(loop.time() + timeout, callback)
+        deadline = Deadline(monotonic() + timeout, callback)
+        if not queue:
+            asyncio.get_running_loop().call_later(timeout, self._run, timeout)
         queue.append(deadline)
-        if len(queue) == 1:
-            loop.call_later(timeout, self._run, timeout)
         return deadline
 
     def _run(self, timeout: float) -> None:
-        loop = asyncio.get_running_loop()
         queue = self._queues[timeout]
-        now = loop.time()
+        now = monotonic()
         while queue:
             first = queue[0]
             if first.callback is None:
@@ -53,6 +52,6 @@ class Deadlines:
                 callback, first.callback = first.callback, None
                 callback()
             else:
-                loop.call_later(first.end - now, self._run, timeout)
+                asyncio.get_running_loop().call_later(first.end - now, self._run, timeout)
                 return
         # A queue that is left empty costs a few bytes; timeouts come from configurations, so there are few.

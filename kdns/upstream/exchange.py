@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from typing import Final, final
 
-from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
 from kdns.dns.message import parse_reply
@@ -56,23 +55,12 @@ def matching_reply(data: bytes, qid: bytes, question: Question, to: str) -> Answ
     """The answer in a datagram or frame, if it is a reply to this question under this id; else None, counted."""
     if data[:2] == qid:
         try:
-            message = parse_reply(data)
+            message = parse_reply(data, question)
         except FormatError:
             pass
         else:
             asked = message.question
-            if (
-                message.opcode == 0
-                and asked is not None
-                and asked.name == question.name
-                and asked.type == question.type
-                and asked.cls == question.cls
-            ):
+            if message.opcode == 0 and asked is not None and (asked is question or asked.wire == question.wire):
                 return message.answer
     JUNK.slot(to)[0] += 1
     return None
-
-
-def truncated(answer: Answer) -> bool:
-    """Whether a reply says that it is cut."""
-    return bool(answer.flags & iana.TC)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
+from time import monotonic
 from typing import Any, Final, final
 
 from kdns.address import address, family_of, host_port
@@ -54,7 +55,7 @@ class UdpSockets:
 
     def exchange(self, query: bytes, question: Question, timeout: float, done: Done) -> None:
         """Sends a query (its id is replaced) and calls back once, with an answer or an UpstreamError."""
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         while self.idle:
             sock = self.idle.popleft()
             if now - sock.born < MAX_AGE:

@@ -9,6 +9,7 @@ import contextlib
 import ssl
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Final, final
 
 from kdns.address import host_port
@@ -18,7 +19,7 @@ from kdns.dns.message import pack_query
 from kdns.dns.query import Question
 from kdns.metrics import TIME_BUCKETS, Counter, Histogram
 from kdns.upstream.deadlines import Deadlines
-from kdns.upstream.exchange import Done, Result, truncated
+from kdns.upstream.exchange import Done, Result
 from kdns.upstream.tcp import TcpConnections
 from kdns.upstream.udp import UdpSockets
 
@@ -116,14 +117,13 @@ class Upstream:
 
         Where TCP then fails, the cut reply is passed on: it is an answer, and says that it is cut.
         """
-        began = asyncio.get_running_loop().time()
         if self.stream_only or proto == "tcp":
-            self.tcp.exchange(query, question, self.options.timeout, partial(self._done, began, done))
+            self.tcp.exchange(query, question, self.options.timeout, partial(self._done, monotonic(), done))
         else:
-            self.udp.exchange(query, question, self.options.timeout, partial(self._over_udp, began, query, question, done))
+            self.udp.exchange(query, question, self.options.timeout, partial(self._over_udp, monotonic(), query, question, done))
 
     def _over_udp(self, began: float, query: bytes, question: Question, done: Done, result: Result) -> None:
-        if type(result) is Answer and truncated(result):
+        if type(result) is Answer and result.flags & iana.TC:
             cut = result
             self.tcp.exchange(
                 query, question, self.options.timeout,
@@ -137,7 +137,7 @@ class Upstream:
             slot = self.durations.get(result.rcode)
             if slot is None:
                 slot = self.durations[result.rcode] = DURATION.slot(self.name, self.to, iana.rcode_text(result.rcode))
-            took = asyncio.get_running_loop().time() - began
+            took = monotonic() - began
             DURATION.observe(slot, took)
             # RFC 6298's gain of 1/8: one slow answer moves it little, a change shows in a dozen.
             self.rtt = took if not self.rtt else self.rtt + (took - self.rtt) / 8

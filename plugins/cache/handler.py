@@ -1,7 +1,9 @@
 """The plugin `cache` in the query path: entries, hits, and how they are kept fresh."""
 
 import math
+from collections import deque
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import ClassVar, Final, final
 
 from kdns.corefile import Directive
@@ -13,13 +15,15 @@ from kdns.pipeline import Outcome, Pending, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.outcome import adopt
 from kdns.pipeline.protocols import Forwards
+from kdns.pipeline.request import Repeat
 from kdns.pipeline.runtime import Runtime
 from kdns.plugins.cache import config as _config
-from kdns.plugins.cache.classify import chain_only, classify, lifetime
+from kdns.plugins.cache.classify import judge
 from kdns.plugins.cache.config import Config
 from kdns.upstream.deadlines import Deadlines
 
 ENTRY_OCTETS: Final = 4096  # on the average; a usual answer has 100 to 500
+CHANCES: Final = 8  # entries in use that one eviction passes over: a bound for its work
 MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not kept
 _LABELS: Final = ("server", "zones", "view")
 _TYPED: Final = ("server", "type", "zones", "view")
@@ -41,7 +45,7 @@ STALE: Final = Counter("coredns_cache_served_stale_total", "The number of reques
 class Entry:
     """A kept answer. Times are monotonic seconds; `ttl` is what it was kept with."""
 
-    __slots__ = ("aged", "answer", "asked", "checked", "expires", "fresh", "hits", "left", "octets", "ttl")
+    __slots__ = ("aged", "alive", "answer", "asked", "checked", "expires", "fresh", "hits", "left", "octets", "ttl")
 
     def __init__(self, answer: Answer, now: float, ttl: float) -> None:
         self.answer = answer
@@ -53,7 +57,67 @@ class Entry:
         self.hits = 0
         self.asked = now
         self.fresh = False  # a refresh is under way
+        self.alive = True  # while it is in the cache
         self.checked = -1e9  # when a refresh failed last
+
+    def let_go(self) -> None:
+        """Replies made of it are not repeated any more."""
+        self.alive = False
+
+
+@final
+class Table:
+    """Entries by key, the one that was kept first at hand. Bounded in count and in octets."""
+
+    __slots__ = ("entries", "label", "octets", "order")
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.entries: dict[bytes, Entry] = {}
+        self.octets = 0
+        # Keys in the order they came; one that was dropped meanwhile stands here until its turn. (The first key of a dict
+        # that others were deleted from in front is found by stepping over all of those.)
+        self.order: deque[bytes] = deque()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def keep(self, key: bytes, entry: Entry, capacity: int) -> int:
+        """Keeps an entry, in the place of an older one under its key; how many others had to go."""
+        entries = self.entries
+        old = entries.get(key)
+        evicted = 0
+        if old is not None:
+            self.octets -= old.octets
+            entry.hits = old.hits
+            old.let_go()
+        else:
+            if len(self.order) > 2 * capacity:
+                self.order = deque(entries)
+            self.order.append(key)
+        entries[key] = entry
+        self.octets += entry.octets
+        chances = CHANCES
+        while len(entries) > capacity or self.octets > capacity * ENTRY_OCTETS:
+            first = self.order.popleft()
+            found = entries.get(first)
+            if found is not None and found.left >= 0 and chances:
+                # It was asked for since: it gets a second chance, as in the algorithm called CLOCK.
+                chances -= 1
+                found.left = -1
+                self.order.append(first)
+            else:
+                evicted += self.drop(first)
+        return evicted
+
+    def drop(self, key: bytes) -> int:
+        """Lets an entry go; how many that were (0 or 1)."""
+        entry = self.entries.pop(key, None)
+        if entry is None:
+            return 0
+        self.octets -= entry.octets
+        entry.let_go()
+        return 1
 
 
 class _Meters:
@@ -66,7 +130,12 @@ class _Meters:
         self.stale: Slot = STALE.slot(*plain)
         self.hits = {kind: HITS.slot(server, kind, zones, view) for kind in ("success", "denial")}
         self.evictions = {kind: EVICTIONS.slot(server, kind, zones, view) for kind in ("success", "denial")}
+        self.again = {kind: partial(self._hit, self.hits[kind]) for kind in ("success", "denial")}
         self.entries = {kind: ENTRIES.slot(server, kind, zones, view) for kind in ("success", "denial")}
+
+    def _hit(self, hits: Slot, asked: int, said: int) -> None:
+        self.requests[0] += 1
+        hits[0] += 1
 
 
 class Cache(Plugin):
@@ -84,9 +153,8 @@ class Cache(Plugin):
         super().__init__(config)
         self.config: Config = config
         # Keys are name, type and class as in a question, an octet for DO and CD, and EDNS options that went upstream.
-        self.success: dict[bytes, Entry] = {}
-        self.denial: dict[bytes, Entry] = {}
-        self.octets = {"success": 0, "denial": 0}
+        self.success = Table("success")
+        self.denial = Table("denial")
         # Names that do not exist, whatever the type: wire name -> its entry.
         self.cuts: dict[bytes, Entry] = {}
         self.block_zones: tuple[bytes, ...] = ()
@@ -115,10 +183,10 @@ class Cache(Plugin):
         meters.requests[0] += 1
         key = self._key(request)
         now = request.now
-        entry = self.denial.get(key)
+        entry = self.denial.entries.get(key)
         kind = "denial"
         if entry is None or entry.expires <= now or self.config.prefer_positive or entry.answer.rcode == iana.SERVFAIL:
-            positive = self.success.get(key)
+            positive = self.success.entries.get(key)
             if positive is not None and (
                 positive.expires > now or entry is None or entry.expires <= now or self._keeps(positive, now)
             ):
@@ -135,7 +203,12 @@ class Cache(Plugin):
             meters.hits[kind][0] += 1
             if self.config.prefetch:
                 self._count(request, entry, key, left, meters)
-            return self._serve(request, entry, max(int(left), 1))
+            ttl = max(int(left), 1)
+            answer = self._serve(request, entry, ttl)
+            if answer is entry.aged and not self.config.prefetch:
+                # The same question gets the same reply until the TTL in it changes.
+                request.repeat = Repeat(answer, entry, entry.expires - (ttl if ttl > 1 else 0), meters.again[kind])
+            return answer
         if left + self.config.stale > 0:
             return self._stale(request, entry, key, kind, meters)
         meters.misses[0] += 1
@@ -237,55 +310,53 @@ class Cache(Plugin):
         """Keeps an answer if it may be kept; gives it as it is served now, with the TTL it is kept with."""
         config = self.config
         question = request.question
-        kind = classify(question.type, question.name, answer)
+        kind, lifetime, kept, uniform = judge(question.type, question.name, answer)
         if kind == "none":
             return answer
         positive = kind == "success"
-        table, limits = (self.success, config.success) if positive else (self.denial, config.denial)
+        limits = config.success if positive else config.denial
         if kind == "servfail":
             if not config.servfail:
                 return answer
             ttl = config.servfail
         else:
-            ttl = min(max(lifetime(answer), limits.least), limits.most)
-        answer = chain_only(question.name, answer)
+            ttl = min(max(lifetime, limits.least), limits.most)
+        outline = kept.outline
+        answer = kept
         body = answer.rendered(question.name)
-        flags = answer.flags & ~iana.AA  # not authoritative: these are others' data (RFC 1035, section 4.1.1)
-        shown = body if config.keepttl else body.with_ttl(int(ttl))
-        served = answer.with_body(shown, answer.flags)
+        whole = int(ttl)
+        if config.keepttl or (uniform and whole == lifetime):
+            served = answer
+        else:
+            served = answer.with_body(body.with_ttl(whole), answer.flags)
+            served.outline = outline
         disabled = config.no_success if positive else config.no_denial
         if (disabled and closest(question.name, disabled) is not None) or ttl <= 0 or len(body.ends) > MAX_RECORDS:
             return served
+        flags = answer.flags & ~iana.AA  # not authoritative: these are others' data (RFC 1035, section 4.1.1)
         meters = self.meters.get(request.server.label) or self._meters(request.server.label)
-        entry = Entry(answer.with_body(body, flags), request.now, ttl)
-        label = "success" if positive else "denial"
-        old = self._drop(label, table, key)
-        if old is not None:
-            entry.hits = old.hits
-        while table and (len(table) >= limits.capacity or self.octets[label] > limits.capacity * ENTRY_OCTETS):
-            self._drop(label, table, next(iter(table)))  # the one that was kept first
-            meters.evictions[label][0] += 1
-        table[key] = entry
-        self.octets[label] += entry.octets
-        if positive:
-            self._drop("denial", self.denial, key)
-        elif kind == "denial" and not config.prefer_positive:
-            self._drop("success", self.success, key)
-        if config.cut and answer.rcode == iana.NXDOMAIN and self._may_cut(question.name):
-            if len(self.cuts) >= limits.capacity:
-                self.cuts.clear()
-            self.cuts[question.name] = entry
-        elif self.cuts:
-            self.cuts.pop(question.name, None)
-        meters.entries["success"][0] = len(self.success)
-        meters.entries["denial"][0] = len(self.denial)
+        kept = Answer(answer.rcode, flags, options=answer.options, name=answer.name, body=body)
+        kept.turns = () if answer.turns == () else None
+        entry = Entry(kept, request.now, ttl)
+        mine, other = (self.success, self.denial) if positive else (self.denial, self.success)
+        evicted = mine.keep(key, entry, limits.capacity)
+        if evicted:
+            meters.evictions[mine.label][0] += evicted
+        if other.entries and (positive or (kind == "denial" and not config.prefer_positive)):
+            other.drop(key)
+        if config.cut:
+            self._note_cut(question.name, answer.rcode, entry, limits.capacity)
+        meters.entries["success"][0] = len(self.success.entries)
+        meters.entries["denial"][0] = len(self.denial.entries)
         return served
 
-    def _drop(self, label: str, table: dict[bytes, Entry], key: bytes) -> Entry | None:
-        entry = table.pop(key, None)
-        if entry is not None:
-            self.octets[label] -= entry.octets
-        return entry
+    def _note_cut(self, name: bytes, rcode: int, entry: Entry, capacity: int) -> None:
+        if rcode == iana.NXDOMAIN and self._may_cut(name):
+            if len(self.cuts) >= capacity:
+                self.cuts.clear()
+            self.cuts[name] = entry
+        elif self.cuts:
+            self.cuts.pop(name, None)
 
     def _may_cut(self, name: bytes) -> bool:
         """Whether names below may be denied too: not where any block's zone is at or below the name."""

@@ -191,14 +191,15 @@ class _Try:
         self.last: asyncio.TimerHandle | None = None
         most = forward.config.attempts
         self.left = 2 * len(self.list) if most is None else most or 1_000_000
-        self.end = time.monotonic() + LIMIT
+        self.end = request.now + LIMIT
 
     def next(self, error: str = "no healthy proxies") -> None:
         """Asks the next upstream, or gives up with the last error."""
         upstream = self.choose()
         if upstream is not None:
             self.ask(upstream)
-            self.prepare(upstream)
+            if len(self.list) > 1:
+                self.prepare(upstream)
             return
         if self.waiting:
             return  # a hedged one may still answer
@@ -216,7 +217,7 @@ class _Try:
     def choose(self) -> Upstream | None:
         """The next upstream that is not down; None where no try is left or all are."""
         count = len(self.list)
-        if self.left <= 0 or time.monotonic() >= self.end:
+        if self.left <= 0 or (self.attempts and time.monotonic() >= self.end):
             return None
         for _ in range(count):
             upstream = self.list[self.pos % count]
@@ -244,7 +245,7 @@ class _Try:
         self.left -= 1
         self.attempts += 1
         self.waiting += 1
-        left = self.end - time.monotonic()
+        left = LIMIT if self.attempts == 1 else self.end - time.monotonic()
         if self.last is None and left < upstream.options.timeout:
             self.last = asyncio.get_running_loop().call_later(left, self.expire, upstream)
         upstream.exchange(self.query, self.question, self.proto, partial(self.came, upstream))

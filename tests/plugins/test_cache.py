@@ -208,7 +208,7 @@ def test_the_cache_is_bounded_in_octets_too(serve: Serve, upstream: Start, monke
     for i in range(60):
         server.ask(f"x{i}.org.", use_edns=0, payload=1232)
     cache = next(p for p in server.server.instance.plugins if p.name == "cache")  # type: ignore[union-attr]
-    assert len(cache.success) < 20 and cache.octets["success"] == sum(e.octets for e in cache.success.values())  # type: ignore[attr-defined]
+    assert len(cache.success) < 20 and cache.success.octets == sum(e.octets for e in cache.success.entries.values())  # type: ignore[attr-defined]
 
 
 def test_names_below_one_that_does_not_exist_are_denied_without_asking(serve: Serve, upstream: Start) -> None:
