@@ -132,40 +132,32 @@ def measure(folder: Path) -> list[str]:
 
 def mixes(folder: Path, floor: Server, to: Server) -> list[str]:
     """CPU for whole names, as Pods ask for them, in floors (the floor's CPU for one query)."""
-    first = [f"api{i}.{{zone}}." for i in range(NAMES)]
-    texts = {
-        "found, searchpath": [f"{name}{SEARCH[0]} {kind}" for name in first for kind in ("A", "AAAA")],
-        "found": [f"{name}{suffix} {kind}" for name in first for suffix in SEARCH for kind in ("A", "AAAA")],
-    }
-    cases = (
-        # What is asked, where it lies, how many queries a name with searchpath, CoreDNS's cost of one name, and the bar.
-        ("outside names, all new", "example.net", "found, searchpath", 6 * STATED_DENIAL + 2 * STATED_MISS, 1 / 4),
-        ("outside names, cached", "example.net", "found, searchpath", 6 * STATED_DENIAL + 2 * STATED_HIT, 1 / 4),
-        ("names that do not exist, all new", "nx.test", "found", 6 * STATED_DENIAL + 2 * STATED_MISS, 1 / 2),
-        ("names that do not exist, cached", "nx.test", "found", 6 * STATED_DENIAL + 2 * STATED_HIT, 1 / 2),
-    )
     lines = ["CPU of one name with its whole search list, in floors:", ""]
     lines += ["| mix | queries | kdns with searchpath | CoreDNS, from stated costs | part | bar |", "|---|---|---|---|---|---|"]
     hits = folder / "hits"
-    for what, zone, kind, stated, bar in cases:
-        new = "new" in what
-        costs = []
-        for run in range(RUNS):
-            base = dnsperf(floor, hits).cost
-            server = kdns(folder, to, "searchpath")
-            time.sleep(2)
-            # Where all are to be new, there are enough for the whole run.
-            rounds = 40 if new else 1
-            queries = texts[kind]
-            file = folder / f"mix{run}"
-            text = "\n".join("\n".join(queries).replace("{zone}", f"r{i}.{zone}") for i in range(rounds)) + "\n"
-            file.write_text(text.replace(f"r{0}.", "") if not new else text)
-            found = dnsperf(server, file, "-n", "1", warm=0, seconds=60) if new else dnsperf(server, file)
-            server.stop()
-            costs.append(found.cost * (len(queries) / NAMES) / base)
-        cost = statistics.median(costs)
-        lines.append(f"| {what} | {len(texts[kind]) // NAMES} | {cost:.1f} | {stated:.1f} | {cost / stated:.2f} | {bar:.2f} |")
-        print(lines[-1], flush=True)
+    for what, zone, suffixes, bar in (
+        ("outside names", "example.net", SEARCH[:1], 1 / 4),
+        ("names that do not exist", "nx.test", SEARCH, 1 / 2),
+    ):
+        for share, new in (("all new", 1.0), ("nine in ten cached", 0.1), ("all cached", 0.0)):
+            stated = 6 * STATED_DENIAL + 2 * (new * STATED_MISS + (1 - new) * STATED_HIT)
+            costs = []
+            for _ in range(RUNS):
+                base = dnsperf(floor, hits).cost
+                server = kdns(folder, to, "searchpath")
+                time.sleep(2)
+                file = folder / "mix"
+                # Enough names for the whole run where there are new ones; those that are not new are one of NAMES.
+                names = [f"n{i}" if i % 10 < new * 10 else f"p{i % NAMES}" for i in range(NAMES * (40 if new else 1))]
+                asked = [f"{name}.{zone}.{suffix} {kind}" for name in names for suffix in suffixes for kind in ("A", "AAAA")]
+                file.write_text("\n".join(asked) + "\n")
+                found = dnsperf(server, file, "-n", "1", warm=0, seconds=60) if new else dnsperf(server, file)
+                server.stop()
+                costs.append(found.cost * len(asked) / len(names) / base)
+            cost = statistics.median(costs)
+            queries = 2 * len(suffixes)
+            lines.append(f"| {what}, {share} | {queries} | {cost:.1f} | {stated:.1f} | {cost / stated:.2f} | {bar:.2f} |")
+            print(lines[-1], flush=True)
     return lines
 
 

@@ -54,20 +54,26 @@ to belong into `except`.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from functools import partial
+from typing import ClassVar, Final, NamedTuple
 
 from kdns.corefile import Directive
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import MAX_NAME
+from kdns.dns.query import Question
 from kdns.dns.rrset import RRset
 from kdns.metrics import Counter
 from kdns.pipeline import Outcome, Pending, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.protocols import ClusterNames, SearchBase
+from kdns.pipeline.request import Alive, Repeat
 from kdns.upstream.deadlines import Deadlines
 
 LOOKUPS: Final = 4
+# Seconds for which a walk's end is remembered, and the most walks: names that a pool of Pods asks for again and again.
+MEMORY: Final = 5.0
+MAX_REMEMBERED: Final = 8192
 TIMEOUT: Final = 1.5  # seconds; a stub resolver waits five, and walks on itself if we give up
 # Types that are about zones and not about what a Pod connects to.
 _LEFT_OUT: Final = frozenset((
@@ -124,9 +130,14 @@ class Searchpath(Plugin):
         self.config: Config = config
         self.clusters: list[ClusterNames] = []
         self.deadlines = Deadlines()
+        self.remembered: dict[bytes, _Found] = {}
+        self.remembers = False
 
     def wire(self, block: Block) -> None:
         self.clusters = block.all(ClusterNames)  # type: ignore[type-abstract]
+        # Where a plugin looks at the client, one client's walk says nothing about another's.
+        blocks = block.siblings or [block]
+        self.remembers = not any(b.admits or any(p.client_dependent for p in b.plugins) for b in blocks)
 
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
         question = request.question
@@ -135,9 +146,15 @@ class Searchpath(Plugin):
         for cluster in self.clusters:
             base = cluster.search_base(question.name, question.starts)
             if base is not None:
-                if self._applies(cluster, base):
-                    return self._walk(request, base)
-                return None
+                if not self._applies(cluster, base):
+                    return None
+                found = self.remembered.get(question.name)
+                if found is not None and found.until > request.now and found.version == cluster.version:
+                    if found.target:
+                        return self._again(request, base, cluster, found)
+                    MISSES.slot()[0] += 1
+                    return None
+                return self._walk(request, base, cluster)
         return None
 
     def _applies(self, cluster: ClusterNames, base: SearchBase) -> bool:
@@ -151,8 +168,34 @@ class Searchpath(Plugin):
             return False
         return not cluster.is_cluster_label(labels[-1])
 
-    def _walk(self, request: Request, base: SearchBase) -> Pending:
-        walk = _Walk(self, request, base)
+    def _again(
+        self, request: Request, base: SearchBase, cluster: ClusterNames, found: "_Found"
+    ) -> Outcome | Awaitable[Outcome | None]:
+        """The answer where a walk's end is remembered: the target's; a new walk if that is none any more."""
+        child = request.child(Question(found.target, request.question.type))
+
+        def came(outcome: Outcome) -> Outcome | Awaitable[Outcome | None]:
+            if type(outcome) is not Answer or outcome.rcode != iana.NOERROR or outcome.flags & iana.TC:
+                return self._walk(request, base, cluster)
+            answer = led_to(request, base, found.target, outcome)
+            repeat = child.repeat
+            if repeat is not None and repeat.answer is outcome:
+                held = _Held(repeat.holder, cluster, found.version)
+                request.repeat = Repeat(answer, held, min(repeat.until, found.until), partial(_repeated, repeat.settle))
+            return answer
+
+        led: Outcome | Awaitable[Outcome | None] = then(request.server.route(child), came)
+        return led
+
+    def remember(self, name: bytes, target: bytes, version: int, now: float, seconds: float = MEMORY) -> None:
+        """Notes where a walk ended."""
+        if self.remembers and seconds > 0:
+            if len(self.remembered) >= MAX_REMEMBERED:
+                self.remembered.clear()
+            self.remembered[name] = _Found(target, now + min(seconds, MEMORY), version)
+
+    def _walk(self, request: Request, base: SearchBase, cluster: ClusterNames) -> Pending:
+        walk = _Walk(self, request, base, cluster.version)
         deadline = self.deadlines.add(self.config.timeout, walk.give_up)
         walk.result.add(lambda _: deadline.cancel())
         walk.next()
@@ -165,24 +208,70 @@ class Searchpath(Plugin):
         return [prefix + suffix for suffix in suffixes if len(prefix) + len(suffix) <= MAX_NAME]
 
 
+class _Found(NamedTuple):
+    """Where a walk ended: valid until a moment (monotonic seconds), and for one version of the cluster's names.
+
+    `target` is empty where it ended nowhere: then the plain answer is given.
+    """
+
+    target: bytes
+    until: float
+    version: int
+
+
+class _Held:
+    """Who holds an answer of ours: the cache its target's, and the cluster the names that decided the walk."""
+
+    __slots__ = ("cluster", "holder", "version")
+
+    def __init__(self, holder: Alive, cluster: ClusterNames, version: int) -> None:
+        self.holder = holder
+        self.cluster = cluster
+        self.version = version
+
+    @property
+    def alive(self) -> bool:
+        return self.holder.alive and self.cluster.version == self.version
+
+
+def _repeated(settle: Callable[[int, int], None], asked: int, said: int) -> None:
+    ANSWERS.slot()[0] += 1
+    settle(asked, said)
+
+
+def led_to(request: Request, base: SearchBase, target: bytes, outcome: Answer) -> Answer:
+    """The answer that a name leads to a target by: a CNAME, and the target's records."""
+    # A name that exists but not with this type is NODATA behind its CNAME, never NXDOMAIN.
+    ttls = [base.ttl, *(rrset.ttl for rrset in outcome.answer or outcome.authority)]
+    cname = RRset(request.question.name, iana.CNAME, min(ttls), (target,))
+    authority = () if outcome.answer else outcome.authority
+    ANSWERS.slot()[0] += 1
+    return Answer(iana.NOERROR, iana.AA | iana.RA, (cname, *outcome.answer), authority, own=True)
+
+
 class _Walk:
     """One query on its way through the candidates."""
 
-    __slots__ = ("base", "left", "names", "plugin", "pos", "request", "result")
+    __slots__ = ("base", "denied", "left", "names", "plugin", "pos", "request", "result", "version")
 
-    def __init__(self, plugin: Searchpath, request: Request, base: SearchBase) -> None:
+    def __init__(self, plugin: Searchpath, request: Request, base: SearchBase, version: int) -> None:
+        self.version = version
         self.plugin = plugin
         self.request = request
         self.base = base
         self.names = plugin.candidates(base)
         self.pos = -1
         self.left = plugin.config.lookups
+        self.denied = MEMORY  # seconds for which what was denied so far stays so
         self.result = Pending()
 
     def next(self) -> None:
         """Asks for the next candidate, A first: whether a name exists is decided the same way for all types."""
         self.pos += 1
         if self.pos >= len(self.names):
+            # No candidate exists: so it is for as long as the denials may be kept (RFC 2308, section 5).
+            request = self.request
+            self.plugin.remember(request.question.name, b"", self.version, request.now, self.denied)
             self.give_up()
         else:
             self._ask(iana.A, self._first)
@@ -201,6 +290,7 @@ class _Walk:
             if outcome.own:
                 self.next()
             else:
+                self.denied = min(self.denied, *(line[2] for line in outcome.records()[1]), MEMORY)
                 self._ask(iana.AAAA, self._second)
         elif self.request.question.type == iana.A:
             self._found(outcome)
@@ -234,13 +324,9 @@ class _Walk:
         return not self.result.done
 
     def _found(self, outcome: Answer) -> None:
-        name, target = self.request.question.name, self.names[self.pos]
-        # A name that exists but not with this type is NODATA behind its CNAME, never NXDOMAIN.
-        ttls = [self.base.ttl, *(rrset.ttl for rrset in outcome.answer or outcome.authority)]
-        cname = RRset(name, iana.CNAME, min(ttls), (target,))
-        authority = () if outcome.answer else outcome.authority
-        ANSWERS.slot()[0] += 1
-        self.result.resolve(Answer(iana.NOERROR, iana.AA | iana.RA, (cname, *outcome.answer), authority, own=True))
+        request, target = self.request, self.names[self.pos]
+        self.plugin.remember(request.question.name, target, self.version, request.now)
+        self.result.resolve(led_to(request, self.base, target, outcome))
 
     def give_up(self) -> None:
         """The plain answer: the plugins below give it."""

@@ -33,7 +33,13 @@ class SearchBase(NamedTuple):
 
 @runtime_checkable
 class ClusterNames(Protocol):
-    """A plugin that serves a cluster's names: what a search list's first name says."""
+    """A plugin that serves a cluster's names: what a search list's first name says.
+
+    `version` changes whenever a Service or a Namespace comes or goes.
+    """
+
+    @property
+    def version(self) -> int: ...
 
     def search_base(self, name: bytes, starts: list[int]) -> SearchBase | None:
         """The parts of a name below an existing namespace; None for other names, and before the first sync."""

@@ -62,7 +62,8 @@ class Repeat(NamedTuple):
 class Alive(Protocol):
     """Who keeps an answer. `alive` turns False once it does no more."""
 
-    alive: bool
+    @property
+    def alive(self) -> bool: ...
 
 
 @final

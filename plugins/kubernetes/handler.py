@@ -164,6 +164,11 @@ class Kubernetes(Plugin):
         labels = [name[starts[i] + 1 : starts[i + 1]] for i in range(count - 2)]
         return SearchBase(labels, name[: starts[count - 2]], namespace[1:], zone.name, self.config.ttl)
 
+    @property
+    def version(self) -> int:
+        """Changes whenever a Service or a Namespace comes or goes."""
+        return self.records.version
+
     def is_cluster_label(self, label: bytes) -> bool:
         """Whether any Service or Namespace has this name."""
         return label in self.records.service_names or bytes((len(label),)) + label in self.records.exposed

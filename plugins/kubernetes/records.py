@@ -75,6 +75,7 @@ class Records:
         self.store = Store()
         self.entries: dict[bytes, Entry] = {}
         self.exposed: set[bytes] = set()
+        self.version = 0  # of the sets of Services and namespaces
         self.service_names: dict[bytes, int] = {}  # label -> in how many namespaces
         self.reverse: dict[bytes, bytes] = {}  # address -> reverse name that has an answer in the store
         # Serials outlive a reload: whatever the clock did meanwhile, a zone's never falls.
@@ -140,9 +141,11 @@ class Records:
         label = key[1 : key[0] + 1]
         if entry.service is not None:
             if key not in self.entries:
+                self.version += 1
                 self.service_names[label] = self.service_names.get(label, 0) + 1
             self.entries[key] = entry
         elif self.entries.pop(key, None) is not None:
+            self.version += 1
             self.service_names[label] -= 1
             if not self.service_names[label]:
                 del self.service_names[label]
@@ -150,6 +153,7 @@ class Records:
 
     def _expose(self, name: str) -> bytes:
         label = bytes((len(name),)) + name.lower().encode() if 0 < len(name) < 64 else b"\0"
+        self.version += 1
         allowed = self.config.namespaces is None or name in self.config.namespaces
         if allowed and name in self.cluster.namespaces:
             self.exposed.add(label)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dns.message
+import dns.query
 import pytest
 import yaml
 
@@ -133,3 +134,60 @@ def test_a_service_that_appears_takes_its_names_back(start: Callable[..., tuple[
     with (tmp_path / "c.yaml").open("a") as file:
         file.write("---\n" + yaml.safe_dump(service("n1/com", "10.0.0.9")))
     eventually(lambda: code(server.ask("api.example.com" + S)) == "NXDOMAIN")
+
+
+def test_a_walk_is_remembered_for_a_while_and_asked_anew_where_its_end_is_gone(
+    start: Callable[..., tuple[Running, Upstream]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, up = start()
+    for _ in range(3):
+        assert data(server.ask("api.example.com" + S)) == ["192.0.2.1", "api.example.com."]
+    assert len(up.queries) == 2 + 1 + 2  # the suffix's A and AAAA and the name once, then the name alone
+    monkeypatch.setattr("tests.plugins.test_searchpath.KNOWN", KNOWN - {"api.example.com."})
+    assert code(server.ask("api.example.com" + S)) == "NXDOMAIN"
+
+
+def test_a_name_that_exists_nowhere_is_walked_once_and_found_when_its_denial_is_over(
+    start: Callable[..., tuple[Running, Upstream]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def brief(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = world(query, proto)
+        for rrset in reply.authority:
+            rrset.ttl = 1
+        return reply
+
+    server, up = start(script=brief)
+    for _ in range(3):
+        assert code(server.ask("new.example.com" + S)) == "NXDOMAIN"
+    assert len(up.queries) == 4
+    monkeypatch.setattr("tests.plugins.test_searchpath.KNOWN", KNOWN | {"new.example.com."})
+    eventually(lambda: code(server.ask("new.example.com" + S)) == "NOERROR", timeout=5)
+
+
+def test_a_repeated_answer_ends_at_once_when_a_service_takes_the_name(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    """The last label of the name becomes a namespace's: from then on the name is the cluster's."""
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump_all([namespace("n1")]))
+    up = upstream(world)
+    server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n searchpath\n cache 30\n kubernetes cluster.local {{\n manifests {path}\n }}\n forward . {up.address}\n}}"
+    )
+    for _ in range(3):
+        assert data(server.ask("api.example.com" + S)) == ["192.0.2.1", "api.example.com."]
+    assert len(up.queries) == 1
+    path.write_text(yaml.safe_dump_all([namespace("n1"), namespace("com")]))
+    eventually(lambda: code(server.ask("api.example.com" + S)) == "NXDOMAIN", timeout=10)
+
+
+def test_where_acl_looks_at_clients_nothing_is_remembered(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump_all([namespace("n1")]))
+    up = upstream(world)
+    server = serve(
+        ".:{port} {\n bind 127.0.0.1\n searchpath\n acl example.com {\n block type A net 127.0.0.2/32\n allow\n }\n cache 30\n"
+        f" kubernetes cluster.local {{\n manifests {path}\n }}\n forward . {up.address}\n}}"
+    )
+    assert data(server.ask("api.example.com" + S)) == ["192.0.2.1", "api.example.com."]
+    query = dns.message.make_query("api.example.com" + S, "A")
+    reply = dns.query.udp(query, "127.0.0.1", port=server.port, source="127.0.0.2", timeout=5)
+    assert code(reply) == "NXDOMAIN"
