@@ -133,6 +133,15 @@ class Searchpath(Plugin):
         self.remembered: dict[bytes, _Found] = {}
         self.remembers = False
 
+    def advice(self) -> Sequence[str]:
+        """A hint for clusters with policies by name."""
+        if self.config.excepted:
+            return ()
+        return (
+            "searchpath answers a cluster name with a CNAME: where a CNI policy reads DNS answers by name (Cilium toFQDNs), put "
+            "the namespaces it applies to into `except`",
+        )
+
     def wire(self, block: Block) -> None:
         self.clusters = block.all(ClusterNames)  # type: ignore[type-abstract]
         # Where a plugin looks at the client, one client's walk says nothing about another's.

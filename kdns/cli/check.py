@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from kdns import log
 from kdns.cli.flags import BadFlag, Flag, parse, usage
@@ -24,6 +24,14 @@ FLAGS: Final = (
     Flag(("json",), False, "print the result as JSON"),
 )
 _HEAD: Final = "Usage: kdns check [FLAGS] [FILE | -]\n\nFlags:"
+
+
+class Summary(NamedTuple):
+    """What a good Corefile comes to."""
+
+    blocks: int
+    plugins: int
+    warnings: tuple[str, ...]
 
 
 def main(words: Sequence[str]) -> int:
@@ -47,14 +55,15 @@ def main(words: Sequence[str]) -> int:
     finally:
         log.stop_writer()
     if as_json:
-        print(json.dumps({"file": _shown(path), "ok": True, **summary}))
+        print(json.dumps({"file": _shown(path), "ok": True, **summary._asdict()}))
     else:
-        blocks, plugins = summary["blocks"], summary["plugins"]
-        print(f"{_shown(path)}: ok ({_count(blocks, 'server block')}, {_count(plugins, 'plugin')})")
+        for warning in summary.warnings:
+            sys.stderr.write(f"{_shown(path)}: warning: {warning}\n")
+        print(f"{_shown(path)}: ok ({_count(summary.blocks, 'server block')}, {_count(summary.plugins, 'plugin')})")
     return 0
 
 
-def _check(path: str, port: int, load: bool) -> dict[str, int]:
+def _check(path: str, port: int, load: bool) -> Summary:
     if path in ("-", "stdin"):
         text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
     else:
@@ -65,9 +74,10 @@ def _check(path: str, port: int, load: bool) -> dict[str, int]:
         instance.load()
     else:
         build.check_duplicates(instance.blocks)
-    for warning in corefile.warnings:
-        sys.stderr.write(f"{_shown(path)}: warning: {warning}\n")
-    return {"blocks": len(instance.blocks), "plugins": sum(len(block.plugins) for block in instance.blocks)}
+    warnings = list(corefile.warnings)
+    for plugin in instance.plugins:
+        warnings += [f"plugin/{plugin.name}: {text}" for text in (*plugin.warnings(), *plugin.advice())]
+    return Summary(len(instance.blocks), len(instance.plugins), tuple(warnings))
 
 
 def _shown(path: str) -> str:

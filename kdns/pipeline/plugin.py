@@ -74,6 +74,14 @@ class Plugin:
     def wire(self, block: Block) -> None:
         """Finds peers in the block by protocol (`block.all`). Raises CorefileError."""
 
+    def warnings(self) -> Sequence[str]:
+        """What is no error, and yet whoever wrote this should know: logged at start, and shown by `kdns check`."""
+        return ()
+
+    def advice(self) -> Sequence[str]:
+        """What only `kdns check` says: where this plugin needs something that is not in the Corefile."""
+        return ()
+
     async def start(self, runtime: Runtime) -> None:
         """Opens sockets and begins work. Raises OSError or CorefileError."""
 

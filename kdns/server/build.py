@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from kdns import log
 from kdns.address import host_port
 from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, parse
 from kdns.dns.errors import BadName
@@ -58,6 +59,8 @@ class Instance:
         for block in self.blocks:
             for plugin in block.plugins:
                 plugin.load(block)
+                for warning in plugin.warnings():
+                    log.plugin(plugin.name).warning(warning)
         for block in self.blocks:
             for plugin in block.plugins:
                 plugin.wire(block)

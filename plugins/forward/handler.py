@@ -81,6 +81,9 @@ class Forward(Plugin):
         except OSError as error:
             raise CorefileError(config.at, f"plugin/forward: tls {' '.join(config.tls)}: {error}") from None
 
+    def warnings(self) -> Sequence[str]:
+        return self.config.warnings
+
     def wire(self, block: Block) -> None:
         at = block.plugins.index(self)
         self.has_next = at + 1 < len(block.plugins) and isinstance(block.plugins[at + 1], Forward)

@@ -72,8 +72,6 @@ class Kubernetes(Plugin):
     # Life.
 
     def load(self, block: Block) -> None:
-        for warning in self.config.warnings:
-            _log.warning(warning)
         self.local = _local_addresses(block.hosts)
         self.suffixes = _own_search_list()
         if self.config.manifests:
@@ -92,6 +90,9 @@ class Kubernetes(Plugin):
             )
         except (OSError, ValueError) as error:
             raise CorefileError(block.keys.at, f"plugin/kubernetes: {error}") from None
+
+    def warnings(self) -> Sequence[str]:
+        return self.config.warnings
 
     def wire(self, block: Block) -> None:
         self.publishes = bool(block.all(LabelCollector))  # type: ignore[type-abstract]

@@ -1,5 +1,6 @@
 """The command line as a person meets it: real processes, flags, exit codes, one clear line for what is wrong."""
 
+import json
 import os
 import shutil
 import signal
@@ -276,10 +277,8 @@ def test_check_opens_nothing_unless_told_to_load(tmp_path: Path) -> None:
 
 
 def test_check_prints_json() -> None:
-    import json
-
     good = kdns("check", "--json", "-", stdin=".:53 {\n whoami\n}\n")
-    assert json.loads(good.stdout) == {"file": "stdin", "ok": True, "blocks": 1, "plugins": 1}
+    assert json.loads(good.stdout) == {"file": "stdin", "ok": True, "blocks": 1, "plugins": 1, "warnings": []}
     bad = kdns("check", "--json", "-", stdin=".:53 {\n nope\n}\n")
     found = json.loads(bad.stdout)
     assert (found["line"], found["column"], found["ok"], bad.returncode) == (2, 2, False, 1)
@@ -295,3 +294,16 @@ def test_check_of_unreadable_files_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         done = kdns("check", str(path))
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "cannot read" in done.stderr
+
+
+def test_check_says_what_is_no_error_and_yet_worth_knowing(tmp_path: Path) -> None:
+    text = ".:{port} {\n searchpath\n kubernetes cluster.local {\n  manifests x\n }\n forward 10.1.0.0/20 127.0.0.1\n}\n"
+    path, _ = corefile(tmp_path, text)
+    done = kdns("check", path)
+    assert done.returncode == 0 and "ok (1 server block" in done.stdout
+    assert "warning: plugin/searchpath: " in done.stderr and "toFQDNs" in done.stderr
+    assert "warning: plugin/forward: Unsupported CIDR notation" in done.stderr
+    as_json = json.loads(kdns("check", "--json", path).stdout)
+    assert as_json["ok"] and len(as_json["warnings"]) == 2
+    quiet, _ = corefile(tmp_path, text.replace("searchpath", "searchpath {\n except kube-system\n }").replace("10.1.0.0/20", "."))
+    assert kdns("check", quiet).stderr == ""

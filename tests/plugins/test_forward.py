@@ -335,3 +335,19 @@ def test_bad_options_are_named_with_their_place(serve: Serve, options: str, expe
     with pytest.raises(Exception, match=r"Corefile:\d+:\d+") as caught:
         serve(forward("127.0.0.1", options=options))
     assert expected in str(caught.value)
+
+
+def test_a_resolv_conf_that_vanishes_or_breaks_keeps_the_last_good_upstreams(
+    serve: Serve, upstream: Start, tmp_path: Path, lines: list[str]
+) -> None:
+    up = upstream(says("A 192.0.2.1"))
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 127.0.0.1\n")
+    text = f".:{{port}} {{\n bind 127.0.0.1\n forward example.net {path}\n forward . {up.address}\n}}\n"
+    server = serve(text)
+    path.unlink()
+    assert not server.reload(text + "\n# another\n")
+    path.write_text("nothing of use\n")
+    assert not server.reload(text + "\n# and another\n")
+    assert data(server.ask("a.example.org.")) == ["192.0.2.1"]
+    assert sum("neither an address nor a file" in line or "no valid upstream" in line for line in lines) == 2
