@@ -19,7 +19,10 @@ KINDS = {
     "services": ("", "v1", "Service", True),
     "pods": ("", "v1", "Pod", True),
     "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice", True),
+    "serviceimports": ("multicluster.x-k8s.io", "v1beta1", "ServiceImport", True),
 }
+# Kinds whose definitions need not be installed.
+CUSTOM = {"serviceimports"}
 PLURAL = {kind: plural for plural, (_, _, kind, _) in KINDS.items()}
 
 
@@ -33,9 +36,14 @@ class ApiServer:
         self.compacted = 0
         self.snapshots: dict[int, list[dict[str, Any]]] = {}
         self.watchers: set[asyncio.Queue[Any]] = set()
+        self.transports: set[Any] = set()
         self.requests: list[str] = []
         self.token = token
         self.fail: list[int] = []  # statuses for the next requests
+        self.retry_after = ""
+        self.streams = True  # whether lists may be streamed (WatchList)
+        self.installed: set[str] = {"v1beta1", "v1alpha1"}  # versions of custom kinds
+        self.page_delay = 0.0
         self.bookmark_every = 0.2
         self.held: asyncio.Event | None = None
         self.thread = LoopThread()
@@ -65,6 +73,18 @@ class ApiServer:
     def compact(self) -> None:
         """Forgets all history: older resourceVersions and tokens get 410."""
         self.thread.call(self._compact)
+
+    def restore(self, version: int, *objects: dict[str, Any]) -> None:
+        """Another history: only these objects, and a resourceVersion of an older day (etcd restored from a backup)."""
+        self.thread.call(self._restore, version, objects)
+
+    def send_raw(self, plural: str, line: bytes) -> None:
+        """Sends octets as a watch event of a kind."""
+        self.thread.call(lambda: [queue.put_nowait((plural, "RAW", line)) for queue in self.watchers])
+
+    def cut(self) -> None:
+        """Breaks all connections off, without an end."""
+        self.thread.call(lambda: [transport.abort() for transport in list(self.transports)])
 
     def close_watches(self) -> None:
         """Ends all watches in the ordinary way."""
@@ -97,6 +117,18 @@ class ApiServer:
         site = web.TCPSite(self.runner, "127.0.0.1", self.port, ssl_context=self.tls, reuse_address=True)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+
+    def _restore(self, version: int, objects: tuple[dict[str, Any], ...]) -> None:
+        self.version = version
+        self.log.clear()
+        self.snapshots.clear()
+        self.compacted = 0
+        for kind in self.objects:
+            self.objects[kind] = {}
+        watchers, self.watchers = self.watchers, set()
+        self._put(*objects)
+        self.log.clear()
+        self.watchers = watchers
 
     async def _stop(self) -> None:
         for queue in self.watchers:
@@ -154,7 +186,10 @@ class ApiServer:
         if self.held is not None:
             await self.held.wait()
         if self.fail:
-            return _status(self.fail.pop(0), "told to fail")
+            status = _status(self.fail.pop(0), "told to fail")
+            if self.retry_after:
+                status.headers["Retry-After"] = self.retry_after
+            return status
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if self.token and (scheme.lower(), token) != ("bearer", self.token):
             return _status(401, "Unauthorized")
@@ -162,11 +197,14 @@ class ApiServer:
         if discovery is not None:
             return web.json_response(discovery)
         words = path.strip("/").split("/")
+        group_version = words[2] if words[0] == "apis" and len(words) > 2 else ""
         words = words[2:] if words[0] == "api" else words[3:]
         namespace = ""
         if len(words) >= 3 and words[0] == "namespaces":
             namespace, words = words[1], words[2:]
         if not words or words[0] not in KINDS:
+            return _status(404, "the server could not find the requested resource")
+        if words[0] in CUSTOM and group_version not in self.installed:
             return _status(404, "the server could not find the requested resource")
         plural = words[0]
         if len(words) == 2:
@@ -175,6 +213,8 @@ class ApiServer:
             return web.json_response(self._full(plural, found)) if found else _status(404, f"{words[1]} not found")
         if request.query.get("watch") in ("1", "true"):
             return await self._watch(request, plural, namespace)
+        if self.page_delay:
+            await asyncio.sleep(self.page_delay)
         return self._list(request, plural, namespace)
 
     def _full(self, plural: str, obj: dict[str, Any]) -> dict[str, Any]:
@@ -203,18 +243,34 @@ class ApiServer:
             meta["remainingItemCount"] = len(items) - start - limit
         group, apiversion, kind, _ = KINDS[plural]
         body = {"kind": f"{kind}List", "apiVersion": f"{group}/{apiversion}".lstrip("/"), "metadata": meta, "items": page}
-        return web.json_response(body)
+        response = web.json_response(body)
+        if "gzip" in request.headers.get("Accept-Encoding", "") and len(items) > 10:
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     async def _watch(self, request: web.Request, plural: str, namespace: str) -> web.StreamResponse:
         since = int(request.query.get("resourceVersion") or 0)
+        streamed = request.query.get("sendInitialEvents") == "true"
+        if streamed and not self.streams:
+            return _status(422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
+        if since > self.version:
+            return _status(504, f"Too large resource version: {since}, current: {self.version}")
         if since and since < self.compacted:
             return _status(410, f"too old resource version: {since} ({self.compacted})")
         queue: asyncio.Queue[Any] = asyncio.Queue()
-        for version, logged, event, obj in self.log:
-            if version > since and logged == plural:
-                queue.put_nowait((plural, event, obj))
+        if streamed:
+            for key in sorted(self.objects[plural]):
+                queue.put_nowait((plural, "ADDED", self.objects[plural][key]))
+            over = {"resourceVersion": str(self.version), "annotations": {"k8s.io/initial-events-end": "true"}}
+            queue.put_nowait((plural, "BOOKMARK", {"kind": KINDS[plural][2], "metadata": over}))
+        else:
+            for version, logged, event, obj in self.log:
+                if version > since and logged == plural:
+                    queue.put_nowait((plural, event, obj))
         self.watchers.add(queue)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        transport = request.transport
+        self.transports.add(transport)
         try:
             await response.prepare(request)
             while True:
@@ -226,6 +282,10 @@ class ApiServer:
                 if entry is None:
                     return response
                 kind, event, obj = entry
+                if event == "RAW":
+                    if kind == plural:
+                        await response.write(obj)
+                    continue
                 if kind in ("", plural) and (event in ("BOOKMARK", "ERROR") or (_selected(obj, request) and _in(obj, namespace))):
                     shown = obj if event in ("ERROR", "BOOKMARK") else self._full(plural, obj)
                     await response.write(json.dumps({"type": event, "object": shown}).encode() + b"\n")
@@ -233,6 +293,7 @@ class ApiServer:
             return response
         finally:
             self.watchers.discard(queue)
+            self.transports.discard(transport)
 
 
 def _selected(obj: dict[str, Any], request: web.Request) -> bool:

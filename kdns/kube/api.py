@@ -1,4 +1,4 @@
-"""The API as a source: credentials, one HTTP session, and a reflector for each kind of object.
+"""One HTTP session with the API: address, credentials, and what an answer's status means.
 
 Address and credentials come from the `kubernetes` package (kubeconfig files with tokens, client certificates and exec
 plugins; the Pod's service account); it is imported only where a cluster is configured, and in a thread where it may
@@ -12,24 +12,36 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import aiohttp
 
 from kdns import __version__, log
-from kdns.kube.cluster import Cluster
-from kdns.kube.objects import NAMESPACE, POD, SERVICE, SLICE
-from kdns.kube.reflector import PATHS, ApiError, Expired, Reflector, Unauthorized
-from kdns.kube.source import Wanted
+from kdns.kube.reflector import ApiError, Expired, OtherHistory, Unauthorized
+from kdns.metrics import Counter, Histogram
 
 CONNECT: Final = 10.0  # seconds to reach the API
 TOKEN_AGE: Final = 60.0  # seconds a token is used before its file is read again; the kubelet rotates it hourly
 # Keepalive probes that find a dead peer in 30 seconds: a watch may be silent for a minute.
 KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 USER_TIMEOUT: Final = 30_000  # milliseconds unacknowledged data may stand (tcp(7), TCP_USER_TIMEOUT)
-_PHASES: Final = "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown"
+MAX_RETRY_AFTER: Final = 60.0  # seconds of a Retry-After that are waited
+
+# client-go's series, under the names that CoreDNS gives them.
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+REQUESTS: Final = Counter(
+    "coredns_kubernetes_rest_client_requests_total",
+    "Number of HTTP requests, partitioned by status code, method, and host.",
+    ("code", "method", "host"),
+)
+DURATION: Final = Histogram(
+    "coredns_kubernetes_rest_client_request_duration_seconds",
+    "Request latency in seconds. Broken down by verb and host.",
+    _SECONDS,
+    ("verb", "host"),
+)
 
 _log = log.plugin("kubernetes")
 
@@ -179,17 +191,28 @@ class Client:
         await self.renew()
         assert self.session is not None and self.access is not None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=read)
-        async with self.session.get(
-            self.access.url + path, params=params, headers=self.access.headers, timeout=timeout
-        ) as response:
+        began = time.monotonic()
+        host = self.access.url.partition("://")[2]
+        try:
+            request = await self.session.get(self.access.url + path, params=params, headers=self.access.headers, timeout=timeout)
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            REQUESTS.slot("<error>", "GET", host)[0] += 1
+            raise
+        async with request as response:
+            REQUESTS.slot(str(response.status), "GET", host)[0] += 1
+            DURATION.observe(DURATION.slot("GET", host), time.monotonic() - began)
             if response.status != 200:
                 text = (await response.text(errors="replace"))[:300]
                 if response.status == 410:
                     raise Expired(text)
                 if response.status == 401:
                     raise Unauthorized(f"401 Unauthorized: {text}")
+                if "Too large resource version" in text:
+                    raise OtherHistory(text)
+                # Seconds, as the API sends it (RFC 9110, section 10.2.3); at most what a backoff may be.
                 after = response.headers.get("Retry-After", "")
-                raise ApiError(f"{response.status} {response.reason}: {text}", float(after) if after.isdecimal() else 0.0)
+                wait = min(float(after), MAX_RETRY_AFTER) if after.isdecimal() else 0.0
+                raise ApiError(f"{response.status} {response.reason}: {text}", wait, response.status)
             _keep_alive(response)
             yield response
 
@@ -205,56 +228,3 @@ def _keep_alive(response: aiohttp.ClientResponse) -> None:
         for name, value in KEEPALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
-
-
-class ApiSource:
-    """Keeps a cluster's state as the API has it."""
-
-    def __init__(self, config: ApiConfig, wanted: Wanted, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self.on_sync: list[Callable[[], None]] = []
-        self.client = Client(config)
-        kinds = [NAMESPACE, SERVICE]
-        kinds += [SLICE] * wanted.slices + [POD] * wanted.pods
-        self.reflectors = [
-            Reflector(kind, self.client, cluster, _params(kind, wanted), wanted.trim, listed=self._listed) for kind in kinds
-        ]
-        self.tasks: list[asyncio.Task[None]] = []
-
-    async def start(self) -> None:
-        """Begins to list and watch; what there is comes later (`on_sync`)."""
-        for reflector in self.reflectors:
-            self.tasks.append(asyncio.create_task(self._supervise(reflector), name=f"reflector {PATHS[reflector.kind]}"))
-
-    async def stop(self) -> None:
-        """Ends watching."""
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self.client.close()
-
-    async def _supervise(self, reflector: Reflector) -> None:
-        """A reflector that fails for a reason nobody thought of is said aloud and started again, never silently gone."""
-        while True:
-            try:
-                await reflector.run()
-            except Exception as error:
-                _log.error(f"the reflector of {reflector.kind} failed: {type(error).__name__}: {error}; it is started again")
-                reflector.version = None
-                await asyncio.sleep(1)
-
-    def _listed(self) -> None:
-        if not self.cluster.synced and all(reflector.synced for reflector in self.reflectors):
-            self.cluster.synced = True
-            for call in self.on_sync:
-                call()
-
-
-def _params(kind: str, wanted: Wanted) -> dict[str, str]:
-    params = {}
-    selector = wanted.namespace_labels if kind == NAMESPACE else wanted.labels
-    if selector.terms:
-        params["labelSelector"] = selector.text
-    if kind == POD:
-        params["fieldSelector"] = _PHASES
-    return params

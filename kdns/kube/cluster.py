@@ -8,16 +8,17 @@ change after it is made, with what it touched.
 from collections.abc import Iterator
 from typing import Protocol, final
 
-from kdns.kube.objects import NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slice, Slices
+from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slice, Slices
 
 
 @final
 class Entry:
-    """A Service and its slices. `service` is None while only slices are known."""
+    """A Service and its slices. `service` is None while only slices are known; `imported`: it is a ServiceImport."""
 
-    __slots__ = ("name", "namespace", "service", "slices")
+    __slots__ = ("imported", "name", "namespace", "service", "slices")
 
-    def __init__(self, namespace: str, name: str) -> None:
+    def __init__(self, namespace: str, name: str, imported: bool = False) -> None:
+        self.imported = imported
         self.namespace = namespace
         self.name = name
         self.service: Service | None = None
@@ -45,6 +46,9 @@ class Watcher(Protocol):
     def pods_changed(self) -> None:
         """A Pod's address came or went."""
 
+    def freshness_changed(self) -> None:
+        """The state is known to be the API's again, or not any more (`Cluster.stale`)."""
+
 
 # An address's owners: nearly always one.
 Owners = Entry | tuple[Entry, ...]
@@ -56,15 +60,17 @@ class Cluster:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
+        self.imports: dict[str, Entry] = {}  # of ServiceImports
         self.namespaces: set[str] = set()
         self.cluster_ips: dict[bytes, Owners] = {}
         self.endpoint_ips: dict[bytes, Owners] = {}
         self.pods: dict[str, Pod] = {}
         # Pods on their node's network share its address.
         self.pod_ips: dict[bytes, Pod | tuple[Pod, ...]] = {}
-        self._slice_owner: dict[str, str] = {}
+        self._slice_owner: dict[str, tuple[str, bool]] = {}
         self.watchers: list[Watcher] = []
         self.synced = False
+        self.stale = False  # whether it may be older than what the API has
         self.ipv6 = 0  # IPv6 addresses held, of Services and endpoints
 
     def apply(self, kind: str, key: str, obj: Object | None) -> bool:
@@ -72,7 +78,9 @@ class Cluster:
         if kind == SLICE:
             changed = self._slice(key, obj if isinstance(obj, Slices) else None)
         elif kind == SERVICE:
-            changed = self._service(key, obj if isinstance(obj, Service) else None)
+            changed = self._service(self.entries, key, obj if isinstance(obj, Service) else None)
+        elif kind == IMPORT:
+            changed = self._service(self.imports, key, obj if isinstance(obj, Service) else None)
         elif kind == NAMESPACE:
             changed = self._namespace(key.rpartition("/")[2], isinstance(obj, Namespace))
         elif kind == POD:
@@ -81,24 +89,58 @@ class Cluster:
             raise ValueError(kind)
         return changed
 
+    @property
+    def slices(self) -> int:
+        """How many EndpointSlices are held."""
+        return len(self._slice_owner)
+
+    def set_stale(self, stale: bool) -> None:
+        """Says whether the state may be older than what the API has."""
+        if stale != self.stale:
+            self.stale = stale
+            for watcher in self.watchers:
+                watcher.freshness_changed()
+
+    def objects(self, kind: str) -> list[tuple[str, Object]]:
+        """What is held of a kind, as it would be applied: keys and objects."""
+        if kind in (SERVICE, IMPORT):
+            table = self.entries if kind == SERVICE else self.imports
+            return [(key, entry.service) for key, entry in table.items() if entry.service is not None]
+        if kind == POD:
+            return list(self.pods.items())
+        if kind == NAMESPACE:
+            return [(f"/{name}", Namespace(name)) for name in self.namespaces]
+        out: list[tuple[str, Object]] = []
+        for key, (owner, imported) in self._slice_owner.items():
+            namespace, _, name = key.partition("/")
+            entry = (self.imports if imported else self.entries).get(owner)
+            parts = entry.slices.get(key, ()) if entry is not None else ()
+            out.append((key, Slices(namespace, name, owner.partition("/")[2], parts, imported)))
+        return out
+
     # Services and slices.
 
-    def _entry(self, key: str) -> Entry:
-        entry = self.entries.get(key)
+    def _entry(self, table: dict[str, Entry], key: str) -> Entry:
+        entry = table.get(key)
         if entry is None:
             namespace, _, name = key.partition("/")
-            entry = self.entries[key] = Entry(namespace, name)
+            entry = table[key] = Entry(namespace, name, table is self.imports)
         return entry
 
-    def _service(self, key: str, service: Service | None) -> bool:
-        entry = self.entries.get(key)
+    def _service(self, table: dict[str, Entry], key: str, service: Service | None) -> bool:
+        entry = table.get(key)
         old = entry.service if entry is not None else None
         if old == service:
             return False
         if entry is None:
-            entry = self._entry(key)
+            entry = self._entry(table, key)
         before = old.addresses if old is not None else ()
         after = service.addresses if service is not None else ()
+        if entry.imported:
+            entry.service = service
+            self._tidy(key, entry)
+            self._tell(entry, [])
+            return True
         for address in before:
             if address not in after:
                 self._release(self.cluster_ips, address, entry)
@@ -107,31 +149,44 @@ class Cluster:
                 self._claim(self.cluster_ips, address, entry)
         entry.service = service
         self._tidy(key, entry)
-        for watcher in self.watchers:
-            watcher.entry_changed(entry, [*before, *after])
+        self._tell(entry, [*before, *after])
         return True
 
+    def _tell(self, entry: Entry, addresses: list[bytes]) -> None:
+        for watcher in self.watchers:
+            watcher.entry_changed(entry, addresses)
+
     def _slice(self, key: str, new: Slices | None) -> bool:
-        owner = f"{new.namespace}/{new.service}" if new is not None else ""
-        was = self._slice_owner.get(key, "")
-        if was and was != owner:
+        owner = (f"{new.namespace}/{new.service}", new.imported) if new is not None else None
+        was = self._slice_owner.get(key)
+        if was is not None and was != owner:
             self._set_parts(was, key, ())
             self._slice_owner.pop(key)
             changed = True
         else:
             changed = False
-        if new is not None:
+        if new is not None and owner is not None:
             changed |= self._set_parts(owner, key, new.parts)
             self._slice_owner[key] = owner
         return changed
 
-    def _set_parts(self, owner: str, key: str, parts: tuple[Slice, ...]) -> bool:
-        entry = self.entries.get(owner)
+    def _set_parts(self, where: tuple[str, bool], key: str, parts: tuple[Slice, ...]) -> bool:
+        owner, imported = where
+        table = self.imports if imported else self.entries
+        entry = table.get(owner)
         before = entry.slices.get(key, ()) if entry is not None else ()
         if before == parts:
             return False
         if entry is None:
-            entry = self._entry(owner)
+            entry = self._entry(table, owner)
+        if imported:
+            if parts:
+                entry.slices[key] = parts
+            else:
+                entry.slices.pop(key, None)
+            self._tidy(owner, entry)
+            self._tell(entry, [])
+            return True
         old = {address for part in before for address in part.addresses()}
         new = {address for part in parts for address in part.addresses()}
         if parts:
@@ -145,13 +200,12 @@ class Cluster:
         for address in new - old:
             self._claim(self.endpoint_ips, address, entry)
         self._tidy(owner, entry)
-        for watcher in self.watchers:
-            watcher.entry_changed(entry, list(old | new))
+        self._tell(entry, list(old | new))
         return True
 
     def _tidy(self, key: str, entry: Entry) -> None:
         if entry.service is None and not entry.slices:
-            self.entries.pop(key, None)
+            (self.imports if entry.imported else self.entries).pop(key, None)
 
     def _claim(self, table: dict[bytes, Owners], address: bytes, entry: Entry) -> None:
         found = table.get(address)

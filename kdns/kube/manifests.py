@@ -22,7 +22,7 @@ import yaml
 
 from kdns import log
 from kdns.kube.cluster import Cluster
-from kdns.kube.objects import NAMESPACE, POD, RAW, SLICE, BadObject, Namespace, Object, from_mapping, trim
+from kdns.kube.objects import IMPORT, NAMESPACE, POD, RAW, SLICE, BadObject, Namespace, Object, from_mapping, trim
 from kdns.kube.source import Wanted
 
 # Looked at this often (seconds): a change is read when it looks the same twice, and so served within 100 ms. With many
@@ -119,6 +119,10 @@ class ManifestSource:
         # What each file brought: (kind, key) -> object.
         self.files: dict[str, dict[tuple[str, str], Object]] = {}
         self.complaints: dict[str, str] = {}
+
+    def listed(self) -> bool:
+        """Whether all files have been read once."""
+        return self.cluster.synced
 
     async def start(self) -> None:
         """Reads everything once, then follows. Raises OSError for a path that does not exist."""
@@ -301,7 +305,7 @@ class ManifestSource:
             return f"/{meta.name}", obj
         meta.namespace = meta.namespace or "default"
         key = f"{meta.namespace}/{meta.name}"
-        unwanted = (kind == POD and not wanted.pods) or (kind == SLICE and not wanted.slices)
+        unwanted = {POD: not wanted.pods, SLICE: not wanted.slices, IMPORT: not wanted.imports}.get(kind, False)
         if unwanted or not wanted.labels.matches(meta.labels):
             return key, None
         return key, wanted.trim(raw)

@@ -6,6 +6,7 @@ the addresses of a slice stand in one `bytes`.
 """
 
 import socket
+import sys
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -15,6 +16,7 @@ SERVICE: Final = "Service"
 SLICE: Final = "EndpointSlice"
 NAMESPACE: Final = "Namespace"
 POD: Final = "Pod"
+IMPORT: Final = "ServiceImport"
 
 
 class BadObject(ValueError):
@@ -34,21 +36,49 @@ class RawServicePort(Struct):
     protocol: str | None = None
 
 
-class RawServiceSpec(Struct, rename={"cluster_ip": "clusterIP", "cluster_ips": "clusterIPs", "external_name": "externalName"}):
+_SPEC_NAMES: Final = {
+    "cluster_ip": "clusterIP", "cluster_ips": "clusterIPs", "external_name": "externalName", "external_ips": "externalIPs",
+}  # fmt: skip
+
+
+class RawServiceSpec(Struct, rename=_SPEC_NAMES):
     type: str | None = None
     cluster_ip: str | None = None
     cluster_ips: list[str] | None = None
     external_name: str | None = None
+    external_ips: list[str] | None = None
     ports: list[RawServicePort] | None = None
+
+
+class RawIngress(Struct):
+    ip: str | None = None
+    hostname: str | None = None
+
+
+class RawBalancer(Struct):
+    ingress: list[RawIngress] | None = None
+
+
+class RawServiceStatus(Struct, rename="camel"):
+    load_balancer: RawBalancer | None = None
 
 
 class RawService(Struct):
     metadata: RawMeta = field(default_factory=RawMeta)
     spec: RawServiceSpec = field(default_factory=RawServiceSpec)
+    status: RawServiceStatus | None = None
 
 
 class RawConditions(Struct):
     ready: bool | None = None
+
+
+class RawTrigger(Struct, rename={"changed": "endpoints.kubernetes.io/last-change-trigger-time"}):
+    changed: str | None = None
+
+
+class RawSliceMeta(RawMeta):
+    annotations: RawTrigger | None = None
 
 
 class RawTarget(Struct):
@@ -59,6 +89,7 @@ class RawEndpoint(Struct, rename="camel"):
     addresses: list[str] | None = None
     conditions: RawConditions | None = None
     hostname: str | None = None
+    zone: str | None = None
     target_ref: RawTarget | None = None
 
 
@@ -69,7 +100,7 @@ class RawEndpointPort(Struct):
 
 
 class RawSlice(Struct):
-    metadata: RawMeta = field(default_factory=RawMeta)
+    metadata: RawSliceMeta = field(default_factory=RawSliceMeta)
     endpoints: list[RawEndpoint] | None = None
     ports: list[RawEndpointPort] | None = None
 
@@ -88,8 +119,23 @@ class RawPod(Struct):
     status: RawPodStatus = field(default_factory=RawPodStatus)
 
 
-Raw = RawService | RawSlice | RawNamespace | RawPod
-RAW: Final[dict[str, type[Raw]]] = {SERVICE: RawService, SLICE: RawSlice, NAMESPACE: RawNamespace, POD: RawPod}
+class RawImportSpec(Struct):
+    type: str | None = None
+    ips: list[str] | None = None
+    ports: list[RawServicePort] | None = None
+
+
+class RawImport(Struct):
+    """A ServiceImport of v1alpha1 or v1beta1 (multicluster.x-k8s.io): what DNS reads of it is alike in both."""
+
+    metadata: RawMeta = field(default_factory=RawMeta)
+    spec: RawImportSpec = field(default_factory=RawImportSpec)
+
+
+Raw = RawService | RawSlice | RawNamespace | RawPod | RawImport
+RAW: Final[dict[str, type[Raw]]] = {
+    SERVICE: RawService, SLICE: RawSlice, NAMESPACE: RawNamespace, POD: RawPod, IMPORT: RawImport,
+}  # fmt: skip
 
 
 class Port(NamedTuple):
@@ -109,7 +155,11 @@ EXTERNAL: Final = "ExternalName"
 
 
 class Service(NamedTuple):
-    """A Service: its kind as DNS sees it, packed cluster addresses, ports, and the external name."""
+    """A Service: its kind as DNS sees it, packed cluster addresses, ports, and the external name.
+
+    `outside` and `outside_hosts` are what it is reached by from outside the cluster, packed addresses and load balancers' host
+    names, kept only where they are asked for.
+    """
 
     namespace: str
     name: str
@@ -117,13 +167,16 @@ class Service(NamedTuple):
     addresses: tuple[bytes, ...]
     ports: tuple[Port, ...]
     external: str = ""
+    outside: tuple[bytes, ...] = ()
+    outside_hosts: tuple[str, ...] = ()
 
 
 class Slice(NamedTuple):
     """The ready endpoints of one slice and one family.
 
     `packed` are the addresses, `width` octets each. `names` are the endpoints' host names address by address (None
-    where none has one); `pods` the names of the Pods behind them, kept only where they are asked for.
+    where none has one); `pods` the names of the Pods behind them and `zones` the zones they are in, kept only where they are
+    asked for. `cluster` is the cluster that a slice of a ServiceImport comes from.
     """
 
     service: str
@@ -132,6 +185,8 @@ class Slice(NamedTuple):
     names: tuple[str, ...] | None
     pods: tuple[str, ...] | None
     ports: tuple[Port, ...]
+    zones: tuple[str, ...] | None = None
+    cluster: str = ""
 
     def addresses(self) -> list[bytes]:
         """The addresses one by one."""
@@ -140,12 +195,16 @@ class Slice(NamedTuple):
 
 
 class Slices(NamedTuple):
-    """What one EndpointSlice object comes to: nearly always one family, so one Slice."""
+    """What one EndpointSlice object comes to: nearly always one family, so one Slice.
+
+    `imported`: it belongs to a ServiceImport of that name, not to a Service.
+    """
 
     namespace: str
     name: str
     service: str
     parts: tuple[Slice, ...]
+    imported: bool = False
 
 
 class Namespace(NamedTuple):
@@ -181,28 +240,73 @@ def _ports(raw: list[RawServicePort] | list[RawEndpointPort] | None) -> tuple[Po
     )
 
 
-def service(raw: RawService) -> Service:
+def service(raw: RawService, *, outside: bool = False) -> Service:
     """A Service trimmed. Raises BadObject."""
     spec = raw.spec
     meta = raw.metadata
     ports = _ports(spec.ports)
+    reached = _outside(raw) if outside else ((), ())
     if spec.type == EXTERNAL:
-        return Service(meta.namespace, meta.name, EXTERNAL, (), ports, spec.external_name or "")
+        return Service(meta.namespace, meta.name, EXTERNAL, (), ports, spec.external_name or "", *reached)
     texts = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
     if "None" in texts:
-        return Service(meta.namespace, meta.name, HEADLESS, (), ports)
+        return Service(meta.namespace, meta.name, HEADLESS, (), ports, "", *reached)
     addresses = tuple(dict.fromkeys(pack(text) for text in texts if text))
-    return Service(meta.namespace, meta.name, CLUSTER, addresses, ports)
+    return Service(meta.namespace, meta.name, CLUSTER, addresses, ports, "", *reached)
 
 
-def slices(raw: RawSlice, *, pod_names: bool = False) -> Slices | None:
-    """An EndpointSlice trimmed to its ready endpoints; None if it belongs to no Service. Raises BadObject."""
+def _outside(raw: RawService) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+    """External addresses and what load balancers say, each once: addresses, and host names."""
+    addresses = [pack(text) for text in raw.spec.external_ips or ()]
+    hosts = []
+    balancer = raw.status.load_balancer if raw.status is not None else None
+    for ingress in (balancer.ingress if balancer is not None else None) or ():
+        if ingress.ip:
+            addresses.append(pack(ingress.ip))
+        elif ingress.hostname:
+            hosts.append(ingress.hostname)
+    return tuple(dict.fromkeys(addresses)), tuple(dict.fromkeys(hosts))
+
+
+def service_import(raw: RawImport) -> Service:
+    """A ServiceImport trimmed to what it is for DNS: a Service of a set of clusters. Raises BadObject."""
+    spec = raw.spec
+    ports = _ports(spec.ports) if spec.ports else ()
+    kind = HEADLESS if spec.type == HEADLESS else CLUSTER
+    addresses = tuple(dict.fromkeys(pack(text) for text in spec.ips or () if text)) if kind == CLUSTER else ()
+    return Service(raw.metadata.namespace, raw.metadata.name, kind, addresses, ports)
+
+
+OWNER: Final = "kubernetes.io/service-name"
+IMPORTED: Final = "multicluster.kubernetes.io/service-name"
+SOURCE_CLUSTER: Final = "multicluster.kubernetes.io/source-cluster"
+
+
+class Detail(NamedTuple):
+    """How much of objects is kept: what is not served never is."""
+
+    pod_names: bool = False
+    pod_labels: bool = False
+    zones: bool = False
+    outside: bool = False
+    imports: bool = False
+
+
+PLAIN: Final = Detail()
+
+
+def slices(raw: RawSlice, detail: Detail = PLAIN) -> Slices | None:
+    """An EndpointSlice trimmed to its ready endpoints; None if it belongs to nothing that is served. Raises BadObject."""
     meta = raw.metadata
-    owner = (meta.labels or {}).get("kubernetes.io/service-name")
+    labels = meta.labels or {}
+    owner = labels.get(OWNER)
+    imported = False
+    if detail.imports and IMPORTED in labels:
+        owner, imported = labels[IMPORTED], True
     if not owner:
         return None
     ports = _ports(raw.ports)
-    found: dict[int, tuple[list[bytes], list[str], list[str]]] = {}
+    found: dict[int, tuple[list[bytes], list[str], list[str], list[str]]] = {}
     for endpoint in raw.endpoints or ():
         conditions = endpoint.conditions
         # `ready` not set counts as ready (EndpointConditions in discovery.k8s.io/v1).
@@ -210,17 +314,19 @@ def slices(raw: RawSlice, *, pod_names: bool = False) -> Slices | None:
             continue
         host = (endpoint.hostname or "").lower()
         target = endpoint.target_ref
-        pod = target.name or "" if pod_names and target is not None else ""
+        pod = target.name or "" if detail.pod_names and target is not None else ""
         if len(pod) > 63:
             pod = ""
+        zone = (endpoint.zone or "").lower() if detail.zones else ""
         for text in endpoint.addresses or ():
             address = pack(text)
             known = found.get(len(address))
             if known is None:
-                known = found[len(address)] = ([], [], [])
+                known = found[len(address)] = ([], [], [], [])
             known[0].append(address)
             known[1].append(host)
             known[2].append(pod)
+            known[3].append(zone)
     parts = tuple(
         Slice(
             owner,
@@ -229,10 +335,12 @@ def slices(raw: RawSlice, *, pod_names: bool = False) -> Slices | None:
             tuple(hosts) if any(hosts) else None,
             tuple(pods) if any(pods) else None,
             ports,
+            tuple(sys.intern(zone) for zone in zones) if any(zones) else None,
+            labels.get(SOURCE_CLUSTER, "").lower() if imported else "",
         )
-        for width, (addresses, hosts, pods) in found.items()
+        for width, (addresses, hosts, pods, zones) in found.items()
     )
-    return Slices(meta.namespace, meta.name, owner, parts)
+    return Slices(meta.namespace, meta.name, owner, parts, imported)
 
 
 def pod(raw: RawPod, *, labels: bool = False) -> Pod | None:
@@ -244,16 +352,18 @@ def pod(raw: RawPod, *, labels: bool = False) -> Pod | None:
     return Pod(raw.metadata.namespace, raw.metadata.name, pack(status.pod_ip), kept)
 
 
-def trim(raw: Raw, *, pod_names: bool = False, pod_labels: bool = False) -> Object | None:
+def trim(raw: Raw, detail: Detail = PLAIN) -> Object | None:
     """The slim form of a raw object; None where there is nothing to serve. Raises BadObject."""
     if not raw.metadata.name:
         raise BadObject("it has no metadata.name")
     if isinstance(raw, RawService):
-        return service(raw)
+        return service(raw, outside=detail.outside)
     if isinstance(raw, RawSlice):
-        return slices(raw, pod_names=pod_names)
+        return slices(raw, detail)
     if isinstance(raw, RawPod):
-        return pod(raw, labels=pod_labels)
+        return pod(raw, labels=detail.pod_labels)
+    if isinstance(raw, RawImport):
+        return service_import(raw)
     return Namespace(raw.metadata.name)
 
 

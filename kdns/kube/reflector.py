@@ -1,13 +1,16 @@
-"""A reflector: lists one kind of object, watches it, and keeps the cluster's state equal to the API's.
+"""A reflector: brings all objects of one kind, watches them, and keeps the cluster's state equal to the API's.
 
-Theory of operation. `run` goes round: list (unless a resourceVersion is known), then watch from there. A list is a
-diff: objects whose resourceVersion is as before are not touched, the others are applied one by one, and what the list
-no longer has is removed when its last page has been read; so a name never blinks. A watch that ends is taken up where
-it ended; 410, by status or as an ERROR event, means that the API has forgotten where that was: a new list. Errors wait
-0.8 s, doubled up to 30, with jitter, so that many replicas do not come back at once.
+Theory of operation. `run` goes round: bring everything (unless it is known from where to watch), then watch from there.
+Everything comes as a streamed list, a watch that begins with what there is (KEP-3157), or in pages where the API does not
+offer that. Either way it is a diff: objects whose resourceVersion is as before are not touched, the others are applied one
+by one, and what is not there any more is removed at the end; so a name never blinks and nothing stands twice.
 
-Pages of 500 decode in 2 ms; what is decoded is applied in slices, others run in between. A watch's lines are cut here,
-out of chunks as they come: one object may be larger than any reader's line limit.
+A watch that ends is taken up where it ended. 410, by status or as an ERROR event, means that the API has forgotten where
+that was. A resourceVersion of the collection below ours means that its history is another one (etcd restored from a
+backup): what is known of versions is then worth nothing, and everything is brought anew. Errors wait 0.8 s, doubled up
+to 30, with jitter, so that many replicas do not come back at once.
+
+A page decodes in some 2 ms; what is decoded is applied in slices, others run in between.
 """
 
 import asyncio
@@ -15,17 +18,17 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Protocol
 
 import aiohttp
 import msgspec
-from msgspec import Raw as RawBytes
-from msgspec import Struct, field
 
 from kdns import log
+from kdns.kube import decode
 from kdns.kube.cluster import Cluster
+from kdns.kube.decode import Unreadable, lines
 from kdns.kube.hold import hold
-from kdns.kube.objects import NAMESPACE, POD, RAW, SERVICE, SLICE, BadObject, Object, Raw, RawMeta
+from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta
 from kdns.metrics import Counter
 
 PATHS: Final = {
@@ -33,16 +36,22 @@ PATHS: Final = {
     SERVICE: "/api/v1/services",
     SLICE: "/apis/discovery.k8s.io/v1/endpointslices",
     POD: "/api/v1/pods",
+    IMPORT: "/apis/multicluster.x-k8s.io/v1beta1/serviceimports",
 }
-PAGE: Final = 500  # objects; 2 ms to decode
+# Where a kind is found on older clusters.
+OLDER_PATHS: Final = {IMPORT: "/apis/multicluster.x-k8s.io/v1alpha1/serviceimports"}
+# Objects of a page, so that one decodes in some 2 ms: a slice holds up to a hundred endpoints and more.
+PAGE: Final = {NAMESPACE: 500, SERVICE: 500, SLICE: 30, POD: 200, IMPORT: 500}
+MAX_PAGE: Final = 8000  # where continue tokens expire before a list is through, pages grow up to this
 SLICE_SIZE: Final = 100  # objects applied before others run: 1 ms
-MAX_LINE: Final = 8 << 20  # octets of one watch event; etcd's limit for an object is 1.5 MiB
 BACKOFF: Final = (0.8, 30.0)  # seconds: first and last (client-go's)
 WATCH: Final = (300, 600)  # seconds the API is asked to keep a watch open
 QUICK: Final = 1.0  # a watch that ended sooner than this waits like an error
 REPEAT: Final = 30.0  # seconds before the same error is logged again
 LIST_READ: Final = 60.0
 WATCH_READ: Final = 700.0  # a watch ends by itself after 600; a dead peer is found by keepalive long before
+# Answers that mean "this API does not stream lists": the parameter is unknown, forbidden, or the feature is off.
+NO_STREAMS: Final = frozenset((400, 403, 404, 405, 422))
 
 EVENTS = Counter("kdns_kubernetes_events_total", "Watch events by kind and type.", ("kind", "type"))
 LISTS = Counter("kdns_kubernetes_lists_total", "Complete lists by kind.", ("kind",))
@@ -50,19 +59,23 @@ QUARANTINED = Counter("kdns_kubernetes_quarantined_total", "Objects that could n
 ERRORS = Counter("kdns_kubernetes_errors_total", "Requests to the API that failed, by kind.", ("kind",))
 
 _log = log.plugin("kubernetes")
-T = TypeVar("T")
 
 
 class ApiError(Exception):
-    """The API refused or broke off; `after` are seconds it asks to wait."""
+    """The API refused or broke off; `code` is the HTTP status if it said one, `after` are seconds it asks to wait."""
 
-    def __init__(self, text: str, after: float = 0.0) -> None:
+    def __init__(self, text: str, after: float = 0.0, code: int = 0) -> None:
         super().__init__(text)
         self.after = after
+        self.code = code
 
 
 class Expired(ApiError):
     """410: the resourceVersion or continue token is too old."""
+
+
+class OtherHistory(ApiError):
+    """The collection's resourceVersion is below ours: it is not the history that we know."""
 
 
 class Unauthorized(ApiError):
@@ -79,40 +92,13 @@ class Client(Protocol):
     async def renew(self, *, force: bool = False) -> None: ...
 
 
-class _ListMeta(Struct, rename={"resource_version": "resourceVersion", "go_on": "continue"}):
-    resource_version: str = ""
-    go_on: str = ""
-
-
-class _List(Struct, Generic[T]):
-    metadata: _ListMeta = field(default_factory=_ListMeta)
-    items: list[T] | None = None
-
-
-class _Event(Struct):
-    type: str
-    object: RawBytes
-
-
-class _Status(Struct):
-    code: int = 0
-    message: str = ""
-
-
-class _Bookmark(Struct):
-    metadata: RawMeta = field(default_factory=RawMeta)
-
-
-_events: Final = msgspec.json.Decoder(_Event)
-_statuses: Final = msgspec.json.Decoder(_Status)
-_bookmarks: Final = msgspec.json.Decoder(_Bookmark)
-_raw_lists: Final = msgspec.json.Decoder(_List[RawBytes])
-_lists: Final[dict[str, Any]] = {kind: msgspec.json.Decoder(_List[cls]) for kind, cls in RAW.items()}  # type: ignore[valid-type]
-_objects: Final[dict[str, Any]] = {kind: msgspec.json.Decoder(cls) for kind, cls in RAW.items()}
-
-
 class Reflector:
-    """Reflects one kind into a cluster. `synced` once a list has been applied whole; `listed` is called then."""
+    """Reflects one kind into a cluster. `synced` once everything has been brought; `listed` is called then.
+
+    `applied` is called for each object that an event changed. `known` may be filled from a snapshot: then what is the same
+    is not applied again. `optional`: where the API does not
+    have the kind, there are no such objects.
+    """
 
     def __init__(
         self,
@@ -123,20 +109,37 @@ class Reflector:
         trim: Callable[[Raw], Object | None],
         *,
         listed: Callable[[], None] = lambda: None,
+        applied: Callable[[Raw], None] | None = None,
+        optional: bool = False,
     ) -> None:
         self.kind = kind
+        self.path = PATHS[kind]
         self.client = client
         self.cluster = cluster
         self.params = params
         self.trim = trim
         self.listed = listed
+        self.applied = applied
+        self.optional = optional
         self.version: str | None = None
         self.synced = False
         self.known: dict[str, str] = {}  # key -> resourceVersion
+        self.heard: list[Callable[[str, str], None]] = []  # who wants to know of events: key, resourceVersion
         self.complained: set[str] = set()
+        self.streams = True
+        self.page = PAGE[kind]
         self.backoff = BACKOFF[0]
+        self.broken = False  # the last watch ended before its time
+        self.watching = False
+        self.current_at = 0.0  # monotonic seconds when the state was last known to be the API's
         self.said = ""
         self.said_at = 0.0
+
+    def age(self) -> float:
+        """Seconds since the state was known to be the API's: 0 while a watch is open."""
+        if self.watching or not self.current_at:
+            return 0.0
+        return time.monotonic() - self.current_at
 
     async def run(self) -> None:
         """Lists and watches until cancelled."""
@@ -144,9 +147,7 @@ class Reflector:
             began = time.monotonic()
             after = 0.0
             try:
-                if self.version is None:
-                    await self._list()
-                await self._watch()
+                await self._round()
                 if time.monotonic() - began >= QUICK:
                     self.backoff = BACKOFF[0]
                     continue
@@ -155,14 +156,42 @@ class Reflector:
                 if self.backoff == BACKOFF[0]:
                     self.backoff *= 2  # the first time at once; an API that always says so is not asked in a loop
                     continue
+            except OtherHistory as error:
+                _log.warning(f"{self.kind}: {error}; everything is listed anew")
+                self.version = None
+                self.known = dict.fromkeys(self.known, "")
+                continue
             except Unauthorized as error:
                 self._failed(error)
                 await self._renew()
+            except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
+                self._failed(error)
+                await self._renew()  # the authority may have been replaced
             except (ApiError, aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
                 self._failed(error)
                 after = getattr(error, "after", 0.0)
+            finally:
+                if self.watching:
+                    self.watching = False
+                    self.current_at = time.monotonic()
             await asyncio.sleep(max(after, self.backoff * random.uniform(1.0, 1.5)))
             self.backoff = min(self.backoff * 2, BACKOFF[1])
+
+    async def _round(self) -> None:
+        if self.version is None:
+            if self.streams:
+                try:
+                    await self._watch(stream=True)
+                    return
+                except ApiError as error:
+                    if error.code not in NO_STREAMS:
+                        raise
+                    self.streams = False
+            if not await self._list():
+                return
+        elif self.broken:
+            await self._compare()
+        await self._watch()
 
     async def _renew(self) -> None:
         try:
@@ -181,156 +210,216 @@ class Reflector:
 
     # Lists.
 
-    async def _list(self) -> None:
+    async def pages(self) -> "Pages":
+        """The pages of a consistent list, from now."""
+        return Pages(self)
+
+    async def _list(self) -> bool:
+        """Brings everything in pages; False where the API does not have the kind at all."""
         seen: set[str] = set()
-        token = ""
-        with hold():
-            while True:
-                params = {**self.params, "limit": str(PAGE)}
-                if token:
-                    params["continue"] = token
-                async with self.client.get(PATHS[self.kind], params, LIST_READ) as response:
-                    body = await response.read()
-                page, objects = self._decode(body)
-                del body
-                for i, raw in enumerate(objects):
-                    self._put(raw, seen)
-                    if i % SLICE_SIZE == SLICE_SIZE - 1:
-                        await asyncio.sleep(0)
-                token = page.go_on
-                if not token:
-                    break
-            for i, key in enumerate(self.known.keys() - seen):
-                self._remove(key)
-                if i % SLICE_SIZE == SLICE_SIZE - 1:
-                    await asyncio.sleep(0)
-        self.version = page.resource_version
+        pages = Pages(self)
+        try:
+            with hold():
+                while True:
+                    for i, raw in enumerate(await pages.next()):
+                        self._put(raw, seen)
+                        if i % SLICE_SIZE == SLICE_SIZE - 1:
+                            await asyncio.sleep(0)
+                    if pages.over:
+                        break
+                await self._remove_others(seen)
+        except Expired:
+            self.page = min(self.page * 4, MAX_PAGE)  # fewer pages are through sooner
+            raise
+        except ApiError as error:
+            if error.code != 404 or not self.optional:
+                raise
+            if self.path != OLDER_PATHS.get(self.kind, self.path):
+                self.path = OLDER_PATHS[self.kind]
+                return False
+            self._done()
+            await asyncio.sleep(WATCH[0])  # it may be installed later
+            return False
+        self.version = pages.version
+        self._done()
+        return True
+
+    async def _remove_others(self, seen: set[str]) -> None:
+        for i, key in enumerate(self.known.keys() - seen):
+            self.remove(key)
+            if i % SLICE_SIZE == SLICE_SIZE - 1:
+                await asyncio.sleep(0)
+
+    def _done(self) -> None:
+        """Everything is here."""
         LISTS.slot(self.kind)[0] += 1
         self.backoff = BACKOFF[0]
+        self.current_at = time.monotonic()
         if not self.synced:
             self.synced = True
             self.listed()
 
-    def _decode(self, body: bytes) -> tuple[_ListMeta, list[Raw]]:
-        """A page's objects; one that cannot be read is set aside, and costs only itself."""
-        try:
-            page = _lists[self.kind].decode(body)
-            return page.metadata, page.items or []
-        except msgspec.ValidationError:
-            raw = _raw_lists.decode(body)
-            objects = [found for item in raw.items or () if (found := self._object(bytes(item))) is not None]
-            return raw.metadata, objects
+    async def _compare(self) -> None:
+        """Asks for the collection's resourceVersion. Raises OtherHistory if it is below ours."""
+        async with self.client.get(self.path, {**self.params, "limit": "1"}, LIST_READ) as response:
+            meta, _ = decode.page(self.kind, await response.read())
+        theirs, ours = meta.resource_version, self.version or ""
+        if theirs.isdecimal() and ours.isdecimal() and int(theirs) < int(ours):
+            raise OtherHistory(f"the API's resourceVersion {theirs} is below {ours}, which it had before")
+        self.broken = False
 
-    def _object(self, raw: bytes) -> Raw | None:
-        try:
-            found: Raw = _objects[self.kind].decode(raw)
-            return found
-        except msgspec.ValidationError as error:
-            try:
-                meta = _bookmarks.decode(raw).metadata
-            except msgspec.DecodeError:
-                meta = RawMeta()
-            self._set_aside(meta, str(error))
-            return None
+    # Watches.
 
-    def _set_aside(self, meta: RawMeta, why: str) -> None:
+    async def _watch(self, stream: bool = False) -> None:
+        """Watches until the API ends it. `stream`: it begins with everything there is."""
+        asked = random.randint(*WATCH)
+        params = {**self.params, "watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(asked)}
+        if stream:
+            params |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "resourceVersion": ""}
+        else:
+            assert self.version is not None
+            params["resourceVersion"] = self.version
+        began = time.monotonic()
+        self.broken = True
+        async with self.client.get(self.path, params, WATCH_READ) as response:
+            source = lines(response.content.iter_any())
+            if stream:
+                await self._bring(source)
+            self.watching = True
+            count = 0
+            async for line in source:
+                if line is None:
+                    self._skipped()
+                    return
+                self._event(line)
+                count += 1
+                if count % SLICE_SIZE == 0:
+                    await asyncio.sleep(0)
+        # Where it ended in its time, the API is the one we know.
+        self.broken = time.monotonic() - began < asked - 1
+
+    async def _bring(self, source: AsyncIterator[bytes | None]) -> None:
+        """The part of a streamed list that says what there is: up to the bookmark that ends it."""
+        seen: set[str] = set()
+        count = 0
+        with hold():
+            async for line in source:
+                if line is None:
+                    self.streams = False  # a page holds an object of any size
+                    raise ApiError(f"a {self.kind} over {decode.MAX_LINE >> 20} MiB does not go into a stream")
+                kind, raw = decode.event(line)
+                if kind == "BOOKMARK":
+                    version, over = decode.bookmark(raw)
+                    if over:
+                        await self._remove_others(seen)
+                        self.version = version
+                        self._done()
+                        return
+                elif kind == "ERROR":
+                    self._refused(raw)
+                else:
+                    self._put(decode.one(self.kind, raw), seen)
+                count += 1
+                if count % SLICE_SIZE == 0:
+                    await asyncio.sleep(0)
+        raise ApiError("the API ended a streamed list before it was through")
+
+    def _skipped(self) -> None:
+        """An event was too long to be read: only a list can say what it was."""
+        _log.warning(f"a watch event of {self.kind} over {decode.MAX_LINE >> 20} MiB was skipped; listing again")
+        QUARANTINED.slot(self.kind)[0] += 1
+        self.version = None
+
+    def _refused(self, raw: bytes) -> None:
+        """An ERROR event. Raises what it stands for."""
+        code, message = decode.status(raw)
+        if code == 410:
+            raise Expired(message)
+        if "Too large resource version" in message:
+            raise OtherHistory(message)
+        raise ApiError(f"{code} {message}", code=code)
+
+    def _event(self, line: bytes) -> None:
+        kind, raw = decode.event(line)
+        EVENTS.slot(self.kind, kind if kind in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR") else "other")[0] += 1
+        if kind == "ERROR":
+            self._refused(raw)
+        if kind == "BOOKMARK":
+            self.version = decode.bookmark(raw)[0] or self.version
+            return
+        obj = decode.one(self.kind, raw)
+        meta = obj.meta if isinstance(obj, Unreadable) else obj.metadata
+        key = f"{meta.namespace}/{meta.name}"
+        if kind == "DELETED":
+            self.remove(key)
+        elif kind in ("ADDED", "MODIFIED"):
+            if isinstance(obj, Unreadable):
+                self.set_aside(obj.meta, obj.why)
+            elif self.apply(key, obj) and self.applied is not None:
+                self.applied(obj)
+        self.version = meta.resource_version or self.version
+        for call in self.heard:
+            call(key, meta.resource_version if kind != "DELETED" else "")
+
+    # Objects.
+
+    def set_aside(self, meta: RawMeta, why: str) -> None:
+        """Quarantine: the object is named once and counted; the rest is served."""
         key = f"{meta.namespace}/{meta.name}"
         if key not in self.complained and len(self.complained) < 1000:
             self.complained.add(key)
             QUARANTINED.slot(self.kind)[0] += 1
             _log.warning(f"{self.kind} {key} set aside: {why}")
 
-    # Objects.
-
-    def _put(self, raw: Raw, seen: set[str] | None = None) -> None:
+    def _put(self, raw: Raw | Unreadable, seen: set[str]) -> None:
+        """One object of a list."""
+        if isinstance(raw, Unreadable):
+            seen.add(f"{raw.meta.namespace}/{raw.meta.name}")
+            self.set_aside(raw.meta, raw.why)
+            return
         meta = raw.metadata
         key = f"{meta.namespace}/{meta.name}"
-        if seen is not None:
-            seen.add(key)
-            if meta.resource_version and self.known.get(key) == meta.resource_version:
-                return
+        seen.add(key)
+        if not meta.resource_version or self.known.get(key) != meta.resource_version:
+            self.apply(key, raw)
+
+    def apply(self, key: str, raw: Raw) -> bool:
+        """Brings one object into the state; says whether anything is different now."""
         try:
             obj = self.trim(raw)
         except BadObject as error:
-            self._set_aside(meta, str(error))
-            return
+            self.set_aside(raw.metadata, str(error))
+            return False
         self.complained.discard(key)
-        self.known[key] = meta.resource_version
-        self.cluster.apply(self.kind, key, obj)
+        self.known[key] = raw.metadata.resource_version
+        return self.cluster.apply(self.kind, key, obj)
 
-    def _remove(self, key: str) -> None:
+    def remove(self, key: str) -> None:
+        """Takes one object out of the state."""
         self.known.pop(key, None)
         self.complained.discard(key)
         self.cluster.apply(self.kind, key, None)
 
-    # Watches.
 
-    async def _watch(self) -> None:
-        assert self.version is not None
-        params = {
-            **self.params,
-            "watch": "1",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": self.version,
-            "timeoutSeconds": str(random.randint(*WATCH)),
-        }
-        async with self.client.get(PATHS[self.kind], params, WATCH_READ) as response:
-            count = 0
-            async for line in lines(response.content.iter_any()):
-                if line is None:
-                    # It is lost: only a list can say what it was.
-                    _log.warning(f"a watch event of {self.kind} over {MAX_LINE >> 20} MiB was skipped; listing again")
-                    QUARANTINED.slot(self.kind)[0] += 1
-                    self.version = None
-                    return
-                self._event(line)
-                count += 1
-                if count % SLICE_SIZE == 0:
-                    await asyncio.sleep(0)
+class Pages:
+    """The pages of one consistent list (never with resourceVersion=0, which ignores the limit on many versions)."""
 
-    def _event(self, line: bytes) -> None:
-        event = _events.decode(line)
-        kind = event.type
-        EVENTS.slot(self.kind, kind if kind in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR") else "other")[0] += 1
-        raw = bytes(event.object)
-        if kind == "ERROR":
-            status = _statuses.decode(raw)
-            if status.code == 410:
-                raise Expired(status.message)
-            raise ApiError(f"{status.code} {status.message}")
-        if kind == "BOOKMARK":
-            self.version = _bookmarks.decode(raw).metadata.resource_version or self.version
-            return
-        obj = self._object(raw)
-        meta = obj.metadata if obj is not None else _bookmarks.decode(raw).metadata
-        if kind == "DELETED":
-            self._remove(f"{meta.namespace}/{meta.name}")
-        elif obj is not None and kind in ("ADDED", "MODIFIED"):
-            self._put(obj)
-        self.version = meta.resource_version or self.version
+    def __init__(self, reflector: Reflector) -> None:
+        self.reflector = reflector
+        self.token = ""
+        self.version = ""
+        self.over = False
 
-
-async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:
-    """The lines in a stream of chunks; None for one over MAX_LINE octets, which is skipped."""
-    parts: list[bytes] = []
-    size = 0
-    skipping = False
-    async for chunk in chunks:
-        begin = 0
-        while (end := chunk.find(b"\n", begin)) >= 0:
-            piece = chunk[begin:end]
-            begin = end + 1
-            if skipping:
-                skipping = False
-                yield None
-            elif parts or piece:
-                parts.append(piece)
-                yield b"".join(parts)
-            parts, size = [], 0
-        rest = chunk[begin:]
-        size += len(rest)
-        if size > MAX_LINE:
-            skipping = True
-            parts = []
-        elif rest and not skipping:
-            parts.append(rest)
+    async def next(self) -> list[Raw | Unreadable]:
+        """The next page's objects. Raises Expired where the list is too old to go on."""
+        reflector = self.reflector
+        params = {**reflector.params, "limit": str(reflector.page)}
+        if self.token:
+            params["continue"] = self.token
+        async with reflector.client.get(reflector.path, params, LIST_READ) as response:
+            body = await response.read()
+        meta, objects = decode.page(reflector.kind, body)
+        self.version = meta.resource_version
+        self.token = meta.go_on
+        self.over = not meta.go_on
+        return objects

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kdns.kube.cluster import Cluster
-from kdns.kube.objects import Object, Raw, trim
+from kdns.kube.objects import PLAIN, Detail, Object, Raw, trim
 from kdns.kube.selector import EVERYTHING, Selector
 
 
@@ -15,14 +15,14 @@ class Wanted:
 
     slices: bool = True
     pods: bool = False
-    pod_names: bool = False
-    pod_labels: bool = False
+    imports: bool = False
+    detail: Detail = PLAIN
     labels: Selector = EVERYTHING
     namespace_labels: Selector = EVERYTHING
 
     def trim(self, raw: Raw) -> Object | None:
         """The slim form of a raw object, with as much of it as is wanted. Raises BadObject."""
-        return trim(raw, pod_names=self.pod_names, pod_labels=self.pod_labels)
+        return trim(raw, self.detail)
 
 
 class Source(Protocol):
@@ -33,6 +33,9 @@ class Source(Protocol):
 
     cluster: Cluster
     on_sync: list[Callable[[], None]]
+
+    def listed(self) -> bool:
+        """Whether everything has been listed since the start."""
 
     async def start(self) -> None: ...
 

@@ -20,6 +20,9 @@ watches the cluster's API, or follows manifests in files, and answers from an in
         fallthrough [ZONES...]
         ignore empty_service
         startup_timeout DURATION
+        snapshot PATH [MAX_AGE]
+        zonal
+        multicluster ZONES...
         apiserver_qps QPS
         apiserver_burst N
         apiserver_max_inflight N
@@ -44,11 +47,19 @@ watches the cluster's API, or follows manifests in files, and answers from an in
 * `fallthrough` passes names that do not exist on to the next plugin; with ZONES only those in them.
 * `ignore empty_service` answers NXDOMAIN for Services with no ready endpoint.
 * `startup_timeout` is how long to wait for the API before a warning. Default: 5s. kdns serves at once in any case.
+* `snapshot` (kdns only) saves what is known in a file, at most every 30 seconds and at shutdown, and reads it at start: names
+  are answered at once, also while the API is down, and what changed meanwhile is put right when it answers. A snapshot that is
+  damaged, of another cluster or configuration, or older than MAX_AGE (default 24h, 0: any age) is ignored with a line.
+* `zonal` answers `ZONE.pin._zone.SERVICE.NAMESPACE.svc.ZONES` for headless Services with the endpoints in that topology zone,
+  `ZONE.prefer._zone...` with those, or with all where there are none.
+* `multicluster` names those of ZONES that hold ServiceImports (multicluster.x-k8s.io, v1beta1 or v1alpha1) instead of Services.
 * `apiserver_qps`, `apiserver_burst`, `apiserver_max_inflight` are read for CoreDNS's sake. kdns makes one list and one
   watch for each kind of object, which no such limit would slow.
 
 Until the API has been listed once, a name in the cluster's zones that is not known is answered SERVFAIL: that it does
-not exist cannot be said yet. Afterwards what is known is served for as long as the API cannot be reached.
+not exist cannot be said yet. Afterwards what is known is served for as long as the API cannot be reached; after a minute
+without it, clients that use EDNS are told so (extended error 3, Stale Answer). A list every 10 to 15 minutes finds and mends
+what a watch has lost. Objects that cannot be read are set aside, named once, and the rest is served.
 
 ## Examples
 
@@ -67,8 +78,16 @@ The default of kubeadm:
 
 ## Metrics
 
-* `kdns_kubernetes_synced{}` - 1 once everything has been listed.
+* `kdns_kubernetes_synced{}` - 1 once everything has been listed since the start.
 * `kdns_kubernetes_objects{kind}` - objects held, by kind.
+* `kdns_kubernetes_data_age_seconds{kind}` - how long ago the state was known to be the API's; 0 while it is watched.
+* `kdns_kubernetes_events_total{kind,type}`, `kdns_kubernetes_lists_total{kind}`, `kdns_kubernetes_errors_total{kind}` - what the
+  API sent, and requests that failed.
+* `kdns_kubernetes_quarantined_total{kind}` - objects set aside; `kdns_kubernetes_healed_total{kind}` - objects that a watch had
+  lost; `kdns_kubernetes_reflector_restarts_total{kind}` - tasks that failed; `kdns_kubernetes_snapshots_total{outcome}`.
+* `coredns_kubernetes_dns_programming_duration_seconds{service_kind}` - from what changed endpoints to their answers.
+* `coredns_kubernetes_rest_client_requests_total{code,method,host}`,
+  `coredns_kubernetes_rest_client_request_duration_seconds{verb,host}`.
 """
 
 from kdns.plugins.kubernetes.handler import Kubernetes

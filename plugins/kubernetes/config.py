@@ -15,15 +15,14 @@ from kdns.pipeline.setup import Fallthrough
 DEFAULT_TTL: Final = 5  # seconds; CoreDNS's
 MAX_TTL: Final = 3600
 DEFAULT_STARTUP: Final = 5.0
+DEFAULT_SNAPSHOT_AGE: Final = (
+    86400.0  # seconds: what a cluster was yesterday is better than nothing, what it was last week is not
+)
 
-_LATER: Final = {
-    "zonal": "answers by topology zone",
-    "multicluster": "the Multi-Cluster Services API",
-}
 _OPTIONS: Final = (
     "endpoint", "tls", "kubeconfig", "manifests", "namespaces", "namespace_labels", "labels", "pods", "endpoint_pod_names",
     "ttl", "noendpoints", "fallthrough", "ignore", "startup_timeout", "apiserver_qps", "apiserver_burst",
-    "apiserver_max_inflight", *_LATER,
+    "apiserver_max_inflight", "zonal", "multicluster", "snapshot",
 )  # fmt: skip
 _REMOVED: Final = {
     "upstream": "it has had no effect since CoreDNS 1.5; remove the line",
@@ -53,12 +52,17 @@ class Config:
     fallthrough: Fallthrough = field(default_factory=Fallthrough)
     ignore_empty: bool = False
     startup_timeout: float = DEFAULT_STARTUP
+    zonal: bool = False
+    multicluster: frozenset[bytes] = frozenset()
+    snapshot: str = ""
+    snapshot_age: float = DEFAULT_SNAPSHOT_AGE
     warnings: tuple[str, ...] = ()
 
     @property
     def primary(self) -> bytes:
-        """The zone that PTR records point into: the first that is no reverse zone."""
-        return next(zone for zone in self.zones if not is_reverse(zone))
+        """The zone that PTR records point into: the first that is no reverse zone, and none of several clusters."""
+        forward = [zone for zone in self.zones if not is_reverse(zone)]
+        return next((zone for zone in forward if zone not in self.multicluster), forward[0])
 
 
 def parse(directives: Sequence[Directive], block: BlockKeys) -> list[Config]:
@@ -76,6 +80,12 @@ def parse(directives: Sequence[Directive], block: BlockKeys) -> list[Config]:
         found["namespaces"] = frozenset(namespaces)
     if namespaces and "namespace_labels" in found:
         raise setup.fail(directive, "namespaces and namespace_labels cannot both be set")
+    if "multicluster" in found:
+        found["multicluster"] = _known_zones(directive, zones)
+    if "zonal" in found and "noendpoints" in found:
+        raise setup.fail(directive, "zonal and noendpoints cannot both be set: zones are those of endpoints")
+    if "snapshot" in found and "manifests" in found:
+        raise setup.fail(directive, "snapshot is for what comes from the API: manifests are files already")
     sources = [name for name in ("endpoint", "kubeconfig", "manifests") if name in found]
     if "manifests" in found and len(sources) > 1:
         raise setup.fail(directive, f"manifests and {sources[0]} cannot both be set: choose where objects come from")
@@ -107,7 +117,7 @@ def _option(line: Line, found: dict[str, object], namespaces: list[str], warning
         if mode.text not in ("disabled", "insecure", "verified"):
             raise setup.fail(mode, f'expected disabled, insecure or verified, found "{mode.text}"')
         found["pods"] = mode.text
-    elif name in ("endpoint_pod_names", "noendpoints"):
+    elif name in ("endpoint_pod_names", "noendpoints", "zonal"):
         setup.arguments(line, 0, 0)
         found[name] = True
     elif name == "ttl":
@@ -123,12 +133,30 @@ def _option(line: Line, found: dict[str, object], namespaces: list[str], warning
         found["startup_timeout"] = setup.seconds(setup.one(line, "a duration"))
     elif name.startswith("apiserver_") and name in _OPTIONS:
         _limit(line)
-    elif name in _LATER:
-        raise setup.fail(line, f"{name} ({_LATER[name]}) is known from CoreDNS, but this version of kdns does not have it yet")
+    elif name == "multicluster":
+        setup.arguments(line, 1, None, "zones")
+        found["multicluster"] = True
+    elif name == "snapshot":
+        words = setup.arguments(line, 1, 2, "PATH [MAX_AGE]")
+        found["snapshot"] = words[0]
+        if len(words) > 1:
+            found["snapshot_age"] = setup.seconds(line.args[1])
     elif name in _REMOVED:
         raise setup.fail(line, f'unknown property "{name}": {_REMOVED[name]}')
     else:
         raise setup.unknown(line, _OPTIONS)
+
+
+def _known_zones(directive: Directive, zones: tuple[bytes, ...]) -> frozenset[bytes]:
+    """The zones behind `multicluster`; each must be one of the plugin's."""
+    out = set()
+    for line in directive.body or ():
+        for word in line.args if line.name.text == "multicluster" else ():
+            zone = setup.name(word)
+            if zone not in zones:
+                raise setup.fail(word, f'multicluster zone "{word.text}" is none of the zones of this kubernetes directive')
+            out.add(zone)
+    return frozenset(out)
 
 
 def _selector(line: Line) -> Selector:

@@ -11,16 +11,18 @@ from typing import ClassVar, Final
 from kdns import log
 from kdns.address import family_of
 from kdns.corefile import CorefileError, Directive
-from kdns.dns import iana, rdata
+from kdns.dns import edns, iana, rdata
 from kdns.dns.answer import Answer
 from kdns.dns.reverse import address_of
 from kdns.dns.rrset import RRset
-from kdns.kube.api import ApiConfig, ApiSource
+from kdns.kube.api import ApiConfig
 from kdns.kube.cluster import Cluster, Entry
+from kdns.kube.informer import ApiSource, SnapshotFile
 from kdns.kube.manifests import ManifestSource
-from kdns.kube.objects import EXTERNAL
+from kdns.kube.objects import EXTERNAL, IMPORT, NAMESPACE, SERVICE, SLICE, Detail
+from kdns.kube.objects import POD as POD_KIND
 from kdns.kube.source import Source, Wanted
-from kdns.metrics import Gauge
+from kdns.metrics import REFRESH, Gauge
 from kdns.net.interfaces import addresses
 from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
@@ -30,12 +32,24 @@ from kdns.pipeline.runtime import Runtime
 from kdns.plugins.kubernetes import config as _config
 from kdns.plugins.kubernetes import labels
 from kdns.plugins.kubernetes.config import Config
-from kdns.plugins.kubernetes.records import DNS_VERSION, POD, SVC, VERSION, VERSION_TTL, Records, Zone, external_target
+from kdns.plugins.kubernetes.records import (
+    DNS_VERSION,
+    MULTICLUSTER_VERSION,
+    POD,
+    SVC,
+    VERSION,
+    VERSION_TTL,
+    Records,
+    Zone,
+    external_target,
+)
 
 SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.")
 OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",))
 
 _log = log.plugin("kubernetes")
+_STALE: Final = edns.option(edns.EDE, b"\0\3")  # RFC 8914, section 4.4: Stale Answer
+_FORGET: Final = 500  # answers forgotten in a turn
 _WAIT_LOG: Final = 0.5  # seconds between lines while the API is waited for, as CoreDNS writes them
 
 
@@ -55,17 +69,21 @@ class Kubernetes(Plugin):
         self.local: tuple[bytes, ...] = ()
         self.suffixes: list[bytes] = []
         self.paths: tuple[str, ...] = ()
+        self.snapshot = ""
         self.api: ApiConfig | None = None
         self.runtime: Runtime | None = None
         self.key: Hashable = None
         self.waiting: asyncio.Task[None] | None = None
         self.publishes = False  # whether the block has metadata
+        self.outside = False  # whether a peer serves Services' addresses outside the cluster
+        self.source: Source | None = None
+        self.forgetting: asyncio.Task[None] | None = None
         self.attach(Cluster())
 
     def attach(self, cluster: Cluster) -> None:
         """Serves this cluster's state from now on."""
         self.cluster = cluster
-        self.records = Records(cluster, self.config, time.time, self.local)
+        self.records = Records(cluster, self.config, time.time, self.local, self._freshened)
         self.nodes = self.records.store.index
         self.tails = tuple(zone.name for zone in self.records.zones)
 
@@ -81,6 +99,8 @@ class Kubernetes(Plugin):
                     raise CorefileError(block.keys.at, f"plugin/kubernetes: manifests {text}: no such file or folder")
             return
         config = self.config
+        if config.snapshot:
+            self.snapshot = os.path.abspath(block.path(config.snapshot))
         try:
             self.api = ApiConfig.load(
                 endpoint=config.endpoint,
@@ -102,28 +122,39 @@ class Kubernetes(Plugin):
         wanted = Wanted(
             slices=not config.noendpoints,
             pods=config.pods == "verified",
-            pod_names=config.endpoint_pod_names,
-            pod_labels=config.pods == "verified" and self.publishes,
+            imports=bool(config.multicluster),
+            detail=Detail(
+                pod_names=config.endpoint_pod_names,
+                pod_labels=config.pods == "verified" and self.publishes,
+                zones=config.zonal,
+                outside=self.outside,
+                imports=bool(config.multicluster),
+            ),
             labels=config.labels,
             namespace_labels=config.namespace_labels,
         )
-        self.key = ("kubernetes", self.paths or self.api, wanted)
+        file = SnapshotFile(self.snapshot, config.snapshot_age) if self.snapshot else None
+        self.key = ("kubernetes", self.paths or self.api, wanted, file)
 
         def make() -> Source:
             if self.api is not None:
-                return ApiSource(self.api, wanted, Cluster())
+                return ApiSource(self.api, wanted, Cluster(), file)
             return ManifestSource(self.paths, wanted, Cluster())
 
         self.runtime = runtime
-        source = await runtime.acquire(self.key, make)
-        self.attach(source.cluster)
-        self._count()
+        self.source = await runtime.acquire(self.key, make)
+        self.records.close()
+        self.attach(self.source.cluster)
+        REFRESH.append(self._count)
         if not self.cluster.synced:
-            source.on_sync.append(self._count)
             self.waiting = asyncio.create_task(self._wait(), name="kubernetes-wait")
 
     async def stop(self) -> None:
         self.records.close()
+        if self._count in REFRESH:
+            REFRESH.remove(self._count)
+        if self.forgetting is not None:
+            self.forgetting.cancel()
         if self.waiting is not None:
             self.waiting.cancel()
         if self.runtime is not None:
@@ -141,9 +172,25 @@ class Kubernetes(Plugin):
             await asyncio.sleep(min(_WAIT_LOG, max(end - time.monotonic(), 0.01)))
 
     def _count(self) -> None:
-        SYNCED.slot()[0] = float(self.cluster.synced)
-        OBJECTS.slot("Service")[0] = len(self.cluster.entries)
-        OBJECTS.slot("Namespace")[0] = len(self.cluster.namespaces)
+        cluster = self.cluster
+        SYNCED.slot()[0] = float(self.source is not None and self.source.listed())
+        for kind, count in (
+            (SERVICE, sum(entry.service is not None for entry in cluster.entries.values())),
+            (SLICE, cluster.slices), (NAMESPACE, len(cluster.namespaces)), (POD_KIND, len(cluster.pods)),
+            (IMPORT, len(cluster.imports)),
+        ):  # fmt: skip
+            OBJECTS.slot(kind)[0] = count
+
+    def _freshened(self) -> None:
+        """Answers say from now on that they are stale, or do not any more: what is kept of them goes."""
+        if self.forgetting is None or self.forgetting.done():
+            self.forgetting = asyncio.create_task(self._forget(), name="kubernetes-freshness")
+
+    async def _forget(self) -> None:
+        for i, node in enumerate(list(self.nodes.values())):
+            node.forget()
+            if i % _FORGET == _FORGET - 1:
+                await asyncio.sleep(0)
 
     def is_ready(self) -> bool:
         """Whether everything has been listed once; it stays so while the API is away."""
@@ -209,6 +256,12 @@ class Kubernetes(Plugin):
     # Queries.
 
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
+        if self.cluster.stale and request.edns is not None:
+            answered: Outcome | Awaitable[Outcome | None] | None = then(self._answer(request), _marked)
+            return answered
+        return self._answer(request)
+
+    def _answer(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
         question = request.question
         node = self.nodes.get(question.name)
         if node is not None:
@@ -253,22 +306,30 @@ class Kubernetes(Plugin):
                 return self._missing(request, zone)
             if count == 2:
                 return records.negative(zone, name, iana.NOERROR)
-            entry = records.entries.get(name[starts[count - 3] : starts[count - 1]])
+            table = records.imports if zone.imports else records.entries
+            entry = table.get(name[starts[count - 3] : starts[count - 1]])
             if entry is None or entry.service is None:
                 missing = self._missing(request, zone)
-                if count == 3 and type(missing) is Answer and missing.rcode == iana.NXDOMAIN and zone.goes_on is None:
+                if (
+                    count == 3
+                    and not zone.imports
+                    and type(missing) is Answer
+                    and missing.rcode == iana.NXDOMAIN
+                    and zone.goes_on is None
+                ):
                     namespace = name[starts[1] : starts[2]]
                     request.denial = Denial(self, missing, partial(records.deny, zone, namespace))
                 return missing
             if entry.service.kind == EXTERNAL and count == 3:
                 return self._external(request, zone, entry)
-            labels = [name[starts[i] + 1 : starts[i + 1]] for i in range(min(count - 3, 3))]
-            return records.service(zone, name, labels, entry, qtype) or self._missing(request, zone)
+            below = [name[starts[i] + 1 : starts[i + 1]] for i in range(count - 3)]
+            return records.service(zone, name, below, entry, qtype) or self._missing(request, zone)
         if last == POD:
             return self._pod(request, zone, starts, count)
         if name[: starts[count]] == DNS_VERSION:
             if qtype == iana.TXT:
-                version = RRset(name, iana.TXT, VERSION_TTL, (rdata.txt(VERSION),))
+                text = MULTICLUSTER_VERSION if zone.imports else VERSION
+                version = RRset(name, iana.TXT, VERSION_TTL, (rdata.txt(text),))
                 return Answer(iana.NOERROR, iana.AA, (version,), own=True)
             return records.negative(zone, name, iana.NOERROR)
         if last == b"\x03dns":
@@ -284,7 +345,7 @@ class Kubernetes(Plugin):
         if count == 1:
             return records.negative(zone, name, iana.NOERROR)
         namespace = name[starts[count - 2] : starts[count - 1]]
-        if self.config.pods == "disabled" or namespace not in records.exposed or count > 3:
+        if self.config.pods == "disabled" or namespace not in records.exposed or count > 3 or zone.imports:
             return self._missing(request, zone)
         if count == 2:
             return records.negative(zone, name, iana.NOERROR)
@@ -343,6 +404,11 @@ def _spliced(cname: RRset, alone: Answer, outcome: Outcome) -> Answer:
     # RFC 6604, section 3: the code is the last name's. RFC 2308, section 2.1: so is the SOA.
     authority = () if rest and rest[-1].type != iana.CNAME else outcome.authority
     return Answer(outcome.rcode, flags, (cname, *rest), authority, own=True)
+
+
+def _marked(outcome: Outcome | None) -> Outcome | None:
+    """An answer that says that it may be stale."""
+    return outcome.replace(options=outcome.options + _STALE) if type(outcome) is Answer and outcome.own else outcome
 
 
 def _local_addresses(hosts: tuple[str, ...]) -> tuple[bytes, ...]:

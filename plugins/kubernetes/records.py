@@ -20,7 +20,8 @@ from kdns.dns.name import from_labels, from_text
 from kdns.dns.reverse import is_reverse
 from kdns.dns.rrset import RRset
 from kdns.kube.cluster import Cluster, Entry
-from kdns.kube.objects import CLUSTER, EXTERNAL, HEADLESS, Port, Service, Slice
+from kdns.kube.names import dashed, endpoint_label, undashed
+from kdns.kube.objects import CLUSTER, EXTERNAL, HEADLESS, Port, Service
 from kdns.pipeline.setup import Fallthrough
 from kdns.plugins.kubernetes.config import Config
 from kdns.store.trie import Store
@@ -29,6 +30,7 @@ SVC: Final = b"\x03svc"
 POD: Final = b"\x03pod"
 DNS_VERSION: Final = b"\x0bdns-version"
 VERSION: Final = b"1.1.0"  # of the specification this follows
+MULTICLUSTER_VERSION: Final = b"1.0.0"  # of the multi-cluster one (KEP-1645)
 VERSION_TTL: Final = 28800  # seconds; the specification's example
 # SOA timers (RFC 1035, section 3.3.13), CoreDNS's. Nothing transfers this zone by them; resolvers read the minimum.
 REFRESH, RETRY, EXPIRE = 7200, 1800, 86400
@@ -38,19 +40,24 @@ _serials: Final[dict[bytes, int]] = {}  # the last serial of each primary zone i
 
 
 class Candidate(NamedTuple):
-    """An address and a port of a Service that a question matches, and the endpoint's label (None: the Service itself)."""
+    """An address and a port of a Service that a question matches, and what stands before the Service's name in the
+    endpoint's (wire labels; empty: the Service itself)."""
 
     address: bytes
     port: Port
-    endpoint: bytes | None
+    prefix: bytes
 
 
 @final
 class Zone:
-    """One of the plugin's zones: its name, whether it is a reverse zone, and what is kept of its negative answers."""
+    """One of the plugin's zones: its name, whether it is a reverse zone, and what is kept of its negative answers.
 
-    def __init__(self, name: bytes, fallthrough: Fallthrough) -> None:
+    `imports`: its names are those of ServiceImports, of a set of clusters.
+    """
+
+    def __init__(self, name: bytes, fallthrough: Fallthrough, imports: bool = False) -> None:
         self.name = name
+        self.imports = imports
         self.reverse = is_reverse(name)
         # Which names without an answer go on: none in most zones, so that it need not be asked for each.
         self.goes_on = fallthrough.through if fallthrough.meets(name) else None
@@ -63,24 +70,35 @@ class Zone:
 class Records:
     """A view of a cluster as DNS records, for one `kubernetes` directive. A watcher of the cluster."""
 
-    def __init__(self, cluster: Cluster, config: Config, wall: Callable[[], float], local: Iterable[bytes] = ()) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        config: Config,
+        wall: Callable[[], float],
+        local: Iterable[bytes] = (),
+        freshened: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.freshened = freshened
         self.cluster = cluster
         self.config = config
         self.wall = wall
         self.ttl = config.ttl
         self.local = tuple(local)
-        self.zones = tuple(Zone(zone, config.fallthrough) for zone in sorted(config.zones, key=len, reverse=True))
+        self.zones = tuple(
+            Zone(zone, config.fallthrough, zone in config.multicluster) for zone in sorted(config.zones, key=len, reverse=True)
+        )
         self.forward = tuple(zone for zone in self.zones if not zone.reverse)
         self.primary = config.primary
         self.store = Store()
         self.entries: dict[bytes, Entry] = {}
+        self.imports: dict[bytes, Entry] = {}
         self.exposed: set[bytes] = set()
         self.version = 0  # of the sets of Services and namespaces
         self.service_names: dict[bytes, int] = {}  # label -> in how many namespaces
         self.reverse: dict[bytes, bytes] = {}  # address -> reverse name that has an answer in the store
         # Serials outlive a reload: whatever the clock did meanwhile, a zone's never falls.
         self.serial = _serials[self.primary] = max(int(wall()), _serials.get(self.primary, 0))
-        for entry in cluster.entries.values():
+        for entry in (*cluster.entries.values(), *cluster.imports.values()):
             self._index(entry)
         for name in cluster.namespaces:
             self._expose(name)
@@ -100,7 +118,8 @@ class Records:
         if store.index:
             if key:
                 for zone in self.forward:
-                    store.drop(key + SVC + zone.name)
+                    if zone.imports == entry.imported:
+                        store.drop(key + SVC + zone.name)
             reverse = self.reverse
             if reverse:
                 for address in addresses:
@@ -118,6 +137,10 @@ class Records:
             self.store.drop(kept)
             del self.reverse[address]
         self._touch()
+
+    def freshness_changed(self) -> None:
+        """The state is the API's again, or not any more."""
+        self.freshened()
 
     def pods_changed(self) -> None:
         """A Pod's address came or went. Nothing is kept for Pods but the serial."""
@@ -138,6 +161,12 @@ class Records:
             key = from_labels([entry.name.lower().encode(), entry.namespace.lower().encode()])[:-1]
         except (BadName, UnicodeError):
             return b""
+        if entry.imported:
+            if entry.service is not None:
+                self.imports[key] = entry
+            else:
+                self.imports.pop(key, None)
+            return key
         label = key[1 : key[0] + 1]
         if entry.service is not None:
             if key not in self.entries:
@@ -179,7 +208,7 @@ class Records:
 
     def deny(self, zone: Zone, namespace: bytes, label: bytes, length: int) -> Answer | None:
         """NXDOMAIN for `LABEL.NAMESPACE.svc.ZONE` (wire labels), if there is no such Service and the answer is at hand."""
-        if label + namespace in self.entries or namespace not in self.exposed:
+        if label + namespace in self.entries or namespace not in self.exposed or self.cluster.stale:
             return None
         return zone.negatives.get(iana.NXDOMAIN << 8 | length)
 
@@ -256,19 +285,52 @@ class Records:
         """
         service = entry.service
         assert service is not None
-        if len(labels) > 2 or service.kind == EXTERNAL:
+        if service.kind == EXTERNAL:
             return None
-        endpoint = port = protocol = b""
+        if self.config.zonal and service.kind == HEADLESS and labels and labels[-1] == b"_zone" and not zone.imports:
+            return self._zonal(zone, name, labels[:-1], entry, qtype)
+        if len(labels) > 2:
+            return None
+        endpoint = port = protocol = source = b""
         if len(labels) == 1:
             endpoint = labels[0]
             if _is_protocol_node(entry, service, endpoint):
                 return self.negative(zone, name, iana.NOERROR)
+            if zone.imports:
+                return None  # an endpoint's name has its cluster's label; the cluster's alone is reserved (KEP-1645)
+        elif zone.imports and labels and not labels[0].startswith(b"_") and not labels[1].startswith(b"_"):
+            endpoint, source = labels
         elif labels:
             # One leading underscore is optional, as in CoreDNS; nothing behind it matches everything.
             port, protocol = labels[0].removeprefix(b"_"), labels[1].removeprefix(b"_")
-        found = self._candidates(entry, service, endpoint, port.decode("latin-1"), protocol.decode("latin-1"))
+        found = self._candidates(entry, service, endpoint, port.decode("latin-1"), protocol.decode("latin-1"), source)
         if found is None:
             return None
+        return self._kept(zone, name, entry, qtype, found)
+
+    def _zonal(self, zone: Zone, name: bytes, labels: list[bytes], entry: Entry, qtype: int) -> Answer | None:
+        """`TOPOLOGY.pin` or `TOPOLOGY.prefer` before `_zone` of a headless Service; a topology zone may have dots."""
+        assert entry.service is not None
+        found = self._candidates(entry, entry.service, b"", "", "")
+        if found is None or (labels and labels[-1] not in (b"pin", b"prefer")):
+            return None
+        if len(labels) < 2:
+            return self.negative(zone, name, iana.NOERROR)  # an empty non-terminal
+        wanted = b".".join(labels[:-1]).decode("latin-1")
+        near = {
+            address
+            for part in entry.parts()
+            if part.zones is not None
+            for address, where in zip(part.addresses(), part.zones, strict=True)
+            if where == wanted
+        }
+        chosen = [candidate for candidate in found if candidate.address in near]
+        if not chosen and labels[-1] == b"pin":
+            return self.negative(zone, name, iana.NOERROR)
+        return self._kept(zone, name, entry, qtype, chosen or found)
+
+    def _kept(self, zone: Zone, name: bytes, entry: Entry, qtype: int, found: list[Candidate]) -> Answer:
+        """The answer of these candidates, kept in the store; NODATA where they have none of the type."""
         answer = self._answer(zone, name, entry, qtype, found)
         if answer is None:
             return self.negative(zone, name, iana.NOERROR)
@@ -276,13 +338,15 @@ class Records:
         self.store.generation += 1
         return answer
 
-    def _candidates(self, entry: Entry, service: Service, endpoint: bytes, port: str, protocol: str) -> list[Candidate] | None:
+    def _candidates(
+        self, entry: Entry, service: Service, endpoint: bytes, port: str, protocol: str, source: bytes = b""
+    ) -> list[Candidate] | None:
         """What of a Service a question matches; None where nothing does, so that the name does not exist."""
         if service.kind == CLUSTER and not endpoint:
             ports = [p for p in service.ports if _matches(p, port, protocol)]
             if not ports or (self.config.ignore_empty and not entry.has_ready()):
                 return None
-            return [Candidate(address, p, None) for p in ports for address in service.addresses]
+            return [Candidate(address, p, b"") for p in ports for address in service.addresses]
         out = []
         names = self.config.endpoint_pod_names
         for part in entry.parts():
@@ -291,9 +355,12 @@ class Records:
                 continue
             for i, address in enumerate(part.addresses()):
                 label = endpoint_label(part, i, address, names)
-                if endpoint and label != endpoint:
+                if endpoint and (label != endpoint or part.cluster.encode() != source):
                     continue
-                out += [Candidate(address, p, label) for p in ports]
+                prefix = bytes((len(label),)) + label
+                if part.cluster:
+                    prefix += bytes((len(part.cluster),)) + part.cluster.encode()
+                out += [Candidate(address, p, prefix) for p in ports]
         return out or None
 
     def _answer(self, zone: Zone, name: bytes, entry: Entry, qtype: int, found: list[Candidate]) -> Answer | None:
@@ -305,10 +372,10 @@ class Records:
         weight = max(100 // len(found), 1)
         records: dict[bytes, None] = {}
         targets: dict[bytes, list[bytes]] = {}
-        for address, port, label in found:
+        for address, port, prefix in found:
             if port.number < 0:
                 continue
-            target = base if label is None else bytes((len(label),)) + label + base
+            target = prefix + base
             records[rdata.srv(0, weight, port.number, target)] = None
             targets.setdefault(target, []).append(address)
         if not records:
@@ -372,33 +439,6 @@ def external_target(service: Service) -> bytes | None:
     except (BadName, UnicodeError):
         return None
     return target if target != b"\0" else None
-
-
-def endpoint_label(part: Slice, i: int, address: bytes, pod_names: bool = False) -> bytes:
-    """The name of an endpoint below its Service: hostname, else the Pod's name if asked for, else the dashed address."""
-    if part.names is not None and part.names[i]:
-        return part.names[i].encode()
-    if pod_names and part.pods is not None and part.pods[i]:
-        return part.pods[i].lower().encode()
-    return dashed(address)
-
-
-def dashed(address: bytes) -> bytes:
-    """`10-1-2-3`, `5678-abcd--1`; a label may not end in a dash, so a 0 goes behind one."""
-    if len(address) == 4:
-        return b"%d-%d-%d-%d" % tuple(address)
-    text = socket.inet_ntop(socket.AF_INET6, address).replace(":", "-").replace(".", "-").encode()
-    return text + b"0" if text.endswith(b"-") else text
-
-
-def undashed(label: bytes) -> bytes | None:
-    """The packed address that a dashed label stands for, or None."""
-    try:
-        if label.count(b"-") == 3 and b"--" not in label:
-            return socket.inet_pton(socket.AF_INET, label.replace(b"-", b".").decode("ascii"))
-        return socket.inet_pton(socket.AF_INET6, label.replace(b"-", b":").decode("ascii"))
-    except (OSError, ValueError):
-        return None
 
 
 def _matches(port: Port, name: str, protocol: str) -> bool:

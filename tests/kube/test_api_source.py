@@ -17,8 +17,8 @@ import trustme
 import yaml
 
 from kdns.kube import api as api_module
-from kdns.kube import reflector
-from kdns.kube.reflector import lines as cut_lines
+from kdns.kube import decode, reflector
+from kdns.kube.decode import lines as cut_lines
 from tests.apiserver import ApiServer
 from tests.objects import endpoint, endpointslice, namespace, service
 from tests.running import Running, code, data, eventually, free_port, http_get
@@ -37,6 +37,13 @@ def start(serve: Serve, api: ApiServer) -> Running:
     server = serve(COREFILE.replace("SOURCE", f"endpoint {api.url}"))
     eventually(lambda: code(server.ask("nothing.default.svc.cluster.local.")) == "NXDOMAIN")
     return server
+
+
+def brought(api: ApiServer) -> list[str]:
+    """The requests that asked for everything, in pages or as a stream."""
+    return [
+        path for path in api.requests if "sendInitialEvents" in path or ("watch" not in path and "limit=1&" not in path + "&")
+    ]
 
 
 def a(server: Running, name: str) -> list[str] | str:
@@ -63,7 +70,8 @@ def test_a_change_shows_in_answers_within_100_ms_of_its_event(serve: Serve, api:
 def test_lists_come_in_pages_and_watches_take_over_where_they_end(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reflector, "PAGE", 7)
+    monkeypatch.setitem(reflector.PAGE, "Service", 7)
+    api.streams = False
     api.put(namespace("n1"), *(service(f"n1/s{i}", f"10.0.1.{i}") for i in range(40)))
     server = start(serve, api)
     assert [a(server, f"s{i}.n1") for i in (0, 20, 39)] == [["10.0.1.0"], ["10.0.1.20"], ["10.0.1.39"]]
@@ -76,12 +84,12 @@ def test_lists_come_in_pages_and_watches_take_over_where_they_end(
 def test_a_watch_that_ends_is_taken_up_without_a_new_list(serve: Serve, api: ApiServer) -> None:
     api.put(namespace("n1"))
     server = start(serve, api)
-    lists = len([path for path in api.requests if "watch" not in path])
+    lists = len(brought(api))
     for i in range(5):
         api.close_watches()
         api.put(service("n1/web", f"10.0.0.{i + 1}"))
         eventually(lambda i=i: a(server, "web.n1") == [f"10.0.0.{i + 1}"])
-    assert len([path for path in api.requests if "watch" not in path]) == lists
+    assert len(brought(api)) == lists
 
 
 def test_a_bookmark_moves_the_version_that_a_watch_resumes_from(serve: Serve, api: ApiServer) -> None:
@@ -113,7 +121,7 @@ def test_410_means_a_new_list_and_what_was_deleted_meanwhile_vanishes(serve: Ser
 
 
 def test_a_relist_is_a_diff_and_no_name_blinks(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflector, "PAGE", 50)
+    monkeypatch.setitem(reflector.PAGE, "Service", 50)
     api.put(namespace("n1"), *(service(f"n1/s{i}", "10.0.2.2") for i in range(300)))
     server = start(serve, api)
     wrong: list[object] = []
@@ -203,7 +211,7 @@ def test_an_object_that_cannot_be_read_is_set_aside_and_the_rest_is_served(
 def test_an_event_of_a_megabyte_passes_and_a_larger_one_than_8_is_healed(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reflector, "MAX_LINE", 2 << 20)
+    monkeypatch.setattr(decode, "MAX_LINE", 2 << 20)
     api.put(namespace("n1"))
     server = start(serve, api)
     big = service("n1/big", "10.0.0.1")

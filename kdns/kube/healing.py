@@ -1,0 +1,92 @@
+"""Healing: a list now and then finds what the watch has lost, mends it and counts it.
+
+Theory of operation. Every 10 to 15 minutes the collection is listed beside the open watch. What the list has newer than
+we know, or we have and the list of a later moment does not, is mended at once; and it was lost unless the watch brings it
+after all within GRACE seconds. Versions are compared as numbers, which the API promises since 1.35 (KEP-5504) and etcd has
+always kept; where they are none, nothing is healed but by a new list.
+"""
+
+import asyncio
+import random
+from typing import Final
+
+from kdns import log
+from kdns.kube.decode import Unreadable
+from kdns.kube.hold import hold
+from kdns.kube.reflector import SLICE_SIZE, ApiError, Reflector
+from kdns.metrics import Counter
+
+INTERVAL: Final = (600.0, 900.0)  # seconds between two: rare enough to cost nothing, often enough to matter
+GRACE: Final = 5.0  # seconds an event may be under way
+
+HEALED = Counter("kdns_kubernetes_healed_total", "Objects that were not as the API has them, without an event.", ("kind",))
+_log = log.plugin("kubernetes")
+
+
+class Healer:
+    """Heals one reflector's state."""
+
+    def __init__(self, reflector: Reflector) -> None:
+        self.reflector = reflector
+        self.mended: dict[str, str] = {}  # key -> resourceVersion, "" for what was removed
+        self.gone: dict[str, None] = {}  # keys that the watch removed since the list began
+        reflector.heard.append(self._heard)
+
+    async def run(self) -> None:
+        """Heals until cancelled. What fails is tried at the next turn."""
+        while True:
+            await asyncio.sleep(random.uniform(*INTERVAL))
+            try:
+                await self.heal()
+            except Exception as error:  # the reflector says what is wrong with the API
+                _log.debug(f"healing {self.reflector.kind}: {type(error).__name__}: {error}")
+
+    def _heard(self, key: str, version: str) -> None:
+        """The watch brought something: then it was not lost."""
+        self.mended.pop(key, None)
+        if not version:
+            self.gone[key] = None
+
+    async def heal(self) -> int:
+        """One list and its diff; gives how many objects had been lost. Raises what a list raises."""
+        reflector = self.reflector
+        if not reflector.watching:
+            return 0
+        self.mended.clear()
+        self.gone.clear()
+        pages = await reflector.pages()
+        seen: set[str] = set()
+        with hold():
+            while not pages.over:
+                for i, raw in enumerate(await pages.next()):
+                    if isinstance(raw, Unreadable):
+                        seen.add(f"{raw.meta.namespace}/{raw.meta.name}")
+                        continue
+                    key = f"{raw.metadata.namespace}/{raw.metadata.name}"
+                    seen.add(key)
+                    version = raw.metadata.resource_version
+                    known = reflector.known.get(key)
+                    if known != version and key not in self.gone and _newer(version, known) and reflector.apply(key, raw):
+                        self.mended[key] = version
+                    if i % SLICE_SIZE == SLICE_SIZE - 1:
+                        await asyncio.sleep(0)
+            if not pages.version.isdecimal():
+                raise ApiError(f"resourceVersion {pages.version!r} is no number")
+            for key in reflector.known.keys() - seen:
+                # What came after the list began is not in it.
+                if not _newer(reflector.known[key], pages.version):
+                    reflector.remove(key)
+                    self.mended[key] = ""
+        await asyncio.sleep(GRACE)
+        lost, self.mended = self.mended, {}
+        if lost:
+            HEALED.slot(reflector.kind)[0] += len(lost)
+            some = ", ".join(sorted(lost)[:5])
+            _log.warning(f"healed {len(lost)} of {reflector.kind} that the watch had lost: {some}")
+        return len(lost)
+
+
+def _newer(version: str, than: str | None) -> bool:
+    if than is None or than == "":
+        return True
+    return version.isdecimal() and than.isdecimal() and int(version) > int(than)

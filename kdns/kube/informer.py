@@ -1,0 +1,222 @@
+"""The API as a source: a reflector and a healer for each kind of object, and a snapshot of what they know.
+
+Laws: a task that dies is said aloud and started again, never silently gone. How old the state may be is known, counted, and
+told to who serves it. A snapshot is written when something changed, at most every SAVE seconds, and when the source stops.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from kdns import log
+from kdns.kube import snapshot
+from kdns.kube.api import ApiConfig, Client
+from kdns.kube.cluster import Cluster, Entry
+from kdns.kube.healing import Healer
+from kdns.kube.objects import HEADLESS, IMPORT, NAMESPACE, OWNER, POD, SERVICE, SLICE, Raw, RawSlice
+from kdns.kube.reflector import PATHS, Reflector
+from kdns.kube.snapshot import BadSnapshot
+from kdns.kube.source import Wanted
+from kdns.metrics import REFRESH, Counter, Gauge, Histogram
+
+SAVE: Final = 30.0  # seconds between two snapshots, at least
+TICK: Final = 1.0  # seconds between two looks at the age of the state
+# Seconds without a watch after which answers are called stale: longer than the longest wait between two tries.
+STALE_AFTER: Final = 60.0
+_PHASES: Final = "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown"
+
+AGE: Final = Gauge(
+    "kdns_kubernetes_data_age_seconds", "Seconds since the state was known to be the API's; 0 while it is watched.", ("kind",)
+)
+SAVED: Final = Counter("kdns_kubernetes_snapshots_total", "Snapshots written, by outcome.", ("outcome",))
+RESTARTS: Final = Counter("kdns_kubernetes_reflector_restarts_total", "Reflectors that failed and were started again.", ("kind",))
+PROGRAMMING: Final = Histogram(
+    "coredns_kubernetes_dns_programming_duration_seconds",
+    "Histogram of the time (in seconds) it took to program a dns instance.",
+    tuple(0.001 * 2**n for n in range(20)),
+    ("service_kind",),
+)
+
+_log = log.plugin("kubernetes")
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFile:
+    """Where the state is saved, and how old (seconds; 0: any age) it may be to be read."""
+
+    path: str
+    max_age: float = 0.0
+
+
+class ApiSource:
+    """Keeps a cluster's state as the API has it."""
+
+    def __init__(self, config: ApiConfig, wanted: Wanted, cluster: Cluster, file: SnapshotFile | None = None) -> None:
+        self.cluster = cluster
+        self.on_sync: list[Callable[[], None]] = []
+        self.client = Client(config)
+        self.file = file
+        self.identity = repr((config, wanted))
+        kinds = [NAMESPACE, SERVICE]
+        kinds += [SLICE] * wanted.slices + [POD] * wanted.pods + [IMPORT] * wanted.imports
+        self.reflectors = [
+            Reflector(
+                kind, self.client, cluster, _params(kind, wanted), wanted.trim,
+                listed=self._listed, applied=self._programmed if kind == SLICE else None, optional=kind == IMPORT,
+            )
+            for kind in kinds
+        ]  # fmt: skip
+        self.tasks: list[asyncio.Task[None]] = []
+        self.dirty = False
+        self.restored = False
+
+    async def start(self) -> None:
+        """Reads the snapshot, and begins to list and watch; what there is comes later (`on_sync`)."""
+        if self.file is not None:
+            await self._restore(self.file)
+            self.cluster.watchers.append(self)
+        for reflector in self.reflectors:
+            self._begin(self._supervise(reflector), f"reflector {PATHS[reflector.kind]}")
+            self._begin(Healer(reflector).run(), f"healer {reflector.kind}")
+        self._begin(self._look_after(), "kubernetes age")
+        REFRESH.append(self._refresh)
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self.tasks.append(asyncio.create_task(work, name=name))
+
+    async def stop(self) -> None:
+        """Ends watching, and saves what is known."""
+        if self._refresh in REFRESH:
+            REFRESH.remove(self._refresh)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.client.close()
+        if self in self.cluster.watchers:
+            self.cluster.watchers.remove(self)
+            if self.dirty and self.cluster.synced:
+                await self.save()
+
+    async def _supervise(self, reflector: Reflector) -> None:
+        """A reflector that fails for a reason nobody thought of is said aloud and started again, never silently gone."""
+        while True:
+            try:
+                await reflector.run()
+            except Exception as error:
+                RESTARTS.slot(reflector.kind)[0] += 1
+                _log.error(f"the reflector of {reflector.kind} failed: {type(error).__name__}: {error}; it is started again")
+                reflector.version = None
+                await asyncio.sleep(1)
+
+    def _listed(self) -> None:
+        if all(reflector.synced for reflector in self.reflectors):
+            self.dirty = True
+            self.restored = False
+            self._weigh()
+            if not self.cluster.synced:
+                self.cluster.synced = True
+            for call in self.on_sync:
+                call()
+            self.on_sync.clear()
+
+    # Age.
+
+    def age(self) -> float:
+        """Seconds since all of the state was known to be the API's."""
+        return max(reflector.age() for reflector in self.reflectors)
+
+    def listed(self) -> bool:
+        """Whether everything has been listed since the start."""
+        return all(reflector.synced for reflector in self.reflectors)
+
+    async def _look_after(self) -> None:
+        saved = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK)
+            self._weigh()
+            if self.dirty and self.file is not None and self.cluster.synced and time.monotonic() - saved >= SAVE:
+                saved = time.monotonic()
+                await self.save()
+
+    def _weigh(self) -> None:
+        self.cluster.set_stale(self.cluster.synced and (self.restored or self.age() > STALE_AFTER))
+
+    def _refresh(self) -> None:
+        for reflector in self.reflectors:
+            AGE.slot(reflector.kind)[0] = reflector.age()
+
+    # The snapshot.
+
+    async def _restore(self, file: SnapshotFile) -> None:
+        try:
+            known, age = await snapshot.read(file.path, self.identity, file.max_age, self.cluster)
+        except FileNotFoundError:
+            return
+        except (BadSnapshot, OSError) as error:
+            _log.warning(f"snapshot {file.path} is ignored: {error}")
+            return
+        for reflector in self.reflectors:
+            reflector.known = known.get(reflector.kind, {})
+            reflector.current_at = time.monotonic() - age
+        self.restored = True
+        self.cluster.synced = True
+        self._weigh()
+        count = sum(len(versions) for versions in known.values())
+        _log.info(f"serving {count} objects of the snapshot {file.path}, {age:.0f} s old, until the API has been listed")
+
+    async def save(self) -> None:
+        """Writes the snapshot; a failure is said and counted, and the next change tries again."""
+        assert self.file is not None
+        self.dirty = False
+        try:
+            known = {reflector.kind: reflector.known for reflector in self.reflectors}
+            await snapshot.write(self.file.path, self.identity, self.cluster, known)
+            SAVED.slot("written")[0] += 1
+        except OSError as error:
+            self.dirty = True
+            SAVED.slot("failed")[0] += 1
+            _log.error(f"snapshot {self.file.path} cannot be written: {error.strerror or error}")
+
+    # A watcher of the cluster, where there is a snapshot to keep.
+
+    def entry_changed(self, entry: Entry, addresses: list[bytes]) -> None:
+        self.dirty = True
+
+    def namespace_changed(self, name: str) -> None:
+        self.dirty = True
+
+    def pods_changed(self) -> None:
+        self.dirty = True
+
+    def freshness_changed(self) -> None:
+        """It is we who say so."""
+
+    # Programming latency.
+
+    def _programmed(self, raw: Raw) -> None:
+        """Counts the time from what changed endpoints to here (SIG Scalability's DNS programming latency)."""
+        if not isinstance(raw, RawSlice) or raw.metadata.annotations is None:
+            return
+        text = raw.metadata.annotations.changed
+        owner = (raw.metadata.labels or {}).get(OWNER)
+        entry = self.cluster.entries.get(f"{raw.metadata.namespace}/{owner}")
+        if not text or entry is None or entry.service is None:
+            return
+        with contextlib.suppress(ValueError):
+            took = time.time() - datetime.fromisoformat(text).timestamp()
+            kind = "headless_with_selector" if entry.service.kind == HEADLESS else "cluster_ip"
+            PROGRAMMING.observe(PROGRAMMING.slot(kind), took)
+
+
+def _params(kind: str, wanted: Wanted) -> dict[str, str]:
+    params = {}
+    selector = wanted.namespace_labels if kind in (NAMESPACE, IMPORT) else wanted.labels
+    if selector.terms:
+        params["labelSelector"] = selector.text
+    if kind == POD:
+        params["fieldSelector"] = _PHASES
+    return params
