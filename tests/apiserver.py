@@ -86,6 +86,10 @@ class ApiServer:
         """Breaks all connections off, without an end."""
         self.thread.call(lambda: [transport.abort() for transport in list(self.transports)])
 
+    def expire(self) -> None:
+        """Ends all watches, and what they could be taken up from is forgotten."""
+        self.thread.call(self._expire)
+
     def close_watches(self) -> None:
         """Ends all watches in the ordinary way."""
         self.thread.call(lambda: [queue.put_nowait(None) for queue in self.watchers])
@@ -179,6 +183,12 @@ class ApiServer:
         self.compacted = self.version
         self.log.clear()
         self.snapshots.clear()
+
+    def _expire(self) -> None:
+        self.version += 1
+        self._compact()
+        for queue in self.watchers:
+            queue.put_nowait(None)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path = request.path
