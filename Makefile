@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test lint types layers unit bench tools clean help
+.PHONY: run test lint types layers unit bench bench-scale tools clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ unit: $(READY)
 bench: $(READY)
 	sh benchmarks/tools.sh
 	$(BIN)/python -m benchmarks.run
+
+## make bench-scale - a cluster of 150,000 endpoints: start, memory, relist, churn; results go to benchmarks/scale.md
+bench-scale: $(READY)
+	sh benchmarks/tools.sh
+	$(BIN)/python -m benchmarks.scale
 
 # dig, dnsperf and kubectl, by the system's package manager where we may; tests name what they skip without them.
 tools:

@@ -55,15 +55,15 @@ class Healer:
         self.mended.clear()
         self.gone.clear()
         pages = await reflector.pages()
-        seen: set[str] = set()
+        missing = set(reflector.known)
         with hold():
             while not pages.over:
                 for i, raw in enumerate(await pages.next()):
                     if isinstance(raw, Unreadable):
-                        seen.add(f"{raw.meta.namespace}/{raw.meta.name}")
+                        missing.discard(f"{raw.meta.namespace}/{raw.meta.name}")
                         continue
                     key = f"{raw.metadata.namespace}/{raw.metadata.name}"
-                    seen.add(key)
+                    missing.discard(key)
                     version = raw.metadata.resource_version
                     known = reflector.known.get(key)
                     if known != version and key not in self.gone and _newer(version, known) and reflector.apply(key, raw):
@@ -72,9 +72,10 @@ class Healer:
                         await asyncio.sleep(0)
             if not pages.version.isdecimal():
                 raise ApiError(f"resourceVersion {pages.version!r} is no number")
-            for key in reflector.known.keys() - seen:
-                # What came after the list began is not in it.
-                if not _newer(reflector.known[key], pages.version):
+            for key in missing:
+                # What the watch has brought since the list began is newer, or gone already.
+                known = reflector.known.get(key)
+                if known is not None and not _newer(known, pages.version):
                     reflector.remove(key)
                     self.mended[key] = ""
         await asyncio.sleep(GRACE)

@@ -16,8 +16,8 @@ A page decodes in some 2 ms; what is decoded is applied in slices, others run in
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Final, Protocol
 
 import aiohttp
@@ -216,18 +216,17 @@ class Reflector:
 
     async def _list(self) -> bool:
         """Brings everything in pages; False where the API does not have the kind at all."""
-        seen: set[str] = set()
         pages = Pages(self)
         try:
-            with hold():
+            with hold(), self._diff() as gone:
                 while True:
                     for i, raw in enumerate(await pages.next()):
-                        self._put(raw, seen)
+                        self._put(raw, gone)
                         if i % SLICE_SIZE == SLICE_SIZE - 1:
                             await asyncio.sleep(0)
                     if pages.over:
                         break
-                await self._remove_others(seen)
+                await self._remove_all(gone)
         except Expired:
             self.page = min(self.page * 4, MAX_PAGE)  # fewer pages are through sooner
             raise
@@ -244,8 +243,23 @@ class Reflector:
         self._done()
         return True
 
-    async def _remove_others(self, seen: set[str]) -> None:
-        for i, key in enumerate(self.known.keys() - seen):
+    @contextmanager
+    def _diff(self) -> Iterator[dict[str, str]]:
+        """What was known before a list: entries leave it one by one as their objects come, so nothing is copied at once.
+
+        What is left of it where the list breaks off stays known.
+        """
+        gone, self.known = self.known, {}
+        try:
+            yield gone
+        finally:
+            for key, version in gone.items():
+                self.known.setdefault(key, version)
+
+    async def _remove_all(self, gone: dict[str, str]) -> None:
+        """Removes what did not come."""
+        for i, key in enumerate(list(gone)):
+            del gone[key]
             self.remove(key)
             if i % SLICE_SIZE == SLICE_SIZE - 1:
                 await asyncio.sleep(0)
@@ -300,9 +314,8 @@ class Reflector:
 
     async def _bring(self, source: AsyncIterator[bytes | None]) -> None:
         """The part of a streamed list that says what there is: up to the bookmark that ends it."""
-        seen: set[str] = set()
         count = 0
-        with hold():
+        with hold(), self._diff() as gone:
             async for line in source:
                 if line is None:
                     self.streams = False  # a page holds an object of any size
@@ -311,14 +324,14 @@ class Reflector:
                 if kind == "BOOKMARK":
                     version, over = decode.bookmark(raw)
                     if over:
-                        await self._remove_others(seen)
+                        await self._remove_all(gone)
                         self.version = version
                         self._done()
                         return
                 elif kind == "ERROR":
                     self._refused(raw)
                 else:
-                    self._put(decode.one(self.kind, raw), seen)
+                    self._put(decode.one(self.kind, raw), gone)
                 count += 1
                 if count % SLICE_SIZE == 0:
                     await asyncio.sleep(0)
@@ -371,16 +384,16 @@ class Reflector:
             QUARANTINED.slot(self.kind)[0] += 1
             _log.warning(f"{self.kind} {key} set aside: {why}")
 
-    def _put(self, raw: Raw | Unreadable, seen: set[str]) -> None:
-        """One object of a list."""
-        if isinstance(raw, Unreadable):
-            seen.add(f"{raw.meta.namespace}/{raw.meta.name}")
-            self.set_aside(raw.meta, raw.why)
-            return
-        meta = raw.metadata
+    def _put(self, raw: Raw | Unreadable, gone: dict[str, str]) -> None:
+        """One object of a list; `gone` are the known ones that have not come yet."""
+        meta = raw.meta if isinstance(raw, Unreadable) else raw.metadata
         key = f"{meta.namespace}/{meta.name}"
-        seen.add(key)
-        if not meta.resource_version or self.known.get(key) != meta.resource_version:
+        known = gone.pop(key, None)
+        if known is not None:
+            self.known[key] = known
+        if isinstance(raw, Unreadable):
+            self.set_aside(raw.meta, raw.why)
+        elif not meta.resource_version or known != meta.resource_version:
             self.apply(key, raw)
 
     def apply(self, key: str, raw: Raw) -> bool:
