@@ -52,6 +52,7 @@ from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.runtime import Runtime
 
 # Orders kept of one answer; few, as each is a rendered body.
+MAX_SHUFFLED: Final = 256  # records; of more the order is turned, not shuffled: that takes half a microsecond each
 ROTATIONS: Final = 8
 # Uses after which an answer's orders are made anew. With more addresses than orders, all come first in time.
 USES: Final = 64
@@ -203,6 +204,9 @@ class Loadbalance(Plugin):
         count = len(rrset.rdatas)
         if rrset.type not in _SHUFFLED or count < 2:
             return rrset
+        if count > MAX_SHUFFLED:
+            at = random.randrange(count)
+            return rrset._replace(rdatas=rrset.rdatas[at:] + rrset.rdatas[:at])
         rdatas = list(rrset.rdatas)
         if count <= ROTATIONS:
             # Each is first in exactly one of the orders.

@@ -9,12 +9,13 @@ Names of endpoints and reverse names are computed from the question, never store
 to its Service in one look-up.
 """
 
+import random
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple, final
 
 from kdns.dns import iana, rdata
-from kdns.dns.answer import Answer, negative
+from kdns.dns.answer import MAX_BODY, Answer, negative
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_labels, from_text
 from kdns.dns.reverse import is_reverse
@@ -35,6 +36,9 @@ VERSION_TTL: Final = 28800  # seconds; the specification's example
 # SOA timers (RFC 1035, section 3.3.13), CoreDNS's. Nothing transfers this zone by them; resolvers read the minimum.
 REFRESH, RETRY, EXPIRE = 7200, 1800, 86400
 MAX_SOA_TTL: Final = 300
+# SRV records of one answer: over 64 KiB of them whatever the names, and 4 ms of work.
+MAX_SRV: Final = 2000
+MANY_PARTS: Final = 15  # slices of a hundred endpoints that may hold more
 _AA: Final = iana.AA
 _serials: Final[dict[bytes, int]] = {}  # the last serial of each primary zone in this process
 
@@ -303,15 +307,19 @@ class Records:
         elif labels:
             # One leading underscore is optional, as in CoreDNS; nothing behind it matches everything.
             port, protocol = labels[0].removeprefix(b"_"), labels[1].removeprefix(b"_")
-        found = self._candidates(entry, service, endpoint, port.decode("latin-1"), protocol.decode("latin-1"), source)
+        wanted = (port.decode("latin-1"), protocol.decode("latin-1"))
+        if qtype in (iana.A, iana.AAAA) and not endpoint and service.kind == HEADLESS:
+            addresses = _endpoints(entry, *wanted)
+            return self._keep(zone, name, qtype, self._addresses(name, qtype, addresses)) if addresses else None
+        found = self._candidates(entry, service, endpoint, *wanted, source)
         if found is None:
             return None
-        return self._kept(zone, name, entry, qtype, found)
+        return self._keep(zone, name, qtype, self._answer(zone, name, entry, qtype, found))
 
     def _zonal(self, zone: Zone, name: bytes, labels: list[bytes], entry: Entry, qtype: int) -> Answer | None:
         """`TOPOLOGY.pin` or `TOPOLOGY.prefer` before `_zone` of a headless Service; a topology zone may have dots."""
         assert entry.service is not None
-        found = self._candidates(entry, entry.service, b"", "", "")
+        found = self._candidates(entry, entry.service, b"", "", "", whole=True)
         if found is None or (labels and labels[-1] not in (b"pin", b"prefer")):
             return None
         if len(labels) < 2:
@@ -327,11 +335,10 @@ class Records:
         chosen = [candidate for candidate in found if candidate.address in near]
         if not chosen and labels[-1] == b"pin":
             return self.negative(zone, name, iana.NOERROR)
-        return self._kept(zone, name, entry, qtype, chosen or found)
+        return self._keep(zone, name, qtype, self._answer(zone, name, entry, qtype, chosen or found))
 
-    def _kept(self, zone: Zone, name: bytes, entry: Entry, qtype: int, found: list[Candidate]) -> Answer:
-        """The answer of these candidates, kept in the store; NODATA where they have none of the type."""
-        answer = self._answer(zone, name, entry, qtype, found)
+    def _keep(self, zone: Zone, name: bytes, qtype: int, answer: Answer | None) -> Answer:
+        """The answer, kept in the store; NODATA where there is none of the type."""
         if answer is None:
             return self.negative(zone, name, iana.NOERROR)
         self.store.add(name).keep(qtype, answer)
@@ -339,7 +346,15 @@ class Records:
         return answer
 
     def _candidates(
-        self, entry: Entry, service: Service, endpoint: bytes, port: str, protocol: str, source: bytes = b""
+        self,
+        entry: Entry,
+        service: Service,
+        endpoint: bytes,
+        port: str,
+        protocol: str,
+        source: bytes = b"",
+        *,
+        whole: bool = False,
     ) -> list[Candidate] | None:
         """What of a Service a question matches; None where nothing does, so that the name does not exist."""
         if service.kind == CLUSTER and not endpoint:
@@ -347,9 +362,14 @@ class Records:
             if not ports or (self.config.ignore_empty and not entry.has_ready()):
                 return None
             return [Candidate(address, p, b"") for p in ports for address in service.addresses]
-        out = []
+        out: list[Candidate] = []
         names = self.config.endpoint_pod_names
-        for part in entry.parts():
+        parts = list(entry.parts())
+        # Where there are more than any message holds, a part of them is given, another one each time (cut, and with TC).
+        first = random.randrange(len(parts)) if len(parts) > MANY_PARTS else 0
+        for part in parts[first:] + parts[:first]:
+            if len(out) >= MAX_SRV and not (endpoint or whole):
+                break
             ports = [p for p in part.ports if _matches(p, port, protocol)]
             if not ports:
                 continue
@@ -380,6 +400,8 @@ class Records:
             targets.setdefault(target, []).append(address)
         if not records:
             return None
+        if sum(len(data) for data in records) + 12 * len(records) > MAX_BODY:
+            targets.clear()  # the answer alone fills a message
         glue = [glued for target, addresses in targets.items() for glued in self._glue(target, addresses)]
         return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, tuple(records)),), (), glue, own=True)
 
@@ -439,6 +461,15 @@ def external_target(service: Service) -> bytes | None:
     except (BadName, UnicodeError):
         return None
     return target if target != b"\0" else None
+
+
+def _endpoints(entry: Entry, port: str, protocol: str) -> dict[bytes, None]:
+    """The addresses of all endpoints with such a port, each once: 5,000 take a millisecond."""
+    found: dict[bytes, None] = {}
+    for part in entry.parts():
+        if any(_matches(p, port, protocol) for p in part.ports):
+            found.update(dict.fromkeys(part.addresses()))
+    return found
 
 
 def _matches(port: Port, name: str, protocol: str) -> bool:
