@@ -42,6 +42,7 @@ from kdns.dns.answer import Answer
 from kdns.dns.name import closest, to_text
 from kdns.pipeline import Outcome, Plugin, Request, setup
 from kdns.pipeline.block import BlockKeys
+from kdns.pipeline.outcome import Stream
 
 COMMON: Final = (
     '{remote}:{port} - {>id} "{type} {class} {name} {proto} {size} {>do} {>bufsize}" {rcode} {>rflags} {rsize} {duration}'
@@ -104,6 +105,8 @@ class Log(Plugin):
 
 def class_of(request: Request, outcome: Outcome) -> str:
     """success, denial or error."""
+    if type(outcome) is Stream:
+        return "success"
     if type(outcome) is not Answer:
         return "error"
     if outcome.rcode == iana.NXDOMAIN:

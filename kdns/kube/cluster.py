@@ -64,6 +64,7 @@ class Cluster:
         self.namespaces: set[str] = set()
         self.cluster_ips: dict[bytes, Owners] = {}
         self.endpoint_ips: dict[bytes, Owners] = {}
+        self.outside_ips: dict[bytes, Owners] = {}
         self.pods: dict[str, Pod] = {}
         # Pods on their node's network share its address.
         self.pod_ips: dict[bytes, Pod | tuple[Pod, ...]] = {}
@@ -147,6 +148,10 @@ class Cluster:
         for address in after:
             if address not in before:
                 self._claim(self.cluster_ips, address, entry)
+        for address in old.outside if old is not None else ():
+            self._release(self.outside_ips, address, entry)
+        for address in service.outside if service is not None else ():
+            self._claim(self.outside_ips, address, entry)
         entry.service = service
         self._tidy(key, entry)
         self._tell(entry, [*before, *after])
@@ -211,7 +216,7 @@ class Cluster:
         found = table.get(address)
         if found is None:
             table[address] = entry
-            self.ipv6 += len(address) == 16
+            self.ipv6 += len(address) == 16 and table is not self.outside_ips
         elif isinstance(found, tuple):
             if entry not in found:
                 table[address] = (*found, entry)
@@ -222,7 +227,7 @@ class Cluster:
         found = table.get(address)
         if found is entry:
             del table[address]
-            self.ipv6 -= len(address) == 16
+            self.ipv6 -= len(address) == 16 and table is not self.outside_ips
         elif isinstance(found, tuple):
             left = tuple(owner for owner in found if owner is not entry)
             table[address] = left[0] if len(left) == 1 else left
@@ -277,6 +282,11 @@ class Cluster:
         """The Services whose endpoints hold this address."""
         found = self.endpoint_ips.get(address)
         return () if found is None else found if isinstance(found, tuple) else (found,)
+
+    def outside_owner(self, address: bytes) -> Entry | None:
+        """The Service that has this address outside the cluster; the newest of several."""
+        found = self.outside_ips.get(address)
+        return found[-1] if isinstance(found, tuple) else found
 
     def cluster_owner(self, address: bytes) -> Entry | None:
         """The Service whose cluster address this is; the newest where an address was taken over."""

@@ -12,7 +12,7 @@ import time
 from typing import Final
 
 from kdns.metrics import Counter, Gauge
-from kdns.net import Address, Handler
+from kdns.net import Address, Frames, Handler
 
 TURN_FRAMES: Final = 64
 TURN_SECONDS: Final = 0.001
@@ -82,7 +82,7 @@ class TcpListener:
 
 class _Connection(asyncio.Protocol):
     __slots__ = (
-        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "queries", "scheduled", "timer", "transport",
+        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "queries", "scheduled", "streams", "timer", "transport",
     )  # fmt: skip
 
     def __init__(self, listener: TcpListener) -> None:
@@ -94,6 +94,7 @@ class _Connection(asyncio.Protocol):
         self.scheduled = False
         self.eof = False
         self.queries = 0
+        self.streams: list[Frames] = []
         self.peer: Address = ()
         self.timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
@@ -154,6 +155,8 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.full = False
+        if self.streams:
+            self.loop.call_soon(self._pump)
         self._schedule()
 
     # Turns.
@@ -194,6 +197,8 @@ class _Connection(asyncio.Protocol):
             if type(reply) is bytes:
                 out.append(len(reply).to_bytes(2, "big"))
                 out.append(reply)
+            elif type(reply) is Frames:
+                self._stream(reply)
             elif reply is not None:
                 self.pending += 1
                 reply.add(self._ready)  # type: ignore[union-attr]
@@ -222,13 +227,36 @@ class _Connection(asyncio.Protocol):
             self.paused = True
             self.transport.pause_reading()
 
-    def _ready(self, reply: bytes | None) -> None:
+    def _stream(self, frames: Frames) -> None:
+        self.pending += 1
+        self.streams.append(frames)
+        if len(self.streams) == 1:
+            self.loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Sends the next message of a stream: one a turn, and none while octets wait."""
+        transport = self.transport
+        if transport is None or self.full or not self.streams:
+            return
+        self.deadline = self.loop.time() + self.listener.idle
+        message = next(self.streams[0].messages, None)
+        if message is None:
+            self.streams.pop(0)
+            self._ready(None)
+        else:
+            transport.write(len(message).to_bytes(2, "big") + message)
+        if self.streams:
+            self.loop.call_soon(self._pump)
+
+    def _ready(self, reply: bytes | Frames | None) -> None:
         """A reply that had to wait."""
         self.pending -= 1
         transport = self.transport
         if transport is None:
             return
-        if reply is not None:
+        if isinstance(reply, Frames):
+            self._stream(reply)
+        elif reply is not None:
             transport.write(len(reply).to_bytes(2, "big") + reply)
         self.deadline = self.loop.time() + self.listener.idle
         if self.paused and not self.full:

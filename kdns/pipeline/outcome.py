@@ -1,16 +1,17 @@
 """What a query comes to, now or later.
 
-`Answer` is a reply's content, `Bare` a response code and nothing else, `DROP` no reply at all. What is not there yet
+`Answer` is a reply's content, `Bare` a response code and nothing else, `Stream` a zone transfer, `DROP` no reply at all. What is not there yet
 is an awaitable; `Pending` is ours: it calls back without a task or a loop's turn, so a forwarded query costs two
 function calls more than a cached one.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, Final, final
 
 from kdns.dns import iana
 from kdns.dns.answer import Answer
+from kdns.dns.rrset import RRset
 
 
 @final
@@ -36,9 +37,21 @@ class Drop:
     rcode = -1
 
 
+@final
+class Stream:
+    """A zone transfer: the records of each message, made one by one while they are sent (RFC 5936). Over TCP only."""
+
+    __slots__ = ("flags", "messages")
+    rcode = iana.NOERROR
+
+    def __init__(self, messages: "Iterator[tuple[RRset, ...]]", flags: int = iana.AA) -> None:
+        self.messages = messages
+        self.flags = flags
+
+
 DROP: Final = Drop()
-Outcome = Answer | Bare | Drop
-OUTCOMES: Final = frozenset((Answer, Bare, Drop))
+Outcome = Answer | Bare | Drop | Stream
+OUTCOMES: Final = frozenset((Answer, Bare, Drop, Stream))
 
 _tasks: set["asyncio.Task[None]"] = set()
 

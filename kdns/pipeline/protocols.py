@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+from kdns.dns.rrset import RRset
+from kdns.kube.cluster import Entry
 
 if TYPE_CHECKING:
     from kdns.pipeline.request import Request
@@ -81,6 +84,56 @@ class Admission(Protocol):
 
     def admit(self, request: Request) -> bool:
         """Whether the block takes this query."""
+
+
+@runtime_checkable
+class TransferSource(Protocol):
+    """A plugin whose zones can be transferred (RFC 5936)."""
+
+    def transfer_zones(self) -> tuple[bytes, ...]:
+        """The zones it has whole."""
+
+    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
+        """All records of a zone of its as they are now, the SOA first and not last; None while it cannot say."""
+
+
+@runtime_checkable
+class OutsideNames(Protocol):
+    """A plugin that serves the addresses that Services have outside the cluster."""
+
+    serves_outside: bool
+
+
+@runtime_checkable
+class ClusterServices(Protocol):
+    """A plugin that knows a cluster's Services themselves."""
+
+    def is_ready(self) -> bool:
+        """Whether everything has been listed once."""
+
+    def service_entry(self, name: bytes, namespace: bytes) -> Entry | None:
+        """The Service of this name and namespace (lower-cased labels), if it is served."""
+
+    def is_namespace(self, namespace: bytes) -> bool:
+        """Whether this namespace (a lower-cased label) is served."""
+
+    def service_entries(self) -> list[Entry]:
+        """All Services that are served."""
+
+    def outside_owner(self, address: bytes) -> Entry | None:
+        """The Service that has this address outside the cluster."""
+
+    def own_entries(self) -> list[Entry]:
+        """The Services that lead to this machine."""
+
+    def own_addresses(self) -> tuple[bytes, ...]:
+        """This machine's addresses."""
+
+    def soa_serial(self) -> int:
+        """A serial that grows with every change."""
+
+    @property
+    def record_ttl(self) -> int: ...
 
 
 @runtime_checkable

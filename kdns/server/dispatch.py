@@ -16,7 +16,7 @@ first entry is always the oldest.
 
 import asyncio
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic
 from typing import Any, Final, NamedTuple, final
@@ -29,9 +29,9 @@ from kdns.dns.edns import Edns
 from kdns.dns.errors import FormatError
 from kdns.dns.query import parse
 from kdns.metrics import Counter
-from kdns.net import Address
+from kdns.net import Address, Frames
 from kdns.pipeline.block import Block
-from kdns.pipeline.outcome import DROP, Bare, Drop, Outcome, Pending, adopt
+from kdns.pipeline.outcome import DROP, Bare, Drop, Outcome, Pending, Stream, adopt
 from kdns.pipeline.plugin import ListenerOptions
 from kdns.pipeline.request import Alive, Denial, Request
 from kdns.upstream.deadlines import Deadlines
@@ -154,11 +154,11 @@ class Dispatcher:
 
     # Called by the listeners.
 
-    def frame(self, data: bytes, peer: Address, local: Address | None) -> bytes | Pending | None:
+    def frame(self, data: bytes, peer: Address, local: Address | None) -> bytes | Pending | Frames | None:
         """The reply to a query that came over TCP."""
         return self.datagram(data, peer, local, "tcp")
 
-    def datagram(self, data: bytes, peer: Address, local: Address | None, proto: str = "udp") -> bytes | Pending | None:
+    def datagram(self, data: bytes, peer: Address, local: Address | None, proto: str = "udp") -> bytes | Pending | Frames | None:
         """The reply to a query, None for none, or a Pending of either."""
         # Who asks in another way is counted apart, so what is kept for one way is not used for another.
         way = b"" if proto == "udp" and len(peer) == 2 else _WAYS[proto, len(peer)]
@@ -205,11 +205,11 @@ class Dispatcher:
                 self._meet_neighbours(way, request, outcome, request.denial)
         return self._pack(request, outcome)
 
-    def _remember(self, way: bytes, request: Request, answer: Answer) -> bytes | None:
+    def _remember(self, way: bytes, request: Request, answer: Answer) -> bytes | Frames | None:
         """Packs a reply, and keeps it for the same question until who holds its answer drops it."""
         packed = self._pack(request, answer)
         block = request.block
-        if packed is None or block is None or answer.turns or (request.edns is not None and request.edns.options):
+        if not isinstance(packed, bytes) or block is None or answer.turns or (request.edns is not None and request.edns.options):
             return packed
         settles = _settles(request, answer, block)
         if settles is None:
@@ -327,7 +327,7 @@ class Dispatcher:
 
     # Replies.
 
-    def _pack(self, request: Request, outcome: Outcome) -> bytes | None:
+    def _pack(self, request: Request, outcome: Outcome) -> bytes | Frames | None:
         if type(outcome) is Answer:
             asked = request.asked
             try:
@@ -346,10 +346,12 @@ class Dispatcher:
                 outcome = self.failed(request, error)
         if type(outcome) is Drop:
             return None
+        if type(outcome) is Stream:
+            return Frames(_messages(request, outcome))
         assert type(outcome) is Bare
         return reply.bare(request.data, request.end, outcome.rcode, request.edns, outcome.options)
 
-    def _wait(self, request: Request, pending: Pending) -> bytes | Pending | None:
+    def _wait(self, request: Request, pending: Pending) -> bytes | Pending | Frames | None:
         if pending.done:
             return self._pack(request, self._landed(request, pending.value))
         host = request.peer[0]
@@ -399,6 +401,14 @@ class Dispatcher:
             self._left(request)
             EXPIRED.slot(self.label)[0] += 1
             result.resolve(self._pack(request, Bare(iana.SERVFAIL, "no plugin answered in time")))
+
+
+def _messages(request: Request, stream: Stream) -> Iterator[bytes]:
+    """The messages of a zone transfer, each with the question (RFC 5936, section 2.2)."""
+    for records in stream.messages:
+        answer = Answer(iana.NOERROR, stream.flags, records)
+        body = answer.rendered(request.asked.name)
+        yield reply.pack(answer, body, request.data, request.end, request.shape, request.edns)
 
 
 def _settles(request: Request, answer: Answer, block: Block) -> tuple[Callable[[int, int], None], ...] | None:

@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import os
 import time
-from collections.abc import Awaitable, Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar, Final
 
@@ -26,7 +26,7 @@ from kdns.metrics import REFRESH, Gauge
 from kdns.net.interfaces import addresses
 from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.protocols import LabelCollector, Labels, SearchBase
+from kdns.pipeline.protocols import LabelCollector, Labels, OutsideNames, SearchBase
 from kdns.pipeline.request import Denial
 from kdns.pipeline.runtime import Runtime
 from kdns.plugins.kubernetes import config as _config
@@ -43,6 +43,7 @@ from kdns.plugins.kubernetes.records import (
     Zone,
     external_target,
 )
+from kdns.plugins.kubernetes.transfer import transfer
 
 SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.")
 OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",))
@@ -116,6 +117,7 @@ class Kubernetes(Plugin):
 
     def wire(self, block: Block) -> None:
         self.publishes = bool(block.all(LabelCollector))  # type: ignore[type-abstract]
+        self.outside = bool(block.all(OutsideNames))  # type: ignore[type-abstract]
 
     async def start(self, runtime: Runtime) -> None:
         config = self.config
@@ -252,6 +254,51 @@ class Kubernetes(Plugin):
     def has_ipv6(self) -> bool:
         """Whether any Service or endpoint has an IPv6 address; True until that is known."""
         return self.cluster.ipv6 > 0 or not self.cluster.synced
+
+    def transfer_zones(self) -> tuple[bytes, ...]:
+        """The zones of Services."""
+        return tuple(zone.name for zone in self.records.forward if not zone.imports)
+
+    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
+        """All records of a zone; None before the first sync."""
+        found = next((known for known in self.records.forward if known.name == zone), None)
+        return transfer(self.records, found) if found is not None and self.cluster.synced else None
+
+    def service_entry(self, name: bytes, namespace: bytes) -> Entry | None:
+        """The Service of this name and namespace, if it is served."""
+        where = bytes((len(namespace),)) + namespace
+        if where not in self.records.exposed:
+            return None
+        return self.records.entries.get(bytes((len(name),)) + name + where)
+
+    def is_namespace(self, namespace: bytes) -> bool:
+        """Whether this namespace is served."""
+        return bytes((len(namespace),)) + namespace in self.records.exposed
+
+    def service_entries(self) -> list[Entry]:
+        """All Services that are served."""
+        return [entry for entry in self.records.entries.values() if self.is_namespace(entry.namespace.lower().encode())]
+
+    def outside_owner(self, address: bytes) -> Entry | None:
+        """The Service that has this address outside the cluster."""
+        return self.cluster.outside_owner(address)
+
+    def own_entries(self) -> list[Entry]:
+        """The Services that lead to this machine."""
+        return list(dict.fromkeys(entry for address in self.local for entry in self.cluster.owners(address)))
+
+    def own_addresses(self) -> tuple[bytes, ...]:
+        """This machine's addresses."""
+        return self.local
+
+    def soa_serial(self) -> int:
+        """The serial of the cluster's zones."""
+        return self.records.serial
+
+    @property
+    def record_ttl(self) -> int:
+        """The TTL of records, in seconds."""
+        return self.config.ttl
 
     # Queries.
 

@@ -1,0 +1,342 @@
+"""k8s_external - serves the addresses that Services have outside the cluster.
+
+## Syntax
+
+    k8s_external [ZONES...] {
+        apex LABEL
+        ttl TTL
+        headless
+        fallthrough [ZONES...]
+    }
+
+* ZONES are the zones of outside names; the block's if there are none. `SERVICE.NAMESPACE.ZONE` has a Service's external IPs
+  and what its load balancer says: addresses, or a CNAME to a host name. `_port._protocol.SERVICE.NAMESPACE.ZONE` and the name
+  itself have SRV records. In a reverse zone, external IPs have PTR records.
+* `apex` is the label of the name server's name, `ns1.LABEL.ZONE`. Default: dns.
+* `ttl` is that of answers, in seconds, 0 to 3600. Default: 5.
+* `headless`: headless Services have their endpoints' addresses, and endpoints names of their own.
+* `fallthrough`: names that do not exist go on to the next plugin.
+
+It needs `kubernetes` in the same block, and answers SERVFAIL until that has been synced. Its zones can be transferred (see
+`transfer`).
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    kubernetes cluster.local {
+        manifests cluster.yaml
+    }
+    k8s_external apps.example.org {
+        ttl 30
+    }
+}
+~~~
+"""
+
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Final
+
+from kdns.corefile import CorefileError, Directive
+from kdns.dns import iana, rdata
+from kdns.dns.answer import Answer, negative
+from kdns.dns.errors import BadName
+from kdns.dns.name import from_text, offsets
+from kdns.dns.reverse import address_of, is_reverse
+from kdns.dns.rrset import RRset
+from kdns.kube.cluster import Entry
+from kdns.kube.names import endpoint_label
+from kdns.kube.objects import HEADLESS, Port
+from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
+from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.protocols import ClusterServices
+from kdns.pipeline.setup import Fallthrough
+
+REFRESH, RETRY, EXPIRE = 7200, 1800, 86400  # the SOA's timers, as of the cluster's own zones
+MAX_TTL: Final = 3600
+_OPTIONS: Final = ("apex", "ttl", "headless", "fallthrough")
+_AA: Final = iana.AA
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the directive says. `zones` are wire names, `apex` a label, `ttl` in seconds."""
+
+    zones: tuple[bytes, ...]
+    apex: bytes = b"dns"
+    ttl: int = 5
+    headless: bool = False
+    fallthrough: Fallthrough = Fallthrough()  # noqa: RUF009 (never changed)
+
+
+class K8sExternal(Plugin):
+    """Answers for Services as they are seen from outside."""
+
+    name: ClassVar[str] = "k8s_external"
+    owner = True
+    serves_outside = True
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+        directive = setup.once(directives)
+        zones = setup.zone_names(directive.args, block)
+        found: dict[str, object] = {}
+        for line in directive.body or ():
+            setup.no_block(line)
+            name = line.name.text
+            if name == "apex":
+                word = setup.one(line, "a label")
+                if not word.text or len(word.text) > 63 or "." in word.text:
+                    raise setup.fail(word, f'expected one label, found "{word.text}"')
+                found["apex"] = word.text.lower().encode()
+            elif name == "ttl":
+                found["ttl"] = setup.integer(setup.one(line, "a TTL in seconds"), 0, MAX_TTL)
+            elif name == "headless":
+                setup.arguments(line, 0, 0)
+                found["headless"] = True
+            elif name == "fallthrough":
+                found["fallthrough"] = Fallthrough.parse(line)
+            else:
+                raise setup.unknown(line, _OPTIONS)
+        return [Config(zones, **found)]  # type: ignore[arg-type]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config: Config = config
+        self.zones = sorted(config.zones, key=len, reverse=True)
+        self.primary = next((zone for zone in config.zones if not is_reverse(zone)), b"\0")
+        self.cluster: ClusterServices | None = None
+        self.block: Block | None = None
+
+    def wire(self, block: Block) -> None:
+        self.block = block
+        clusters = block.all(ClusterServices)  # type: ignore[type-abstract]
+        if not clusters:
+            raise CorefileError(block.keys.at, "plugin/k8s_external: it needs the plugin kubernetes in the same server block")
+        self.cluster = clusters[0]
+
+    # Queries.
+
+    def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
+        question = request.question
+        starts = question.starts
+        for zone in self.zones:
+            excess = len(question.name) - len(zone)
+            if excess >= 0 and excess in starts and question.name[excess:] == zone:
+                if question.cls != iana.IN:
+                    return None
+                count = starts.index(excess)
+                return self._in_zone(request, zone, [question.name[starts[i] + 1 : starts[i + 1]] for i in range(count)])
+        return None
+
+    def _in_zone(self, request: Request, zone: bytes, labels: list[bytes]) -> Outcome | Awaitable[Outcome | None] | None:
+        assert self.cluster is not None
+        name, qtype = request.question.name, request.question.type
+        if qtype in (iana.AXFR, iana.IXFR):
+            return Bare(iana.REFUSED)
+        if not self.cluster.is_ready():
+            return self._none(name, zone, iana.SERVFAIL)
+        if not labels:
+            return self._apex(zone, qtype) or self._none(name, zone, iana.NOERROR)
+        if labels[-1] == self.config.apex:
+            return self._server(name, zone, labels[:-1], qtype)
+        if is_reverse(zone):
+            return self._reverse(request, zone)
+        if len(labels) == 1:
+            return self._none(name, zone, iana.NOERROR) if self.cluster.is_namespace(labels[0]) else self._missing(request, zone)
+        entry = self.cluster.service_entry(labels[-2], labels[-1])
+        if entry is None or len(labels) > 4:
+            return self._missing(request, zone)
+        return self._service(request, zone, entry, labels[:-2])
+
+    def _missing(self, request: Request, zone: bytes) -> Outcome | None:
+        if self.config.fallthrough.through(request.question.name):
+            return None
+        return self._none(request.question.name, zone, iana.NXDOMAIN)
+
+    def _none(self, name: bytes, zone: bytes, rcode: int) -> Answer:
+        return negative(name, zone, rcode, _AA, self.config.ttl, self._soa(zone))
+
+    def _soa(self, zone: bytes) -> bytes:
+        assert self.cluster is not None
+        mname = b"\x03ns1" + bytes((len(self.config.apex),)) + self.config.apex + zone
+        rname = b"\x0ahostmaster" + zone
+        return rdata.soa(mname, rname, self.cluster.soa_serial(), REFRESH, RETRY, EXPIRE, self.config.ttl)
+
+    # The apex, and the name server's name below it.
+
+    def _apex(self, zone: bytes, qtype: int) -> Answer | None:
+        ttl = self.config.ttl
+        if qtype == iana.SOA:
+            return Answer(iana.NOERROR, _AA, (RRset(zone, iana.SOA, ttl, (self._soa(zone),)),), own=True)
+        if qtype == iana.NS:
+            server = b"\x03ns1" + bytes((len(self.config.apex),)) + self.config.apex + zone
+            glue = self._address_sets(server, self._server_addresses())
+            return Answer(iana.NOERROR, _AA, (RRset(zone, iana.NS, ttl, (server,)),), (), glue, own=True)
+        return None
+
+    def _server(self, name: bytes, zone: bytes, labels: list[bytes], qtype: int) -> Answer:
+        if not labels:
+            return self._none(name, zone, iana.NOERROR)
+        if labels != [b"ns1"]:
+            return self._none(name, zone, iana.NXDOMAIN)
+        found = [rrset for rrset in self._address_sets(name, self._server_addresses()) if rrset.type == qtype]
+        return Answer(iana.NOERROR, _AA, found, own=True) if found else self._none(name, zone, iana.NOERROR)
+
+    def _server_addresses(self) -> list[bytes]:
+        """Where this server is reached from outside: its Services' external addresses, else this machine's."""
+        assert self.cluster is not None
+        found = [a for entry in self.cluster.own_entries() if entry.service is not None for a in entry.service.outside]
+        return list(dict.fromkeys(found)) or list(self.cluster.own_addresses())
+
+    def _address_sets(self, owner: bytes, addresses: Iterable[bytes]) -> list[RRset]:
+        every = tuple(dict.fromkeys(addresses))
+        sets = ((iana.A, tuple(a for a in every if len(a) == 4)), (iana.AAAA, tuple(a for a in every if len(a) == 16)))
+        return [RRset(owner, rtype, self.config.ttl, found) for rtype, found in sets if found]
+
+    # Services.
+
+    def _service(
+        self, request: Request, zone: bytes, entry: Entry, labels: list[bytes]
+    ) -> Outcome | Awaitable[Outcome | None] | None:
+        service = entry.service
+        assert service is not None
+        name, qtype = request.question.name, request.question.type
+        outside = bool(service.outside or service.outside_hosts)
+        headless = self.config.headless and service.kind == HEADLESS and not outside
+        if not outside and not headless:
+            return self._missing(request, zone)
+        port = protocol = ""
+        if len(labels) == 2:
+            port, protocol = (label.removeprefix(b"_").decode("latin-1") for label in labels)
+        elif len(labels) == 1 and not headless:
+            return self._missing(request, zone)
+        ports = [p for p in service.ports if (not port or p.name == port) and (not protocol or p.protocol == protocol)]
+        if not ports:
+            return self._missing(request, zone)
+        if headless:
+            return self._headless(request, zone, entry, labels[0] if len(labels) == 1 else b"", ports)
+        base = name[offsets(name)[len(labels)] :]
+        if qtype == iana.SRV:
+            return self._srv(name, base, ports, service.outside, service.outside_hosts)
+        if service.outside:
+            found = [rrset for rrset in self._address_sets(name, service.outside) if rrset.type == qtype]
+            return Answer(iana.NOERROR, _AA, found, own=True) if found else self._none(name, zone, iana.NOERROR)
+        return self._alias(request, zone, service.outside_hosts)
+
+    def _alias(self, request: Request, zone: bytes, hosts: tuple[str, ...]) -> Outcome | Awaitable[Outcome | None]:
+        """A load balancer's host name: a CNAME, and what it resolves to."""
+        name, qtype = request.question.name, request.question.type
+        target = _target(hosts)
+        if target is None or qtype not in (iana.A, iana.AAAA, iana.CNAME):
+            return self._none(name, zone, iana.NOERROR)
+        cname = RRset(name, iana.CNAME, self.config.ttl, (target,))
+        if qtype == iana.CNAME:
+            return Answer(iana.NOERROR, _AA, (cname,), own=True)
+        found: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, qtype), partial(_joined, cname))
+        return found
+
+    def _srv(self, name: bytes, base: bytes, ports: list[Port], addresses: tuple[bytes, ...], hosts: tuple[str, ...]) -> Answer:
+        target = base if addresses else _target(hosts) or base
+        weight = max(100 // max(len(addresses) * len(ports), 1), 1)
+        srvs = tuple(dict.fromkeys(rdata.srv(0, weight, p.number, target) for p in ports if p.number >= 0))
+        glue = self._address_sets(base, addresses)
+        return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.config.ttl, srvs),) if srvs else (), (), glue, own=True)
+
+    def _headless(self, request: Request, zone: bytes, entry: Entry, endpoint: bytes, ports: list[Port]) -> Outcome | None:
+        name, qtype = request.question.name, request.question.type
+        found: dict[bytes, bytes] = {}
+        for part in entry.parts():
+            if not any((p.name, p.protocol) in {(q.name, q.protocol) for q in part.ports} for p in ports):
+                continue
+            for i, address in enumerate(part.addresses()):
+                label = endpoint_label(part, i, address)
+                if not endpoint or label == endpoint:
+                    found[address] = bytes((len(label),)) + label
+        if not found:
+            return self._missing(request, zone)
+        if qtype == iana.SRV:
+            base = _service_name(name, zone)
+            weight = max(100 // len(found), 1)
+            srvs = tuple(dict.fromkeys(rdata.srv(0, weight, p.number, label + base) for label in found.values() for p in ports))
+            glue = [rrset for address, label in found.items() for rrset in self._address_sets(label + base, (address,))]
+            return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.config.ttl, srvs),), (), glue, own=True)
+        sets = [rrset for rrset in self._address_sets(name, found) if rrset.type == qtype]
+        return Answer(iana.NOERROR, _AA, sets, own=True) if sets else self._none(name, zone, iana.NOERROR)
+
+    def _reverse(self, request: Request, zone: bytes) -> Outcome | None:
+        assert self.cluster is not None
+        name = request.question.name
+        address = address_of(name)
+        entry = self.cluster.outside_owner(address) if address is not None else None
+        if entry is None:
+            return self._missing(request, zone)
+        if request.question.type != iana.PTR:
+            return self._none(name, zone, iana.NOERROR)
+        target = _name(entry) + self.primary
+        return Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, self.config.ttl, (target,)),), own=True)
+
+    # Transfers.
+
+    def transfer_zones(self) -> tuple[bytes, ...]:
+        """The zones that are no reverse zones."""
+        return tuple(zone for zone in self.config.zones if not is_reverse(zone))
+
+    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
+        """All records of a zone; None before the first sync."""
+        assert self.cluster is not None
+        if not self.cluster.is_ready():
+            return None
+        entries = sorted(self.cluster.service_entries(), key=lambda entry: (entry.namespace, entry.name))
+        return self._all(zone, [(_name(entry) + zone, entry) for entry in entries])
+
+    def _all(self, zone: bytes, entries: list[tuple[bytes, Entry]]) -> Iterator[RRset]:
+        for qtype in (iana.SOA, iana.NS):
+            answer = self._apex(zone, qtype)
+            for section in answer.sections if answer is not None else ():
+                yield from section
+        for base, entry in entries:
+            service = entry.service
+            if service is None or not (service.outside or service.outside_hosts):
+                continue
+            if service.outside:
+                yield from self._address_sets(base, service.outside)
+            else:
+                target = _target(service.outside_hosts)
+                if target is not None:
+                    yield RRset(base, iana.CNAME, self.config.ttl, (target,))
+            for port in service.ports:
+                if port.name and port.number >= 0:
+                    owner = b"".join(bytes((len(part) + 1,)) + b"_" + part.encode() for part in (port.name, port.protocol)) + base
+                    yield from self._srv(owner, base, [port], service.outside, service.outside_hosts).answer
+
+
+def _name(entry: Entry) -> bytes:
+    labels = entry.name.lower().encode(), entry.namespace.lower().encode()
+    return b"".join(bytes((len(label),)) + label for label in labels)
+
+
+def _service_name(name: bytes, zone: bytes) -> bytes:
+    """`SERVICE.NAMESPACE.ZONE`, of a name at or below it."""
+    starts = offsets(name)
+    return name[starts[starts.index(len(name) - len(zone)) - 2] :]
+
+
+def _target(hosts: tuple[str, ...]) -> bytes | None:
+    for host in hosts:
+        try:
+            return from_text(host).lower()
+        except BadName:
+            continue
+    return None
+
+
+def _joined(cname: RRset, outcome: Outcome) -> Answer:
+    if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN):
+        return Answer(iana.NOERROR, _AA, (cname,), own=True)
+    # RFC 6604, section 3: the code is the last name's.
+    authority = () if outcome.answer else outcome.authority
+    flags = _AA | outcome.flags & (iana.TC | iana.RA)
+    return Answer(outcome.rcode, flags, (cname, *outcome.answer), authority, own=True)

@@ -1,0 +1,79 @@
+"""A cluster's zone whole, for transfers: what its names come to, in one moment's state."""
+
+from collections.abc import Iterable, Iterator
+
+from kdns.dns import iana, rdata
+from kdns.dns.rrset import RRset
+from kdns.kube.names import endpoint_label
+from kdns.kube.objects import EXTERNAL, HEADLESS, Port, Service, Slice
+from kdns.plugins.kubernetes.records import SVC, Records, Zone, external_target
+
+
+def transfer(records: Records, zone: Zone) -> Iterator[RRset]:
+    """The SOA, the name servers, and each Service's records, by namespace and name. No Pods and no reverse names."""
+    # Objects are never changed once made, so references to them are a moment's state.
+    state = sorted(
+        (entry.namespace, entry.name, entry.service, tuple(entry.slices.values()))
+        for entry in records.entries.values()
+        if entry.service is not None and bytes((len(entry.namespace),)) + entry.namespace.lower().encode() in records.exposed
+    )
+    head = [
+        rrset for qtype in (iana.SOA, iana.NS) for section in records.apex(zone, zone.name, qtype).sections for rrset in section
+    ]
+    return _all(records, zone, head, state)
+
+
+def _all(
+    records: Records, zone: Zone, head: list[RRset], state: list[tuple[str, str, Service, tuple[tuple[Slice, ...], ...]]]
+) -> Iterator[RRset]:
+    yield from head
+    for namespace, name, service, slices in state:
+        labels = name.lower().encode(), namespace.lower().encode()
+        base = b"".join(bytes((len(label),)) + label for label in labels) + SVC + zone.name
+        if service.kind == EXTERNAL:
+            target = external_target(service)
+            if target is not None:
+                yield RRset(base, iana.CNAME, records.ttl, (target,))
+        elif service.kind == HEADLESS:
+            yield from _headless(records, base, [part for parts in slices for part in parts])
+        else:
+            yield from _addresses(base, records.ttl, service.addresses)
+            srvs = [rdata.srv(0, 100, port.number, base) for port in service.ports if port.number >= 0]
+            if srvs:
+                yield RRset(base, iana.SRV, records.ttl, tuple(dict.fromkeys(srvs)))
+            for port in service.ports:
+                if port.name:
+                    yield RRset(_port_name(port, base), iana.SRV, records.ttl, (rdata.srv(0, 100, port.number, base),))
+
+
+def _headless(records: Records, base: bytes, parts: list[Slice]) -> Iterator[RRset]:
+    addresses = dict.fromkeys(address for part in parts for address in part.addresses())
+    yield from _addresses(base, records.ttl, addresses)
+    weight = max(100 // max(len(addresses), 1), 1)
+    named: dict[bytes, dict[bytes, None]] = {}
+    ports: dict[Port, dict[bytes, None]] = {}
+    for part in parts:
+        for i, address in enumerate(part.addresses()):
+            label = endpoint_label(part, i, address, records.config.endpoint_pod_names)
+            owner = bytes((len(label),)) + label + base
+            named.setdefault(owner, {})[address] = None
+            for port in part.ports:
+                if port.name and port.number >= 0:
+                    ports.setdefault(port, {})[rdata.srv(0, weight, port.number, owner)] = None
+    for owner, found in named.items():
+        yield from _addresses(owner, records.ttl, found)
+    for port, srvs in ports.items():
+        yield RRset(_port_name(port, base), iana.SRV, records.ttl, tuple(srvs))
+
+
+def _port_name(port: Port, base: bytes) -> bytes:
+    labels = f"_{port.name}".encode(), f"_{port.protocol}".encode()
+    return b"".join(bytes((len(label),)) + label for label in labels) + base
+
+
+def _addresses(owner: bytes, ttl: int, addresses: Iterable[bytes]) -> Iterator[RRset]:
+    every = tuple(addresses)
+    for rtype, width in ((iana.A, 4), (iana.AAAA, 16)):
+        found = tuple(address for address in every if len(address) == width)
+        if found:
+            yield RRset(owner, rtype, ttl, found)

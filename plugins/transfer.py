@@ -1,0 +1,266 @@
+"""transfer - gives whole zones to other name servers.
+
+## Syntax
+
+    transfer [ZONES...] {
+        to ADDRESS...
+        source ADDRESS
+    }
+
+* ZONES are the zones that may be transferred; the block's if there are none. May be given several times; the longest zone
+  that fits counts.
+* `to` says to whom: `*` is everybody, else IP addresses, with the port that NOTIFY goes to (default 53). Required.
+* `source` is the local address of NOTIFY.
+
+AXFR and IXFR (RFC 5936, RFC 1995) are answered over TCP, from the plugins that have the zone whole: `kubernetes` and
+`k8s_external`. An IXFR from a serial that is not older than ours gets our SOA; any other gets the whole zone. Over UDP, and
+for others than `to` names, the answer is REFUSED. Those that `to` names by address are notified at start (RFC 1996).
+
+## Examples
+
+~~~ corefile
+.:1053 {
+    transfer cluster.local {
+        to *
+    }
+    kubernetes cluster.local {
+        manifests cluster.yaml
+    }
+}
+~~~
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from kdns import log
+from kdns.address import address, family_of, host_port
+from kdns.corefile import Directive, Token
+from kdns.dns import iana, wire
+from kdns.dns.errors import FormatError
+from kdns.dns.name import closest, to_text
+from kdns.dns.query import Question
+from kdns.dns.rrset import RRset
+from kdns.pipeline import Bare, Outcome, Plugin, Request, setup
+from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.outcome import Stream
+from kdns.pipeline.protocols import TransferSource
+from kdns.pipeline.runtime import Runtime
+from kdns.upstream.exchange import new_id
+
+# Octets of records in one message, at most: a turn of the loop makes one, and 16 KB take a millisecond.
+MESSAGE: Final = 16_384
+MAX_LENGTH: Final = 60_000  # of one RRset in a message; a longer one goes on in the next
+TRIES: Final = 3  # of a NOTIFY
+PATIENCE: Final = 2.0  # seconds for each
+_NOTIFY: Final = 4 << 11  # the opcode (RFC 1996, section 3)
+
+_log = log.plugin("transfer")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One directive: zones as wire names; who may have them (None: everybody); where NOTIFY goes, and from where."""
+
+    zones: tuple[bytes, ...]
+    allowed: frozenset[str] | None
+    notified: tuple[tuple[str, int], ...] = ()
+    source: str = ""
+
+
+class Transfer(Plugin):
+    """Answers AXFR and IXFR."""
+
+    name: ClassVar[str] = "transfer"
+    client_dependent = True
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[Rule, ...]]:
+        return [tuple(_rule(directive, block) for directive in directives)]
+
+    def __init__(self, config: tuple[Rule, ...]) -> None:
+        super().__init__(config)
+        self.rules = config
+        self.sources: list[TransferSource] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def wire(self, block: Block) -> None:
+        self.sources = block.all(TransferSource)  # type: ignore[type-abstract]
+
+    async def start(self, runtime: Runtime) -> None:
+        for zone in dict.fromkeys(zone for source in self.sources for zone in source.transfer_zones()):
+            rule = self._rule(zone)
+            for where in rule.notified if rule is not None else ():
+                self.tasks.append(asyncio.create_task(_notify(zone, where, rule.source if rule else ""), name="notify"))
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def handle(self, request: Request) -> Outcome | None:
+        question = request.question
+        if question.type not in (iana.AXFR, iana.IXFR) or question.cls != iana.IN:
+            return None
+        if request.proto == "udp":
+            return Bare(iana.REFUSED)  # RFC 5936, section 4.2
+        rule = self._rule(question.name)
+        if rule is None:
+            return None
+        if rule.allowed is not None and str(request.peer[0]).partition("%")[0] not in rule.allowed:
+            return Bare(iana.REFUSED)
+        for source in self.sources:
+            if question.name in source.transfer_zones():
+                return self._answer(request, source)
+        return None
+
+    def _rule(self, name: bytes) -> Rule | None:
+        """The rule of the longest zone that a name is in."""
+        zone = closest(name, [zone for rule in self.rules for zone in rule.zones])
+        return next((rule for rule in self.rules if zone in rule.zones), None) if zone is not None else None
+
+    def _answer(self, request: Request, source: TransferSource) -> Outcome:
+        serial: int | None = None
+        if request.question.type == iana.IXFR:
+            serial = _serial(request)
+            if serial is None:
+                return Bare(iana.FORMERR)  # RFC 1995, section 3: the client's SOA is missing
+        records = source.transfer(request.question.name)
+        if records is None:
+            return Bare(iana.SERVFAIL, "the zone is not loaded yet")
+        soa = next(records)
+        ours = int.from_bytes(soa.rdatas[0][-20:-16], "big")
+        if serial is not None and (serial - ours) & 0xFFFFFFFF < 0x80000000:
+            return Stream(iter([(soa,)]))  # RFC 1995, section 2: not older than ours (RFC 1982)
+        return Stream(_messages(soa, records))
+
+
+def _messages(soa: RRset, records: Iterator[RRset]) -> Iterator[tuple[RRset, ...]]:
+    """The zone's records in messages of a bearable size, its SOA first and last (RFC 5936, section 2.2)."""
+    batch = [soa]
+    size = 0
+    for rrset in records:
+        for part in _parts(rrset):
+            length = sum(len(data) for data in part.rdatas) + len(part.rdatas) * (len(part.owner) + 10)
+            if size + length > MESSAGE and batch:
+                yield tuple(batch)
+                batch, size = [], 0
+            batch.append(part)
+            size += length
+    yield (*batch, soa)
+
+
+def _parts(rrset: RRset) -> Iterator[RRset]:
+    """An RRset in parts that fit in a message."""
+    each = len(rrset.owner) + 10 + max(len(data) for data in rrset.rdatas)
+    count = max(MAX_LENGTH // 4 // each, 1)
+    for i in range(0, len(rrset.rdatas), count):
+        yield rrset._replace(rdatas=rrset.rdatas[i : i + count])
+
+
+def _serial(request: Request) -> int | None:
+    """The serial in an IXFR's authority section."""
+    data = request.data
+    if data[8:10] != b"\0\1":
+        return None
+    try:
+        record = next(wire.records(data, request.end, 1, wire.Budget()))
+    except FormatError:
+        return None
+    if record.type != iana.SOA or record.end - record.fixed < 32:
+        return None
+    return int.from_bytes(data[record.end - 20 : record.end - 16], "big")
+
+
+# NOTIFY (RFC 1996).
+
+
+class _Notified(asyncio.DatagramProtocol):
+    def __init__(self, qid: bytes) -> None:
+        self.qid = qid
+        self.came: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        if len(data) >= 12 and data[:2] == self.qid and data[2] & 0xF8 == 0xA0 and not self.came.done():
+            self.came.set_result(data[3] & 15)
+
+
+async def _notify(zone: bytes, where: tuple[str, int], source: str) -> None:
+    """Tells a server that a zone may have changed; three tries, then a warning."""
+    loop = asyncio.get_running_loop()
+    why = "no answer"
+    for _ in range(TRIES):
+        qid = new_id()
+        query = qid + (_NOTIFY | iana.AA).to_bytes(2, "big") + b"\0\1\0\0\0\0\0\0" + Question(zone, iana.SOA).wire
+        transport = None
+        try:
+            transport, protocol = await loop.create_datagram_endpoint(
+                lambda qid=qid: _Notified(qid),  # type: ignore[misc]
+                remote_addr=address(*where)[:2],
+                local_addr=(source, 0) if source else None,
+            )
+            transport.sendto(query)
+            rcode = await asyncio.wait_for(protocol.came, PATIENCE)
+            if rcode == iana.NOERROR:
+                return
+            why = iana.rcode_text(rcode)
+        except TimeoutError:
+            why = "no answer"
+        except OSError as error:
+            why = error.strerror or str(error)
+        finally:
+            if transport is not None:
+                with contextlib.suppress(OSError):
+                    transport.close()
+    _log.warning(f"notify of {to_text(zone)} to {host_port(*where)}: {why}")
+
+
+# Reading the directive.
+
+
+def _rule(directive: Directive, block: BlockKeys) -> Rule:
+    zones = setup.zone_names(directive.args, block)
+    allowed: set[str] = set()
+    everybody = False
+    notified: list[tuple[str, int]] = []
+    source = ""
+    for line in directive.body or ():
+        setup.no_block(line)
+        if line.name.text == "to":
+            setup.arguments(line, 1, None, "* or addresses")
+            for word in line.args:
+                if word.text == "*":
+                    everybody = True
+                else:
+                    where = _where(word)
+                    allowed.add(where[0])
+                    notified.append(where)
+        elif line.name.text == "source":
+            word = setup.one(line, "an address")
+            source = _where(word)[0]
+        else:
+            raise setup.unknown(line, ("to", "source"))
+    if not allowed and not everybody:
+        raise setup.fail(directive, "transfer needs `to`: * or the addresses that may have the zone")
+    return Rule(zones, None if everybody else frozenset(allowed), tuple(dict.fromkeys(notified)), source)
+
+
+def _where(word: Token) -> tuple[str, int]:
+    text, port = word.text, 53
+    if text.startswith("["):
+        text, _, rest = text[1:].partition("]")
+        port = int(rest[1:]) if rest[1:].isdecimal() else port
+    elif text.count(":") == 1:
+        text, _, rest = text.partition(":")
+        port = int(rest) if rest.isdecimal() else 0
+    try:
+        host = str(ipaddress.ip_address(text))
+    except ValueError:
+        raise setup.fail(word, f'expected an IP address or IP:PORT, found "{word.text}"') from None
+    if not 0 < port < 65536 or not family_of(host):
+        raise setup.fail(word, f'"{word.text}" has no valid port')
+    return host, port
