@@ -42,6 +42,13 @@ DURATION: Final = Histogram(
     _SECONDS,
     ("verb", "host"),
 )
+# kdns limits nothing: it makes one list and one watch a kind. The series is there because dashboards show it.
+LIMITER: Final = Histogram(
+    "coredns_kubernetes_rest_client_rate_limiter_duration_seconds",
+    "Client side rate limiter latency in seconds. Broken down by verb and host.",
+    _SECONDS,
+    ("verb", "host"),
+)
 
 _log = log.plugin("kubernetes")
 
@@ -200,6 +207,7 @@ class Client:
             raise
         async with request as response:
             REQUESTS.slot(str(response.status), "GET", host)[0] += 1
+            LIMITER.observe(LIMITER.slot("GET", host), 0.0)
             DURATION.observe(DURATION.slot("GET", host), time.monotonic() - began)
             if response.status != 200:
                 text = (await response.text(errors="replace"))[:300]

@@ -102,22 +102,31 @@ class Cluster:
             for watcher in self.watchers:
                 watcher.freshness_changed()
 
-    def objects(self, kind: str) -> list[tuple[str, Object]]:
-        """What is held of a kind, as it would be applied: keys and objects."""
+    def objects(self, kind: str) -> Iterator[tuple[str, Object]]:
+        """What is held of a kind, as it would be applied: keys and objects. Changes meanwhile may or may not be in it."""
         if kind in (SERVICE, IMPORT):
             table = self.entries if kind == SERVICE else self.imports
-            return [(key, entry.service) for key, entry in table.items() if entry.service is not None]
-        if kind == POD:
-            return list(self.pods.items())
-        if kind == NAMESPACE:
-            return [(f"/{name}", Namespace(name)) for name in self.namespaces]
-        out: list[tuple[str, Object]] = []
-        for key, (owner, imported) in self._slice_owner.items():
-            namespace, _, name = key.partition("/")
-            entry = (self.imports if imported else self.entries).get(owner)
-            parts = entry.slices.get(key, ()) if entry is not None else ()
-            out.append((key, Slices(namespace, name, owner.partition("/")[2], parts, imported)))
-        return out
+            for key in list(table):
+                entry = table.get(key)
+                if entry is not None and entry.service is not None:
+                    yield key, entry.service
+        elif kind == POD:
+            for key in list(self.pods):
+                pod = self.pods.get(key)
+                if pod is not None:
+                    yield key, pod
+        elif kind == NAMESPACE:
+            for name in list(self.namespaces):
+                yield f"/{name}", Namespace(name)
+        else:
+            for key in list(self._slice_owner):
+                found = self._slice_owner.get(key)
+                if found is not None:
+                    owner, imported = found
+                    namespace, _, name = key.partition("/")
+                    owning = (self.imports if imported else self.entries).get(owner)
+                    parts = owning.slices.get(key, ()) if owning is not None else ()
+                    yield key, Slices(namespace, name, owner.partition("/")[2], parts, imported)
 
     # Services and slices.
 

@@ -13,7 +13,7 @@ from typing import Final
 from kdns import log
 from kdns.kube.decode import Unreadable
 from kdns.kube.hold import hold
-from kdns.kube.reflector import SLICE_SIZE, ApiError, Reflector
+from kdns.kube.reflector import ApiError, Reflector, Turn
 from kdns.metrics import Counter
 
 INTERVAL: Final = (600.0, 900.0)  # seconds between two: rare enough to cost nothing, often enough to matter
@@ -56,9 +56,11 @@ class Healer:
         self.gone.clear()
         pages = await reflector.pages()
         missing = set(reflector.known)
+        turn = Turn()
         with hold():
             while not pages.over:
-                for i, raw in enumerate(await pages.next()):
+                for raw in await pages.next():
+                    await turn.pause()
                     if isinstance(raw, Unreadable):
                         missing.discard(f"{raw.meta.namespace}/{raw.meta.name}")
                         continue
@@ -68,8 +70,6 @@ class Healer:
                     known = reflector.known.get(key)
                     if known != version and key not in self.gone and _newer(version, known) and reflector.apply(key, raw):
                         self.mended[key] = version
-                    if i % SLICE_SIZE == SLICE_SIZE - 1:
-                        await asyncio.sleep(0)
             if not pages.version.isdecimal():
                 raise ApiError(f"resourceVersion {pages.version!r} is no number")
             for key in missing:
@@ -78,6 +78,7 @@ class Healer:
                 if known is not None and not _newer(known, pages.version):
                     reflector.remove(key)
                     self.mended[key] = ""
+                await turn.pause()
         await asyncio.sleep(GRACE)
         lost, self.mended = self.mended, {}
         if lost:

@@ -18,7 +18,7 @@ from kdns.kube.api import ApiConfig, Client
 from kdns.kube.cluster import Cluster, Entry
 from kdns.kube.healing import Healer
 from kdns.kube.objects import HEADLESS, IMPORT, NAMESPACE, OWNER, POD, SERVICE, SLICE, Raw, RawSlice
-from kdns.kube.reflector import PATHS, Reflector
+from kdns.kube.reflector import Reflector
 from kdns.kube.snapshot import BadSnapshot
 from kdns.kube.source import Wanted
 from kdns.metrics import REFRESH, Counter, Gauge, Histogram
@@ -33,7 +33,7 @@ AGE: Final = Gauge(
     "kdns_kubernetes_data_age_seconds", "Seconds since the state was known to be the API's; 0 while it is watched.", ("kind",)
 )
 SAVED: Final = Counter("kdns_kubernetes_snapshots_total", "Snapshots written, by outcome.", ("outcome",))
-RESTARTS: Final = Counter("kdns_kubernetes_reflector_restarts_total", "Reflectors that failed and were started again.", ("kind",))
+RESTARTS: Final = Counter("kdns_kubernetes_reflector_restarts_total", "Tasks that failed and were started again.", ("kind",))
 PROGRAMMING: Final = Histogram(
     "coredns_kubernetes_dns_programming_duration_seconds",
     "Histogram of the time (in seconds) it took to program a dns instance.",
@@ -80,13 +80,15 @@ class ApiSource:
             await self._restore(self.file)
             self.cluster.watchers.append(self)
         for reflector in self.reflectors:
-            self._begin(self._supervise(reflector), f"reflector {PATHS[reflector.kind]}")
-            self._begin(Healer(reflector).run(), f"healer {reflector.kind}")
-        self._begin(self._look_after(), "kubernetes age")
+            self._begin(f"reflector of {reflector.kind}", reflector.kind, reflector.run, reflector.forget)
+            self._begin(f"healer of {reflector.kind}", reflector.kind, Healer(reflector).run)
+        self._begin("look after the state's age", "", self._look_after)
         REFRESH.append(self._refresh)
 
-    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self.tasks.append(asyncio.create_task(work, name=name))
+    def _begin(
+        self, what: str, kind: str, work: Callable[[], Coroutine[Any, Any, None]], again: Callable[[], None] = lambda: None
+    ) -> None:
+        self.tasks.append(asyncio.create_task(self._supervise(what, kind, work, again), name=what))
 
     async def stop(self) -> None:
         """Ends watching, and saves what is known."""
@@ -101,15 +103,17 @@ class ApiSource:
             if self.dirty and self.cluster.synced:
                 await self.save()
 
-    async def _supervise(self, reflector: Reflector) -> None:
-        """A reflector that fails for a reason nobody thought of is said aloud and started again, never silently gone."""
+    async def _supervise(
+        self, what: str, kind: str, work: Callable[[], Coroutine[Any, Any, None]], again: Callable[[], None]
+    ) -> None:
+        """A task that fails for a reason nobody thought of is said aloud and started again, never silently gone."""
         while True:
             try:
-                await reflector.run()
+                await work()
             except Exception as error:
-                RESTARTS.slot(reflector.kind)[0] += 1
-                _log.error(f"the reflector of {reflector.kind} failed: {type(error).__name__}: {error}; it is started again")
-                reflector.version = None
+                RESTARTS.slot(kind)[0] += 1
+                _log.error(f"the {what} failed: {type(error).__name__}: {error}; it is started again")
+                again()
                 await asyncio.sleep(1)
 
     def _listed(self) -> None:

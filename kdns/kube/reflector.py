@@ -43,7 +43,7 @@ OLDER_PATHS: Final = {IMPORT: "/apis/multicluster.x-k8s.io/v1alpha1/serviceimpor
 # Objects of a page, so that one decodes in some 2 ms: a slice holds up to a hundred endpoints and more.
 PAGE: Final = {NAMESPACE: 500, SERVICE: 500, SLICE: 30, POD: 200, IMPORT: 500}
 MAX_PAGE: Final = 8000  # where continue tokens expire before a list is through, pages grow up to this
-SLICE_SIZE: Final = 100  # objects applied before others run: 1 ms
+TURN: Final = 0.001  # seconds of work before others run
 BACKOFF: Final = (0.8, 30.0)  # seconds: first and last (client-go's)
 WATCH: Final = (300, 600)  # seconds the API is asked to keep a watch open
 QUICK: Final = 1.0  # a watch that ended sooner than this waits like an error
@@ -141,6 +141,10 @@ class Reflector:
             return 0.0
         return time.monotonic() - self.current_at
 
+    def forget(self) -> None:
+        """The next round brings everything anew."""
+        self.version = None
+
     async def run(self) -> None:
         """Lists and watches until cancelled."""
         while True:
@@ -217,13 +221,13 @@ class Reflector:
     async def _list(self) -> bool:
         """Brings everything in pages; False where the API does not have the kind at all."""
         pages = Pages(self)
+        turn = Turn()
         try:
             with hold(), self._diff() as gone:
                 while True:
-                    for i, raw in enumerate(await pages.next()):
+                    for raw in await pages.next():
                         self._put(raw, gone)
-                        if i % SLICE_SIZE == SLICE_SIZE - 1:
-                            await asyncio.sleep(0)
+                        await turn.pause()
                     if pages.over:
                         break
                 await self._remove_all(gone)
@@ -258,11 +262,11 @@ class Reflector:
 
     async def _remove_all(self, gone: dict[str, str]) -> None:
         """Removes what did not come."""
-        for i, key in enumerate(list(gone)):
+        turn = Turn()
+        for key in list(gone):
             del gone[key]
             self.remove(key)
-            if i % SLICE_SIZE == SLICE_SIZE - 1:
-                await asyncio.sleep(0)
+            await turn.pause()
 
     def _done(self) -> None:
         """Everything is here."""
@@ -300,21 +304,19 @@ class Reflector:
             if stream:
                 await self._bring(source)
             self.watching = True
-            count = 0
+            turn = Turn()
             async for line in source:
                 if line is None:
                     self._skipped()
                     return
                 self._event(line)
-                count += 1
-                if count % SLICE_SIZE == 0:
-                    await asyncio.sleep(0)
+                await turn.pause()
         # Where it ended in its time, the API is the one we know.
         self.broken = time.monotonic() - began < asked - 1
 
     async def _bring(self, source: AsyncIterator[bytes | None]) -> None:
         """The part of a streamed list that says what there is: up to the bookmark that ends it."""
-        count = 0
+        turn = Turn()
         with hold(), self._diff() as gone:
             async for line in source:
                 if line is None:
@@ -332,9 +334,7 @@ class Reflector:
                     self._refused(raw)
                 else:
                     self._put(decode.one(self.kind, raw), gone)
-                count += 1
-                if count % SLICE_SIZE == 0:
-                    await asyncio.sleep(0)
+                await turn.pause()
         raise ApiError("the API ended a streamed list before it was through")
 
     def _skipped(self) -> None:
@@ -412,6 +412,21 @@ class Reflector:
         self.known.pop(key, None)
         self.complained.discard(key)
         self.cluster.apply(self.kind, key, None)
+
+
+class Turn:
+    """Lets others run when work has held the loop for a millisecond. Objects differ in size, so they are not counted."""
+
+    __slots__ = ("end",)
+
+    def __init__(self) -> None:
+        self.end = time.monotonic() + TURN
+
+    async def pause(self) -> None:
+        """Gives way if it is time to."""
+        if time.monotonic() >= self.end:
+            await asyncio.sleep(0)
+            self.end = time.monotonic() + TURN
 
 
 class Pages:

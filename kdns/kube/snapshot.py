@@ -11,6 +11,7 @@ written by a thread, which only waits for the disk.
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from kdns.kube.cluster import Cluster
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slices
 
 MAGIC: Final = b"kdns snapshot 1\n"
-PART: Final = 500  # objects in a part: 1 ms to encode or decode
+PART: Final = 200  # objects in a part: 1 ms to encode or decode, also of slices with a hundred endpoints each
 MAX_SIZE: Final = 1 << 30  # octets: nothing we wrote is larger
 TYPES: Final[dict[str, type[Any]]] = {
     SERVICE: Service, IMPORT: Service, SLICE: Slices, NAMESPACE: Namespace, POD: Pod,
@@ -45,9 +46,8 @@ async def write(path: str, identity: str, cluster: Cluster, known: dict[str, dic
     """Saves a cluster's state; `known` are resourceVersions by kind and key. Gives the octets. Raises OSError."""
     parts = [_framed(_encoder.encode((identity, time.time())))]
     for kind, versions in known.items():
-        objects = cluster.objects(kind)
-        for i in range(0, len(objects), PART):
-            rows = [(key, versions.get(key, ""), obj) for key, obj in objects[i : i + PART]]
+        objects = ((key, versions.get(key, ""), obj) for key, obj in cluster.objects(kind))
+        while rows := list(itertools.islice(objects, PART)):
             parts.append(_framed(_encoder.encode((kind, rows))))
             await asyncio.sleep(0)
     return await asyncio.to_thread(_replace, path, parts)
@@ -101,9 +101,9 @@ async def read(path: str, identity: str, max_age: float, cluster: Cluster) -> tu
             raise BadSnapshot(f"a part cannot be read: {error}") from None
         await asyncio.sleep(0)
     known: dict[str, dict[str, str]] = {}
-    for kind, objects in rows:
+    for kind, found in rows:
         versions = known.setdefault(kind, {})
-        for key, version, obj in objects:
+        for key, version, obj in found:
             versions[key] = version
             cluster.apply(kind, key, obj)
         await asyncio.sleep(0)

@@ -87,7 +87,8 @@ The default of kubeadm:
   lost; `kdns_kubernetes_reflector_restarts_total{kind}` - tasks that failed; `kdns_kubernetes_snapshots_total{outcome}`.
 * `coredns_kubernetes_dns_programming_duration_seconds{service_kind}` - from what changed endpoints to their answers.
 * `coredns_kubernetes_rest_client_requests_total{code,method,host}`,
-  `coredns_kubernetes_rest_client_request_duration_seconds{verb,host}`.
+  `coredns_kubernetes_rest_client_request_duration_seconds{verb,host}`, and
+  `coredns_kubernetes_rest_client_rate_limiter_duration_seconds{verb,host}`, which is always 0: there is no limiter.
 """
 
 from kdns.plugins.kubernetes.handler import Kubernetes

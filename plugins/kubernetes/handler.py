@@ -246,7 +246,7 @@ class Kubernetes(Plugin):
         where = self._zone(question.name, question.starts)
         if where is not None and not where[0].reverse:
             name, starts, count = question.name, question.starts, where[1]
-            found |= labels.of_name(lambda: [name[starts[i] + 1 : starts[i + 1]] for i in range(count)])
+            found |= labels.of_name(lambda: [name[starts[i] + 1 : starts[i + 1]] for i in range(count)], where[0].imports)
         if self.config.pods == "verified":
             found |= labels.of_client(request, self.cluster)
         return found

@@ -8,15 +8,18 @@ from kdns.kube.cluster import Cluster
 from kdns.pipeline import Request
 from kdns.pipeline.protocols import Labels
 
-_FIELDS = ("port-name", "protocol", "endpoint", "service", "namespace", "kind", "parse-error")
+_FIELDS = ("port-name", "protocol", "endpoint", "cluster", "zone", "service", "namespace", "kind", "parse-error")
 
 
-def of_name(parts: Callable[[], list[bytes]]) -> Labels:
-    """The labels of a name; `parts` gives what stands below the zone, from the left."""
+def of_name(parts: Callable[[], list[bytes]], imports: bool) -> Labels:
+    """The labels of a name; `parts` gives what stands below the zone, from the left.
+
+    `imports`: the zone is one of several clusters.
+    """
 
     @cache
     def parsed() -> dict[str, str]:
-        return _parse([part.decode("latin-1") for part in parts()])
+        return _parse([part.decode("latin-1") for part in parts()], imports)
 
     def value(field: str) -> str:
         return parsed().get(field, "")
@@ -24,7 +27,7 @@ def of_name(parts: Callable[[], list[bytes]]) -> Labels:
     return {f"kubernetes/{field}": partial(value, field) for field in _FIELDS}
 
 
-def _parse(labels: list[str]) -> dict[str, str]:
+def _parse(labels: list[str], imports: bool) -> dict[str, str]:
     if not labels:
         return {}
     kind = labels[-1]
@@ -37,6 +40,10 @@ def _parse(labels: list[str]) -> dict[str, str]:
         out["service"] = labels[-3]
     if len(labels) == 4:
         out["endpoint"] = labels[0]
+    elif len(labels) > 5 and labels[-4] == "_zone":
+        out["zone"] = ".".join(labels[:-5])
+    elif len(labels) == 5 and imports and not any(label.startswith("_") for label in labels[:2]):
+        out["endpoint"], out["cluster"] = labels[:2]
     elif len(labels) == 5:
         out["port-name"], out["protocol"] = (label.removeprefix("_") for label in labels[:2])
     elif len(labels) > 5:

@@ -614,7 +614,7 @@ def test_the_source_of_a_snapshot_holds_nothing_after_it_is_read(api: ApiServer,
             other = Cluster()
             known, age = await snapshots.read(path, "me", 0, other)
             assert known == {"Service": {"n1/a": "7"}, "Namespace": {"/n1": ""}} and age < 5
-            assert other.objects("Service") == cluster.objects("Service") and other.namespaces == {"n1"}
+            assert list(other.objects("Service")) == list(cluster.objects("Service")) and other.namespaces == {"n1"}
 
     asyncio.run(run())
     assert ApiSource is not None
