@@ -1,12 +1,15 @@
-"""Log lines: `[LEVEL] text` on stdout, as CoreDNS writes them; `plugin/NAME: ` is the caller's prefix.
+"""Log lines: `[LEVEL] text` on stdout, as CoreDNS writes them, `plugin/NAME: ` before a plugin's text; or JSON, an object a line.
 
 Laws: a line is one line, whatever is in it; writing never blocks the loop. While a writer runs (`start_writer`),
 lines go through a bounded queue to a thread that only waits and writes; when it is full, lines are dropped and
-counted. Before and after, they are written at once.
+counted. Before and after, they are written at once. Of warnings and errors MAX_COMPLAINTS a second are written, and then how
+many were left out: what fails for every query would else be all there is to read.
 """
 
+import json
 import sys
 import threading
+import time
 from collections import deque
 from typing import Final, TextIO
 
@@ -16,6 +19,8 @@ QUEUE_LINES: Final = 10_000
 # cost 20 wake-ups instead of 20,000.
 _INTERVAL: Final = 0.05
 
+MAX_COMPLAINTS: Final = 100  # lines of level WARNING or ERROR a second
+
 _CLEAN: Final = {i: f"\\x{i:02x}" for i in (*range(32), 127)} | {10: "\\n", 13: "\\r", 9: "\t"}
 
 
@@ -24,6 +29,10 @@ class _State:
         self.stream: TextIO | None = None
         self.debug = False
         self.dropped = 0
+        self.left_out = 0
+        self.json = False
+        self.second = 0  # in which complaints are counted
+        self.complaints = 0
         self.queue: deque[str] | None = None
         self.stopping = threading.Event()
         self.thread: threading.Thread | None = None
@@ -33,31 +42,47 @@ _state = _State()
 
 
 class Logger:
-    """Writes lines under one prefix."""
+    """Writes lines for a plugin, or (without a name) for the server."""
 
-    def __init__(self, prefix: str = "") -> None:
-        self.prefix = prefix
+    def __init__(self, name: str = "") -> None:
+        self.name = name
 
     def debug(self, text: str) -> None:
         if _state.debug:
-            _write("DEBUG", self.prefix + text)
+            _write("DEBUG", self.name, text)
 
     def info(self, text: str) -> None:
-        _write("INFO", self.prefix + text)
+        _write("INFO", self.name, text)
 
     def warning(self, text: str) -> None:
-        _write("WARNING", self.prefix + text)
+        if _may_complain():
+            _write("WARNING", self.name, text)
 
     def error(self, text: str) -> None:
-        _write("ERROR", self.prefix + text)
+        if _may_complain():
+            _write("ERROR", self.name, text)
 
     def fatal(self, text: str) -> None:
-        _write("FATAL", self.prefix + text)
+        _write("FATAL", self.name, text)
+
+    def record(self, fields: "dict[str, object]") -> None:
+        """An object of its own, level INFO; for JSON only (`is_json`)."""
+        emit(_object("INFO", self.name, fields))
 
 
 def plugin(name: str) -> Logger:
     """A plugin's logger."""
-    return Logger(f"plugin/{name}: ")
+    return Logger(name)
+
+
+def set_json(on: bool) -> None:
+    """Whether lines are JSON objects."""
+    _state.json = on
+
+
+def is_json() -> bool:
+    """Whether lines are JSON objects."""
+    return _state.json
 
 
 def set_debug(on: bool) -> None:
@@ -68,6 +93,11 @@ def set_debug(on: bool) -> None:
 def dropped() -> int:
     """How many lines a full queue has cost so far."""
     return _state.dropped
+
+
+def left_out() -> int:
+    """How many warnings and errors were more than a second's share."""
+    return _state.left_out
 
 
 def start_writer(stream: TextIO | None = None) -> None:
@@ -92,10 +122,37 @@ def stop_writer(timeout: float = 1.0) -> None:
     _state.queue = None
 
 
-def _write(level: str, text: str) -> None:
+def _may_complain() -> bool:
+    """Whether this second has room for another warning or error; at the turn of one that had not, how many are missing."""
+    now = int(time.monotonic())
+    if now != _state.second:
+        over = _state.complaints - MAX_COMPLAINTS
+        _state.second, _state.complaints = now, 0
+        if over > 0:
+            _write("WARNING", "", f"{over} more warnings and errors were left out: at most {MAX_COMPLAINTS} a second are written")
+    _state.complaints += 1
+    if _state.complaints > MAX_COMPLAINTS:
+        _state.left_out += 1
+        return False
+    return True
+
+
+def _write(level: str, name: str, text: str) -> None:
+    if _state.json:
+        emit(_object(level, name, {"message": text}))
+        return
+    if name:
+        text = f"plugin/{name}: {text}"
     if not text.isprintable():
         text = text.translate(_CLEAN)
     emit(f"[{level}] {text}\n")
+
+
+def _object(level: str, name: str, fields: "dict[str, object]") -> str:
+    now = time.time()
+    when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1e6) % 1_000_000:06d}Z"
+    head = {"time": when, "level": level, **({"plugin": name} if name else {})}
+    return json.dumps({**head, **fields}, ensure_ascii=True) + "\n"
 
 
 def emit(line: str) -> None:

@@ -11,6 +11,9 @@
   `{combined}` stand for the usual ones.
 * `class` selects replies: `success`, `denial` (NXDOMAIN and no data), `error`, `all` (default).
 
+With the flag `-log-format json` each query is an object with all of that in fields (`client_ip`, `qname`, `qtype`, `rcode`,
+`duration_seconds` and so on), whatever FORMAT says.
+
 The first directive whose names match decides. Placeholders: `{type} {name} {class} {proto} {remote} {local} {port}
 {size} {rcode} {rsize} {duration} {>id} {>opcode} {>do} {>bufsize} {>rflags}`; `{/LABEL}` is metadata. What is not there
 is written `-`.
@@ -52,7 +55,8 @@ CLASSES: Final = ("all", "success", "denial", "error")
 _FLAGS: Final = (
     (iana.QR, "qr"), (iana.AA, "aa"), (iana.TC, "tc"), (iana.RD, "rd"), (iana.RA, "ra"), (iana.AD, "ad"), (iana.CD, "cd"),
 )  # fmt: skip
-_log = log.Logger()
+_queries = log.Logger()  # in text a query's line has no plugin before it
+_log = log.plugin("log")
 Writer = Callable[[Request, Outcome], str]
 
 
@@ -99,8 +103,24 @@ class Log(Plugin):
         for zones, write, classes in self.rules:
             if closest(request.asked.name, zones) is not None:
                 if "all" in classes or class_of(request, outcome) in classes:
-                    _log.info(write(request, outcome))
+                    if log.is_json():
+                        _log.record(fields(request, outcome))
+                    else:
+                        _queries.info(write(request, outcome))
                 return
+
+
+def fields(request: Request, outcome: Outcome) -> dict[str, object]:
+    """A query as an object, for `-log-format json`: numbers are numbers, and all that the text has is there."""
+    size = _size(request, outcome)
+    return {
+        "client_ip": str(request.peer[0]), "client_port": request.peer[1], "id": request.id,
+        "opcode": request.data[2] >> 3 & 15, "proto": request.proto, "qname": to_text(request.asked.name),
+        "qtype": iana.type_text(request.question.type), "qclass": iana.class_text(request.question.cls),
+        "size": len(request.data), "do": request.edns is not None and request.edns.do, "bufsize": int(_FIELDS[">bufsize"](request, outcome)),
+        "rcode": iana.rcode_text(outcome.rcode) if outcome.rcode >= 0 else "", "rflags": _flags(request, outcome),
+        "rsize": int(size), "duration_seconds": round(time.monotonic() - request.now, 9),
+    }  # fmt: skip
 
 
 def class_of(request: Request, outcome: Outcome) -> str:

@@ -19,6 +19,7 @@ from kdns.server.lifecycle import Server, pid_text
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile to load; "stdin" reads a pipe'),
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
+    Flag(("log-format",), "text", "text, or json: an object a line"),
     Flag(("pidfile",), "", "path to write the process id to"),
     Flag(("plugins",), False, "list the plugins there are"),
     Flag(("quiet",), False, "no zones and versions at the start"),
@@ -44,6 +45,11 @@ def main(words: Sequence[str]) -> int:
         return 0
     if rest:
         return fail(f"extra command line arguments: {rest[0]!r} is no command of kdns (see -help)")
+    form = str(values["log-format"])
+    if form not in ("text", "json"):
+        sys.stderr.write(f'invalid value "{form}" for flag -log-format: expected text or json\n')
+        return 2
+    log.set_json(form == "json")
     port = int(values["dns.port"])
     try:
         reread = source(str(values["conf"]), port)

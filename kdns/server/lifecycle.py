@@ -15,7 +15,7 @@ from typing import Final
 from kdns import log
 from kdns.corefile import Corefile, CorefileError
 from kdns.kube.hold import set_holder
-from kdns.metrics import REFRESH
+from kdns.metrics import REFRESH, Counter
 from kdns.net import sockets
 from kdns.net.interfaces import addresses
 from kdns.net.tcp import TcpListener
@@ -30,6 +30,12 @@ from kdns.server.dispatch import Dispatcher
 DRAIN: Final = 5.0
 # Sockets bound to single addresses beside a wildcard. A node has a few; one with more does without.
 MAX_OWN_ADDRESSES: Final = 8
+
+LOST_LINES: Final = Counter(
+    "kdns_log_lines_lost_total",
+    "Log lines that were not written: the reader was slow, or too many complaints a second.",
+    ("reason",),
+)
 
 _log = log.Logger()
 
@@ -200,6 +206,8 @@ class Server:
         return sorted(set(lines))
 
     def _refresh(self) -> None:
+        LOST_LINES.slot("queue")[0] = log.dropped()
+        LOST_LINES.slot("rate")[0] = log.left_out()
         for group, listeners in self.listeners.items():
             listeners.refresh(group.label)
 
