@@ -190,12 +190,12 @@ class _Life:
 
     def _say(self) -> None:
         if not self.quiet:
-            for line in self.server.banner():
-                log.emit(line + "\n")
-            for line in version_lines():
-                log.emit(line + "\n")
-            for line in self.greeting(self.server) if self.greeting is not None else ():
-                log.emit(line + "\n")
+            greeting = self.greeting(self.server) if self.greeting is not None else []
+            for line in (*self.server.banner(), *version_lines(), *greeting):
+                if log.is_json():
+                    _log.info(line)
+                else:
+                    log.emit(line + "\n")
 
     def _write_pid(self) -> None:
         if self.pidfile:

@@ -60,6 +60,7 @@ class TcpListener:
         self.open = CONNECTIONS.slot(label)
         self.refused = REFUSED.slot(label)
         self.server: asyncio.Server | None = None
+        self.busy = False  # whether anything came since it was last looked at
 
     async def start(self) -> None:
         """Begins to accept."""
@@ -139,6 +140,7 @@ class _Connection(asyncio.Protocol):
                 listener.by_address.pop(host, None)
 
     def data_received(self, data: bytes) -> None:
+        self.listener.busy = True
         self.buffer = self.buffer + data if self.buffer else data
         if not self.scheduled:
             self._turn()

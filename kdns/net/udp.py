@@ -12,8 +12,10 @@ the most specific socket, and the wildcard is left with addresses that come late
 """
 
 import asyncio
+import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 import time
@@ -28,6 +30,7 @@ from kdns.net.sockets import IP_PKTINFO, drops
 TURN_DATAGRAMS: Final = 16
 TURN_SECONDS: Final = 0.001
 # A query is some 50 octets, with EDNS options rarely 200. What is longer than this is cut, and fails as FORMERR.
+MAX_DRAIN: Final = 10_000  # turns; a receive buffer of 4 MiB holds some 16,000 small datagrams
 MAX_DATAGRAM: Final = 4096
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(20)
 _MAX_KNOWN: Final = 1024
@@ -48,6 +51,7 @@ class UdpListener:
         self.wildcard = wildcard
         self.local: Address = sock.getsockname()
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.busy = False  # whether anything came since it was last looked at
         # Reply control data and local address by received control data: one entry a local address.
         self._controls: dict[bytes, tuple[list[tuple[int, int, bytes]], Address]] = {}
         if wildcard:
@@ -60,6 +64,26 @@ class UdpListener:
         """Begins to read."""
         self.loop = asyncio.get_running_loop()
         self.loop.add_reader(self.sock, self._read_wildcard if self.wildcard else self._read)
+
+    def retire(self) -> None:
+        """Lets the kernel give new datagrams to others that share the port; what waits here is still answered.
+
+        A connected socket gets its peer's datagrams only (udp(7)), and nobody sends from port 1 of this machine. A socket of
+        a group that is closed with datagrams in its queue loses them.
+        """
+        host = self.local[0] if not self.wildcard else "::1" if self.sock.family == socket.AF_INET6 else "127.0.0.1"
+        with contextlib.suppress(OSError):
+            self.sock.connect((host, 1))
+
+    def drain(self) -> None:
+        """Answers what waits in the queue, at most a queue's worth."""
+        for _ in range(MAX_DRAIN):
+            if not select.select((self.sock,), (), (), 0)[0]:
+                return
+            if self.wildcard:
+                self._read_wildcard()
+            else:
+                self._read()
 
     def stop(self) -> None:
         """Ends reading and closes the socket; replies still to come are dropped."""
@@ -77,6 +101,7 @@ class UdpListener:
         return drops(self.sock)
 
     def _read(self) -> None:
+        self.busy = True
         receive = self.sock.recvfrom
         send = self.sock.sendto
         handler = self.handler
@@ -106,6 +131,7 @@ class UdpListener:
                     return
 
     def _read_wildcard(self) -> None:
+        self.busy = True
         end = 0.0
         for i in range(TURN_DATAGRAMS):
             try:

@@ -15,7 +15,7 @@ from typing import Final
 from kdns import log
 from kdns.corefile import Corefile, CorefileError
 from kdns.kube.hold import set_holder
-from kdns.metrics import REFRESH, Counter
+from kdns.metrics import REFRESH, Counter, Gauge
 from kdns.net import sockets
 from kdns.net.interfaces import addresses
 from kdns.net.tcp import TcpListener
@@ -31,6 +31,13 @@ DRAIN: Final = 5.0
 # Sockets bound to single addresses beside a wildcard. A node has a few; one with more does without.
 MAX_OWN_ADDRESSES: Final = 8
 
+# Seconds without a query after which a lame duck need not wait longer: endpoints are taken out within a second or two, and
+# what still comes by then is not there.
+QUIET: Final = 3.0
+QUIET_STEP: Final = 0.1
+
+STATE: Final = Gauge("kdns_shutdown_state", "0 while serving, 1 while a lame duck, 2 while the last queries are answered.")
+SILENCE: Final = Gauge("kdns_shutdown_quiet_seconds", "While a lame duck: seconds since the last query.")
 LOST_LINES: Final = Counter(
     "kdns_log_lines_lost_total",
     "Log lines that were not written: the reader was slow, or too many complaints a second.",
@@ -173,17 +180,47 @@ class Server:
         return opened
 
     async def lameduck(self) -> None:
-        """What plugins want done while queries are still answered."""
-        for call in list(self.runtime.before_stop):
-            await call()
+        """What plugins want done while queries are still answered: until the last of it is done, or nobody asks any more."""
+        STATE.slot()[0] = 1
+        calls = list(self.runtime.before_stop)
+        if not calls:
+            return
+
+        async def all_of_it() -> None:
+            for call in calls:
+                await call()
+
+        waiting = [asyncio.ensure_future(all_of_it()), asyncio.ensure_future(self._quiet())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if waiting[1].done():
+            _log.info(f"no query for {QUIET:g} s: the lameduck ends early")
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _quiet(self) -> None:
+        """Ends once nothing has come for QUIET seconds."""
+        every: list[UdpListener | TcpListener] = [each for found in self.listeners.values() for each in (*found.udp, *found.tcp)]
+        quiet = 0.0
+        while quiet < QUIET:
+            for each in every:
+                each.busy = False
+            await asyncio.sleep(QUIET_STEP)
+            quiet = 0.0 if any(each.busy for each in every) else quiet + QUIET_STEP
+            SILENCE.slot()[0] = quiet
 
     async def stop(self, drain: float = DRAIN) -> None:
         """Accepts no more, gives queries in flight `drain` seconds, closes everything."""
         if self._refresh in REFRESH:
             REFRESH.remove(self._refresh)
+        STATE.slot()[0] = 2
         for listeners in self.listeners.values():
             for tcp in listeners.tcp:
                 tcp.stop_accepting()
+            for udp in listeners.udp:
+                if self.share_port:
+                    udp.retire()
+                udp.drain()
         if self.instance is not None and drain:
             await _drain(self.instance, drain)
         for listeners in self.listeners.values():
@@ -192,6 +229,7 @@ class Server:
         if self.instance is not None:
             await _stop(self.instance.plugins)
             self.instance = None
+        STATE.slot()[0] = 0
         collection.release()
 
     def banner(self) -> list[str]:
