@@ -11,7 +11,13 @@ from typing import Final
 # Loaded when used: a tool need not pay for the server, nor the server for the tools.
 COMMANDS: Final = {
     "check": "check a Corefile without serving it",
+    "fmt": "print a Corefile in one style",
+    "plan": "show what a Corefile comes to, plugin by plugin",
+    "explain": "show how a name is answered, and why",
+    "query": "ask a DNS server",
+    "plugins": "list the plugins, or print one's manual",
     "demo": "serve a sample cluster on 127.0.0.1:1053",
+    "completion": "print a shell's completion, or the manual page",
 }
 
 

@@ -2,18 +2,19 @@
 
     kdns check [--load] [--json] [-conf FILE | FILE | -]
 
+The file may be a ConfigMap's YAML with a key Corefile: `kubectl -n kube-system get cm coredns -o yaml | kdns check -`.
+
 `--load` also reads the files it names, resolves names and looks at interfaces. Exit code: 0 if it would start.
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from kdns import log
+from kdns.cli import corefiles
 from kdns.cli.flags import BadFlag, Flag, parse, usage
-from kdns.cli.serve import read_file
 from kdns.corefile import CorefileError
 from kdns.server import build
 
@@ -55,20 +56,16 @@ def main(words: Sequence[str]) -> int:
     finally:
         log.stop_writer()
     if as_json:
-        print(json.dumps({"file": _shown(path), "ok": True, **summary._asdict()}))
+        print(json.dumps({"file": corefiles.shown(path), "ok": True, **summary._asdict()}))
     else:
         for warning in summary.warnings:
-            sys.stderr.write(f"{_shown(path)}: warning: {warning}\n")
-        print(f"{_shown(path)}: ok ({_count(summary.blocks, 'server block')}, {_count(summary.plugins, 'plugin')})")
+            sys.stderr.write(f"{corefiles.shown(path)}: warning: {warning}\n")
+        print(f"{corefiles.shown(path)}: ok ({_count(summary.blocks, 'server block')}, {_count(summary.plugins, 'plugin')})")
     return 0
 
 
 def _check(path: str, port: int, load: bool) -> Summary:
-    if path in ("-", "stdin"):
-        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
-    else:
-        text = read_file(path)
-    corefile = build.read(text, _shown(path), default_port=port, environ=os.environ)
+    corefile = corefiles.read(path, port)
     instance = build.build(corefile)
     if load:
         instance.load()
@@ -80,18 +77,14 @@ def _check(path: str, port: int, load: bool) -> Summary:
     return Summary(len(instance.blocks), len(instance.plugins), tuple(warnings))
 
 
-def _shown(path: str) -> str:
-    return "stdin" if path == "-" else path
-
-
 def _report(path: str, error: CorefileError | OSError, as_json: bool) -> None:
     where = error.where if isinstance(error, CorefileError) else None
     message = error.message if isinstance(error, CorefileError) else str(error)
     if as_json:
-        place = {"file": where.file, "line": where.line, "column": where.column} if where else {"file": _shown(path)}
+        place = {"file": where.file, "line": where.line, "column": where.column} if where else {"file": corefiles.shown(path)}
         print(json.dumps({**place, "ok": False, "error": message}))
     else:
-        sys.stderr.write(f"{where or _shown(path)}: error: {message}\n")
+        sys.stderr.write(f"{where or corefiles.shown(path)}: error: {message}\n")
 
 
 def _count(number: int, noun: str) -> str:

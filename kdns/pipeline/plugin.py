@@ -82,6 +82,10 @@ class Plugin:
         """What only `kdns check` says: where this plugin needs something that is not in the Corefile."""
         return ()
 
+    def explain(self, request: Request) -> str:
+        """Why a question comes to what it comes to here, in a few words; for `kdns explain`."""
+        return ""
+
     async def start(self, runtime: Runtime) -> None:
         """Opens sockets and begins work. Raises OSError or CorefileError."""
 

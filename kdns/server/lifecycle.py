@@ -200,7 +200,10 @@ class Server:
 
     async def _quiet(self) -> None:
         """Ends once nothing has come for QUIET seconds."""
-        every: list[UdpListener | TcpListener] = [each for found in self.listeners.values() for each in (*found.udp, *found.tcp)]
+        every: list[UdpListener | TcpListener] = []
+        for found in self.listeners.values():
+            every += found.udp
+            every += found.tcp
         quiet = 0.0
         while quiet < QUIET:
             for each in every:

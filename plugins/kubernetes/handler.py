@@ -251,6 +251,37 @@ class Kubernetes(Plugin):
             found |= labels.of_client(request, self.cluster)
         return found
 
+    def explain(self, request: Request) -> str:
+        """Which object answers a name, or what is missing for it."""
+        question = request.question
+        where = self._zone(question.name, question.starts)
+        if where is None:
+            return ""
+        if not self.cluster.synced:
+            return "the API has not been listed yet"
+        zone, count = where
+        if zone.reverse:
+            address = address_of(question.name)
+            owner = self.cluster.cluster_owner(address) if address is not None else None
+            owners = [owner] if owner is not None else list(self.cluster.owners(address)) if address is not None else []
+            found = ", ".join(f"Service {entry.namespace}/{entry.name}" for entry in owners)
+            return found or "no Service has this address"
+        parts = [question.name[question.starts[i] + 1 : question.starts[i + 1]].decode("latin-1") for i in range(count)]
+        if count < 2 or parts[-1] != "svc":
+            return "" if count < 2 or parts[-1] == "pod" else f'"{parts[-1]}" is neither svc nor pod'
+        if not self.is_namespace(parts[-2].encode("latin-1")):
+            return f"there is no namespace {parts[-2]}, or it is not served"
+        if count == 2:
+            return f"namespace {parts[-2]}"
+        entry = (self.records.imports if zone.imports else self.records.entries).get(
+            question.name[question.starts[count - 3] : question.starts[count - 1]]
+        )
+        if entry is None or entry.service is None:
+            return f"namespace {parts[-2]} has no Service {parts[-3]}"
+        ready = sum(len(part.packed) // part.width for part in entry.parts())
+        ports = ", ".join(f"{port.name or '-'}/{port.protocol}" for port in entry.service.ports if port.number >= 0)
+        return f"Service {entry.namespace}/{entry.name}, {entry.service.kind}, ports {ports or 'none'}, {ready} ready endpoints"
+
     def has_ipv6(self) -> bool:
         """Whether any Service or endpoint has an IPv6 address; True until that is known."""
         return self.cluster.ipv6 > 0 or not self.cluster.synced

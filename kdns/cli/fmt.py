@@ -1,0 +1,63 @@
+"""`kdns fmt`: a Corefile in one style.
+
+    kdns fmt [--diff | --write] [FILE | -]
+
+Prints the result; `--diff` what would change, with exit code 1 if anything would; `--write` puts it in the file's place.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from kdns.cli.corefiles import shown, text_of
+from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.corefile import CorefileError
+from kdns.corefile.format import formatted
+
+FLAGS: Final = (
+    Flag(("diff",), False, "print what would change; exit code 1 if anything would"),
+    Flag(("write",), False, "write the result to the file"),
+)
+_HEAD: Final = "Usage: kdns fmt [FLAGS] [FILE | -]\n\nFlags:"
+
+
+def main(words: Sequence[str]) -> int:
+    """Formats one Corefile; returns the exit code."""
+    try:
+        values, rest = parse(words, FLAGS)
+    except BadFlag as error:
+        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
+        return 0 if error.help else 2
+    path = rest[0] if rest else "Corefile"
+    if len(rest) > 1 or (values["write"] and path == "-"):
+        sys.stderr.write("kdns fmt takes one file" + (", and cannot write to standard input\n" if path == "-" else "\n"))
+        return 2
+    try:
+        before = text_of(path)
+        after = formatted(before)
+        if values["write"]:
+            if after != before:
+                _replace(path, after)
+        elif values["diff"]:
+            lines = difflib.unified_diff(
+                before.splitlines(True), after.splitlines(True), shown(path), f"{shown(path)} (formatted)"
+            )
+            sys.stdout.writelines(lines)
+            return int(after != before)
+        else:
+            sys.stdout.write(after)
+    except (CorefileError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _replace(path: str, text: str) -> None:
+    """Replaces a file whole, its mode kept."""
+    partial = f"{path}.{os.getpid()}.new"
+    with open(partial, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), os.stat(path).st_mode & 0o777)
+        file.write(text)
+    os.replace(partial, path)

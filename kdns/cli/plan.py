@@ -1,0 +1,58 @@
+"""`kdns plan`: what a Corefile comes to: listeners, zones, and the plugins in the order a query meets them."""
+
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from kdns import log
+from kdns.cli import corefiles
+from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.corefile import CorefileError
+from kdns.pipeline.block import Block
+from kdns.pipeline.plugin import overrides
+from kdns.server import build
+
+FLAGS: Final = (
+    Flag(("conf",), "", 'Corefile; "-" or "stdin" reads standard input'),
+    Flag(("dns.port", "p"), 53, "default port of plain DNS"),
+)
+_HEAD: Final = "Usage: kdns plan [FLAGS] [FILE | -]\n\nFlags:"
+_WHAT: Final = (("handle", "answers or passes on"), ("finish", "changes answers from below"), ("settle", "sees every outcome"))
+
+
+def main(words: Sequence[str]) -> int:
+    """Prints the plan; returns the exit code."""
+    try:
+        values, rest = parse(words, FLAGS)
+    except BadFlag as error:
+        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
+        return 0 if error.help else 2
+    path = rest[0] if rest else str(values["conf"]) or "Corefile"
+    log.start_writer(sys.stderr)
+    try:
+        instance = build.build(corefiles.read(path, int(values["dns.port"])))
+        build.check_duplicates(instance.blocks)
+    except (CorefileError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    finally:
+        log.stop_writer()
+    print("\n\n".join("\n".join(described(block)) for block in instance.blocks))
+    return 0
+
+
+def described(block: Block) -> list[str]:
+    """The lines for one block."""
+    lines = [" ".join(str(key) for key in block.keys.keys) + (f"  (view {block.view})" if block.view else "")]
+    number = 0
+    for plugin in block.plugins:
+        does = [text for hook, text in _WHAT if overrides(plugin, hook)]
+        if does:
+            number += 1
+            lines.append(f"  {number:2}. {plugin.name:14} {', '.join(does)}")
+    beside = [plugin.name for plugin in block.plugins if not any(overrides(plugin, hook) for hook, _ in _WHAT)]
+    if beside:
+        lines.append(f"  beside the path of queries: {', '.join(beside)}")
+    if not number:
+        lines.append("  no plugin takes part in queries: they are answered REFUSED")
+    return lines

@@ -1,0 +1,53 @@
+"""`kdns plugins [NAME]`: the plugins in the order queries meet them, or one's manual."""
+
+import inspect
+import sys
+from collections.abc import Sequence
+
+from kdns.corefile.errors import did_you_mean
+from kdns.pipeline.order import ORDER
+from kdns.server import build
+
+
+def main(words: Sequence[str]) -> int:
+    """Prints the list or a manual; returns the exit code."""
+    if words and words[0] in ("-h", "-help", "--help"):
+        print("Usage: kdns plugins [NAME]")
+        return 0
+    if len(words) > 1:
+        sys.stderr.write("kdns plugins takes one name\n")
+        return 2
+    if words:
+        return _manual(words[0])
+    for name in build.built():
+        print(f"{name:14} {_title(name)}")
+    missing = ", ".join(name for name, place in ORDER.items() if place is None and name != "on")
+    print(f"\nKnown from CoreDNS, not built: {missing}")
+    return 0
+
+
+def _manual(name: str) -> int:
+    cls = build.plugin_class(name) if name in build.known() else None
+    if cls is None:
+        hint = did_you_mean(name, build.built())
+        sys.stderr.write(f'there is no plugin "{name}"{hint}\n' if name not in ORDER else f'plugin "{name}" is not built yet\n')
+        return 1
+    print(manual(name))
+    return 0
+
+
+def manual(name: str) -> str:
+    """A plugin's manual: its module's docstring (a package's, where it is one)."""
+    cls = build.plugin_class(name)
+    assert cls is not None
+    module = inspect.getmodule(cls)
+    package = sys.modules.get(module.__name__.rpartition(".")[0]) if module is not None else None
+    for place in (package, module):
+        text = inspect.getdoc(place) if place is not None else None
+        if text and text.startswith(f"{name} - "):
+            return text
+    return inspect.getdoc(module) or f"{name} - no manual"
+
+
+def _title(name: str) -> str:
+    return manual(name).partition("\n")[0].partition(" - ")[2]

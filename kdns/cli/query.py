@@ -1,0 +1,124 @@
+"""`kdns query`: asks a DNS server, for images without dig.
+
+    kdns query [@SERVER[:PORT]] [FLAGS] NAME [TYPE]
+
+Over UDP (again over TCP where the reply is cut), TCP, TLS or HTTPS. Exit code: 0 for any reply, 9 where none came, as dig's.
+"""
+
+import asyncio
+import ssl
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from kdns.address import split_host_port
+from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.dns import edns, iana, reply
+from kdns.dns.answer import SHAPE_EDNS, SHAPE_RD, Answer
+from kdns.dns.edns import Edns
+from kdns.dns.errors import BadName
+from kdns.dns.message import pack_query
+from kdns.dns.name import from_text
+from kdns.dns.query import Question
+from kdns.pipeline.records import decode
+from kdns.upstream.deadlines import Deadlines
+from kdns.upstream.exchange import Result
+from kdns.upstream.upstream import PORTS, Address, Options, Upstream
+
+FLAGS: Final = (
+    Flag(("p",), 0, "port (default 53; TLS 853; HTTPS 443)"),
+    Flag(("tcp",), False, "ask over TCP"),
+    Flag(("tls",), False, "ask over TLS (RFC 7858)"),
+    Flag(("https",), False, "ask over HTTPS (RFC 8484)"),
+    Flag(("ca",), "", "file with the authority to trust, for TLS and HTTPS"),
+    Flag(("name",), "", "name that the server's certificate must bear (default: the server's)"),
+    Flag(("do",), False, "ask for DNSSEC records"),
+    Flag(("short",), False, "print the data of the answer only"),
+)
+_HEAD: Final = "Usage: kdns query [@SERVER[:PORT]] [FLAGS] NAME [TYPE]\n\nFlags:"
+TIMEOUT: Final = 5.0  # seconds
+NO_REPLY: Final = 9  # dig's exit code
+
+
+def main(words: Sequence[str]) -> int:
+    """Asks one question; returns the exit code."""
+    server = "127.0.0.1"
+    rest: list[str] = []
+    flags = list(words)
+    try:
+        values: dict[str, str | bool | int] = {}
+        while flags:
+            values_now, flags = parse(flags, FLAGS)
+            values = {**values, **{k: v for k, v in values_now.items() if v or k not in values}}
+            if flags:
+                word = flags.pop(0)
+                if word.startswith("@"):
+                    server = word[1:]
+                else:
+                    rest.append(word)
+        values = values or parse([], FLAGS)[0]
+    except BadFlag as error:
+        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
+        return 0 if error.help else 2
+    try:
+        question, where = _read(rest, server, values)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return asyncio.run(_ask(question, where, values))
+
+
+def _read(rest: list[str], server: str, values: dict[str, str | bool | int]) -> tuple[Question, Address]:
+    if not 1 <= len(rest) <= 2:
+        raise ValueError("kdns query takes a name, and a type if it is not A")
+    qtype = iana.type_number(rest[1]) if len(rest) > 1 else iana.A
+    if qtype is None:
+        raise ValueError(f'"{rest[1]}" is no query type')
+    try:
+        name = from_text(rest[0]).lower()
+    except BadName as error:
+        raise ValueError(str(error)) from None
+    transport = "tls" if values["tls"] else "https" if values["https"] else "dns"
+    host, port = server, 0
+    if server.startswith("[") or server.count(":") == 1:
+        host, port = split_host_port(server)
+    port = int(values["p"]) or port or PORTS[transport]
+    return Question(name, qtype), Address(transport, host, port, str(values["name"]))
+
+
+async def _ask(question: Question, where: Address, values: dict[str, str | bool | int]) -> int:
+    context: ssl.SSLContext | None = None
+    if where.transport != "dns":
+        try:
+            context = ssl.create_default_context(cafile=str(values["ca"]) or None)
+        except OSError as error:
+            sys.stderr.write(f"{values['ca']}: {error.strerror or error}\n")
+            return 1
+        if where.transport == "https":
+            context.set_alpn_protocols(["h2"])
+    options = Options(timeout=TIMEOUT, max_fails=0, force_tcp=bool(values["tcp"]))
+    came: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    sent = Edns(edns.UDP_SIZE, bool(values["do"]))
+    query = pack_query(0, question, opt=edns.opt(do=sent.do))
+    upstream = Upstream(where, options, "query", Deadlines(), context)
+    try:
+        upstream.exchange(query, question, "tcp" if values["tcp"] else "udp", came.set_result)
+        result = await came
+    except OSError as error:
+        sys.stderr.write(f"{where.text}: {error.strerror or error}\n")
+        return NO_REPLY
+    finally:
+        await upstream.close()
+    if type(result) is not Answer:
+        sys.stderr.write(f"{result}\n")
+        return NO_REPLY
+    body = result.rendered(question.name)
+    end = 12 + len(question.wire)
+    record = decode(reply.pack(result, body, query, end, SHAPE_RD | SHAPE_EDNS, sent))
+    if values["short"]:
+        for rr in record.rr:
+            print(rr.rdata)
+    else:
+        print(record)
+        print(f";; SERVER: {where.transport} {where.text}")
+    return 0

@@ -1,0 +1,238 @@
+"""The tools as a person meets them: check, fmt, plan, explain, query, plugins, completion; and their bad input."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdns.cli import completion
+from kdns.corefile.format import formatted, same
+from kdns.server import build
+from tests.cli.test_commands import kdns
+from tests.objects import endpoint, endpointslice, namespace, service
+from tests.running import Running
+from tests.securepeers import Authority, Doh, Dot, Peer
+from tests.upstreams import Upstream, answer
+
+Serve = Callable[..., Running]
+Start = Callable[..., Upstream]
+UGLY = """# a comment
+.:53   {   # of a block
+errors
+
+
+   forward  .  "1.1.1.1"  {
+ max_fails 3
+        }
+  log . "a  {name}   b"
+}
+
+(snip) {
+\tcache 30
+}
+"""
+NEAT = """# a comment
+.:53 { # of a block
+    errors
+
+    forward . "1.1.1.1" {
+        max_fails 3
+    }
+    log . "a  {name}   b"
+}
+
+(snip) {
+    cache 30
+}
+"""
+
+
+def test_fmt_puts_a_corefile_in_one_style() -> None:
+    assert kdns("fmt", "-", stdin=UGLY).stdout == NEAT
+    assert formatted(NEAT) == NEAT and same(UGLY, NEAT)
+
+
+def test_fmt_shows_a_diff_and_writes(tmp_path: Path) -> None:
+    path = tmp_path / "Corefile"
+    path.write_text(UGLY)
+    path.chmod(0o640)
+    done = kdns("fmt", "--diff", str(path))
+    assert done.returncode == 1 and "-errors" in done.stdout and "+    errors" in done.stdout and path.read_text() == UGLY
+    assert kdns("fmt", "--write", str(path)).returncode == 0 and path.read_text() == NEAT
+    assert path.stat().st_mode & 0o777 == 0o640 and os.listdir(tmp_path) == ["Corefile"]
+    assert kdns("fmt", "--diff", str(path)).returncode == 0
+
+
+@given(st.text(alphabet='a{}"\\# \n\t;', max_size=80) | st.text(max_size=60))
+def test_formatting_keeps_every_token_and_is_done_once(text: str) -> None:
+    done = formatted(text)
+    assert same(text, done) and formatted(done) == done
+
+
+def test_check_reads_the_corefile_inside_a_config_map() -> None:
+    made = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "coredns"},
+        "data": {"Corefile": ".:53 {\n whoami\n}\n"},
+    }
+    assert kdns("check", "-", stdin=yaml.safe_dump(made)).stdout == "stdin: ok (1 server block, 1 plugin)\n"
+    made["data"] = {"Corefile": ".:53 {\n whoam\n}\n"}
+    assert "stdin:2:2: error: unknown directive" in kdns("check", "-", stdin=yaml.safe_dump(made)).stderr
+    made["data"] = {"other": "Corefile"}
+    assert "has no key Corefile" in kdns("check", "-", stdin=yaml.safe_dump(made)).stderr
+
+
+def test_plan_shows_the_chain_of_each_block() -> None:
+    done = kdns(
+        "plan",
+        "-",
+        stdin=".:53 {\n cache\n errors\n forward . 127.0.0.1\n bind 127.0.0.1\n}\norg {\n view a {\n expr true\n }\n whoami\n}\nx.org {\n}\n",
+    )
+    assert done.returncode == 0
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert (
+        lines[0] == ".:53"
+        and lines[1].startswith("1. errors")
+        and lines[2].startswith("2. cache")
+        and lines[3].startswith("3. forward")
+    )
+    assert "beside the path of queries: bind" in lines and "org.:53  (view a)" in lines
+    assert "no plugin takes part in queries: they are answered REFUSED" in lines
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, upstream: Start) -> str:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump_all([
+        namespace("shop"), service("shop/web", "10.0.0.1"), service("shop/db"), endpointslice("shop/db-1", "db", endpoint("10.1.0.1")),
+    ]))  # fmt: skip
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    path = tmp_path / "Corefile"
+    path.write_text(
+        ".:53 {\n errors\n health :1\n prometheus :2\n rewrite name old.org new.org\n cache 30\n"
+        f" kubernetes cluster.local in-addr.arpa {{\n manifests {tmp_path / 'c.yaml'}\n }}\n forward . {up.address}\n}}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(("words", "code", "expected"), [
+    (["web.shop.svc.cluster.local"], 0, ["kubernetes: NOERROR, 1 record - Service shop/web, ClusterIP, ports http/tcp, 0 ready endpoints",
+        "web.shop.svc.cluster.local. 5 A 10.0.0.1"]),
+    (["web.shop.svc.cluster.local", "AAAA"], 3, ["NODATA (the name exists, with no record of this type)"]),
+    (["nope.shop.svc.cluster.local"], 3, ["kubernetes: NXDOMAIN - namespace shop has no Service nope"]),
+    (["web.nope.svc.cluster.local"], 3, ["there is no namespace nope"]),
+    (["db", "--from", "shop"], 0, ["db.shop.svc.cluster.local. A", "A 10.1.0.1"]),
+    (["web.shop", "--from", "other/pod-1"], 0, ["web.shop.other.svc.cluster.local. A", "web.shop.svc.cluster.local. A", "A 10.0.0.1"]),
+    (["old.org"], 0, ["rewrite: passes it on (asks for new.org. A from here on)", "forward: NOERROR, 1 record", "A 192.0.2.1"]),
+    (["1.0.0.10.in-addr.arpa", "PTR"], 0, ["Service shop/web", "PTR web.shop.svc.cluster.local."]),
+    (["_http._tcp.web.shop.svc.cluster.local", "SRV"], 0, ["SRV 0 100 80 web.shop.svc.cluster.local."]),
+])  # fmt: skip
+def test_explain_says_who_answers_and_why(cluster: str, words: list[str], code: int, expected: list[str]) -> None:
+    done = kdns("explain", "-conf", cluster, *words)
+    assert done.returncode == code, done.stderr
+    for text in expected:
+        assert text in done.stdout
+
+
+def test_query_asks_over_each_transport(serve: Serve, tmp_path: Path, upstream: Start) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    done = kdns("query", f"@127.0.0.1:{up.port}", "x.org")
+    assert done.returncode == 0 and "status: NOERROR" in done.stdout and "192.0.2.1" in done.stdout
+    assert kdns(
+        "query", "@127.0.0.1", "-p", str(up.port), "-tcp", "-short", "x.org", "A"
+    ).stdout == "192.0.2.1\n" and up.protos == ["udp", "tcp"]
+    authority = Authority(tmp_path)
+    for kind, protocol in (("tls", Dot), ("https", Doh)):
+        context = authority.context("dns.example.net", alpn="h2" if kind == "https" else "")
+        peer = Peer(context, lambda owner, protocol=protocol: protocol(owner, lambda query: answer(query, "A 192.0.2.2")))
+        try:
+            words = (
+                "query",
+                f"@127.0.0.1:{peer.port}",
+                f"-{kind}",
+                "-ca",
+                str(authority.path),
+                "-name",
+                "dns.example.net",
+                "-short",
+                "x.org",
+            )
+            assert kdns(*words).stdout == "192.0.2.2\n"
+            assert "certificate verify failed" in kdns("query", f"@127.0.0.1:{peer.port}", f"-{kind}", "x.org").stderr
+        finally:
+            peer.close()
+
+
+def test_query_says_what_is_wrong() -> None:
+    for words, code, text in (
+        ([], 2, "takes a name"), (["a.org", "NOPE"], 2, "no query type"), (["a..org"], 2, ""), (["-what", "x"], 2, "not defined"),
+        (["@127.0.0.1:1", "x.org"], 9, "refused"), (["-tls", "-ca", "/nowhere", "x.org"], 1, "/nowhere: No such file"),
+    ):  # fmt: skip
+        done = kdns("query", *words)
+        assert done.returncode == code and text in done.stderr and "Traceback" not in done.stderr, (words, done)
+
+
+def test_plugins_lists_and_prints_manuals() -> None:
+    listed = kdns("plugins").stdout
+    assert all(f"\n{name} " in "\n" + listed for name in build.built()) and "not built: geoip" in listed
+    assert kdns("plugins", "cache").stdout.startswith("cache - keeps answers")
+    assert 'no plugin "cahce" (did you mean "cache"?)' in kdns("plugins", "cahce").stderr
+    assert kdns("plugins", "dnssec").returncode == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_its_shell_reads(shell: str, tmp_path: Path) -> None:
+    done = kdns("completion", shell)
+    assert done.returncode == 0 and "explain" in done.stdout
+    if shutil.which(shell):
+        path = tmp_path / "script"
+        path.write_text(done.stdout)
+        assert subprocess.run([shell, "-n", str(path)], capture_output=True, check=False).returncode == 0
+
+
+def test_bash_completes_commands_and_flags() -> None:
+    script = (
+        completion.bash()
+        + 'COMP_WORDS=(kdns ch); COMP_CWORD=1; _kdns; echo "${COMPREPLY[@]}"; COMP_WORDS=(kdns fmt -d); COMP_CWORD=2; _kdns; echo "${COMPREPLY[@]}"'
+    )
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout == "check\n-diff\n"
+
+
+def test_the_manual_page_names_every_command_and_flag() -> None:
+    page = kdns("completion", "man").stdout
+    assert page.startswith('.TH KDNS 8 "" "kdns ') and "\\-log-format" in page and ".B explain" in page
+    if shutil.which("man"):
+        done = subprocess.run(["man", "-l", "--warnings", "-"], input=page, capture_output=True, text=True, check=False)
+        assert not done.stderr.strip()
+
+
+@pytest.mark.parametrize("command", ["check", "fmt", "plan"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00\xff\xfe" * 1000, b"{" * 3000, b"x" * 2_000_000, b"kind: ConfigMap\nCorefile: [", b'"' + b"a\n" * 1000]
+)
+def test_every_tool_takes_any_file(tmp_path: Path, command: str, content: bytes) -> None:
+    path = tmp_path / "Corefile"
+    path.write_bytes(content)
+    done = kdns(command, str(path))
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("command", ["check", "fmt", "plan", "explain"])
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, command: str) -> None:
+    words = [command, "-conf", "/nowhere/x", "a.org"] if command == "explain" else [command, "/nowhere/x"]
+    done = kdns(*words)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "/nowhere/x" in done.stderr
+
+
+def test_a_closed_pipe_ends_a_tool_quietly() -> None:
+    import sys
+
+    script = f'{sys.executable} -m kdns plugins kubernetes | head -1; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("kubernetes - ") and "Traceback" not in done.stderr
