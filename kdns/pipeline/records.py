@@ -6,7 +6,7 @@ scanner before dnslib sees it, and whatever dnslib raises is a FormatError.
 
 from typing import Any
 
-from dnslib import DNSRecord
+from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
 
 from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
@@ -19,6 +19,17 @@ def decode(data: bytes) -> Any:
         return DNSRecord.parse(data)
     except Exception as error:  # dnslib lets UnicodeDecodeError and others through
         raise FormatError(f"dnslib cannot read the message: {error}") from None
+
+
+def answered(*lines: str, aa: bool = True) -> Answer:
+    """An Answer with records such as `www.example.org. 60 IN A 192.0.2.1`, as in a zone file. Raises FormatError."""
+    reply = DNSRecord(DNSHeader(qr=1, aa=int(aa)), q=DNSQuestion("."))
+    for line in lines:
+        try:
+            reply.add_answer(*RR.fromZone(line))
+        except Exception as error:
+            raise FormatError(f"{line!r} is no record: {error}") from None
+    return answer_of(reply)
 
 
 def answer_of(record: Any, *, own: bool = True) -> Answer:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
 from kdns.dns import iana
 from kdns.dns.answer import SHAPE_RD, Answer
 from kdns.dns.edns import Edns
+from kdns.dns.name import to_text
 from kdns.dns.query import Question
 from kdns.pipeline.outcome import Bare, Outcome, Pending
 from kdns.pipeline.records import decode
@@ -140,6 +141,16 @@ class Request:
     @property
     def id(self) -> int:
         return self.data[0] << 8 | self.data[1]
+
+    @property
+    def name(self) -> str:
+        """The name that is asked, as lower-case text with its final dot."""
+        return to_text(self.question.name)
+
+    @property
+    def type(self) -> str:
+        """The type that is asked, as text."""
+        return iana.type_text(self.question.type)
 
     @property
     def message(self) -> Any:

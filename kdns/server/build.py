@@ -21,6 +21,7 @@ from kdns.dns.name import from_text
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.order import BUILT, ORDER, RANK, place
 from kdns.pipeline.plugin import Plugin, overrides
+from kdns.server import files
 from kdns.server.dispatch import Dispatcher
 
 ENTRY_POINTS: Final = "kdns.plugins"
@@ -109,7 +110,7 @@ def read(
 
 def known() -> set[str]:
     """The directives there are: the fixed order's, and those of installed packages."""
-    return {*ORDER, *(entry.name for entry in _foreign())}
+    return {*ORDER, files.NAME, *(entry.name for entry in _foreign())}
 
 
 def built() -> list[str]:
@@ -145,8 +146,16 @@ def build(corefile: Corefile) -> Instance:
         for key in parsed.keys:
             _check_key(key)
         block = Block.of(keys)
-        for name in sorted(parsed.directives, key=_rank):
-            block.plugins += _plugins(name, parsed.directives[name], keys)
+        ranked: list[tuple[tuple[float, str], list[Plugin]]] = []
+        for name, directives in parsed.directives.items():
+            if name == files.NAME:
+                for directive in directives:
+                    cls, read_as = files.load(directive)
+                    ranked.append(((_before(cls), cls.name), [cls(config) for config in cls.parse([read_as], keys)]))
+            else:
+                ranked.append((_rank(name), _plugins(name, directives, keys)))
+        for _, made in sorted(ranked, key=lambda item: item[0]):
+            block.plugins += made
         blocks.append(block)
     for block in blocks:
         block.siblings = blocks
@@ -161,7 +170,12 @@ def _rank(name: str) -> tuple[float, str]:
     if name in RANK:
         return RANK[name], name
     cls = plugin_class(name)
-    return RANK.get(cls.before if cls is not None else "", len(RANK)) - 0.5, name
+    return (_before(cls) if cls is not None else float(len(RANK))), name
+
+
+def _before(cls: type[Plugin]) -> float:
+    """The place right before the plugin that a class names."""
+    return RANK.get(cls.before, len(RANK)) - 0.5
 
 
 def _plugins(name: str, directives: list[Directive], keys: BlockKeys) -> list[Plugin]:
