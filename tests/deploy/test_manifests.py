@@ -1,0 +1,172 @@
+"""What is deployed: manifests as kubectl renders them, against the schemas, the restricted Pod profile, and what kdns serves."""
+
+import json
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+import kdns
+from kdns.metrics import REGISTRY
+from kdns.server import build
+from tests.running import free_port, http_get
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+TREES = ("base", *(f"overlays/{path.name}" for path in sorted((DEPLOY / "overlays").iterdir())))
+OWN = {"up", "process_cpu_seconds_total", "process_resident_memory_bytes"}
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+
+
+@cache
+def rendered(tree: str) -> list[dict[str, Any]]:
+    done = subprocess.run(["kubectl", "kustomize", str(DEPLOY / tree)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return [found for found in yaml.safe_load_all(done.stdout) if found]
+
+
+def one(tree: str, kind: str) -> dict[str, Any]:
+    found = [obj for obj in rendered(tree) if obj["kind"] == kind]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_every_object_fits_the_schemas(tree: str) -> None:
+    for obj in rendered(tree):
+        if obj["kind"] != "PrometheusRule":
+            kubernetes_validate.validate(obj, "1.31", strict=True)
+
+
+def pod_specs() -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (tree, obj["spec"]["template"]["spec"])
+        for tree in TREES
+        for obj in rendered(tree)
+        if obj["kind"] in ("Deployment", "DaemonSet")
+    ]
+
+
+def test_pods_are_restricted_and_run_as_the_images_user() -> None:
+    assert len(pod_specs()) == 4
+    for tree, spec in pod_specs():
+        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            context = container["securityContext"]
+            assert (
+                context["allowPrivilegeEscalation"] is False
+                and context["readOnlyRootFilesystem"]
+                and context["runAsUser"] == 65532
+            )
+            assert context["capabilities"] == {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]}, tree
+            assert container["image"] == f"kdns:{kdns.__version__}" and container["args"] == ["-conf", "/etc/coredns/Corefile"]
+            assert "cpu" not in container["resources"].get("limits", {})
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_every_corefile_is_one_that_kdns_takes(tree: str) -> None:
+    for obj in rendered(tree):
+        if obj["kind"] == "ConfigMap" and "Corefile" in obj["data"]:
+            build.build(build.read(obj["data"]["Corefile"], "Corefile"))
+
+
+def test_names_labels_and_ports_are_those_that_others_select_on() -> None:
+    service = one("base", "Service")
+    assert service["metadata"]["name"] == "kube-dns" and service["spec"]["selector"] == {"k8s-app": "kube-dns"}
+    assert [(port["name"], port["port"], port["protocol"]) for port in service["spec"]["ports"]] == [
+        ("dns", 53, "UDP"), ("dns-tcp", 53, "TCP"), ("metrics", 9153, "TCP"),
+    ]  # fmt: skip
+    deployment = one("base", "Deployment")
+    assert (
+        deployment["metadata"]["name"] == "coredns"
+        and deployment["spec"]["template"]["spec"]["containers"][0]["name"] == "coredns"
+    )
+    assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == "coredns"
+    assert deployment["spec"]["template"]["metadata"]["labels"]["k8s-app"] == "kube-dns"
+
+
+def test_the_role_allows_to_list_and_watch_and_nothing_else() -> None:
+    role = one("base", "ClusterRole")
+    assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {"list", "watch"}
+    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {
+        "services",
+        "pods",
+        "namespaces",
+        "endpointslices",
+    }
+
+
+def test_replacing_touches_neither_the_corefile_nor_the_service() -> None:
+    kinds = {obj["kind"] for obj in rendered("overlays/replace-coredns")}
+    assert "ConfigMap" not in kinds and "Service" not in kinds and "Deployment" in kinds
+
+
+def test_side_by_side_shares_no_name_selector_or_address_with_what_is_there() -> None:
+    base = {(obj["kind"], obj["metadata"]["name"]) for obj in rendered("base")}
+    beside = rendered("overlays/side-by-side")
+    assert not base & {(obj["kind"], obj["metadata"]["name"]) for obj in beside}
+    service = one("overlays/side-by-side", "Service")
+    assert service["spec"]["selector"] == {"k8s-app": "kdns"} and "clusterIP" not in service["spec"]
+    spec = one("overlays/side-by-side", "Deployment")["spec"]
+    assert (
+        spec["selector"]["matchLabels"] == {"k8s-app": "kdns"}
+        and spec["template"]["spec"]["volumes"][0]["configMap"]["name"] == "kdns-coredns"
+    )
+    binding = one("overlays/side-by-side", "ClusterRoleBinding")
+    assert binding["roleRef"]["name"] == "kdns-system:coredns" and binding["subjects"][0]["name"] == "kdns-coredns"
+
+
+# Monitoring.
+
+
+def series() -> set[str]:
+    """Every series that kdns has, histograms' parts too."""
+    for name in build.built():
+        build.plugin_class(name)
+    out = set(OWN)
+    for name, family in REGISTRY.items():
+        out |= {name + suffix for suffix in ("", "_bucket", "_sum", "_count")} if family.kind == "histogram" else {name}
+    return out
+
+
+def test_alerts_and_dashboard_ask_for_series_that_are_there() -> None:
+    rule = one("overlays/monitoring", "PrometheusRule")
+    expressions = [alert["expr"] for group in rule["spec"]["groups"] for alert in group["rules"]]
+    dashboard = json.loads(one("overlays/monitoring", "ConfigMap")["data"]["dashboard.json"])
+    expressions += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = {name for text in expressions for name in re.findall(r"\b((?:coredns|kdns|process)_[a-z_]+|up)\b(?=[{\[) ]|$)", text)}
+    assert len(asked) > 15 and not asked - series()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_alerts_fire_on_what_they_are_for(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(
+        yaml.safe_dump({"groups": one("overlays/monitoring", "PrometheusRule")["spec"]["groups"]})
+    )
+    shutil.copy(DEPLOY / "overlays/monitoring/rules.test.yaml", tmp_path)
+    done = subprocess.run(
+        ["promtool", "test", "rules", "rules.test.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_reads_all_metrics_and_finds_no_fault_of_ours(serve: Any) -> None:
+    port, up = free_port(), free_port()
+    server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n prometheus 127.0.0.1:{port}\n errors\n log\n loadbalance\n cache 30\n"
+        f" forward . 127.0.0.1:{up} {{\n read_timeout 50ms\n }}\n reload\n}}"
+    )
+    for name in ("x.org.", 'we\\"ird\\010.org.'):
+        server.ask(name)
+    text = http_get(port, "/metrics")[1]
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert "error while linting" not in done.stderr and "parsing error" not in done.stderr
+    # Names of the original's that promtool would have otherwise are the original's.
+    ours = [line for line in done.stderr.splitlines() if line.startswith("kdns_")]
+    assert not ours, ours
