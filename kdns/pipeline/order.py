@@ -33,6 +33,7 @@ ORDER: Final[dict[str, str | None]] = {
     "pprof": None,
     "shed": None,
     "prometheus": "prometheus:Prometheus",
+    "status": "status:Status",
     "errors": "errors:Errors",
     "log": "log:Log",
     "dnstap": None,

@@ -39,7 +39,9 @@ def judge(qtype: int, name: bytes, answer: Answer) -> Verdict:
         else:
             return Verdict("success", ttl, answer, uniform)
     kind = _kind(qtype, name, answer)
-    return Verdict(kind, _lifetime(answer), answer if kind == "none" else _chain_only(name, answer))
+    if kind == "none":
+        return Verdict(kind, 0, answer)
+    return Verdict(kind, _lifetime(name, answer), _chain_only(name, answer))
 
 
 def _kind(qtype: int, name: bytes, answer: Answer) -> str:
@@ -107,13 +109,13 @@ def _chain_only(name: bytes, answer: Answer) -> Answer:
     )
 
 
-def _lifetime(answer: Answer) -> int:
+def _lifetime(name: bytes, answer: Answer) -> int:
     """Seconds an answer may be kept: the least TTL in it, for a denial the SOA's MINIMUM too; 5 where there is none."""
     records, authority, additional = answer.records()
     ttls = [line[2] for lines in (records, authority, additional) for line in lines]
     if not records or answer.rcode == iana.NXDOMAIN:
         # MINIMUM is the last thing in an SOA's rdata, and so in its record.
-        body = answer.rendered(answer.name)
+        body = answer.rendered(name)
         ends = [body.ends[len(records) + i] for i, line in enumerate(authority) if line[1] == iana.SOA]
         ttls += [int.from_bytes(body.data[end - 4 : end], "big") for end in ends]
     delegation = not records and any(line[1] == iana.NS for line in authority)

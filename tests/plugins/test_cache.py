@@ -232,3 +232,17 @@ def test_names_below_one_that_does_not_exist_are_denied_without_asking(serve: Se
     plain.ask("gone.org.")
     plain.ask("a.gone.org.")
     assert len(plain_up.queries) == 2
+
+
+def test_denials_of_a_plugin_below_broke_the_cache_that_had_not_read_them(serve: Serve, lines: list[str]) -> None:
+    """They are made of records, not of a message: there is no body yet to look into."""
+    soa = 'authority "{{ .Zone }} 60 IN SOA ns.{{ .Zone }} mail.{{ .Zone }} 1 2 3 4 7"'
+    server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n cache 30\n template IN A bare.org {{\n rcode NXDOMAIN\n }}\n"
+        f" template IN A full.org {{\n rcode NXDOMAIN\n {soa}\n }}\n template IN AAAA full.org {{\n {soa}\n }}\n}}"
+    )
+    for _ in range(2):
+        assert code(server.ask("a.bare.org.")) == "NXDOMAIN"
+        assert code(server.ask("a.full.org.")) == "NXDOMAIN" and server.ask("a.full.org.").authority[0].ttl <= 7
+        assert code(server.ask("a.full.org.", "AAAA")) == "NODATA"
+    assert not any("panic" in line for line in lines)
