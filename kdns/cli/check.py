@@ -50,6 +50,8 @@ def main(words: Sequence[str]) -> int:
     log.start_writer(sys.stderr)
     try:
         summary = _check(path, int(values["dns.port"]), bool(values["load"]))
+    except BrokenPipeError:
+        raise
     except (CorefileError, OSError) as error:
         _report(path, error, as_json)
         return 1

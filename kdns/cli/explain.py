@@ -69,6 +69,8 @@ def main(words: Sequence[str]) -> int:
         instance.load()
         names = candidates(rest[0], str(values["from"]).partition("/")[0], instance)
         return asyncio.run(_explain(instance, names, qtype))
+    except BrokenPipeError:
+        raise
     except (CorefileError, OSError, BadName) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -48,6 +48,8 @@ def main(words: Sequence[str]) -> int:
             return int(after != before)
         else:
             sys.stdout.write(after)
+    except BrokenPipeError:
+        raise
     except (CorefileError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

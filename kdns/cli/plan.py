@@ -32,6 +32,8 @@ def main(words: Sequence[str]) -> int:
     try:
         instance = build.build(corefiles.read(path, int(values["dns.port"])))
         build.check_duplicates(instance.blocks)
+    except BrokenPipeError:
+        raise
     except (CorefileError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -1,0 +1,106 @@
+"""The Helm chart: what it renders from coredns/coredns's values, against the schemas and kdns itself."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+import kdns
+from kdns.server import build
+
+CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "kdns"
+pytestmark = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not installed")
+
+
+def rendered(tmp_path: Path, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(values or {}))
+    words = ["helm", "template", "dns", str(CHART), "--kube-version", "1.31.0", "--namespace", "kube-system", "-f", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    objects = [found for found in yaml.safe_load_all(done.stdout) if found]
+    for found in objects:
+        if found["kind"] != "ServiceMonitor":
+            kubernetes_validate.validate(found, "1.31", strict=True)
+    return objects
+
+
+def one(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    found = [obj for obj in objects if obj["kind"] == kind]
+    assert len(found) == 1, kind
+    return found[0]
+
+
+def test_the_defaults_are_a_cluster_service_that_kdns_takes(tmp_path: Path) -> None:
+    objects = rendered(tmp_path)
+    build.build(build.read(one(objects, "ConfigMap")["data"]["Corefile"], "Corefile"))
+    pod = one(objects, "Deployment")["spec"]["template"]
+    assert (
+        pod["metadata"]["labels"]["k8s-app"] == "kube-dns" and pod["spec"]["containers"][0]["image"] == f"kdns:{kdns.__version__}"
+    )
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] and "cpu" not in pod["spec"]["containers"][0]["resources"]["limits"]
+    assert one(objects, "Service")["spec"]["selector"]["k8s-app"] == "kube-dns"
+
+
+# What people have in their values.yaml for coredns/coredns.
+THEIRS: dict[str, Any] = {
+    "replicaCount": 3, "isClusterService": True, "k8sAppLabelOverride": "kube-dns",
+    "service": {"clusterIP": "10.96.0.10", "name": "kube-dns", "annotations": {"a": "b"}},
+    "serviceAccount": {"create": True, "name": "coredns"}, "clusterRole": {"nameOverride": "system:dns"},
+    "servers": [
+        {"zones": [{"zone": "."}], "port": 53, "servicePort": 53, "plugins": [
+            {"name": "errors"}, {"name": "cache", "parameters": 30},
+            {"name": "forward", "parameters": ". 1.1.1.1", "configBlock": "max_concurrent 1000\nprefer_udp"}]},
+        {"zones": [{"zone": "corp.example.org", "use_tcp": True}, {"zone": "lab.example.org"}], "port": 5353, "plugins": [
+            {"name": "hosts", "configBlock": "10.0.0.1 a.corp.example.org\nfallthrough"}, {"name": "whoami"}]},
+    ],
+    "extraConfig": {"import": {"parameters": "/opt/coredns/*.conf"}},
+    "extraSecrets": [{"name": "etcd-certs", "mountPath": "/etc/certs", "defaultMode": 420}],
+    "extraVolumes": [{"name": "more", "emptyDir": {}}], "extraVolumeMounts": [{"name": "more", "mountPath": "/opt/coredns"}],
+    "prometheus": {"service": {"enabled": True}, "monitor": {"enabled": True, "interval": "30s", "additionalLabels": {"release": "p"}}},
+    "podDisruptionBudget": {"maxUnavailable": 1}, "hpa": {"enabled": True, "minReplicas": 2, "maxReplicas": 5, "metrics": []},
+    "tolerations": [{"key": "x", "operator": "Exists"}], "nodeSelector": {"kubernetes.io/os": "linux"}, "customLabels": {"team": "dns"},
+    "podAnnotations": {"note": "text"}, "env": [{"name": "A", "value": "b"}], "priorityClassName": "mine",
+    "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {"k8s-app": "{{ .Values.k8sAppLabelOverride }}"}}}],
+}  # fmt: skip
+
+
+def test_values_of_the_original_chart_work_unchanged(tmp_path: Path) -> None:
+    objects = rendered(tmp_path, THEIRS)
+    corefile = one(objects, "ConfigMap")["data"]["Corefile"]
+    built = build.build(build.read(corefile, "Corefile", reader=None))
+    assert [[str(key) for key in block.keys.keys] for block in built.blocks] == [
+        [".:53"],
+        ["corp.example.org.:5353", "lab.example.org.:5353"],
+    ]
+    services = {obj["metadata"]["name"]: obj["spec"] for obj in objects if obj["kind"] == "Service"}
+    assert services["kube-dns"]["clusterIP"] == "10.96.0.10"
+    assert [(port["port"], port["protocol"]) for port in services["kube-dns"]["ports"]] == [
+        (53, "UDP"),
+        (5353, "UDP"),
+        (5353, "TCP"),
+    ]
+    assert services["dns-kdns-metrics"]["ports"][0]["port"] == 9153
+    spec = one(objects, "Deployment")["spec"]
+    assert "replicas" not in spec and spec["template"]["spec"]["priorityClassName"] == "mine"
+    mounts = {mount["name"]: mount["mountPath"] for mount in spec["template"]["spec"]["containers"][0]["volumeMounts"]}
+    assert mounts == {"config-volume": "/etc/coredns", "etcd-certs": "/etc/certs", "more": "/opt/coredns"}
+    constraint = spec["template"]["spec"]["topologySpreadConstraints"][0]
+    assert constraint["labelSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
+    assert (
+        one(objects, "ClusterRole")["metadata"]["name"] == "system:dns"
+        and one(objects, "ServiceAccount")["metadata"]["name"] == "coredns"
+    )
+    assert {"PodDisruptionBudget", "HorizontalPodAutoscaler", "ServiceMonitor"} <= {obj["kind"] for obj in objects}
+
+
+def test_a_server_beside_the_clusters_own_is_no_cluster_service(tmp_path: Path) -> None:
+    objects = rendered(tmp_path, {"isClusterService": False, "deployment": {"name": "edge"}})
+    pod = one(objects, "Deployment")
+    assert pod["metadata"]["name"] == "edge" and "k8s-app" not in pod["spec"]["template"]["metadata"]["labels"]
+    assert "priorityClassName" not in pod["spec"]["template"]["spec"]
