@@ -136,7 +136,8 @@ async def _one(dispatcher: Dispatcher, question: Question) -> object:
         print("  no server block is for this name: REFUSED")
         return None
     print("  server block " + " ".join(str(key) for key in block.keys.keys) + (f" (view {block.view})" if block.view else ""))
-    traced = _traced(block)
+    told: list[str] = []
+    traced = _traced(block, told)
     try:
         outcome: object = dispatcher.route(request)
         if isinstance(outcome, Pending):
@@ -145,26 +146,26 @@ async def _one(dispatcher: Dispatcher, question: Question) -> object:
         for plugin, hook, original in traced:
             setattr(plugin, hook, original)
         block.compile()
-    print(f"  = {_said(outcome)}")
+    print("\n".join([*told, f"  = {_said(outcome)}"]))
     for line in _records(outcome):
         print(f"    {line}")
     return outcome
 
 
-def _traced(block: Block) -> list[tuple[Plugin, str, Any]]:
-    """Lets each plugin of a block say what it does with a question."""
+def _traced(block: Block, told: list[str]) -> list[tuple[Plugin, str, Any]]:
+    """Lets each plugin of a block say what it does with a question: lines for `told`."""
     out: list[tuple[Plugin, str, Any]] = []
     for plugin in block.plugins:
         if plugin.name in _LEFT_OUT or not overrides(plugin, "handle"):
             continue
         original = plugin.handle
         out.append((plugin, "handle", original))
-        plugin.handle = _telling(plugin, original)  # type: ignore[method-assign, assignment]
+        plugin.handle = _telling(plugin, original, told)  # type: ignore[method-assign, assignment]
     block.compile()
     return out
 
 
-def _telling(plugin: Plugin, original: Callable[[Request], Any]) -> Callable[[Request], Any]:
+def _telling(plugin: Plugin, original: Callable[[Request], Any], told: list[str]) -> Callable[[Request], Any]:
     def handle(request: Request) -> Any:
         indent = "  " * (request.depth + 1)
         before = request.question
@@ -175,7 +176,7 @@ def _telling(plugin: Plugin, original: Callable[[Request], Any]) -> Callable[[Re
 
         def tell(found: Any) -> None:
             why = plugin.explain(request) if found is not None else ""
-            print(f"{indent}{plugin.name}: {_said(found)}{changed}" + (f" - {why}" if why else ""))
+            told.append(f"{indent}{plugin.name}: {_said(found)}{changed}" + (f" - {why}" if why else ""))
 
         if value is None or not hasattr(value, "__await__"):
             tell(value)
