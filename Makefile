@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test lint types layers unit bench bench-scale tools clean help
+.PHONY: run test lint types layers unit bench bench-scale docs tools clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ bench: $(READY)
 bench-scale: $(READY)
 	sh benchmarks/tools.sh
 	$(BIN)/python -m benchmarks.scale
+
+## make docs   - docs/manuals.md, from the plugins' docstrings
+docs: $(READY)
+	$(BIN)/python -c 'from kdns.cli.plugins import all_manuals; print(all_manuals(), end="")' > docs/manuals.md
 
 # dig, dnsperf and kubectl, by the system's package manager where we may; tests name what they skip without them.
 tools:

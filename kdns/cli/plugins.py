@@ -51,3 +51,12 @@ def manual(name: str) -> str:
 
 def _title(name: str) -> str:
     return manual(name).partition("\n")[0].partition(" - ")[2]
+
+
+def all_manuals() -> str:
+    """Every manual in one Markdown text, in the order queries meet the plugins; docs/manuals.md is this."""
+    parts = ["# The plugins' manuals\n\nMade of the plugins' docstrings by `make docs`; `kdns plugins NAME` prints one."]
+    for name in build.built():
+        title, _, rest = manual(name).partition("\n")
+        parts.append(f"## {title}\n\n{rest.strip()}".replace("\n## ", "\n### "))
+    return "\n\n".join(parts) + "\n"

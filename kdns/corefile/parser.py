@@ -22,6 +22,15 @@ from kdns.corefile.lexer import Token, tokens
 MAX_SNIPPETS: Final = 10_000  # as CoreDNS: a snippet that multiplies itself ends here
 MAX_IMPORTS: Final = 100_000  # as CoreDNS: expansions of files; a glob counts once
 MAX_TOKENS: Final = 1_000_000  # what both may add up to; a 100 KB Corefile has some 15,000
+# Directives that CoreDNS once had, and what to do about them (its own migration tool says the same).
+REMOVED: Final = {
+    "proxy": "it was removed in CoreDNS 1.5; `forward` takes its place",
+    "federation": "it was removed in CoreDNS 1.7; remove the lines",
+    "startup": "it was removed with CoreDNS 1.0; run what it ran beside the server",
+    "shutdown": "it was removed with CoreDNS 1.0; run what it ran beside the server",
+    "reverse": "it was removed in CoreDNS 1.2; `template` can do it",
+    "external": "it is called `k8s_external`",
+}
 _MAX_EXPANSIONS: Final = 64  # a variable whose value holds itself would never end
 _NOWHERE: Final = Position("", 1)
 
@@ -284,6 +293,9 @@ class _Parser:
             hint = did_you_mean(name.text, self.suggestions)
             if name.text.endswith("{"):
                 hint = ' (a space is missing before "{")'
+            removed = REMOVED.get(name.text)
+            if removed:
+                raise self.fail(name, f'unknown directive "{name.text}": {removed}')
             raise self.fail(name, f'unknown directive "{name.text}"{hint}')
         line = self._line(name)
         directive = Directive(line.name, line.args, line.body)

@@ -107,6 +107,7 @@ class Config:
     rcode: int = iana.NOERROR
     options: bytes = b""
     fallthrough: Fallthrough | None = None
+    ignored: str = ""  # an option that is taken and has no effect
 
 
 class TemplatePlugin(Plugin):
@@ -125,6 +126,9 @@ class TemplatePlugin(Plugin):
             for rule in config
         ]
         self.view = ""
+
+    def warnings(self) -> Sequence[str]:
+        return [rule.ignored for rule, _, _ in self.rules if rule.ignored]
 
     def wire(self, block: Block) -> None:
         self.view = block.view
@@ -289,7 +293,9 @@ def _option(line: Line, found: dict[str, Any]) -> None:
         found["fallthrough"] = Fallthrough.parse(line)
     elif name in ("var", "expr"):
         found["expressions"] += (_expression(line, found["expressions"]),)
-    elif name != "upstream":  # without effect since CoreDNS 1.5
+    elif name == "upstream":
+        found["ignored"] = f"line {line.at.line}: upstream has been without effect since CoreDNS 1.5; remove the line"
+    else:
         raise setup.unknown(line, _OPTIONS)
 
 

@@ -1,6 +1,7 @@
 """The tools as a person meets them: check, fmt, plan, explain, query, plugins, completion; and their bad input."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdns.cli import completion
+from kdns.cli.plugins import all_manuals
 from kdns.corefile.format import formatted, same
+from kdns.metrics import REGISTRY
 from kdns.server import build
 from tests.cli.test_commands import kdns
 from tests.objects import endpoint, endpointslice, namespace, service
@@ -237,3 +240,25 @@ def test_a_closed_pipe_ends_a_tool_quietly(words: list[str]) -> None:
     script = f"{sys.executable} -u -m kdns {' '.join(words)} | head -1"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1 and not done.stderr
+
+
+def test_check_knows_what_coredns_has_removed_or_ignores() -> None:
+    done = kdns("check", "-", stdin=".:53 {\n proxy . 1.1.1.1\n}\n")
+    assert "stdin:2:2: error" in done.stderr and "`forward` takes its place" in done.stderr
+    done = kdns("check", "-", stdin=".:53 {\n template IN A {\n upstream 1.1.1.1\n }\n}\n")
+    assert done.returncode == 0 and "line 3: upstream has been without effect" in done.stderr
+    done = kdns("check", "-", stdin=".:53 {\n kubernetes cluster.local {\n resyncperiod 5m\n }\n}\n")
+    assert done.returncode == 1 and "removed in CoreDNS 1.5" in done.stderr
+
+
+def test_series_named_as_replacements_are_there() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "migration.md").read_text()
+    for name in build.built():
+        build.plugin_class(name)
+    for name in set(re.findall(r"`(kdns_[a-z_]+)`", text)):
+        assert name in REGISTRY, name
+
+
+def test_the_manuals_are_those_of_the_docstrings() -> None:
+    made = (Path(__file__).resolve().parents[2] / "docs" / "manuals.md").read_text()
+    assert made == all_manuals(), "run make docs"
