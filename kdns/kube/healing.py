@@ -29,7 +29,7 @@ class Healer:
     def __init__(self, reflector: Reflector) -> None:
         self.reflector = reflector
         self.mended: dict[str, str] = {}  # key -> resourceVersion, "" for what was removed
-        self.gone: dict[str, None] = {}  # keys that the watch removed since the list began
+        self.gone: set[str] | None = None  # keys that the watch removed since the list began; None while there is none
         reflector.heard.append(self._heard)
 
     async def run(self) -> None:
@@ -44,8 +44,8 @@ class Healer:
     def _heard(self, key: str, version: str) -> None:
         """The watch brought something: then it was not lost."""
         self.mended.pop(key, None)
-        if not version:
-            self.gone[key] = None
+        if not version and self.gone is not None:
+            self.gone.add(key)
 
     async def heal(self) -> int:
         """One list and its diff; gives how many objects had been lost. Raises what a list raises."""
@@ -53,7 +53,23 @@ class Healer:
         if not reflector.watching:
             return 0
         self.mended.clear()
-        self.gone.clear()
+        gone: set[str] = set()
+        self.gone = gone
+        try:
+            await self._diff(gone)
+        finally:
+            self.gone = None
+        await asyncio.sleep(GRACE)
+        lost, self.mended = self.mended, {}
+        if lost:
+            HEALED.slot(reflector.kind)[0] += len(lost)
+            some = ", ".join(sorted(lost)[:5])
+            _log.warning(f"healed {len(lost)} of {reflector.kind} that the watch had lost: {some}")
+        return len(lost)
+
+    async def _diff(self, gone: set[str]) -> None:
+        """Lists, and mends what is not as listed."""
+        reflector = self.reflector
         pages = await reflector.pages()
         missing = set(reflector.known)
         turn = Turn()
@@ -68,7 +84,7 @@ class Healer:
                     missing.discard(key)
                     version = raw.metadata.resource_version
                     known = reflector.known.get(key)
-                    if known != version and key not in self.gone and _newer(version, known) and reflector.apply(key, raw):
+                    if known != version and key not in gone and _newer(version, known) and reflector.apply(key, raw):
                         self.mended[key] = version
             if not pages.version.isdecimal():
                 raise ApiError(f"resourceVersion {pages.version!r} is no number")
@@ -79,13 +95,6 @@ class Healer:
                     reflector.remove(key)
                     self.mended[key] = ""
                 await turn.pause()
-        await asyncio.sleep(GRACE)
-        lost, self.mended = self.mended, {}
-        if lost:
-            HEALED.slot(reflector.kind)[0] += len(lost)
-            some = ", ".join(sorted(lost)[:5])
-            _log.warning(f"healed {len(lost)} of {reflector.kind} that the watch had lost: {some}")
-        return len(lost)
 
 
 def _newer(version: str, than: str | None) -> bool:

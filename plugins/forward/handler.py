@@ -173,7 +173,7 @@ class _Try:
 
     __slots__ = (
         "answered", "attempts", "end", "flight", "forward", "hedge", "key", "last", "left", "list", "over", "pos", "proto", "query",
-        "question",        "swept", "waiting",
+        "question", "subnet", "swept", "waiting",
     )  # fmt: skip
 
     def __init__(self, forward: Forward, request: Request, query: bytes, proto: str, key: bytes) -> None:
@@ -184,6 +184,8 @@ class _Try:
         self.key = key
         self.flight = Pending()
         self.answered = ""  # by which upstream
+        # Whether the client's own subnet was sent: then it gets the answer's scope.
+        self.subnet = forward.config.client_subnet and request.edns is not None and bool(request.edns.options)
         self.list = forward.order()
         self.pos = 0
         self.attempts = 0
@@ -295,7 +297,7 @@ class _Try:
         if result.rcode == iana.NOERROR and not result.flags & (iana.AA | iana.RA) and _empty(result):
             # Resolvers take this for a lame referral and give the name up; we are the recursion they see.
             result = result.replace(flags=result.flags | iana.RA)
-        if result.options and not config.client_subnet:
+        if result.options and not self.subnet:
             result = _without_subnet(result)
         self.finish(result)
 

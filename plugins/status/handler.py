@@ -23,10 +23,8 @@ from kdns.plugins.status.topk import TopK
 DEFAULT: Final = ("127.0.0.1", 8053)
 SHOWN: Final = 10  # of each table
 FADE: Final = 300.0  # seconds after which counts are halved
-# Only what the page itself holds may run on it, and nobody may frame it.
-_POLICY: Final = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
-)
+# Only what the page itself holds may run on it.
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 SERIES: Final = {
     "requests": "coredns_dns_requests_total", "cache_hits": "coredns_cache_hits_total", "cache_misses": "coredns_cache_misses_total",
     "cache_entries": "coredns_cache_entries", "data_age": "kdns_kubernetes_data_age_seconds", "objects": "kdns_kubernetes_objects",

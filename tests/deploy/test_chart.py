@@ -104,3 +104,19 @@ def test_a_server_beside_the_clusters_own_is_no_cluster_service(tmp_path: Path) 
     pod = one(objects, "Deployment")
     assert pod["metadata"]["name"] == "edge" and "k8s-app" not in pod["spec"]["template"]["metadata"]["labels"]
     assert "priorityClassName" not in pod["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("replicaCount=many", "replicaCount"),
+        ("autoscaler.enabled=true", "autoscaler.enabled"),
+        ("serviceType=Cluster", "serviceType"),
+        ("servers[0].port=70000", "servers.0.port"),
+        ("hpa.enabled=maybe", "hpa.enabled"),
+    ],
+)
+def test_values_that_cannot_be_or_would_do_nothing_are_refused_by_name(setting: str, named: str) -> None:
+    words = ["helm", "template", "dns", str(CHART), "--set", setting]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and f"- {named}: " in done.stderr, done.stderr

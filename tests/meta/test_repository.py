@@ -185,3 +185,13 @@ def test_the_demo_says_it_is_ready_and_ends_at_once(tmp_path: Path) -> None:
         process.until("ready: 14 services, 15 endpoints")
     finally:
         assert process.end(2) == 0
+
+
+def test_the_readmes_figures_are_those_that_the_benchmarks_wrote() -> None:
+    written = (ROOT / "benchmarks" / "results.md").read_text()
+    text = (ROOT / "README.md").read_text().partition("## Cost")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "x |" in line]
+    assert len(rows) == 6
+    for name, *figures in rows:
+        [line] = [line for line in written.splitlines() if line.startswith(f"| {name} |")]
+        assert all(re.search(rf"\| {re.escape(figure.strip(' |'))}[ |]", line) for figure in figures if figure.strip(" |")), name
