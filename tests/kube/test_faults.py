@@ -299,6 +299,24 @@ def test_healing_beside_a_busy_watch_finds_nothing_to_mend(serve: Serve, api: Ap
     eventually(lambda: a(server, "s9.n1") == ["10.0.6.149"] or a(server, "s9.n1") == "NXDOMAIN")
 
 
+def test_removals_between_two_healings_are_not_remembered(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[healing.Healer] = []
+    init = healing.Healer.__init__
+
+    def kept(self: healing.Healer, of: reflector.Reflector) -> None:
+        init(self, of)
+        made.append(self)
+
+    monkeypatch.setattr(healing.Healer, "__init__", kept)
+    server = start(serve, api)
+    for i in range(100):
+        api.put(service(f"n1/s{i}", f"10.0.6.{i}"))
+        api.delete("Service", f"n1/s{i}")
+    api.put(service("n1/last", "10.0.0.9"))
+    eventually(lambda: a(server, "last.n1") == ["10.0.0.9"])
+    assert made and not any(healer.gone or healer.mended for healer in made)
+
+
 # K7: credentials.
 
 

@@ -93,7 +93,8 @@ def test_a_clients_subnet_is_passed_on_only_where_that_is_asked_for(serve: Serve
     other = [dns.edns.ECSOption("203.0.113.0", 24)]
     server.ask("x.org.", use_edns=0, options=other)
     assert [[int(option.otype) for option in query.options] for query in up.queries] == [[8], [8]]
-    # Elsewhere no reply shows a subnet that nobody sent.
+    # No reply shows a subnet that nobody sent, there or elsewhere.
+    assert not server.ask("y.org.", use_edns=0).options
     plain = serve(block(f"forward . {up.address}"))
     assert not plain.ask("x.org.", use_edns=0, options=ecs).options and not up.queries[-1].options
 
