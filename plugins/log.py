@@ -16,7 +16,7 @@ With the flag `-log-format json` each query is an object with all of that in fie
 
 The first directive whose names match decides. Placeholders: `{type} {name} {class} {proto} {remote} {local} {port}
 {size} {rcode} {rsize} {duration} {>id} {>opcode} {>do} {>bufsize} {>rflags}`; `{/LABEL}` is metadata. What is not there
-is written `-`.
+is written `-`. `{rsize}` counts octets as they are sent, which for compressed replies are fewer than with CoreDNS.
 
 ## Examples
 
