@@ -69,6 +69,26 @@ def test_the_slimmed_package_still_reads_configurations(tmp_path: Path) -> None:
     assert done.stdout == "https://10.0.0.1 {'Authorization': 'Bearer secret'}\n", done.stderr
 
 
+# Starts a program as a container runtime does under `allowPrivilegeEscalation: false`: no_new_privs is set, under which a
+# file's capability gives nothing new; but NET_BIND_SERVICE, which the Pod adds, is held until the exec, so it stays.
+RUNTIME = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+KEEPCAPS, BOUNDING_DROP, NO_NEW_PRIVS, NET_BIND = 8, 24, 38, 10
+for capability in range(41):
+    if capability != NET_BIND:
+        libc.prctl(BOUNDING_DROP, capability, 0, 0, 0)
+assert libc.prctl(KEEPCAPS, 1, 0, 0, 0) == 0
+os.setgroups([])
+os.setresgid(65532, 65532, 65532)
+os.setresuid(65532, 65532, 65532)
+mask = 1 << NET_BIND
+assert libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", mask, mask, 0, 0, 0, 0)) == 0
+assert libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+os.execv(sys.argv[1], [sys.argv[1], "-c", sys.argv[2]])
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file a capability")
 @pytest.mark.skipif(not all(map(shutil.which, ("setcap", "setpriv"))), reason="setcap or setpriv is not installed")
 def test_an_interpreter_with_the_capability_binds_port_53_as_an_ordinary_user(tmp_path: Path) -> None:
@@ -102,6 +122,10 @@ def test_an_interpreter_with_the_capability_binds_port_53_as_an_ordinary_user(tm
             [*words, "sh", "-c", f'exec {python} -c "$0"', program], capture_output=True, text=True, check=False
         )
         assert done.stdout == through_shell.stdout == "bound\n", done.stderr
+        runtime = subprocess.run(
+            [sys.executable, "-c", RUNTIME, str(python), program], capture_output=True, text=True, check=False
+        )
+        assert runtime.stdout == "bound\n", runtime.stderr
         unprivileged = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
         assert unprivileged <= 53 or "PermissionError" in plain.stderr
     finally:
