@@ -1,5 +1,6 @@
 """The Helm chart: what it renders from coredns/coredns's values, against the schemas and kdns itself."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -106,11 +107,53 @@ def test_a_server_beside_the_clusters_own_is_no_cluster_service(tmp_path: Path) 
     assert "priorityClassName" not in pod["spec"]["template"]["spec"]
 
 
+def test_replicas_follow_the_size_of_the_cluster_where_that_is_asked_for(tmp_path: Path) -> None:
+    flags = ["--nodelabels=a=b"]
+    values = {
+        "autoscaler": {
+            "enabled": True,
+            "min": 2,
+            "coresPerReplica": 128,
+            "customFlags": flags,
+            "tolerations": [{"operator": "Exists"}],
+        }
+    }
+    objects = rendered(tmp_path, values)
+    named = {(obj["kind"], obj["metadata"]["name"]): obj for obj in objects}
+    assert "replicas" not in named["Deployment", "dns-kdns"]["spec"]
+    scaler = named["Deployment", "dns-kdns-autoscaler"]["spec"]["template"]
+    words = scaler["spec"]["containers"][0]["command"]
+    assert "--target=Deployment/dns-kdns" in words and "--configmap=dns-kdns-autoscaler" in words and flags[0] in words
+    assert scaler["spec"]["tolerations"] == [{"operator": "Exists"}]
+    linear = json.loads(named["ConfigMap", "dns-kdns-autoscaler"]["data"]["linear"])
+    assert linear == {"coresPerReplica": 128, "nodesPerReplica": 16, "min": 2, "max": 0, "preventSinglePointFailure": True,
+                      "includeUnschedulableNodes": False}  # fmt: skip
+    [rule] = [rule for rule in named["Role", "dns-kdns-autoscaler"]["rules"] if "deployments/scale" in rule["resources"]]
+    assert rule["resourceNames"] == ["dns-kdns"]
+    # Its Pod answers no DNS: the Service must not choose it.
+    assert not one(objects, "Service")["spec"]["selector"].items() <= scaler["metadata"]["labels"].items()
+
+
+def test_two_that_scale_the_same_deployment_are_refused() -> None:
+    words = [
+        "helm",
+        "template",
+        "dns",
+        str(CHART),
+        "--kube-version",
+        "1.31.0",
+        "--set",
+        "autoscaler.enabled=true,hpa.enabled=true",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "choose one" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
         ("replicaCount=many", "replicaCount"),
-        ("autoscaler.enabled=true", "autoscaler.enabled"),
+        ("autoscaler.enabled=perhaps", "autoscaler.enabled"),
         ("serviceType=Cluster", "serviceType"),
         ("servers[0].port=70000", "servers.0.port"),
         ("hpa.enabled=maybe", "hpa.enabled"),

@@ -35,6 +35,20 @@ kubernetes.io/name: CoreDNS
 {{- default (include "kdns.fullname" .) .Values.clusterRole.nameOverride -}}
 {{- end -}}
 
+{{- define "kdns.autoscaler.selector" -}}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ .Chart.Name }}-autoscaler
+{{- end -}}
+
+{{- define "kdns.autoscaler.labels" -}}
+{{ include "kdns.autoscaler.selector" . }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- with .Values.customLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{/* The ports of all servers: UDP and TCP, each once. */}}
 {{- define "kdns.ports" -}}
 {{- $seen := dict -}}
