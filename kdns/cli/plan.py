@@ -10,6 +10,7 @@ from kdns.cli.flags import BadFlag, Flag, parse, usage
 from kdns.corefile import CorefileError
 from kdns.pipeline.block import Block
 from kdns.pipeline.plugin import overrides
+from kdns.pipeline.run import asking_order
 from kdns.server import build
 
 FLAGS: Final = (
@@ -47,7 +48,11 @@ def described(block: Block) -> list[str]:
     """The lines for one block."""
     lines = [" ".join(str(key) for key in block.keys.keys) + (f"  (view {block.view})" if block.view else "")]
     number = 0
-    for plugin in block.plugins:
+    chain = list(block.plugins)
+    order = asking_order(block.plugins)
+    for place, i in zip(sorted(order), order, strict=True):
+        chain[place] = block.plugins[i]
+    for plugin in chain:
         does = [text for hook, text in _WHAT if overrides(plugin, hook)]
         if does:
             number += 1

@@ -38,7 +38,7 @@ class Pipeline:
 
     def __init__(self, plugins: Sequence[Plugin]) -> None:
         self.plugins = tuple(plugins)
-        asked = _asked(plugins)
+        asked = asking_order(plugins)
         self.handles: tuple[Handle, ...] = tuple(plugins[i].handle for i in asked)
         self.first = plugins[asked[0]] if asked else None
         above = [list(reversed(plugins[:place])) for place in (*asked, len(plugins))]
@@ -127,7 +127,7 @@ def _landed(result: Pending, go_on: GoOn, request: Request, i: int, j: int, foun
         result.resolve(out)
 
 
-def _asked(plugins: Sequence[Plugin]) -> list[int]:
+def asking_order(plugins: Sequence[Plugin]) -> list[int]:
     """The places of the plugins that handle, in the order they are asked: an owner goes before a cache right above it.
 
     The outcome is the same: a cache keeps nothing of an owner's, so what the owner answers was never there.

@@ -111,6 +111,16 @@ def test_plan_shows_the_chain_of_each_block() -> None:
     assert "no plugin takes part in queries: they are answered REFUSED" in lines
 
 
+def test_plan_has_kubernetes_before_the_cache_as_queries_do() -> None:
+    done = kdns(
+        "plan",
+        "-",
+        stdin=".:53 {\n errors\n cache\n kubernetes cluster.local {\n endpoint http://127.0.0.1:1\n }\n forward . ::1\n}\n",
+    )
+    names = [line.split()[1] for line in done.stdout.splitlines()[1:]]
+    assert names == ["errors", "kubernetes", "cache", "forward"], done.stderr
+
+
 @pytest.fixture
 def cluster(tmp_path: Path, upstream: Start) -> str:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump_all([
