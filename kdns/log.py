@@ -139,7 +139,7 @@ def _may_complain() -> bool:
 
 def _write(level: str, name: str, text: str) -> None:
     if _state.json:
-        emit(_object(level, name, {"message": text}))
+        emit(_object(level, name, {"msg": text}))
         return
     if name:
         text = f"plugin/{name}: {text}"

@@ -11,8 +11,9 @@
   `{combined}` stand for the usual ones.
 * `class` selects replies: `success`, `denial` (NXDOMAIN and no data), `error`, `all` (default).
 
-With the flag `-log-format json` each query is an object with all of that in fields (`client_ip`, `qname`, `qtype`, `rcode`,
-`duration_seconds` and so on), whatever FORMAT says.
+With the flag `-log-format json` each query is an object: the line as FORMAT has it in `msg`, and beside it `client_ip`,
+`client_port`, `qname`, `qtype`, `qclass`, `protocol`, `id`, `opcode`, `request_size`, `dnssec_ok`, `bufsize`, `rcode`,
+`response_size` and `duration_seconds`, as CoreDNS 1.15 names them, and `rflags`.
 
 The first directive whose names match decides. Placeholders: `{type} {name} {class} {proto} {remote} {local} {port}
 {size} {rcode} {rsize} {duration} {>id} {>opcode} {>do} {>bufsize} {>rflags}`; `{/LABEL}` is metadata. What is not there
@@ -45,7 +46,7 @@ from kdns.dns.answer import Answer
 from kdns.dns.name import closest, to_text
 from kdns.pipeline import Outcome, Plugin, Request, setup
 from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.outcome import Stream
+from kdns.pipeline.outcome import Bare, Stream
 
 COMMON: Final = (
     '{remote}:{port} - {>id} "{type} {class} {name} {proto} {size} {>do} {>bufsize}" {rcode} {>rflags} {rsize} {duration}'
@@ -103,23 +104,23 @@ class Log(Plugin):
         for zones, write, classes in self.rules:
             if closest(request.asked.name, zones) is not None:
                 if "all" in classes or class_of(request, outcome) in classes:
+                    text = write(request, outcome)
                     if log.is_json():
-                        _log.record(fields(request, outcome))
+                        _log.record({"msg": text, **fields(request, outcome)})
                     else:
-                        _queries.info(write(request, outcome))
+                        _queries.info(text)
                 return
 
 
 def fields(request: Request, outcome: Outcome) -> dict[str, object]:
-    """A query as an object, for `-log-format json`: numbers are numbers, and all that the text has is there."""
-    size = _size(request, outcome)
+    """A query as an object, for `-log-format json`: the fields of CoreDNS 1.15, and the reply's flags."""
     return {
-        "client_ip": str(request.peer[0]), "client_port": request.peer[1], "id": request.id,
-        "opcode": request.data[2] >> 3 & 15, "proto": request.proto, "qname": to_text(request.asked.name),
-        "qtype": iana.type_text(request.question.type), "qclass": iana.class_text(request.question.cls),
-        "size": len(request.data), "do": request.edns is not None and request.edns.do, "bufsize": int(_FIELDS[">bufsize"](request, outcome)),
+        "client_ip": str(request.peer[0]), "client_port": request.peer[1], "qname": to_text(request.asked.name),
+        "qtype": iana.type_text(request.question.type), "qclass": iana.class_text(request.question.cls), "protocol": request.proto,
+        "id": request.id, "opcode": request.data[2] >> 3 & 15, "request_size": len(request.data),
+        "dnssec_ok": request.edns is not None and request.edns.do, "bufsize": int(_FIELDS[">bufsize"](request, outcome)),
         "rcode": iana.rcode_text(outcome.rcode) if outcome.rcode >= 0 else "", "rflags": _flags(request, outcome),
-        "rsize": int(size), "duration_seconds": round(time.monotonic() - request.now, 9),
+        "response_size": int(_size(request, outcome)), "duration_seconds": round(time.monotonic() - request.now, 9),
     }  # fmt: skip
 
 
@@ -167,16 +168,20 @@ def _host(address: tuple[object, ...] | None) -> str:
 
 
 def _flags(request: Request, outcome: Outcome) -> str:
-    if type(outcome) is not Answer:
+    if type(outcome) is Answer:
+        own = outcome.flags
+    elif type(outcome) is Bare:
+        own = 0
+    else:
         return "-"
-    word = iana.QR | outcome.flags | (iana.RD if request.rd else 0) | (iana.CD if request.cd else 0)
+    word = iana.QR | own | (iana.RD if request.rd else 0) | (iana.CD if request.cd else 0)
     return ",".join(text for bit, text in _FLAGS if word & bit)
 
 
 def _size(request: Request, outcome: Outcome) -> str:
     if type(outcome) is Answer:
         return str(request.end + len(outcome.rendered(request.asked.name).data))
-    return "0"
+    return str(request.end) if type(outcome) is Bare else "0"
 
 
 def seconds_text(value: float) -> str:

@@ -1,7 +1,8 @@
 """reload - reads the Corefile again when it has changed.
 
 The Corefile and all that it imports are read every INTERVAL, and compared by the SHA-512 of what they say. A new
-Corefile that is wrong, or cannot be started, leaves the old one serving, with a line that says where.
+Corefile that is wrong, empty or gone, or cannot be started, leaves the old one serving, with a line that says where; it is
+tried once, and counted.
 
 ## Syntax
 
@@ -89,6 +90,7 @@ class Reload(Plugin):
         # The watch must outlive this object while it loads the next configuration: it is the runtime's.
         watch = await runtime.acquire("reload", lambda: _Watch(runtime))
         watch.config = self.config
+        runtime.on_serving.append(watch.announce)
 
     async def stop(self) -> None:
         if self.runtime is not None:
@@ -100,6 +102,7 @@ class _Watch:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.config = Config()
+        self.seen = runtime.loaded
         self.task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -111,30 +114,27 @@ class _Watch:
             self.task.cancel()
         self.task = None
 
+    def announce(self) -> None:
+        """Says what is served from now on."""
+        self.seen = self.runtime.loaded
+        digest = hashlib.sha512(self.seen.encode()).hexdigest()
+        VERSION.slots.clear()
+        VERSION.slot("sha512", digest)[0] = 1
+        _log.info(f"Running configuration SHA512 = {digest}")
+
     async def _watch(self) -> None:
         runtime = self.runtime
         assert runtime.fingerprint is not None and runtime.reload is not None
-        seen = _digest(runtime.fingerprint())
-        _log.info(f"Running configuration SHA512 = {seen}")
         while self.task is not None:
             config = self.config
             await asyncio.sleep(config.interval + random.uniform(-config.jitter / 2, config.jitter / 2))
             try:
-                now = _digest(runtime.fingerprint())
+                now = runtime.fingerprint()
             except (CorefileError, OSError) as error:
-                _log.warning(f"Corefile parse failed: {error}")
+                now = f"error: {error}"
+            if now == self.seen:
                 continue
-            if now == seen:
-                continue
-            seen = now  # a bad one is tried once, not at every look
-            VERSION.slots.clear()
-            VERSION.slot("sha512", now)[0] = 1
-            if await runtime.reload():
-                _log.info(f"Running configuration SHA512 = {now}")
-            else:
+            self.seen = now  # a bad one is tried once, not at every look
+            if now != runtime.loaded and not await runtime.reload():
                 FAILED.slot()[0] += 1
-                _log.error("Corefile changed but reload failed")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha512(text.encode()).hexdigest()
+                _log.error("Corefile changed but reload failed, as the line before says; the one before is still served")

@@ -85,15 +85,29 @@ def fail(text: str) -> int:
 
 
 def source(conf: str, port: int) -> Callable[[], Corefile]:
-    """Where the Corefile is read from, each time: -conf, ./Corefile, or the built-in one. Raises CorefileError or OSError."""
+    """Where the Corefile is read from, each time: -conf, ./Corefile, or the built-in one. Raises CorefileError or OSError.
+
+    An empty Corefile stands for the built-in one, but not where one was served before: a file that is being written
+    again must not take all names away.
+    """
     if conf == "stdin" and not sys.stdin.isatty():
         text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
         return lambda: _or_builtin(build.read(text, "stdin", default_port=port), port)
-    if conf and conf != "stdin":
-        return lambda: _or_builtin(build.read(read_file(conf), conf, default_port=port), port)
-    if os.path.lexists("Corefile"):
-        return lambda: _or_builtin(build.read(read_file("Corefile"), "Corefile", default_port=port), port)
-    return lambda: _builtin(port)
+    path = conf if conf != "stdin" else ""
+    if not path and not os.path.lexists("Corefile"):
+        return lambda: _builtin(port)
+    path = path or "Corefile"
+    served = False
+
+    def reread() -> Corefile:
+        nonlocal served
+        corefile = build.read(read_file(path), path, default_port=port)
+        if served and not corefile.blocks:
+            raise CorefileError(None, f"{path} is empty: what was served before stays")
+        served = served or bool(corefile.blocks)
+        return _or_builtin(corefile, port)
+
+    return reread
 
 
 def read_file(path: str) -> str:
@@ -161,6 +175,8 @@ class _Life:
 
     async def run(self) -> int:
         self.server.runtime.stop = self._exit
+        # Zones, then what plugins say, then versions: the order in which CoreDNS's log begins.
+        self.server.opened = lambda: self._say(self.server.banner())
         loop = asyncio.get_running_loop()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -181,21 +197,19 @@ class _Life:
             log.stop_writer()
             return fail(str(error))
         loop.add_signal_handler(signal.SIGUSR1, self._reload)
-        self._say()
+        self._say([*version_lines(), *(self.greeting(self.server) if self.greeting is not None else ())])
         self._write_pid()
         await self.told.wait()
         await self._end()
         log.stop_writer()
         return self.code
 
-    def _say(self) -> None:
-        if not self.quiet:
-            greeting = self.greeting(self.server) if self.greeting is not None else []
-            for line in (*self.server.banner(), *version_lines(), *greeting):
-                if log.is_json():
-                    _log.info(line)
-                else:
-                    log.emit(line + "\n")
+    def _say(self, lines: list[str]) -> None:
+        for line in lines if not self.quiet else ():
+            if log.is_json():
+                _log.info(line)
+            else:
+                log.emit(line + "\n")
 
     def _write_pid(self) -> None:
         if self.pidfile:

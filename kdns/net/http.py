@@ -6,6 +6,7 @@ Laws: a request is at most 8 KiB and 5 s; at most 100 connections; what is wrong
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
@@ -39,9 +40,12 @@ Route = Callable[[], Awaitable[Response]]
 class HttpServer:
     """Serves routes on one address. The last route added for a path answers; when it goes, the one before does."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None = None, headers: str = "") -> None:
+        """`headers`: finished lines that every reply has."""
         self.host = host
         self.port = port
+        self.tls = tls
+        self.headers = headers
         self.routes: dict[str, list[Route]] = {}
         self.servers: list[asyncio.Server] = []
         self.open: set[asyncio.Task[None]] = set()
@@ -68,12 +72,17 @@ class HttpServer:
             for host in hosts:
                 socks.append(bind(socket.SOCK_STREAM, host, self.port, reuse_port=True))
             for sock in socks:
-                self.servers.append(await asyncio.start_server(self._serve, sock=sock, limit=MAX_REQUEST))
+                self.servers.append(await self._listen(sock))
             self.port = socks[0].getsockname()[1]
         except BaseException:
             for sock in socks:
                 sock.close()
             raise
+
+    async def _listen(self, sock: socket.socket) -> asyncio.Server:
+        # A handshake that does not come to its end is given up like a request that does not.
+        patience = TIMEOUT if self.tls is not None else None
+        return await asyncio.start_server(self._serve, sock=sock, limit=MAX_REQUEST, ssl=self.tls, ssl_handshake_timeout=patience)
 
     async def stop(self) -> None:
         """Closes everything."""
@@ -135,7 +144,7 @@ class HttpServer:
         status, body, content_type = response
         head = (
             f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}\r\nContent-Type: {content_type}\r\n"
-            f"Content-Length: {len(body)}\r\n" + ("" if keep else "Connection: close\r\n") + "\r\n"
+            f"Content-Length: {len(body)}\r\n{self.headers}" + ("" if keep else "Connection: close\r\n") + "\r\n"
         )
         writer.write(head.encode() + (b"" if method == "HEAD" else body))
         with contextlib.suppress(ConnectionError):

@@ -24,13 +24,16 @@ class Runtime:
     """Shared resources by key, and hooks into the server's life.
 
     `before_stop` are awaited when the server is told to stop, while it still answers (lameduck).
-    `reload` reads the Corefile again and serves by it; `fingerprint` reads it and says what it comes to; `stop` ends the
-    process with a code.
+    `on_serving` are called once the sockets of a configuration are open, and then forgotten. `loaded` is what the
+    configuration that is being started, or is served, comes to. `reload` reads the Corefile again and serves by it;
+    `fingerprint` reads it and says what it comes to; `stop` ends the process with a code.
     """
 
     def __init__(self) -> None:
         self._held: dict[Hashable, tuple[Resource, int]] = {}
         self.before_stop: list[Callable[[], Awaitable[None]]] = []
+        self.on_serving: list[Callable[[], None]] = []
+        self.loaded = ""
         self.reload: Callable[[], Awaitable[bool]] | None = None
         self.fingerprint: Callable[[], str] | None = None
         self.stop: Callable[[int], None] | None = None

@@ -99,6 +99,8 @@ class Server:
         self.instance: Instance | None = None
         self.listeners: dict[Group, Listeners] = {}
         self.reloading = asyncio.Lock()
+        # Called when the sockets are open, before the plugins say what they have to say of it.
+        self.opened: Callable[[], None] = lambda: None
 
     async def start(self, corefile: Corefile) -> None:
         """Loads, starts the plugins, opens the sockets. Raises CorefileError or OSError; then nothing is left open."""
@@ -108,12 +110,15 @@ class Server:
         try:
             instance = build(corefile)
             instance.load()
+            self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(instance)
         except BaseException:
             collection.release()
             raise
         self.instance = instance
         self.listeners = opened
+        self.opened()
+        self._announce()
         REFRESH.append(self._refresh)
         collection.settle()
 
@@ -139,11 +144,15 @@ class Server:
         new = build(corefile)
         for warning in corefile.warnings:
             _log.warning(warning)
+        before = self.runtime.loaded
         try:
             # Files are read and names resolved where waiting holds nobody.
             await asyncio.to_thread(new.load)
+            self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(new)
         except BaseException:
+            self.runtime.loaded = before
+            self.runtime.on_serving.clear()
             over()
             raise
         for group, dispatcher in new.dispatchers.items():
@@ -155,6 +164,7 @@ class Server:
         self.instance = new
         await _drain(old, DRAIN)
         await _stop(old.plugins)
+        self._announce()
         over()
 
     async def _bring_up(self, instance: Instance) -> dict[Group, Listeners]:
@@ -245,6 +255,11 @@ class Server:
                     on = f" on {host}" if host else ""
                     lines.append(f"{key}{on}")
         return sorted(set(lines))
+
+    def _announce(self) -> None:
+        calls, self.runtime.on_serving = self.runtime.on_serving, []
+        for call in calls:
+            call()
 
     def _refresh(self) -> None:
         LOST_LINES.slot("queue")[0] = log.dropped()

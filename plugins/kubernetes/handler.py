@@ -170,7 +170,7 @@ class Kubernetes(Plugin):
             if time.monotonic() >= end:
                 _log.warning("starting server with unsynced Kubernetes API")
                 return
-            _log.info("waiting for Kubernetes API before starting server")
+            _log.info("waiting for Kubernetes API: cluster names are SERVFAIL until it has listed, all others are answered")
             await asyncio.sleep(min(_WAIT_LOG, max(end - time.monotonic(), 0.01)))
 
     def _count(self) -> None:

@@ -255,6 +255,30 @@ def test_hangup_is_ignored_and_usr1_reloads(tmp_path: Path, processes: list[Proc
     assert process.end() == 0
 
 
+def test_the_log_begins_as_coredns_does_zones_hash_versions(tmp_path: Path, processes: list[Process]) -> None:
+    path, port = corefile(tmp_path, ".:{port} {\n bind 127.0.0.1\n reload\n whoami\n}\n")
+    process = Process("-conf", path)
+    processes.append(process)
+    process.until("linux/")
+    zone, digest, version, _ = process.lines
+    assert zone == f".:{port} on 127.0.0.1" and version.startswith("kdns-")
+    assert digest.startswith("[INFO] plugin/reload: Running configuration SHA512 = ") and len(digest.split()[-1]) == 128
+
+
+def test_a_corefile_that_is_emptied_while_it_is_written_again_takes_no_name_away(
+    tmp_path: Path, processes: list[Process]
+) -> None:
+    path, port = corefile(tmp_path)
+    process = Process("-conf", path)
+    processes.append(process)
+    process.until("linux/")
+    Path(path).write_text("")
+    process.process.send_signal(signal.SIGUSR1)
+    assert process.until("[ERROR] Restart failed").endswith(f"{path} is empty: what was served before stays")
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+
+
 # check.
 
 

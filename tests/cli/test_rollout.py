@@ -125,9 +125,17 @@ def test_json_logs_are_an_object_a_line_with_a_querys_fields(tmp_path: Path, pro
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"]) for line in found)
     query = next(line for line in found if line.get("plugin") == "log" and line["rcode"] == "NOERROR")
     assert query["qname"] == 'a\\"\\010.' and query["client_ip"] == "127.0.0.1" and query["client_port"] == source
+    # CoreDNS 1.15's names, so that what reads its logs reads these.
+    assert set(query) == {
+        "time", "level", "plugin", "msg", "client_ip", "client_port", "qname", "qtype", "qclass", "protocol", "id", "opcode",
+        "request_size", "dnssec_ok", "bufsize", "rcode", "rflags", "response_size", "duration_seconds",
+    }  # fmt: skip
+    assert f'{source} - 4660 "A IN' in query["msg"] and query["protocol"] == "udp" and query["request_size"] == 21
+    bare = next(line for line in found if line.get("plugin") == "log" and line["rcode"] == "SERVFAIL")
+    assert bare["rflags"] == "qr,rd" and bare["response_size"] == 27
     assert query["qtype"] == "A" and query["id"] == 0x1234 and 0 < query["duration_seconds"] < 1 and query["level"] == "INFO"
     failed = next(line for line in found if line.get("plugin") == "errors")
-    assert failed["level"] == "ERROR" and failed["message"].startswith("2 x.bad.org. A: ")
+    assert failed["level"] == "ERROR" and failed["msg"].startswith("2 x.bad.org. A: ")
 
 
 def test_a_bad_log_format_is_said(tmp_path: Path, processes: list[Process]) -> None:  # noqa: F811

@@ -123,8 +123,12 @@ def test_the_reload_plugin_follows_a_file_and_its_imports(
     eventually(lambda: failed[0] == before + 1)
     assert any(f"{extra}:3:" in line for line in lines)
     assert data(server.ask("a.org.")) == ["10.0.0.2"]
+    # What cannot even be parsed is counted too, once and not at every look.
     extra.write_text("hosts /nowhere {\n")
-    eventually(lambda: any("Corefile parse failed" in line for line in lines))
+    eventually(lambda: failed[0] == before + 2)
+    extra.unlink()
+    eventually(lambda: failed[0] == before + 3)
+    assert sum("Corefile changed but reload failed" in line for line in lines) == 3
     extra.write_text("hosts /nowhere {\n 10.0.0.4 a.org\n}\n")
     eventually(lambda: data(server.ask("a.org.")) == ["10.0.0.4"])
 
@@ -149,3 +153,38 @@ def test_the_soa_serial_never_falls_through_a_reload_or_a_wrong_clock(
     assert serial() >= first
     assert server.reload(server.text.replace("manifests", "ttl 60\n manifests"))
     assert serial() >= first
+
+
+def test_the_hash_that_is_shown_is_that_of_what_is_served(serve: Serve, lines: list[str]) -> None:
+    def shown() -> list[str]:
+        return [value for (_, value), slot in reload_plugin.VERSION.slots.items() if slot[0]]
+
+    server = serve(text("10.0.0.1", "reload"))
+    first = shown()
+    assert any(line.endswith(f"Running configuration SHA512 = {first[0]}") for line in lines)
+    lines.clear()
+    assert server.reload(text("10.0.0.2", "reload"))
+    second = shown()
+    assert len(first) == len(second) == 1 and first != second
+    said = [line for line in lines if "Reload" in line or "SHA512" in line]
+    assert said == [
+        "[INFO] Reloading", f"[INFO] plugin/reload: Running configuration SHA512 = {second[0]}", "[INFO] Reloading complete",
+    ]  # fmt: skip
+    assert not server.reload("nonsense {") and shown() == second
+
+
+def test_a_reload_leaves_no_panel_of_enabled_plugins_empty(serve: Serve) -> None:
+    port = free_port()
+    body = text("10.0.0.1", f"prometheus 127.0.0.1:{port}\n errors")
+    server = serve(body)
+
+    def enabled() -> list[str]:
+        lines = http_get(port, "/metrics")[1].splitlines()
+        mark = f'server="dns://127.0.0.1:{server.port}"'
+        return sorted(line for line in lines if line.startswith("coredns_plugin_enabled{") and mark in line)
+
+    before = enabled()
+    assert len(before) == 3
+    assert server.reload(body) and enabled() == before
+    assert not server.reload(body + f".:{server.port} {{\n}}") and enabled() == before
+    assert server.reload(text("10.0.0.1", f"prometheus 127.0.0.1:{port}")) and len(enabled()) == 2

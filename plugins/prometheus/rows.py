@@ -1,0 +1,115 @@
+"""The families that queries are counted in, and the rows that make counting cheap.
+
+Theory of operation. A query touches five families. Its row, found by one key, holds their slots; sizes and code go into a
+tally by one integer, and only a scrape (or a full tally) brings that into the buckets.
+"""
+
+from bisect import bisect_left
+from time import monotonic
+from typing import Final
+
+from kdns.dns import iana
+from kdns.metrics import TIME_BUCKETS, Counter, Gauge, Histogram, Slot
+from kdns.pipeline import Outcome, Request
+
+SIZE_BUCKETS: Final = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16e3, 32e3, 48e3, 64e3)
+COUNTED_TYPES: Final = frozenset((
+    iana.A, iana.AAAA, iana.CNAME, iana.DNSKEY, iana.DS, iana.MX, iana.NS, iana.NSEC, 50, iana.PTR, iana.RRSIG, iana.SOA,
+    iana.SRV, iana.TXT, iana.HTTPS, iana.SVCB, iana.IXFR, iana.AXFR, iana.ANY,
+))  # fmt: skip
+
+BUILD: Final = Gauge(
+    "coredns_build_info", "A metric with a constant '1' value labeled by version, revision, and goversion.",
+    ("version", "revision", "goversion"),
+)  # fmt: skip
+REQUESTS: Final = Counter(
+    "coredns_dns_requests_total", "Counter of DNS requests made per zone, protocol and family.",
+    ("server", "zone", "view", "proto", "family", "type"),
+)  # fmt: skip
+DURATION: Final = Histogram(
+    "coredns_dns_request_duration_seconds", "Histogram of the time (in seconds) each request took per zone.", TIME_BUCKETS,
+    ("server", "zone", "view"),
+)  # fmt: skip
+REQUEST_SIZE: Final = Histogram(
+    "coredns_dns_request_size_bytes",
+    "Size of the EDNS0 UDP buffer in bytes (64K for TCP) per zone and protocol.",
+    SIZE_BUCKETS,
+    ("server", "zone", "view", "proto"),
+)
+RESPONSE_SIZE: Final = Histogram(
+    "coredns_dns_response_size_bytes", "Size of the returned response in bytes.", SIZE_BUCKETS,
+    ("server", "zone", "view", "proto"),
+)  # fmt: skip
+DO: Final = Counter(
+    "coredns_dns_do_requests_total", "Counter of DNS requests with DO bit set per zone.", ("server", "zone", "view")
+)
+RESPONSES: Final = Counter(
+    "coredns_dns_responses_total", "Counter of response status codes.", ("server", "zone", "view", "rcode", "plugin")
+)
+ENABLED: Final = Gauge(
+    "coredns_plugin_enabled", "A metric that indicates whether a plugin is enabled on per server and zone basis.",
+    ("server", "zone", "view", "name"),
+)  # fmt: skip
+
+# Entries of a tally: as many different pairs of sizes as a busy row has in a minute; then it is poured out.
+MAX_TALLY: Final = 4096
+NO_REPLY: Final = 0xFFFF  # stands for the code of a query without a reply
+BARE: Final = 0x4000  # beside a code that the server itself wrote: no plugin did, as the label `plugin` then says
+FIRST_BUCKET: Final = TIME_BUCKETS[0]
+REPEATED: Final = 0.000002  # seconds a repeated reply takes between reading and sending, measured
+
+
+class Row:
+    """The slots that a query of one listener, zone, transport, family and type adds to."""
+
+    __slots__ = ("do", "duration", "labels", "plugin", "request_size", "requests", "response_size", "responses", "tally")
+
+    def __init__(self, server: str, zone: str, view: str, proto: str, family: str, qtype: int, plugin: str) -> None:
+        text = iana.type_text(qtype) if qtype in COUNTED_TYPES else "other"
+        self.labels = (server, zone, view)
+        self.plugin = plugin
+        self.requests: Slot = REQUESTS.slot(server, zone, view, proto, family, text)
+        self.duration: Slot = DURATION.slot(server, zone, view)
+        self.request_size: Slot = REQUEST_SIZE.slot(server, zone, view, proto)
+        self.response_size: Slot = RESPONSE_SIZE.slot(server, zone, view, proto)
+        self.do: Slot = DO.slot(server, zone, view)
+        self.responses: dict[int, Slot] = {}
+        # Queries by sizes and code, not yet in the slots: request octets << 32 | response octets << 16 | rcode.
+        self.tally: dict[int, int] = {}
+
+    def pour(self) -> None:
+        """Brings the tally into the slots."""
+        tally, self.tally = self.tally, {}
+        for key, count in tally.items():
+            asked, said, rcode = key >> 32, key >> 16 & 0xFFFF, key & 0xFFFF
+            self.requests[0] += count
+            _add(self.request_size, asked, count)
+            if rcode == NO_REPLY:
+                continue
+            _add(self.response_size, said, count)
+            responses = self.responses.get(rcode)
+            if responses is None:
+                responses = self.response(rcode)
+            responses[0] += count
+
+    def response(self, rcode: int) -> Slot:
+        """The slot of a response code (and who wrote it), made when it is first met."""
+        plugin = "" if rcode & BARE else self.plugin
+        made = self.responses[rcode] = RESPONSES.slot(*self.labels, iana.rcode_text(rcode & ~BARE), plugin)
+        return made
+
+
+def _add(slot: Slot, size: int, count: int) -> None:
+    slot[0] += size * count
+    slot[bisect_left(SIZE_BUCKETS, size) + 1] += count
+
+
+def dropped(request: Request, outcome: Outcome) -> None:
+    """A query that no block answers: counted with the zone `dropped`, as the original does."""
+    family = "2" if len(request.peer) == 4 else "1"
+    row = Row(request.server.label, "dropped", "", request.proto, family, request.question.type, "")
+    row.requests[0] += 1
+    DURATION.observe(row.duration, monotonic() - request.now)
+    REQUEST_SIZE.observe(row.request_size, len(request.data))
+    RESPONSE_SIZE.observe(row.response_size, request.end)
+    row.response(outcome.rcode)[0] += 1

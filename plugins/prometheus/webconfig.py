@@ -1,0 +1,132 @@
+"""The web configuration file of Prometheus' exporters (YAML): TLS for /metrics, and headers of its replies.
+
+What it says and kdns does not do is an error that names it: a password that is silently not asked for would be worse than none.
+"""
+
+import os
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import yaml
+
+from kdns.corefile import CorefileError
+
+_VERSIONS: Final = {
+    "TLS10": ssl.TLSVersion.TLSv1, "TLS11": ssl.TLSVersion.TLSv1_1, "TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3,
+}  # fmt: skip
+_CLIENTS: Final = {
+    "": ssl.CERT_NONE, "NoClientCert": ssl.CERT_NONE, "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
+    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+}  # fmt: skip
+_TLS: Final = ("cert_file", "key_file", "client_auth_type", "client_ca_file", "min_version", "max_version")
+# Of no effect here: kdns speaks HTTP/1.1, and OpenSSL chooses as its own policy says.
+_IDLE: Final = ("prefer_server_cipher_suites", "cipher_suites", "curve_preferences")
+# Parts of a header that an exporter lets the file set.
+_HEADERS: Final = (
+    "Content-Security-Policy", "Strict-Transport-Security", "X-Content-Type-Options", "X-Frame-Options", "X-XSS-Protection",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class WebConfig:
+    """`context`: None for plain HTTP. `headers` are finished lines."""
+
+    context: ssl.SSLContext | None = None
+    headers: str = ""
+
+
+@dataclass(slots=True)
+class _Tls:
+    folder: str
+    values: dict[str, str] = field(default_factory=dict)
+
+    def path(self, name: str) -> str:
+        # As with the exporters, beside the file that names it.
+        return os.path.join(self.folder, self.values[name])
+
+    def context(self) -> ssl.SSLContext:
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.minimum_version = _choice(self.values, "min_version", _VERSIONS, ssl.TLSVersion.TLSv1_2)
+        if "max_version" in self.values:
+            made.maximum_version = _choice(self.values, "max_version", _VERSIONS, ssl.TLSVersion.TLSv1_3)
+        made.load_cert_chain(self.path("cert_file"), self.path("key_file"))
+        made.verify_mode = _choice(self.values, "client_auth_type", _CLIENTS, ssl.CERT_NONE)
+        if "client_ca_file" in self.values:
+            if made.verify_mode == ssl.CERT_NONE:
+                raise ValueError("client_ca_file needs a client_auth_type that verifies (RequireAndVerifyClientCert)")
+            made.load_verify_locations(self.path("client_ca_file"))
+        elif made.verify_mode != ssl.CERT_NONE:
+            raise ValueError("client_auth_type needs client_ca_file")
+        return made
+
+    def state(self) -> list[tuple[float, int]]:
+        stats = [os.stat(self.path(name)) for name in ("cert_file", "key_file", "client_ca_file") if name in self.values]
+        return [(stat.st_mtime, stat.st_ino) for stat in stats]
+
+
+def read(path: str) -> WebConfig:
+    """What a file says. Raises CorefileError with the path and what to change."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = yaml.safe_load(file)
+        return _understand(found or {}, os.path.dirname(path))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        raise CorefileError(None, f"prometheus: the web configuration {path}: {text}") from None
+
+
+def _understand(found: Any, folder: str) -> WebConfig:
+    top = _mapping(found, "the file", ("tls_server_config", "http_server_config"))
+    out = WebConfig()
+    tls = _mapping(top.get("tls_server_config") or {}, "tls_server_config", (*_TLS, *_IDLE))
+    if tls:
+        config = _Tls(folder, {name: str(value) for name, value in tls.items() if name in _TLS and value})
+        for name in ("cert_file", "key_file"):
+            if name not in config.values:
+                raise ValueError(f"tls_server_config: {name} is missing")
+        out.context = config.context()
+        out.context.sni_callback = _refresher(config)
+    http = _mapping(top.get("http_server_config") or {}, "http_server_config", ("http2", "headers"))
+    for name, value in _mapping(http.get("headers") or {}, "headers", _HEADERS).items():
+        if not str(value).isprintable():
+            raise ValueError(f"headers: {name} has a character that no header can have")
+        out.headers += f"{name}: {value}\r\n"
+    return out
+
+
+def _refresher(config: _Tls) -> Callable[[Any, Any, Any], None]:
+    """Before each handshake: certificates whose files have changed are read again. What cannot be read stays as it was."""
+    known = config.state()
+    current: ssl.SSLContext | None = None
+
+    def look(connection: Any, name: Any, context: Any) -> None:
+        nonlocal known, current
+        try:
+            now = config.state()
+            if now != known:
+                current, known = config.context(), now
+        except (OSError, ValueError):
+            pass
+        if current is not None:
+            connection.context = current
+
+    return look
+
+
+def _mapping(found: Any, what: str, known: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f"{what} is no mapping")
+    for name in found:
+        if name not in known:
+            raise ValueError(f"{name} is not supported by kdns (there are: {', '.join(known)})")
+    return found
+
+
+def _choice(values: dict[str, str], name: str, choices: dict[str, Any], default: Any) -> Any:
+    if name not in values:
+        return default
+    if values[name] not in choices:
+        raise ValueError(f'{name}: "{values[name]}" is none of {", ".join(word for word in choices if word)}')
+    return choices[values[name]]
