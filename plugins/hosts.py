@@ -45,7 +45,7 @@ A, AAAA and PTR for the names and addresses of the file and of lines in the Core
 import asyncio
 import ipaddress
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -134,11 +134,13 @@ class Hosts(Plugin):
         self.lines: list[str] = []
         self.complaint = ""
         self.store = Store()
+        self.bound: Callable[[bytes, bool], int] = lambda name, denial: iana.MAX_TTL
         self.task: asyncio.Task[None] | None = None
 
     # Life.
 
     def load(self, block: Block) -> None:
+        self.bound = block.ttl_bounds(self)
         self.path = block.path(self.config.path)
         self._look()
         self._build()
@@ -213,12 +215,12 @@ class Hosts(Plugin):
                 if config.reverse and not host.startswith(b"\x01*"):
                     pointers.setdefault(address, []).append(host)
         for number, ((host, rtype), addresses) in enumerate(names.items()):
-            store.put(RRset(host, rtype, config.ttl, tuple(dict.fromkeys(addresses))))
+            store.put(RRset(host, rtype, min(config.ttl, self.bound(host, False)), tuple(dict.fromkeys(addresses))))
             if number % 200 == 199:
                 yield
         for address, hosts in pointers.items():
             owner = name_of(address)
-            store.put(RRset(owner, iana.PTR, config.ttl, tuple(dict.fromkeys(hosts))))
+            store.put(RRset(owner, iana.PTR, min(config.ttl, self.bound(owner, False)), tuple(dict.fromkeys(hosts))))
         ENTRIES.slot(config.path)[0] = count
 
     # Queries.

@@ -108,10 +108,13 @@ class K8sExternal(Plugin):
         self.zones = sorted(config.zones, key=len, reverse=True)
         self.primary = next((zone for zone in config.zones if not is_reverse(zone)), b"\0")
         self.cluster: ClusterServices | None = None
+        self.ttl = config.ttl
         self.block: Block | None = None
 
     def wire(self, block: Block) -> None:
         self.block = block
+        bound = block.ttl_bounds(self)
+        self.ttl = min(self.config.ttl, *(bound(zone, denial) for zone in self.zones for denial in (False, True)))
         clusters = block.all(ClusterServices)  # type: ignore[type-abstract]
         if not clusters:
             raise CorefileError(block.keys.at, "plugin/k8s_external: it needs the plugin kubernetes in the same server block")
@@ -157,18 +160,18 @@ class K8sExternal(Plugin):
         return self._none(request.question.name, zone, iana.NXDOMAIN)
 
     def _none(self, name: bytes, zone: bytes, rcode: int) -> Answer:
-        return negative(name, zone, rcode, _AA, self.config.ttl, self._soa(zone))
+        return negative(name, zone, rcode, _AA, self.ttl, self._soa(zone))
 
     def _soa(self, zone: bytes) -> bytes:
         assert self.cluster is not None
-        mname = b"\x03ns1" + bytes((len(self.config.apex),)) + self.config.apex + zone
-        rname = b"\x0ahostmaster" + zone
-        return rdata.soa(mname, rname, self.cluster.soa_serial(), REFRESH, RETRY, EXPIRE, self.config.ttl)
+        apex = bytes((len(self.config.apex),)) + self.config.apex + zone
+        mname, rname = b"\x03ns1" + apex, b"\x0ahostmaster" + apex
+        return rdata.soa(mname, rname, self.cluster.soa_serial(), REFRESH, RETRY, EXPIRE, self.ttl)
 
     # The apex, and the name server's name below it.
 
     def _apex(self, zone: bytes, qtype: int) -> Answer | None:
-        ttl = self.config.ttl
+        ttl = self.ttl
         if qtype == iana.SOA:
             return Answer(iana.NOERROR, _AA, (RRset(zone, iana.SOA, ttl, (self._soa(zone),)),), own=True)
         if qtype == iana.NS:
@@ -194,7 +197,7 @@ class K8sExternal(Plugin):
     def _address_sets(self, owner: bytes, addresses: Iterable[bytes]) -> list[RRset]:
         every = tuple(dict.fromkeys(addresses))
         sets = ((iana.A, tuple(a for a in every if len(a) == 4)), (iana.AAAA, tuple(a for a in every if len(a) == 16)))
-        return [RRset(owner, rtype, self.config.ttl, found) for rtype, found in sets if found]
+        return [RRset(owner, rtype, self.ttl, found) for rtype, found in sets if found]
 
     # Services.
 
@@ -232,7 +235,7 @@ class K8sExternal(Plugin):
         target = _target(hosts)
         if target is None or qtype not in (iana.A, iana.AAAA, iana.CNAME):
             return self._none(name, zone, iana.NOERROR)
-        cname = RRset(name, iana.CNAME, self.config.ttl, (target,))
+        cname = RRset(name, iana.CNAME, self.ttl, (target,))
         if qtype == iana.CNAME:
             return Answer(iana.NOERROR, _AA, (cname,), own=True)
         found: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, qtype), partial(_joined, cname))
@@ -243,7 +246,7 @@ class K8sExternal(Plugin):
         weight = max(100 // max(len(addresses) * len(ports), 1), 1)
         srvs = tuple(dict.fromkeys(rdata.srv(0, weight, p.number, target) for p in ports if p.number >= 0))
         glue = self._address_sets(base, addresses)
-        return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.config.ttl, srvs),) if srvs else (), (), glue, own=True)
+        return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),) if srvs else (), (), glue, own=True)
 
     def _headless(self, request: Request, zone: bytes, entry: Entry, endpoint: bytes, ports: list[Port]) -> Outcome | None:
         name, qtype = request.question.name, request.question.type
@@ -262,7 +265,7 @@ class K8sExternal(Plugin):
             weight = max(100 // len(found), 1)
             srvs = tuple(dict.fromkeys(rdata.srv(0, weight, p.number, label + base) for label in found.values() for p in ports))
             glue = [rrset for address, label in found.items() for rrset in self._address_sets(label + base, (address,))]
-            return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.config.ttl, srvs),), (), glue, own=True)
+            return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),), (), glue, own=True)
         sets = [rrset for rrset in self._address_sets(name, found) if rrset.type == qtype]
         return Answer(iana.NOERROR, _AA, sets, own=True) if sets else self._none(name, zone, iana.NOERROR)
 
@@ -276,7 +279,7 @@ class K8sExternal(Plugin):
         if request.question.type != iana.PTR:
             return self._none(name, zone, iana.NOERROR)
         target = _name(entry) + self.primary
-        return Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, self.config.ttl, (target,)),), own=True)
+        return Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, self.ttl, (target,)),), own=True)
 
     # Transfers.
 
@@ -306,7 +309,7 @@ class K8sExternal(Plugin):
             else:
                 target = _target(service.outside_hosts)
                 if target is not None:
-                    yield RRset(base, iana.CNAME, self.config.ttl, (target,))
+                    yield RRset(base, iana.CNAME, self.ttl, (target,))
             for port in service.ports:
                 if port.name and port.number >= 0:
                     owner = b"".join(bytes((len(part) + 1,)) + b"_" + part.encode() for part in (port.name, port.protocol)) + base

@@ -107,3 +107,7 @@ def _number(text: str, table: dict[str, int], prefix: str) -> int | None:
     if digits != text and digits.isascii() and digits.isdecimal() and int(digits) <= 0xFFFF:
         return int(digits)
     return None
+
+
+# The highest TTL there is, in seconds (RFC 2181, section 8).
+MAX_TTL: Final = 2**31 - 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from kdns.corefile import Key, Position
+from kdns.dns.iana import MAX_TTL
 from kdns.dns.name import closest, from_text, to_text
 from kdns.pipeline.plugin import Plugin
-from kdns.pipeline.protocols import Admission
+from kdns.pipeline.protocols import Admission, BoundsTtl
 from kdns.pipeline.run import Pipeline
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class Block:
     def every_zone(self) -> tuple[bytes, ...]:
         """The zones of all blocks of this server."""
         return tuple(dict.fromkeys(zone for block in self.siblings or [self] for zone in block.zones))
+
+    def ttl_bounds(self, owner: Plugin) -> Callable[[bytes, bool], int]:
+        """What says the most seconds that plugins above `owner` let an answer (or a denial) of a name live."""
+        bounds = self.all(BoundsTtl)  # type: ignore[type-abstract]
+        above = [plugin.ttl_bound for plugin in bounds if self.plugins.index(cast(Plugin, plugin)) < self.plugins.index(owner)]
+        return lambda name, denial: min((bound(name, denial) for bound in above), default=MAX_TTL)
 
     def compile(self) -> None:
         """Makes the pipeline of the plugins."""

@@ -132,8 +132,13 @@ class ClusterServices(Protocol):
     def soa_serial(self) -> int:
         """A serial that grows with every change."""
 
-    @property
-    def record_ttl(self) -> int: ...
+
+@runtime_checkable
+class BoundsTtl(Protocol):
+    """A plugin that lets no TTL through that is above its own."""
+
+    def ttl_bound(self, name: bytes, denial: bool) -> int:
+        """The most seconds for answers, or denials, of a name; MAX_TTL where it sets no bound."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """cache - keeps answers for a while.
 
 Answers that kdns itself owns (kubernetes, hosts) are never kept: a change of theirs shows at once, also in a zone
-that is cached.
+that is cached. Their TTL is at most what it would be if they were.
 
 ## Syntax
 

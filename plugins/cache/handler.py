@@ -170,6 +170,14 @@ class Cache(Plugin):
         self.subnets = any(plugin.passes_subnet for plugin in forwards)
         self.block_zones = (*block.every_zone(), *(zone for plugin in forwards for zone in plugin.forwarded_zones()))
 
+    def ttl_bound(self, name: bytes, denial: bool) -> int:
+        """What is not kept here because we own it gets no longer a TTL than if it were."""
+        config = self.config
+        disabled = config.no_denial if denial else config.no_success
+        if config.keepttl or closest(name, config.zones) is None or closest(name, disabled) is not None:
+            return iana.MAX_TTL
+        return config.denial.most if denial else config.success.most
+
     async def start(self, runtime: Runtime) -> None:
         self.view = self.block.view if self.block is not None else ""
 

@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import os
 import time
-from collections.abc import Awaitable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar, Final
 
@@ -68,6 +68,7 @@ class Kubernetes(Plugin):
         super().__init__(config)
         self.config: Config = config
         self.local: tuple[bytes, ...] = ()
+        self.bound: Callable[[bytes, bool], int] = lambda name, denial: iana.MAX_TTL
         self.suffixes: list[bytes] = []
         self.paths: tuple[str, ...] = ()
         self.snapshot = ""
@@ -84,13 +85,14 @@ class Kubernetes(Plugin):
     def attach(self, cluster: Cluster) -> None:
         """Serves this cluster's state from now on."""
         self.cluster = cluster
-        self.records = Records(cluster, self.config, time.time, self.local, self._freshened)
+        self.records = Records(cluster, self.config, time.time, self.local, self._freshened, self.bound)
         self.nodes = self.records.store.index
         self.tails = tuple(zone.name for zone in self.records.zones)
 
     # Life.
 
     def load(self, block: Block) -> None:
+        self.bound = block.ttl_bounds(self)
         self.local = _local_addresses(block.hosts)
         self.suffixes = _own_search_list()
         if self.config.manifests:
@@ -326,11 +328,6 @@ class Kubernetes(Plugin):
         """The serial of the cluster's zones."""
         return self.records.serial
 
-    @property
-    def record_ttl(self) -> int:
-        """The TTL of records, in seconds."""
-        return self.config.ttl
-
     # Queries.
 
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
@@ -407,7 +404,7 @@ class Kubernetes(Plugin):
         if name[: starts[count]] == DNS_VERSION:
             if qtype == iana.TXT:
                 text = MULTICLUSTER_VERSION if zone.imports else VERSION
-                version = RRset(name, iana.TXT, VERSION_TTL, (rdata.txt(text),))
+                version = RRset(name, iana.TXT, min(VERSION_TTL, self.bound(zone.name, False)), (rdata.txt(text),))
                 return Answer(iana.NOERROR, iana.AA, (version,), own=True)
             return records.negative(zone, name, iana.NOERROR)
         if last == b"\x03dns":
@@ -439,7 +436,7 @@ class Kubernetes(Plugin):
             return self.records.apex(zone, name, qtype)
         address = address_of(name)
         if address is not None:
-            found = self.records.pointer(name, address)
+            found = self.records.pointer(zone, name, address)
             if found is not None:
                 return found if qtype == iana.PTR else self.records.negative(zone, name, iana.NOERROR)
             if not self.cluster.synced and not _private(address) and zone.goes_on is not None and zone.goes_on(name):
@@ -464,7 +461,7 @@ class Kubernetes(Plugin):
             return self._missing(request, zone)
         if qtype not in (iana.A, iana.AAAA, iana.CNAME):
             return self.records.negative(zone, name, iana.NOERROR)
-        cname = RRset(name, iana.CNAME, self.records.ttl, (target,))
+        cname = RRset(name, iana.CNAME, zone.ttl, (target,))
         alone = Answer(iana.NOERROR, iana.AA, (cname,), own=True)
         if qtype == iana.CNAME or target == name:
             return alone

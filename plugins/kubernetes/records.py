@@ -56,12 +56,14 @@ class Candidate(NamedTuple):
 class Zone:
     """One of the plugin's zones: its name, whether it is a reverse zone, and what is kept of its negative answers.
 
-    `imports`: its names are those of ServiceImports, of a set of clusters.
+    `imports`: its names are those of ServiceImports, of a set of clusters. TTLs are in seconds.
     """
 
-    def __init__(self, name: bytes, fallthrough: Fallthrough, imports: bool = False) -> None:
+    def __init__(self, name: bytes, fallthrough: Fallthrough, imports: bool, ttl: int, denial_ttl: int) -> None:
         self.name = name
         self.imports = imports
+        self.ttl = ttl
+        self.denial_ttl = denial_ttl
         self.reverse = is_reverse(name)
         # Which names without an answer go on: none in most zones, so that it need not be asked for each.
         self.goes_on = fallthrough.through if fallthrough.meets(name) else None
@@ -81,7 +83,9 @@ class Records:
         wall: Callable[[], float],
         local: Iterable[bytes] = (),
         freshened: Callable[[], None] = lambda: None,
+        bound: Callable[[bytes, bool], int] = lambda name, denial: iana.MAX_TTL,
     ) -> None:
+        """`bound`: the most seconds that answers, or denials, in a zone may live."""
         self.freshened = freshened
         self.cluster = cluster
         self.config = config
@@ -89,8 +93,12 @@ class Records:
         self.ttl = config.ttl
         self.local = tuple(local)
         self.zones = tuple(
-            Zone(zone, config.fallthrough, zone in config.multicluster) for zone in sorted(config.zones, key=len, reverse=True)
-        )
+            Zone(
+                zone, config.fallthrough, zone in config.multicluster, min(config.ttl, bound(zone, False)),
+                min(config.ttl, MAX_SOA_TTL, bound(zone, True)),
+            )
+            for zone in sorted(config.zones, key=len, reverse=True)
+        )  # fmt: skip
         self.forward = tuple(zone for zone in self.zones if not zone.reverse)
         self.primary = config.primary
         self.store = Store()
@@ -206,7 +214,7 @@ class Records:
         key = rcode << 8 | len(name)
         made = zone.negatives.get(key)
         if made is None:
-            made = negative(name, zone.name, rcode, _AA, min(self.ttl, MAX_SOA_TTL), self.soa(zone))
+            made = negative(name, zone.name, rcode, _AA, zone.denial_ttl, self.soa(zone))
             zone.negatives[key] = made
         return made
 
@@ -227,16 +235,16 @@ class Records:
     def _apex(self, zone: Zone, owner: bytes, qtype: int) -> Answer | None:
         if owner != zone.name:
             addresses = dict.fromkeys(address for _, address in self._servers(zone))
-            return self._addresses(owner, qtype, addresses)
+            return self._addresses(zone, owner, qtype, addresses)
         if qtype == iana.SOA:
-            soa = RRset(owner, iana.SOA, min(self.ttl, MAX_SOA_TTL), (self.soa(zone),))
+            soa = RRset(owner, iana.SOA, min(zone.ttl, MAX_SOA_TTL), (self.soa(zone),))
             return Answer(iana.NOERROR, _AA, (soa,), own=True)
         if qtype == iana.NS:
             servers = list(self._servers(zone))
             if servers:
                 names = tuple(dict.fromkeys(name for name, _ in servers))
-                glue = [glued for name in names for glued in self._glue(name, [a for n, a in servers if n == name])]
-                return Answer(iana.NOERROR, _AA, (RRset(owner, iana.NS, self.ttl, names),), (), glue, own=True)
+                glue = [glued for name in names for glued in self._glue(zone, name, [a for n, a in servers if n == name])]
+                return Answer(iana.NOERROR, _AA, (RRset(owner, iana.NS, zone.ttl, names),), (), glue, own=True)
         return None
 
     def _servers(self, zone: Zone) -> Iterator[tuple[bytes, bytes]]:
@@ -263,18 +271,18 @@ class Records:
             for address in self.local:
                 yield b"\x02ns\x03dns" + home, address
 
-    def _glue(self, name: bytes, addresses: Iterable[bytes]) -> list[RRset]:
+    def _glue(self, zone: Zone, name: bytes, addresses: Iterable[bytes]) -> list[RRset]:
         v4 = tuple(dict.fromkeys(address for address in addresses if len(address) == 4))
         v6 = tuple(dict.fromkeys(address for address in addresses if len(address) == 16))
         both = ((iana.A, v4), (iana.AAAA, v6))
-        return [RRset(name, rtype, self.ttl, found) for rtype, found in both if found]
+        return [RRset(name, rtype, zone.ttl, found) for rtype, found in both if found]
 
-    def _addresses(self, owner: bytes, qtype: int, addresses: Iterable[bytes]) -> Answer | None:
+    def _addresses(self, zone: Zone, owner: bytes, qtype: int, addresses: Iterable[bytes]) -> Answer | None:
         width = 4 if qtype == iana.A else 16 if qtype == iana.AAAA else 0
         found = tuple(address for address in addresses if len(address) == width)
         if not found:
             return None
-        return Answer(iana.NOERROR, _AA, (RRset(owner, qtype, self.ttl, found),), own=True)
+        return Answer(iana.NOERROR, _AA, (RRset(owner, qtype, zone.ttl, found),), own=True)
 
     # Services.
 
@@ -310,7 +318,7 @@ class Records:
         wanted = (port.decode("latin-1"), protocol.decode("latin-1"))
         if qtype in (iana.A, iana.AAAA) and not endpoint and service.kind == HEADLESS:
             addresses = _endpoints(entry, *wanted)
-            return self._keep(zone, name, qtype, self._addresses(name, qtype, addresses)) if addresses else None
+            return self._keep(zone, name, qtype, self._addresses(zone, name, qtype, addresses)) if addresses else None
         found = self._candidates(entry, service, endpoint, *wanted, source)
         if found is None:
             return None
@@ -385,7 +393,7 @@ class Records:
 
     def _answer(self, zone: Zone, name: bytes, entry: Entry, qtype: int, found: list[Candidate]) -> Answer | None:
         if qtype in (iana.A, iana.AAAA):
-            return self._addresses(name, qtype, dict.fromkeys(candidate.address for candidate in found))
+            return self._addresses(zone, name, qtype, dict.fromkeys(candidate.address for candidate in found))
         if qtype != iana.SRV:
             return None
         base = self.service_name(entry, zone.name)
@@ -402,12 +410,12 @@ class Records:
             return None
         if sum(len(data) for data in records) + 12 * len(records) > MAX_BODY:
             targets.clear()  # the answer alone fills a message
-        glue = [glued for target, addresses in targets.items() for glued in self._glue(target, addresses)]
-        return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, tuple(records)),), (), glue, own=True)
+        glue = [glued for target, addresses in targets.items() for glued in self._glue(zone, target, addresses)]
+        return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, zone.ttl, tuple(records)),), (), glue, own=True)
 
     # Reverse names and Pods.
 
-    def pointer(self, name: bytes, address: bytes) -> Answer | None:
+    def pointer(self, zone: Zone, name: bytes, address: bytes) -> Answer | None:
         """The PTR answer for an address; None: no Service has it. A cluster address wins over endpoints'."""
         owner = self.cluster.cluster_owner(address)
         if owner is not None and self._shown(owner):
@@ -421,7 +429,7 @@ class Records:
                     targets.append(bytes((len(label),)) + label + base)
         if not targets:
             return None
-        made = Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, self.ttl, tuple(dict.fromkeys(targets))),), own=True)
+        made = Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, zone.ttl, tuple(dict.fromkeys(targets))),), own=True)
         self.store.add(name).keep(iana.PTR, made)
         self.reverse[address] = name
         return made
@@ -444,7 +452,7 @@ class Records:
             return None
         if self.config.pods == "verified" and not self.cluster.has_pod(namespace.decode("latin-1"), address):
             return None
-        return self._addresses(name, qtype, (address,)) or self.negative(zone, name, iana.NOERROR)
+        return self._addresses(zone, name, qtype, (address,)) or self.negative(zone, name, iana.NOERROR)
 
 
 def external_target(service: Service) -> bytes | None:

@@ -246,3 +246,32 @@ def test_denials_of_a_plugin_below_broke_the_cache_that_had_not_read_them(serve:
         assert code(server.ask("a.full.org.")) == "NXDOMAIN" and server.ask("a.full.org.").authority[0].ttl <= 7
         assert code(server.ask("a.full.org.", "AAAA")) == "NODATA"
     assert not any("panic" in line for line in lines)
+
+
+@pytest.mark.parametrize(("cache", "svc", "denied", "pointer", "version", "host"), [
+    ("", 600, 300, 600, 28800, 3600),
+    ("cache 20", 20, 20, 20, 20, 20),
+    ("cache {\n success 100 40\n denial 100 10\n }", 40, 10, 40, 40, 40),
+    ("cache 20 {\n disable success cluster.local\n }", 600, 20, 20, 28800, 20),
+    ("cache 20 lab", 600, 300, 600, 28800, 20),
+    ("cache 20 {\n keepttl\n }", 600, 300, 600, 28800, 3600),
+])  # fmt: skip
+def test_what_is_owned_is_not_kept_and_yet_lives_no_longer_than_a_cache_above_would_let_it(
+    serve: Serve, tmp_path: Path, cache: str, svc: int, denied: int, pointer: int, version: int, host: int
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
+    server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n {cache}\n hosts /nowhere lab {{\n 10.0.0.9 a.lab\n }}\n"
+        f" kubernetes cluster.local in-addr.arpa {{\n manifests {path}\n ttl 600\n }}\n}}\n"
+    )
+
+    def ttl(name: str, rtype: str = "A") -> int:
+        reply = server.ask(name, rtype)
+        return int((reply.answer or reply.authority)[0].ttl)
+
+    for _ in range(2):
+        assert ttl("web.n1.svc.cluster.local.") == ttl("web.n1.svc.cluster.local.", "SRV") == svc
+        assert ttl("nope.n1.svc.cluster.local.") == ttl("web.n1.svc.cluster.local.", "MX") == denied
+        assert ttl("1.0.0.10.in-addr.arpa.", "PTR") == pointer and ttl("dns-version.cluster.local.", "TXT") == version
+        assert ttl("a.lab.") == host

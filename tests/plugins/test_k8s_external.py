@@ -77,7 +77,7 @@ def test_names_from_outside(start: Callable[..., Running], name: str, rtype: str
 def test_the_apex_has_a_soa_and_glue(start: Callable[..., Running]) -> None:
     server = start("apex ns")
     found = server.ask("ext.org.", "SOA").answer[0][0]
-    assert str(found.mname) == "ns1.ns.ext.org." and str(found.rname) == "hostmaster.ext.org." and found.minimum == 60
+    assert str(found.mname) == "ns1.ns.ext.org." and str(found.rname) == "hostmaster.ns.ext.org." and found.minimum == 60
     assert all(line.startswith("ns1.ns.ext.org. ") for line in additional(server.ask("ext.org.", "NS")))
     assert additional(server.ask("_http._tcp.web.n1.ext.org.", "SRV")) == [
         "web.n1.ext.org. A 192.0.2.1", "web.n1.ext.org. A 192.0.2.9", "web.n1.ext.org. AAAA 2001:db8::1",
