@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test lint types layers unit bench bench-scale docs tools clean help
+.PHONY: run test lint types layers unit bench bench-scale image-proof docs tools clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ bench: $(READY)
 bench-scale: $(READY)
 	sh benchmarks/tools.sh
 	$(BIN)/python -m benchmarks.scale
+
+## make image-proof - builds the image without an engine, and runs it as a Pod would (root; see docker/prove.sh)
+image-proof:
+	sh docker/prove.sh
 
 ## make docs   - docs/manuals.md, from the plugins' docstrings
 docs: $(READY)
