@@ -1,4 +1,4 @@
-"""What can be proved of the image in a moment (`make image-proof` takes longer and builds it): its recipe, the slimmed packages, and port 53 as an ordinary user."""
+"""What can be proved of the image in a moment (`make image-proof` builds it): its recipe, the slimmed packages, port 53."""
 
 import os
 import re
