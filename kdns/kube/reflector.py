@@ -45,6 +45,9 @@ PAGE: Final = {NAMESPACE: 500, SERVICE: 500, SLICE: 30, POD: 200, IMPORT: 500}
 MAX_PAGE: Final = 8000  # where continue tokens expire before a list is through, pages grow up to this
 TURN: Final = 0.001  # seconds of work before others run
 BACKOFF: Final = (0.8, 30.0)  # seconds: first and last (client-go's)
+# While nobody answers at all tries are no further apart than this (seconds): a connection that is refused costs the API
+# nothing, and what changed meanwhile shows that much sooner once it is back.
+UNANSWERED: Final = 5.0
 WATCH: Final = (300, 600)  # seconds the API is asked to keep a watch open
 QUICK: Final = 1.0  # a watch that ended sooner than this waits like an error
 REPEAT: Final = 30.0  # seconds before the same error is logged again
@@ -129,6 +132,7 @@ class Reflector:
         self.streams = True
         self.page = PAGE[kind]
         self.backoff = BACKOFF[0]
+        self.unanswered = False  # the last request had no answer
         self.broken = False  # the last watch ended before its time
         self.watching = False
         self.current_at = 0.0  # monotonic seconds when the state was last known to be the API's
@@ -174,12 +178,15 @@ class Reflector:
             except (ApiError, aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
                 self._failed(error)
                 after = getattr(error, "after", 0.0)
+                before, self.unanswered = self.unanswered, isinstance(error, OSError | TimeoutError | aiohttp.ClientConnectionError)
+                if before and not self.unanswered:
+                    self.backoff = BACKOFF[0]  # it is coming back: what it says while it starts soon changes
             finally:
                 if self.watching:
                     self.watching = False
                     self.current_at = time.monotonic()
             await asyncio.sleep(max(after, self.backoff * random.uniform(1.0, 1.5)))
-            self.backoff = min(self.backoff * 2, BACKOFF[1])
+            self.backoff = min(self.backoff * 2, UNANSWERED if self.unanswered else BACKOFF[1])
 
     async def _round(self) -> None:
         if self.version is None:

@@ -636,3 +636,22 @@ def test_the_source_of_a_snapshot_holds_nothing_after_it_is_read(api: ApiServer,
 
     asyncio.run(run())
     assert ApiSource is not None
+
+
+def test_an_api_that_was_away_for_long_is_noticed_soon_and_also_where_it_first_says_forbidden(
+    serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real API server answers 403 for a moment while it loads its roles: by then pauses had grown to half a minute."""
+    monkeypatch.setattr(reflector, "BACKOFF", (0.02, 1000.0))
+    monkeypatch.setattr(reflector, "UNANSWERED", 0.05)
+    server = start(serve, api)
+    errors = [REGISTRY["kdns_kubernetes_errors_total"].slot(kind) for kind in ("Service", "EndpointSlice", "Namespace")]
+    before = [slot[0] for slot in errors]
+    api.down()
+    # Twenty doublings would be hours.
+    eventually(lambda: all(slot[0] > old + 20 for slot, old in zip(errors, before, strict=True)))
+    api.fail += [403] * 6
+    api.put(service("n1/late", "10.0.0.7"))
+    api.up()
+    eventually(lambda: a(server, "late.n1") == ["10.0.0.7"])
+    assert not api.fail and a(server, "kept.n1") == ["10.0.0.1"]
