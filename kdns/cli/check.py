@@ -74,6 +74,8 @@ def _check(path: str, port: int, load: bool) -> Summary:
     else:
         build.check_duplicates(instance.blocks)
     warnings = list(corefile.warnings)
+    if not instance.blocks:
+        warnings.append("no server block: in its place kdns would serve its built-in Corefile (whoami)")
     for plugin in instance.plugins:
         warnings += [f"plugin/{plugin.name}: {text}" for text in (*plugin.warnings(), *plugin.advice())]
     return Summary(len(instance.blocks), len(instance.plugins), tuple(warnings))

@@ -6,19 +6,21 @@ import sys
 import yaml
 
 from kdns.cli.serve import read_file
-from kdns.corefile import Corefile, CorefileError
+from kdns.corefile import Corefile, CorefileError, source
 from kdns.server import build
-
-MAX_TEXT = 16 << 20  # characters; a ConfigMap holds 1 MiB at most
 
 
 def text_of(path: str) -> str:
-    """The text of a Corefile; `-` and `stdin` are standard input. Raises CorefileError or OSError."""
-    if path in ("-", "stdin"):
-        text = sys.stdin.buffer.read(MAX_TEXT).decode("utf-8", errors="replace")
-    else:
-        text = read_file(path)
+    """The text of a Corefile, or of the one in a ConfigMap. Raises CorefileError or OSError."""
+    text = raw_text(path)
     return from_config_map(text) or text
+
+
+def raw_text(path: str, *, exactly: bool = False) -> str:
+    """A file's text as it stands; `-` and `stdin` are standard input. `exactly`: octets that are no UTF-8 are an error."""
+    if path in ("-", "stdin"):
+        return source.text_of(sys.stdin.buffer, "stdin", exactly=exactly)
+    return read_file(path, exactly=exactly)
 
 
 def from_config_map(text: str) -> str:

@@ -1,12 +1,15 @@
 """`kdns explain`: how a name is answered, and why.
 
-    kdns explain NAME [TYPE] [--from NAMESPACE] [-conf FILE]
+    kdns explain NAME [TYPE] [--from NAMESPACE[/POD]] [-conf FILE]
 
 Reads the Corefile and what it names (manifests, the API), and takes the question through its plugins without opening a
-listener. With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5.
+listener. With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5; or as that
+Pod does, whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name is looked up in reverse. Of several listeners
+the one on the default port is asked. Exit code: 0 with an answer, 3 without.
 """
 
 import asyncio
+import ipaddress
 import socket
 import sys
 import time
@@ -16,6 +19,7 @@ from typing import Any, Final
 from kdns import log
 from kdns.cli import corefiles
 from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.cli.resolv import Resolver, of_namespace, of_pod
 from kdns.corefile import CorefileError
 from kdns.dns import iana
 from kdns.dns.answer import SHAPE_RD, Answer
@@ -27,7 +31,7 @@ from kdns.dns.rrset import RRset
 from kdns.pipeline.block import Block
 from kdns.pipeline.outcome import Bare, Pending, adopt
 from kdns.pipeline.plugin import Plugin, overrides
-from kdns.pipeline.protocols import Readiness
+from kdns.pipeline.protocols import Pods, Readiness
 from kdns.pipeline.request import Request
 from kdns.pipeline.runtime import Runtime
 from kdns.server import build
@@ -36,12 +40,11 @@ from kdns.server.dispatch import Dispatcher
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile; "-" or "stdin" reads standard input'),
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
-    Flag(("from",), "", "namespace of the Pod that asks: its search list is walked"),
+    Flag(("from",), "", "namespace, or NAMESPACE/POD, that asks: its search list is walked"),
 )
 _HEAD: Final = "Usage: kdns explain [FLAGS] NAME [TYPE]\n\nFlags:"
 # Plugins that would open listeners or end the process; they decide nothing about an answer.
 _LEFT_OUT: Final = frozenset(("health", "ready", "prometheus", "reload", "loop", "log", "errors"))
-NDOTS: Final = 5  # what the kubelet writes into a Pod's resolv.conf
 SYNC: Final = 10.0  # seconds to wait for the API
 
 
@@ -63,52 +66,80 @@ def main(words: Sequence[str]) -> int:
     if not 1 <= len(rest) <= 2 or qtype is None:
         sys.stderr.write("kdns explain takes a name, and a type if it is not A\n")
         return 2
+    name = rest[0]
+    if len(rest) == 1 and (reverse := _reverse_of(name)):
+        name, qtype = reverse, iana.PTR
     log.start_writer(sys.stderr)
     try:
-        instance = build.build(corefiles.read(str(values["conf"]) or "Corefile", int(values["dns.port"])))
+        path = str(values["conf"]) or "Corefile"
+        corefile = corefiles.read(path, int(values["dns.port"]))
+        if not corefile.blocks:
+            raise CorefileError(None, f"{corefiles.shown(path)} has no server block: nothing to explain")
+        instance = build.build(corefile)
         instance.load()
-        names = candidates(rest[0], str(values["from"]).partition("/")[0], instance)
-        return asyncio.run(_explain(instance, names, qtype))
+        return asyncio.run(_explain(instance, name, qtype, str(values["from"]), int(values["dns.port"])))
     except BrokenPipeError:
         raise
-    except (CorefileError, OSError, BadName) as error:
+    except (CorefileError, OSError, BadName, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     finally:
         log.stop_writer()
 
 
-def candidates(name: str, namespace: str, instance: build.Instance) -> list[bytes]:
-    """The names that a resolver asks for, in order (resolv.conf(5): search and ndots)."""
-    absolute = from_text(name).lower()
-    if not namespace or name.endswith("."):
-        return [absolute]
-    zone = next((to_text(p.primary) for p in _configs(instance)), "cluster.local.")
-    search = [f"{namespace}.svc.{zone}", f"svc.{zone}", zone]
-    listed = [from_text(f"{name}.{suffix}").lower() for suffix in search]
-    return [*listed, absolute] if name.count(".") < NDOTS else [absolute, *listed]
+def _reverse_of(text: str) -> str:
+    """The reverse name of an address; nothing where the text is none."""
+    try:
+        return ipaddress.ip_address(text).reverse_pointer + "."
+    except ValueError:
+        return ""
 
 
-def _configs(instance: build.Instance) -> list[Any]:
-    return [plugin.config for plugin in instance.plugins if plugin.name == "kubernetes"]
+async def _resolver(instance: build.Instance, place: str) -> Resolver:
+    """How `NAMESPACE` or `NAMESPACE/POD` resolves names. Raises CorefileError where there is no such Pod."""
+    namespace, _, pod = place.partition("/")
+    if not namespace:
+        return Resolver((), 0)
+    plugin = next((plugin for plugin in instance.plugins if isinstance(plugin, Pods)), None)
+    zone = plugin.search_zone() if plugin is not None else "cluster.local"
+    if not pod:
+        return of_namespace(namespace, zone)
+    if plugin is None:
+        raise CorefileError(None, f"--from {place}: no server block has the plugin kubernetes, so nothing is known of Pods")
+    try:
+        spec = await plugin.pod_spec(namespace, pod)
+    except Exception as error:  # of many kinds: the API's, the network's, YAML's
+        raise CorefileError(None, f"--from {place}: {error}") from None
+    if spec is None:
+        raise CorefileError(None, f"--from {place}: namespace {namespace} has no Pod {pod}")
+    return of_pod(spec, namespace, zone)
 
 
-async def _explain(instance: build.Instance, names: list[bytes], qtype: int) -> int:
+async def _explain(instance: build.Instance, name: str, qtype: int, place: str, port: int) -> int:
     runtime = Runtime()
     started: list[Plugin] = []
+    resolver = await _resolver(instance, place)
+    names = [from_text(each).lower() for each in resolver.names(name)]
+    if place:
+        print(f"search {' '.join(resolver.search) or '(none)'}; ndots {resolver.ndots}")
+    if resolver.note:
+        print(resolver.note)
     try:
         for plugin in instance.plugins:
             if plugin.name not in _LEFT_OUT:
                 started.append(plugin)
                 await plugin.start(runtime)
         await _synced(instance)
-        dispatcher = next(iter(instance.dispatchers.values()))
+        groups = list(instance.dispatchers)
+        chosen = next((group for group in groups if group.port == port), groups[0])
+        if len(groups) > 1:
+            print(f"asked at {chosen.label}; there are also {', '.join(group.label for group in groups if group != chosen)}")
         found = False
-        for number, name in enumerate(names):
-            if number:
+        for number, each in enumerate(names):
+            if number or place:
                 print()
-            print(f"{to_text(name)} {iana.type_text(qtype)}")
-            outcome = await _one(dispatcher, Question(name, qtype))
+            print(f"{to_text(each)} {iana.type_text(qtype)}")
+            outcome = await _one(instance.dispatchers[chosen], Question(each, qtype))
             found = type(outcome) is Answer and outcome.rcode == iana.NOERROR and bool(outcome.answer)
             if found:
                 break

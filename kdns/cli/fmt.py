@@ -3,6 +3,7 @@
     kdns fmt [--diff | --write] [FILE | -]
 
 Prints the result; `--diff` what would change, with exit code 1 if anything would; `--write` puts it in the file's place.
+What is no text, or has braces without a partner, is an error and stays as it is.
 """
 
 import difflib
@@ -11,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from kdns.cli.corefiles import shown, text_of
+from kdns.cli.corefiles import from_config_map, raw_text, shown
 from kdns.cli.flags import BadFlag, Flag, parse, usage
 from kdns.corefile import CorefileError
-from kdns.corefile.format import formatted
+from kdns.corefile.format import check_braces, formatted
 
 FLAGS: Final = (
     Flag(("diff",), False, "print what would change; exit code 1 if anything would"),
@@ -35,7 +36,11 @@ def main(words: Sequence[str]) -> int:
         sys.stderr.write("kdns fmt takes one file" + (", and cannot write to standard input\n" if path == "-" else "\n"))
         return 2
     try:
-        before = text_of(path)
+        text = raw_text(path, exactly=True)
+        before = from_config_map(text) or text
+        if values["write"] and before != text:
+            raise CorefileError(None, f"{path} is a ConfigMap: --write would leave nothing of it but the Corefile")
+        check_braces(before, shown(path))
         after = formatted(before)
         if values["write"]:
             if after != before:

@@ -12,7 +12,7 @@ from typing import Final
 
 from kdns import __version__, log
 from kdns.cli.flags import BadFlag, Flag, parse, usage
-from kdns.corefile import Corefile, CorefileError
+from kdns.corefile import Corefile, CorefileError, source
 from kdns.server import build, collection
 from kdns.server.lifecycle import Server, pid_text
 
@@ -52,7 +52,7 @@ def main(words: Sequence[str]) -> int:
     log.set_json(form == "json")
     port = int(values["dns.port"])
     try:
-        reread = source(str(values["conf"]), port)
+        reread = corefile_source(str(values["conf"]), port)
     except (CorefileError, OSError) as error:
         return fail(str(error))
     return run(reread, quiet=bool(values["quiet"]), pidfile=str(values["pidfile"]), share_port=bool(values["share-port"]))
@@ -84,14 +84,14 @@ def fail(text: str) -> int:
     return 1
 
 
-def source(conf: str, port: int) -> Callable[[], Corefile]:
+def corefile_source(conf: str, port: int) -> Callable[[], Corefile]:
     """Where the Corefile is read from, each time: -conf, ./Corefile, or the built-in one. Raises CorefileError or OSError.
 
     An empty Corefile stands for the built-in one, but not where one was served before: a file that is being written
     again must not take all names away.
     """
     if conf == "stdin" and not sys.stdin.isatty():
-        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+        text = source.text_of(sys.stdin.buffer, "stdin")
         return lambda: _or_builtin(build.read(text, "stdin", default_port=port), port)
     path = conf if conf != "stdin" else ""
     if not path and not os.path.lexists("Corefile"):
@@ -110,11 +110,10 @@ def source(conf: str, port: int) -> Callable[[], Corefile]:
     return reread
 
 
-def read_file(path: str) -> str:
-    """A Corefile's text. Raises CorefileError with one line that says what is wrong."""
+def read_file(path: str, *, exactly: bool = False) -> str:
+    """A Corefile's text (see source.read). Raises CorefileError with one line that says what is wrong."""
     try:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            return file.read()
+        return source.read(path, exactly=exactly)
     except OSError as error:
         raise CorefileError(None, f"cannot read the Corefile {path}: {error.strerror or error}") from None
 

@@ -6,7 +6,8 @@ changes nothing.
 
 from typing import Final
 
-from kdns.corefile.lexer import tokens
+from kdns.corefile.errors import CorefileError, Position
+from kdns.corefile.lexer import Token, tokens
 
 INDENT: Final = "    "
 
@@ -16,6 +17,25 @@ def formatted(text: str) -> str:
     thing (one whose last quote is missing)."""
     made = _formatted(text)
     return made if same(text, made) else text
+
+
+def check_braces(text: str, name: str) -> None:
+    """Raises CorefileError at a brace that has no partner. What a Corefile says is not looked at."""
+    opened: list[Position] = []
+    last: Token | None = None
+    for token in tokens(text, name):
+        if last is not None and last.text == "{" and not last.quoted and last.last_line != token.at.line:
+            opened.append(last.at)
+        begins = last is None or last.last_line != token.at.line
+        if begins and token.text == "}" and not token.quoted:
+            if not opened:
+                raise CorefileError(token.at, "unexpected '}': no block is open")
+            opened.pop()
+        last = token
+    if last is not None and last.text == "{" and not last.quoted:
+        opened.append(last.at)
+    if opened:
+        raise CorefileError(opened[-1], "no '}' closes this block")
 
 
 def _formatted(text: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from kdns.corefile import keys as _keys
+from kdns.corefile import source
 from kdns.corefile.errors import CorefileError, Position, did_you_mean
 from kdns.corefile.keys import Key
 from kdns.corefile.lexer import Token, tokens
@@ -39,7 +40,7 @@ class Reader(Protocol):
     """What `import` reads through; a test may give one that knows no disk."""
 
     def read(self, path: str) -> str:
-        """A file's text. Raises OSError."""
+        """A file's text. Raises OSError or CorefileError."""
 
     def list(self, folder: str) -> list[str]:
         """The names in a folder. Raises OSError."""
@@ -49,8 +50,7 @@ class FileReader:
     """Files as they are on this machine."""
 
     def read(self, path: str) -> str:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            return file.read()
+        return source.read(path)
 
     def list(self, folder: str) -> list[str]:
         return os.listdir(folder)

@@ -31,7 +31,7 @@ POLL: Final = 0.025
 INLINE: Final = 32 << 10  # octets; 32 KiB of YAML take some 5 ms
 MAX_FILE: Final = 256 << 20  # octets; a dump of a 5,000-node cluster has some 100 MB
 CHILD_TIMEOUT: Final = 120.0
-_SUFFIXES: Final = (".yaml", ".yml", ".json")
+SUFFIXES: Final = (".yaml", ".yml", ".json")
 _SLICE: Final = 50  # objects applied before others run
 
 _log = log.plugin("kubernetes")
@@ -152,7 +152,7 @@ class ManifestSource:
                 for folder, folders, names in os.walk(path):
                     folders[:] = sorted(name for name in folders if not name.startswith("."))
                     for name in sorted(names):
-                        if name.endswith(_SUFFIXES) and not name.startswith("."):
+                        if name.endswith(SUFFIXES) and not name.startswith("."):
                             yield os.path.join(folder, name)
             else:
                 yield path

@@ -178,7 +178,10 @@ class Reflector:
             except (ApiError, aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
                 self._failed(error)
                 after = getattr(error, "after", 0.0)
-                before, self.unanswered = self.unanswered, isinstance(error, OSError | TimeoutError | aiohttp.ClientConnectionError)
+                before, self.unanswered = (
+                    self.unanswered,
+                    isinstance(error, OSError | TimeoutError | aiohttp.ClientConnectionError),
+                )
                 if before and not self.unanswered:
                     self.backoff = BACKOFF[0]  # it is coming back: what it says while it starts soon changes
             finally:
@@ -213,7 +216,8 @@ class Reflector:
     def _failed(self, error: BaseException) -> None:
         ERRORS.slot(self.kind)[0] += 1
         what = "watch" if self.version is not None else "list"
-        text = f"Failed to {what} {self.kind}: {str(error) or type(error).__name__}"
+        cut = isinstance(error, aiohttp.ClientPayloadError)
+        text = f"Failed to {what} {self.kind}: {'the connection was cut' if cut else str(error) or type(error).__name__}"
         now = time.monotonic()
         if text != self.said or now - self.said_at >= REPEAT:
             self.said, self.said_at = text, now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from kdns.dns.rrset import RRset
 from kdns.kube.cluster import Entry
@@ -150,6 +150,17 @@ class Forwards(Protocol):
 
     def forwarded_zones(self) -> tuple[bytes, ...]:
         """The zones at which its treatment of names changes: what it sends on, and what it leaves out."""
+
+
+@runtime_checkable
+class Pods(Protocol):
+    """A plugin that can look at Pods; for tools."""
+
+    def search_zone(self) -> str:
+        """The zone of Pods' search lists, as text without its final dot."""
+
+    async def pod_spec(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """What stands under `spec` of a Pod; None where there is none."""
 
 
 @runtime_checkable

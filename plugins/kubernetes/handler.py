@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from kdns import log
 from kdns.address import family_of
 from kdns.corefile import CorefileError, Directive
 from kdns.dns import edns, iana, rdata
 from kdns.dns.answer import Answer
+from kdns.dns.name import to_text
 from kdns.dns.reverse import address_of
 from kdns.dns.rrset import RRset
 from kdns.kube.api import ApiConfig
@@ -21,6 +22,7 @@ from kdns.kube.informer import ApiSource, SnapshotFile
 from kdns.kube.manifests import ManifestSource
 from kdns.kube.objects import EXTERNAL, IMPORT, NAMESPACE, SERVICE, SLICE, Detail
 from kdns.kube.objects import POD as POD_KIND
+from kdns.kube.podspec import pod_spec
 from kdns.kube.source import Source, Wanted
 from kdns.metrics import REFRESH, Gauge
 from kdns.net.interfaces import addresses
@@ -32,6 +34,7 @@ from kdns.pipeline.runtime import Runtime
 from kdns.plugins.kubernetes import config as _config
 from kdns.plugins.kubernetes import labels
 from kdns.plugins.kubernetes.config import Config
+from kdns.plugins.kubernetes.explain import reason
 from kdns.plugins.kubernetes.records import (
     DNS_VERSION,
     MULTICLUSTER_VERSION,
@@ -255,34 +258,16 @@ class Kubernetes(Plugin):
 
     def explain(self, request: Request) -> str:
         """Which object answers a name, or what is missing for it."""
-        question = request.question
-        where = self._zone(question.name, question.starts)
-        if where is None:
-            return ""
-        if not self.cluster.synced:
-            return "the API has not been listed yet"
-        zone, count = where
-        if zone.reverse:
-            address = address_of(question.name)
-            owner = self.cluster.cluster_owner(address) if address is not None else None
-            owners = [owner] if owner is not None else list(self.cluster.owners(address)) if address is not None else []
-            found = ", ".join(f"Service {entry.namespace}/{entry.name}" for entry in owners)
-            return found or "no Service has this address"
-        parts = [question.name[question.starts[i] + 1 : question.starts[i + 1]].decode("latin-1") for i in range(count)]
-        if count < 2 or parts[-1] != "svc":
-            return "" if count < 2 or parts[-1] == "pod" else f'"{parts[-1]}" is neither svc nor pod'
-        if not self.is_namespace(parts[-2].encode("latin-1")):
-            return f"there is no namespace {parts[-2]}, or it is not served"
-        if count == 2:
-            return f"namespace {parts[-2]}"
-        entry = (self.records.imports if zone.imports else self.records.entries).get(
-            question.name[question.starts[count - 3] : question.starts[count - 1]]
-        )
-        if entry is None or entry.service is None:
-            return f"namespace {parts[-2]} has no Service {parts[-3]}"
-        ready = sum(len(part.packed) // part.width for part in entry.parts())
-        ports = ", ".join(f"{port.name or '-'}/{port.protocol}" for port in entry.service.ports if port.number >= 0)
-        return f"Service {entry.namespace}/{entry.name}, {entry.service.kind}, ports {ports or 'none'}, {ready} ready endpoints"
+        where = self._zone(request.question.name, request.question.starts)
+        return reason(self.records, self.cluster, self.config, request, *where) if where is not None else ""
+
+    def search_zone(self) -> str:
+        """The zone of Pods' search lists."""
+        return to_text(self.config.primary).rstrip(".")
+
+    async def pod_spec(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """A Pod's spec, asked for anew."""
+        return await pod_spec(self.api, self.paths, namespace, name)
 
     def has_ipv6(self) -> bool:
         """Whether any Service or endpoint has an IPv6 address; True until that is known."""

@@ -18,8 +18,9 @@ from kdns.cli.plugins import all_manuals
 from kdns.corefile.format import formatted, same
 from kdns.metrics import REGISTRY
 from kdns.server import build
+from tests.apiserver import ApiServer
 from tests.cli.test_commands import kdns
-from tests.objects import endpoint, endpointslice, namespace, service
+from tests.objects import endpoint, endpointslice, namespace, pod, service
 from tests.running import Running
 from tests.securepeers import Authority, Doh, Dot, Peer
 from tests.upstreams import Upstream, answer
@@ -124,7 +125,11 @@ def test_plan_has_kubernetes_before_the_cache_as_queries_do() -> None:
 @pytest.fixture
 def cluster(tmp_path: Path, upstream: Start) -> str:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump_all([
-        namespace("shop"), service("shop/web", "10.0.0.1"), service("shop/db"), endpointslice("shop/db-1", "db", endpoint("10.1.0.1")),
+        namespace("shop"), namespace("other"), service("shop/web", "10.0.0.1"), service("shop/db"), service("shop/idle"),
+        endpointslice("shop/db-1", "db", endpoint("10.1.0.1")), service("shop/alias", external="old.org"),
+        {**pod("shop/tuned", "10.1.0.9"), "spec": {"dnsConfig": {"searches": ["corp.example."], "options": [{"name": "ndots", "value": "2"}]}}},
+        {**pod("shop/host", "10.1.0.8"), "spec": {"hostNetwork": True}},
+        {**pod("shop/own", "10.1.0.7"), "spec": {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.53"], "searches": ["a.example"]}}},
     ]))  # fmt: skip
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     path = tmp_path / "Corefile"
@@ -142,9 +147,24 @@ def cluster(tmp_path: Path, upstream: Start) -> str:
     (["nope.shop.svc.cluster.local"], 3, ["kubernetes: NXDOMAIN - namespace shop has no Service nope"]),
     (["web.nope.svc.cluster.local"], 3, ["there is no namespace nope"]),
     (["db", "--from", "shop"], 0, ["db.shop.svc.cluster.local. A", "A 10.1.0.1"]),
-    (["web.shop", "--from", "other/pod-1"], 0, ["web.shop.other.svc.cluster.local. A", "web.shop.svc.cluster.local. A", "A 10.0.0.1"]),
+    (["web.shop", "--from", "other"], 0, ["web.shop.other.svc.cluster.local. A", "web.shop.svc.cluster.local. A", "A 10.0.0.1"]),
     (["old.org"], 0, ["rewrite: passes it on (asks for new.org. A from here on)", "forward: NOERROR, 1 record", "A 192.0.2.1"]),
     (["1.0.0.10.in-addr.arpa", "PTR"], 0, ["Service shop/web", "PTR web.shop.svc.cluster.local."]),
+    (["10.0.0.1"], 0, ["1.0.0.10.in-addr.arpa. PTR", "Service shop/web", "PTR web.shop.svc.cluster.local."]),
+    (["10.9.9.9"], 3, ["no Service has this address"]),
+    (["web", "--from", "other"], 0, ["search other.svc.cluster.local svc.cluster.local cluster.local; ndots 5",
+        "namespace other has no Service web; a Service web is in: shop"]),
+    (["db", "--from", "shop/tuned"], 0, ["search shop.svc.cluster.local svc.cluster.local cluster.local corp.example; ndots 2"]),
+    (["db.x.y", "--from", "shop/tuned"], 0, ["ndots 2\n\ndb.x.y. A\n"]),
+    (["db", "--from", "shop/host"], 0, ["search (none); ndots 1", "hostNetwork without dnsPolicy ClusterFirstWithHostNet"]),
+    (["db", "--from", "shop/own"], 0, ["search a.example; ndots 1", "dnsPolicy None: this Pod asks 192.0.2.53"]),
+    (["web.gone.svc.cluster.local"], 3, ["there is no namespace gone; a Service web is in: shop"]),
+    (["db-9.db.shop.svc.cluster.local"], 3, ["1 ready endpoint; none of them is called db-9 (there are: 10-1-0-1)"]),
+    (["_x._tcp.web.shop.svc.cluster.local", "SRV"], 3, ["no port is called _x with the protocol _tcp"]),
+    (["idle.shop.svc.cluster.local"], 3, ["0 ready endpoints: a headless Service has addresses only while endpoints are ready"]),
+    (["10-1-0-1.shop.pod.cluster.local"], 3, ["names of Pods are not served: `pods` is disabled"]),
+    (["a.b.foo.cluster.local"], 3, ['"foo" is neither svc nor pod']),
+    (["alias.shop.svc.cluster.local"], 0, ["ExternalName old.org"]),
     (["_http._tcp.web.shop.svc.cluster.local", "SRV"], 0, ["SRV 0 100 80 web.shop.svc.cluster.local."]),
 ])  # fmt: skip
 def test_explain_says_who_answers_and_why(cluster: str, words: list[str], code: int, expected: list[str]) -> None:
@@ -152,6 +172,32 @@ def test_explain_says_who_answers_and_why(cluster: str, words: list[str], code: 
     assert done.returncode == code, done.stderr
     for text in expected:
         assert text in done.stdout
+
+
+def test_explain_asks_the_api_for_the_pod_that_asks(api: ApiServer, tmp_path: Path) -> None:
+    api.put(namespace("shop"), service("shop/web", "10.0.0.1"), {**pod("shop/p", "10.1.0.9"), "spec": {"dnsPolicy": "Default"}})
+    path = tmp_path / "Corefile"
+    path.write_text(f".:53 {{\n kubernetes cluster.local {{\n endpoint {api.url}\n }}\n}}\n")
+    done = kdns("explain", "-conf", str(path), "web.shop.svc.cluster.local", "--from", "shop/p")
+    assert done.returncode == 0 and "dnsPolicy Default" in done.stdout and "A 10.0.0.1" in done.stdout, done.stderr
+    done = kdns("explain", "-conf", str(path), "web", "--from", "shop/none")
+    assert done.returncode == 1 and done.stderr == "--from shop/none: namespace shop has no Pod none\n"
+    api.fail += [403]
+    done = kdns("explain", "-conf", str(path), "web", "--from", "shop/p")
+    assert done.returncode == 1 and "--from shop/p: 403 " in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_explain_asks_at_the_default_port_and_names_the_other_listeners(tmp_path: Path) -> None:
+    path = tmp_path / "Corefile"
+    path.write_text(
+        "a.org:5300 {\n hosts /nowhere {\n 10.0.0.1 a.org\n }\n}\n.:53 {\n hosts /nowhere {\n 10.0.0.2 a.org\n }\n}\n"
+    )
+    done = kdns("explain", "-conf", str(path), "a.org")
+    assert "asked at dns://:53; there are also dns://:5300" in done.stdout and "a.org. 3600 A 10.0.0.2" in done.stdout
+    assert "a.org. 3600 A 10.0.0.1" in kdns("explain", "-conf", str(path), "-dns.port", "5300", "a.org").stdout
+    path.write_text("# nothing\n")
+    done = kdns("explain", "-conf", str(path), "a.org")
+    assert done.returncode == 1 and done.stderr == f"{path} has no server block: nothing to explain\n"
 
 
 def test_query_asks_over_each_transport(serve: Serve, tmp_path: Path, upstream: Start) -> None:
@@ -226,15 +272,62 @@ def test_the_manual_page_names_every_command_and_flag() -> None:
         assert not done.stderr.strip()
 
 
-@pytest.mark.parametrize("command", ["check", "fmt", "plan"])
-@pytest.mark.parametrize(
-    "content", [b"", b"\x00\xff\xfe" * 1000, b"{" * 3000, b"x" * 2_000_000, b"kind: ConfigMap\nCorefile: [", b'"' + b"a\n" * 1000]
-)
-def test_every_tool_takes_any_file(tmp_path: Path, command: str, content: bytes) -> None:
+BRACES = b"{" * 3000
+BAD_FILES = (
+    # What it holds, and what is said of it by check, fmt, plan and explain (None: nothing, as it is fine for that tool).
+    (b"\x7fELF\x02\x01\x01\0\0" + bytes(range(256)) * 100, "a zero octet: this is no text file", "a zero octet"),
+    (".:53 {\n whoami\n}\n".encode("utf-16"), "1:4: ", "1:4: a zero octet"),
+    (b".:53 {\n whoami\n", "expected '}'", "1:6: no '}' closes this block"),
+    (b"}\n", "1:1: ", "1:1: unexpected '}': no block is open"),
+    (b".:53 {\n nonsense\n}\n", '2:2: ', None),
+    (b"# caf\xe9\n.:53 {\n whoami\n}\n", None, "1:6: octet 0xe9 is no UTF-8"),
+    (BRACES, "characters, at most 255", None), (b"x" * 2_000_000, "characters, at most", None),
+    (b"y" * (5 << 20), "larger than 4 MiB", "larger than 4 MiB"),
+    (b"kind: ConfigMap\nCorefile: [", "1:1: ", None),
+    (b"kind: ConfigMap\ndata: {a: Corefile}\n", "the ConfigMap has no key", "the ConfigMap has no key"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["check", "fmt", "plan", "explain"])
+@pytest.mark.parametrize(("content", "said", "by_fmt"), BAD_FILES)
+def test_a_bad_file_is_one_clear_line_and_the_exit_code_1(
+    tmp_path: Path, command: str, content: bytes, said: str | None, by_fmt: str | None
+) -> None:
     path = tmp_path / "Corefile"
     path.write_bytes(content)
-    done = kdns(command, str(path))
-    assert done.returncode in (0, 1) and "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
+    expected = by_fmt if command == "fmt" else said
+    done = kdns(*(["explain", "-conf", str(path), "x.org"] if command == "explain" else [command, str(path)]))
+    if expected is None:
+        assert done.returncode in (0, 3) and not done.stderr, done.stderr
+    else:
+        assert done.returncode == 1 and expected in done.stderr and done.stderr.count("\n") == 1 and not done.stdout, done.stderr[
+            :500
+        ]
+        assert str(path) in done.stderr or "ConfigMap" in done.stderr
+    assert path.read_bytes() == content
+
+
+def test_a_device_without_an_end_is_read_no_further_than_a_corefile_can_be_long() -> None:
+    for words in (["check", "/dev/zero"], ["fmt", "/dev/zero"], ["-conf", "/dev/zero"]):
+        done = kdns(*words)
+        assert done.returncode == 1 and "/dev/zero is larger than 4 MiB" in done.stderr
+
+
+def test_an_empty_file_is_no_error_and_check_says_what_it_would_mean(tmp_path: Path) -> None:
+    path = tmp_path / "Corefile"
+    path.write_text("# nothing\n")
+    done = kdns("check", str(path))
+    assert done.returncode == 0 and "warning: no server block" in done.stderr
+    assert kdns("fmt", str(path)).stdout == "# nothing\n"
+
+
+def test_fmt_writes_no_config_map_over(tmp_path: Path) -> None:
+    path = tmp_path / "cm.yaml"
+    text = yaml.safe_dump({"kind": "ConfigMap", "apiVersion": "v1", "data": {"Corefile": UGLY}})
+    path.write_text(text)
+    assert kdns("fmt", str(path)).stdout == NEAT
+    done = kdns("fmt", "--write", str(path))
+    assert done.returncode == 1 and "is a ConfigMap" in done.stderr and path.read_text() == text
 
 
 @pytest.mark.parametrize("command", ["check", "fmt", "plan", "explain"])

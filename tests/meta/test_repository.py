@@ -142,7 +142,7 @@ def test_every_corefile_of_the_readme_and_the_example_build() -> None:
 
 
 @pytest.mark.skipif(shutil.which("dig") is None, reason="dig is not installed (bind9-dnsutils)")
-def test_the_dig_lines_of_the_readme_print_what_it_shows() -> None:
+def test_the_commands_of_the_readme_print_what_it_shows() -> None:
     port = free_port()
     text = (ROOT / "Corefile.example").read_text().replace(".:1053", f".:{port}").replace("/etc/resolv.conf", "127.0.0.1:9")
     for taken in ("8080", "8181", "9153"):
@@ -160,12 +160,34 @@ def test_the_dig_lines_of_the_readme_print_what_it_shows() -> None:
                     done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
                     assert _plain(done.stdout) == _plain(expected), command
                     tried += 1
-                elif command.startswith("kdns check"):
+                elif command.startswith("kdns "):
                     found = kdns(*command.split()[1:])
-                    assert (found.stdout + found.stderr).strip() == expected.strip(), command
-        assert tried >= 4
+                    assert _plain(found.stdout + found.stderr) == _plain(expected), command
+                    tried += 1
+        assert tried >= 6
     finally:
         process.end(2)
+
+
+def test_the_readmes_first_lines_are_those_of_make_run() -> None:
+    shown = blocks("console")[0].splitlines()
+    assert shown[0] == "$ make run"
+    process = Process("-conf", "stdin", stdin=(ROOT / "Corefile.example").read_text().replace("1053", str(free_port())))
+    try:
+        process.until("linux/")
+    finally:
+        process.end(2)
+
+    def kinds(lines: list[str]) -> list[str]:
+        return [re.sub(r"= [0-9a-f.]+$|:\d+ |\d+(\.\d+)+", "N", line) for line in lines]
+
+    assert kinds(process.lines[: len(shown) - 1]) == kinds(shown[1:])
+
+
+def test_the_readmes_error_is_what_check_says() -> None:
+    said = re.search(r"^    (stdin:2:3: .*)$", (ROOT / "README.md").read_text(), re.M)
+    done = kdns("check", "-", stdin=".:53 {\n  kuberntes cluster.local\n}\n")
+    assert said is not None and done.stderr.strip() == said[1] and done.returncode == 1
 
 
 def _plain(text: str) -> list[str]:

@@ -1,0 +1,50 @@
+"""One Pod's spec, as the API or manifests have it: for tools that want to know how a Pod resolves names."""
+
+import asyncio
+import os
+from typing import Any
+
+import msgspec
+
+from kdns.kube import manifests
+from kdns.kube.api import ApiConfig, Client
+
+READ = 10.0  # seconds the API may take
+
+
+async def pod_spec(api: ApiConfig | None, paths: tuple[str, ...], namespace: str, name: str) -> dict[str, Any] | None:
+    """The mapping under `spec`; None where there is no such Pod. Raises OSError, ValueError, ApiError or what aiohttp raises."""
+    if api is None:
+        return await asyncio.to_thread(_from_files, paths, namespace, name)
+    client = Client(api)
+    try:
+        # A list of one: `list` is what the server's role allows, `get` is not.
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        async with client.get(path, {"fieldSelector": f"metadata.name={name}"}, READ) as response:
+            found = msgspec.json.decode(await response.read())
+    finally:
+        await client.close()
+    return next((_spec(item) for item in found.get("items") or () if _is(item, namespace, name)), None)
+
+
+def _from_files(paths: tuple[str, ...], namespace: str, name: str) -> dict[str, Any] | None:
+    for path in paths:
+        names = sorted(os.path.join(path, entry) for entry in os.listdir(path)) if os.path.isdir(path) else [path]
+        for file in names:
+            if file.endswith(manifests.SUFFIXES):
+                with open(file, encoding="utf-8") as opened:
+                    found, _ = manifests.parse(opened.read(), file)
+                for each in found:
+                    if each.kind == "Pod" and _is(each.mapping, namespace, name):
+                        return _spec(each.mapping)
+    return None
+
+
+def _is(pod: dict[str, Any], namespace: str, name: str) -> bool:
+    meta = pod.get("metadata") or {}
+    return meta.get("name") == name and (meta.get("namespace") or "default") == namespace
+
+
+def _spec(pod: dict[str, Any]) -> dict[str, Any]:
+    spec = pod.get("spec")
+    return spec if isinstance(spec, dict) else {}
