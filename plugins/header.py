@@ -47,6 +47,7 @@ class Header(Plugin):
     """Changes bits on the way in and out."""
 
     name: ClassVar[str] = "header"
+    finishes_denials = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:

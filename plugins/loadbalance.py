@@ -78,6 +78,7 @@ class Loadbalance(Plugin):
     """Finishes answers with more than one address."""
 
     name: ClassVar[str] = "loadbalance"
+    finishes_denials = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:

@@ -30,6 +30,7 @@ class Minimal(Plugin):
     """Finishes answers without the sections that are not asked for."""
 
     name: ClassVar[str] = "minimal"
+    finishes_denials = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:

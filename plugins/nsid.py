@@ -35,6 +35,7 @@ class Nsid(Plugin):
     """Finishes answers to those who ask for it."""
 
     name: ClassVar[str] = "nsid"
+    finishes_denials = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[bytes]:

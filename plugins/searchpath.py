@@ -55,19 +55,21 @@ to belong into `except`.
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, cast
 
 from kdns.corefile import Directive
 from kdns.dns import iana
-from kdns.dns.answer import Answer
-from kdns.dns.name import MAX_NAME
+from kdns.dns.answer import Answer, behind_alias
+from kdns.dns.name import MAX_NAME, is_within
 from kdns.dns.query import Question
 from kdns.dns.rrset import RRset
 from kdns.metrics import Counter
 from kdns.pipeline import Outcome, Pending, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
+from kdns.pipeline.plugin import overrides
 from kdns.pipeline.protocols import ClusterNames, SearchBase
 from kdns.pipeline.request import Alive, Repeat
+from kdns.pipeline.run import asking_order
 from kdns.upstream.deadlines import Deadlines
 
 LOOKUPS: Final = 4
@@ -132,6 +134,8 @@ class Searchpath(Plugin):
         self.deadlines = Deadlines()
         self.remembered: dict[bytes, _Found] = {}
         self.remembers = False
+        self.alone: set[ClusterNames] = set()
+        self.walking: dict[bytes, _Walk] = {}  # by the name that was asked for
 
     def advice(self) -> Sequence[str]:
         """A hint for clusters with policies by name."""
@@ -144,27 +148,61 @@ class Searchpath(Plugin):
 
     def wire(self, block: Block) -> None:
         self.clusters = block.all(ClusterNames)  # type: ignore[type-abstract]
+        self.alone = {cluster for cluster in self.clusters if self._decides_alone(block, cluster)}
         # Where a plugin looks at the client, one client's walk says nothing about another's.
         blocks = block.siblings or [block]
         self.remembers = not any(b.admits or any(p.client_dependent for p in b.plugins) for b in blocks)
 
+    def _decides_alone(self, block: Block, cluster: ClusterNames) -> bool:
+        """Whether nobody but this plugin of the cluster has a say in what its names come to."""
+        plugins = block.plugins
+        asked = [plugins[i] for i in asking_order(plugins) if plugins[i] is not self]
+        owner = cast(Plugin, cluster)
+        if asked[:1] != [owner]:
+            return False
+        above = plugins[: plugins.index(owner)]
+        if any(overrides(plugin, "finish") and plugin.finishes_own and plugin.finishes_denials for plugin in above):
+            return False
+        elsewhere = [zone for other in block.siblings if other is not block for zone in other.zones]
+        return not any(is_within(zone, own) for zone in elsewhere for own in cluster.cluster_zones())
+
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
         question = request.question
         if request.depth or question.type in _LEFT_OUT or question.cls != iana.IN:
+            return None
+        found = self.remembered.get(question.name)
+        if found is not None and (found.until <= request.now or found.version != found.cluster.version):
+            found = None
+        if found is not None and not found.target:
+            MISSES.slot()[0] += 1
             return None
         for cluster in self.clusters:
             base = cluster.search_base(question.name, question.starts)
             if base is not None:
                 if not self._applies(cluster, base):
                     return None
-                found = self.remembered.get(question.name)
-                if found is not None and found.until > request.now and found.version == cluster.version:
-                    if found.target:
-                        return self._again(request, base, cluster, found)
-                    MISSES.slot()[0] += 1
-                    return None
+                if found is not None:
+                    return self._again(request, base, cluster, found)
+                under_way = self.walking.get(question.name)
+                if under_way is not None and under_way.version == cluster.version:
+                    return self._follow(request, base, cluster, under_way)
                 return self._walk(request, base, cluster)
         return None
+
+    def _follow(self, request: Request, base: SearchBase, cluster: ClusterNames, walk: "_Walk") -> Pending:
+        """What a walk for the same name comes to that has begun already (for AAAA, most of the time, that of A)."""
+        result = Pending()
+
+        def decided() -> None:
+            found = self.remembered.get(request.question.name)
+            if found is not None and found.target and found.version == cluster.version:
+                then(self._again(request, base, cluster, found), result.resolve)
+            else:
+                MISSES.slot()[0] += 1
+                result.resolve(None)
+
+        walk.followers.append(decided)
+        return result
 
     def _applies(self, cluster: ClusterNames, base: SearchBase) -> bool:
         config = self.config
@@ -196,24 +234,32 @@ class Searchpath(Plugin):
         led: Outcome | Awaitable[Outcome | None] = then(request.server.route(child), came)
         return led
 
-    def remember(self, name: bytes, target: bytes, version: int, now: float, seconds: float = MEMORY) -> None:
+    def remember(self, walk: "_Walk", target: bytes, seconds: float = MEMORY) -> None:
         """Notes where a walk ended."""
         if self.remembers and seconds > 0:
             if len(self.remembered) >= MAX_REMEMBERED:
                 self.remembered.clear()
-            self.remembered[name] = _Found(target, now + min(seconds, MEMORY), version)
+            request = walk.request
+            self.remembered[request.question.name] = _Found(
+                target, request.now + min(seconds, MEMORY), walk.version, walk.cluster
+            )
 
     def _walk(self, request: Request, base: SearchBase, cluster: ClusterNames) -> Pending:
-        walk = _Walk(self, request, base, cluster.version)
+        # Where the cluster denies these names whatever they are, and nobody else is asked for them, they are not asked for.
+        denied = cluster in self.alone and cluster.has_nothing_below(base.labels[-1])
+        walk = _Walk(self, request, base, cluster, self.candidates(base, denied))
         deadline = self.deadlines.add(self.config.timeout, walk.give_up)
         walk.result.add(lambda _: deadline.cancel())
+        if self.remembers:
+            self.walking[request.question.name] = walk
         walk.next()
         return walk.result
 
-    def candidates(self, base: SearchBase) -> list[bytes]:
-        """The names of the search list behind the first, in the client's order."""
+    def candidates(self, base: SearchBase, denied: bool) -> list[bytes]:
+        """The names of the search list behind the first, in the client's order; without the cluster's where those are denied."""
         prefix = base.prefix
-        suffixes = (b"\x03svc" + base.zone, base.zone, *self.config.suffixes, b"\0")
+        cluster = () if denied else (b"\x03svc" + base.zone, base.zone)
+        suffixes = (*cluster, *self.config.suffixes, b"\0")
         return [prefix + suffix for suffix in suffixes if len(prefix) + len(suffix) <= MAX_NAME]
 
 
@@ -226,6 +272,7 @@ class _Found(NamedTuple):
     target: bytes
     until: float
     version: int
+    cluster: ClusterNames
 
 
 class _Held:
@@ -250,27 +297,37 @@ def _repeated(settle: Callable[[int, int], None], asked: int, said: int) -> None
 
 def led_to(request: Request, base: SearchBase, target: bytes, outcome: Answer) -> Answer:
     """The answer that a name leads to a target by: a CNAME, and the target's records."""
+    ANSWERS.slot()[0] += 1
+    name = request.question.name
+    if outcome.body is not None and outcome.name == target:
+        made = behind_alias(name, target, outcome.body, base.ttl)
+        if made is not None:
+            answer = Answer(iana.NOERROR, iana.AA | iana.RA, own=True, name=name, body=made)
+            if made.counts[0] == 2:
+                answer.turns = ()  # one address has no other order
+            return answer
     # A name that exists but not with this type is NODATA behind its CNAME, never NXDOMAIN.
     ttls = [base.ttl, *(rrset.ttl for rrset in outcome.answer or outcome.authority)]
-    cname = RRset(request.question.name, iana.CNAME, min(ttls), (target,))
+    cname = RRset(name, iana.CNAME, min(ttls), (target,))
     authority = () if outcome.answer else outcome.authority
-    ANSWERS.slot()[0] += 1
     return Answer(iana.NOERROR, iana.AA | iana.RA, (cname, *outcome.answer), authority, own=True)
 
 
 class _Walk:
     """One query on its way through the candidates."""
 
-    __slots__ = ("base", "denied", "left", "names", "plugin", "pos", "request", "result", "version")
+    __slots__ = ("base", "cluster", "denied", "followers", "left", "names", "plugin", "pos", "request", "result", "version")
 
-    def __init__(self, plugin: Searchpath, request: Request, base: SearchBase, version: int) -> None:
-        self.version = version
+    def __init__(self, plugin: Searchpath, request: Request, base: SearchBase, cluster: ClusterNames, names: list[bytes]) -> None:
+        self.cluster = cluster
+        self.version = cluster.version
         self.plugin = plugin
         self.request = request
         self.base = base
-        self.names = plugin.candidates(base)
+        self.names = names
         self.pos = -1
         self.left = plugin.config.lookups
+        self.followers: list[Callable[[], None]] = []  # called when it is known where the walk ends
         self.denied = MEMORY  # seconds for which what was denied so far stays so
         self.result = Pending()
 
@@ -279,8 +336,7 @@ class _Walk:
         self.pos += 1
         if self.pos >= len(self.names):
             # No candidate exists: so it is for as long as the denials may be kept (RFC 2308, section 5).
-            request = self.request
-            self.plugin.remember(request.question.name, b"", self.version, request.now, self.denied)
+            self.plugin.remember(self, b"", self.denied)
             self.give_up()
         else:
             self._ask(iana.A, self._first)
@@ -301,10 +357,12 @@ class _Walk:
             else:
                 self.denied = min(self.denied, *(line[2] for line in outcome.records()[1]), MEMORY)
                 self._ask(iana.AAAA, self._second)
-        elif self.request.question.type == iana.A:
-            self._found(outcome)
         else:
-            self._ask(self.request.question.type, self._last)
+            self._exists()
+            if self.request.question.type == iana.A:
+                self._found(outcome)
+            else:
+                self._ask(self.request.question.type, self._last)
 
     def _second(self, outcome: Outcome) -> None:
         """AAAA of a name that has no A: some servers deny a name for one type only."""
@@ -313,10 +371,12 @@ class _Walk:
         assert type(outcome) is Answer
         if outcome.rcode == iana.NXDOMAIN:
             self.next()
-        elif self.request.question.type == iana.AAAA:
-            self._found(outcome)
         else:
-            self._ask(self.request.question.type, self._last)
+            self._exists()
+            if self.request.question.type == iana.AAAA:
+                self._found(outcome)
+            else:
+                self._ask(self.request.question.type, self._last)
 
     def _last(self, outcome: Outcome) -> None:
         if self._counts(outcome):
@@ -332,13 +392,26 @@ class _Walk:
             self.left -= 1
         return not self.result.done
 
+    def _exists(self) -> None:
+        """The walk ends at this candidate, whatever is asked for."""
+        self.plugin.remember(self, self.names[self.pos])
+        self._decided()
+
     def _found(self, outcome: Answer) -> None:
-        request, target = self.request, self.names[self.pos]
-        self.plugin.remember(request.question.name, target, self.version, request.now)
-        self.result.resolve(led_to(request, self.base, target, outcome))
+        self.result.resolve(led_to(self.request, self.base, self.names[self.pos], outcome))
 
     def give_up(self) -> None:
         """The plain answer: the plugins below give it."""
         if not self.result.done:
             MISSES.slot()[0] += 1
             self.result.resolve(None)
+            self._decided()
+
+    def _decided(self) -> None:
+        """From now on who asks for this name walks himself, or is told what is remembered; so are those who waited."""
+        walking, name = self.plugin.walking, self.request.question.name
+        if walking.get(name) is self:
+            del walking[name]
+        followers, self.followers = self.followers, []
+        for each in followers:
+            each()

@@ -27,6 +27,8 @@ _NO_HEADS: Final[tuple[None, ...]] = (None,) * 8
 _head: Final = struct.Struct("!HHHHH").pack
 # A body over this is not rendered further: no transport carries more (RFC 1035, section 4.2.2).
 MAX_BODY: Final = 65535
+# The first octets of an address record of the question's name, in class IN.
+_ADDRESS_AT_QUESTION: Final = (b"\xc0\x0c\0\1\0\1", b"\xc0\x0c\0\x1c\0\1")
 # Cut forms are kept for the sizes nearly all clients have: no EDNS, and DNS Flag Day 2020.
 _KEPT_CUTS: Final = (512, 1232)
 
@@ -250,6 +252,32 @@ def render(name: bytes, sections: tuple[Section, Section, Section]) -> Body:
                 ends.append(len(out))
         counts.append(len(ends) - before)
     return Body(bytes(out), (counts[0], counts[1], counts[2]), ends, ttls)
+
+
+def behind_alias(name: bytes, target: bytes, body: Body, most: int) -> Body | None:
+    """The body behind a question of `name`: a CNAME to `target`, and the addresses that `body` has behind a question of that.
+
+    The TTL of the CNAME is the least of theirs and `most`. None where the body holds anything else, or names them otherwise than
+    by a pointer to the question: then it takes a rendering. This is what that would come to, for a fifth of the time.
+    """
+    count = body.counts[0]
+    if not count or body.counts[1] or body.counts[2]:
+        return None
+    given = body.data
+    data = bytearray(given)
+    pointer = (0xC000 | 12 + len(name) + 4 + 12).to_bytes(2, "big")  # where the target stands in the CNAME
+    ttl = most
+    start = 0
+    for at, end in zip(body.ttls, body.ends, strict=True):
+        if at != start + 6 or given[start : start + 6] not in _ADDRESS_AT_QUESTION:
+            return None
+        ttl = min(ttl, int.from_bytes(given[at : at + 4], "big"))
+        data[start : start + 2] = pointer
+        start = end
+    alias = b"\xc0\x0c\0\5\0\1" + ttl.to_bytes(4, "big") + len(target).to_bytes(2, "big") + target
+    size = len(alias)
+    ends, ttls = [size, *(end + size for end in body.ends)], [6, *(at + size for at in body.ttls)]
+    return Body(alias + bytes(data), (1 + count, 0, 0), ends, ttls)
 
 
 def _put_name(out: bytearray, name: bytes, base: int, known: dict[bytes, int]) -> None:

@@ -54,6 +54,8 @@ class Plugin:
     # for them.
     finishes_own: ClassVar[bool] = True
     settles_answers: ClassVar[bool] = True
+    # Whether `finish` may make a denial (NXDOMAIN) of ours another answer.
+    finishes_denials: ClassVar[bool] = True
     # Its place among the block's plugins, and in `Request.slots`.
     position: int = 0
 

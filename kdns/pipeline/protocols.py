@@ -50,6 +50,12 @@ class ClusterNames(Protocol):
     def is_cluster_label(self, label: bytes) -> bool:
         """Whether any Service or Namespace has this name."""
 
+    def has_nothing_below(self, label: bytes) -> bool:
+        """Whether all names in `LABEL.svc.ZONE` and `LABEL.ZONE` are denied by it, and not passed on."""
+
+    def cluster_zones(self) -> tuple[bytes, ...]:
+        """The zones of its Services."""
+
 
 @runtime_checkable
 class ClusterFamilies(Protocol):

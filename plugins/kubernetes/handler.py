@@ -55,6 +55,8 @@ _log = log.plugin("kubernetes")
 _STALE: Final = edns.option(edns.EDE, b"\0\3")  # RFC 8914, section 4.4: Stale Answer
 _FORGET: Final = 500  # answers forgotten in a turn
 _WAIT_LOG: Final = 0.5  # seconds between lines while the API is waited for, as CoreDNS writes them
+# First labels of the names that a zone has beside its namespaces.
+_NODES: Final = frozenset((b"svc", b"pod", b"dns", b"dns-version"))
 
 
 class Kubernetes(Plugin):
@@ -91,6 +93,7 @@ class Kubernetes(Plugin):
         self.records = Records(cluster, self.config, time.time, self.local, self._freshened, self.bound)
         self.nodes = self.records.store.index
         self.tails = tuple(zone.name for zone in self.records.zones)
+        self.keeps_denials = all(zone.goes_on is None for zone in self.records.forward)
 
     # Life.
 
@@ -227,6 +230,14 @@ class Kubernetes(Plugin):
     def is_cluster_label(self, label: bytes) -> bool:
         """Whether any Service or Namespace has this name."""
         return label in self.records.service_names or bytes((len(label),)) + label in self.records.exposed
+
+    def has_nothing_below(self, label: bytes) -> bool:
+        """Whether no name ends in `LABEL.svc.ZONE` or `LABEL.ZONE`: it is neither a namespace nor a node of the zones' own."""
+        return self.keeps_denials and label not in _NODES and bytes((len(label),)) + label not in self.records.exposed
+
+    def cluster_zones(self) -> tuple[bytes, ...]:
+        """The zones of Services."""
+        return tuple(zone.name for zone in self.records.forward)
 
     def search_path(self, host: str) -> list[bytes]:
         """The search list of the Pod with this address, the server's own suffixes behind the cluster's."""

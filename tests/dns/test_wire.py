@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdns.dns import edns, iana, message, name, query, rdata, reply, reverse, wire
-from kdns.dns.answer import Answer, render
+from kdns.dns.answer import Answer, behind_alias, render
 from kdns.dns.errors import BadName, FormatError
 from kdns.dns.rrset import RRset
 
@@ -165,3 +165,31 @@ def test_opts_of_odd_kinds_are_read_or_refused() -> None:
         with pytest.raises(FormatError):
             edns.options(raw)
     assert rdata.txt(b"a", b"bc") == b"\1a\2bc"
+
+
+@given(
+    st.lists(st.binary(min_size=4, max_size=4), min_size=1, max_size=5, unique=True),
+    st.booleans(),
+    st.integers(0, 600),
+    st.integers(0, 600),
+)
+def test_addresses_behind_an_alias_are_what_a_rendering_would_be(found: list[bytes], v6: bool, ttl: int, most: int) -> None:
+    target, asked = name.from_text("api.example.net."), name.from_text("api.example.net.n1.svc.cluster.local.")
+    rtype = iana.AAAA if v6 else iana.A
+    rdatas = tuple(data * 4 if v6 else data for data in found)
+    made = behind_alias(asked, target, render(target, ((RRset(target, rtype, ttl, rdatas),), (), ())), most)
+    cname = RRset(asked, iana.CNAME, min(ttl, most), (target,))
+    expected = render(asked, ((cname, RRset(target, rtype, ttl, rdatas)), (), ()))
+    assert made is not None and (made.data, made.counts) == (expected.data, expected.counts)
+    assert (list(made.ends), list(made.ttls)) == (list(expected.ends), list(expected.ttls))
+
+
+def test_what_is_more_than_addresses_of_the_target_takes_a_rendering() -> None:
+    target, asked = name.from_text("a.org."), name.from_text("a.org.n1.svc.cluster.local.")
+    address = RRset(target, iana.A, 60, (b"\n\0\0\1",))
+    for sections in (
+        ((RRset(target, iana.CNAME, 60, (name.from_text("b.org."),)), RRset(name.from_text("b.org."), iana.A, 60, (b"\n\0\0\1",))), (), ()),
+        ((address,), (address,), ()), ((address,), (), (address,)), ((), (), ()), ((RRset(target, iana.TXT, 60, (b"\1x",)),), (), ()),
+        ((RRset(name.from_text("c.org."), iana.A, 60, (b"\n\0\0\1",)),), (), ()), ((address._replace(cls=3),), (), ()),
+    ):  # fmt: skip
+        assert behind_alias(asked, target, render(target, sections), 60) is None

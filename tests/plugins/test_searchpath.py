@@ -1,5 +1,7 @@
 """searchpath: the first name of a search list is answered with what the list leads to, or exactly as without it."""
 
+import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +128,56 @@ def test_acl_sees_each_name_of_the_walk(serve: Serve, upstream: Start, tmp_path:
         f" forward . {up.address}\n}}\n"
     )
     assert code(server.ask("api.example.com" + S)) == "NXDOMAIN"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_query_for_aaaa_waits_for_the_walk_that_the_one_for_a_has_begun(
+    start: Callable[..., tuple[Running, Upstream]], fails: bool
+) -> None:
+    both = threading.Event()
+
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        assert both.wait(5)
+        reply = world(query, proto)
+        if fails:
+            reply.set_rcode(2)
+        return reply
+
+    server, up = start(script=script)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.connect((server.host, server.port))
+        for number, kind in ((1, "A"), (2, "AAAA")):
+            client.send(dns.message.make_query("api.example.com" + S, kind, id=number).to_wire())
+        eventually(lambda: len(up.queries) == 1)
+        time.sleep(0.05)
+        both.set()
+        replies = {reply.id: reply for reply in (dns.message.from_wire(client.recv(4096)) for _ in range(2))}
+    if fails:
+        assert code(replies[1]) == code(replies[2]) == "NXDOMAIN"
+    else:
+        assert data(replies[1]) == ["192.0.2.1", "api.example.com."]
+        assert answers(replies[2]) == [f"api.example.com{S} CNAME api.example.com."]
+    asked = [(query.question[0].name.to_text(), query.question[0].rdtype) for query in up.queries]
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize(("beside", "below"), [
+    ("hosts /nowhere {\n 10.9.9.9 api.example.com.svc.cluster.local\n fallthrough\n }", ""),
+    ('template IN A api.example.com.cluster.local {\n answer "{{ .Name }} 60 IN A 10.9.9.9"\n }', ""),
+    ("", "example.com.svc.cluster.local:PORT {\n bind 127.0.0.1\n hosts /nowhere {\n 10.9.9.9 api.example.com.svc.cluster.local\n }\n}\n"),
+])  # fmt: skip
+def test_names_that_others_have_in_the_clusters_zone_are_still_found(
+    serve: Serve, upstream: Start, tmp_path: Path, beside: str, below: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump_all([namespace("n1"), service("n1/web", "10.0.0.1")]))
+    up = upstream(world)
+    text = (
+        f".:PORT {{\n bind 127.0.0.1\n searchpath\n {beside}\n kubernetes cluster.local {{\n manifests {path}\n }}\n"
+        f" forward . {up.address}\n}}\n{below}"
+    )
+    assert data(serve(text.replace("PORT", "{port}")).ask("api.example.com" + S))[0] == "10.9.9.9"
 
 
 def test_a_service_that_appears_takes_its_names_back(start: Callable[..., tuple[Running, Upstream]], tmp_path: Path) -> None:
