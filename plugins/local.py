@@ -40,7 +40,7 @@ TTL: Final = 604800  # seconds; CoreDNS's
 LOCALHOST: Final = from_text("localhost.")
 REVERSE: Final = tuple(from_text(f"{octet}.in-addr.arpa.") for octet in (0, 127, 255))
 LOOPBACK: Final = from_text("1.0.0.127.in-addr.arpa.")
-_SOA: Final = rdata.soa(LOCALHOST, from_text("root.localhost."), 1, 0, 0, TTL, TTL)
+_SOA: Final = rdata.soa(LOCALHOST, from_text("root.localhost."), 1, 0, 0, 0, TTL)
 _ADDRESSES: Final = {iana.A: b"\x7f\0\0\1", iana.AAAA: b"\0" * 15 + b"\1"}
 
 COUNT: Final = Counter("coredns_local_localhost_requests_total", "Counter of localhost.<domain> requests.")

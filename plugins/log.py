@@ -16,8 +16,9 @@ With the flag `-log-format json` each query is an object: the line as FORMAT has
 `response_size` and `duration_seconds`, as CoreDNS 1.15 names them, and `rflags`.
 
 The first directive whose names match decides. Placeholders: `{type} {name} {class} {proto} {remote} {local} {port}
-{size} {rcode} {rsize} {duration} {>id} {>opcode} {>do} {>bufsize} {>rflags}`; `{/LABEL}` is metadata. What is not there
-is written `-`. `{rsize}` counts octets as they are sent, which for compressed replies are fewer than with CoreDNS.
+{size} {rcode} {rsize} {duration} {>id} {>opcode} {>do} {>bufsize} {>rflags}`; `{/LABEL}` is metadata, `log/type`
+and `log/class` too. What is not there is written `-`. `{rsize}` counts octets as they are sent, which for compressed
+replies are fewer than with CoreDNS.
 
 ## Examples
 
@@ -157,7 +158,28 @@ def compile_format(text: str) -> Writer:
 
 
 def _label(name: str, request: Request, outcome: Outcome) -> str:
+    if name in _OWN_LABELS:
+        # Ours, where the plugin metadata is there; they are known only now.
+        return _OWN_LABELS[name](request, outcome) if request.labels is not None else "-"
     return request.label(name) or "-"
+
+
+def type_of(request: Request, outcome: Outcome) -> str:
+    """What kind of reply an outcome is, as the label log/type has it."""
+    if outcome.rcode < 0 or type(outcome) is Stream:
+        return "META" if type(outcome) is Stream else "-"
+    if outcome.rcode in (iana.SERVFAIL, iana.NOTIMP):
+        return "SERVERERROR"
+    if type(outcome) is not Answer:
+        return "OTHERERROR"
+    if outcome.rcode == iana.NXDOMAIN:
+        return "NXDOMAIN"
+    if outcome.rcode != iana.NOERROR:
+        return "OTHERERROR"
+    if outcome.answer:
+        return "NOERROR"
+    found = {rrset.type for rrset in outcome.authority}
+    return "NODATA" if iana.SOA in found else "DELEGATION" if iana.NS in found else "NOERROR"
 
 
 def _host(address: tuple[object, ...] | None) -> str:
@@ -190,6 +212,7 @@ def seconds_text(value: float) -> str:
     return (text + "0" if text.endswith(".") else text) + "s"
 
 
+_OWN_LABELS: Final[dict[str, Writer]] = {"log/type": type_of, "log/class": class_of}
 _FIELDS: Final[dict[str, Writer]] = {
     "type": lambda r, o: iana.type_text(r.question.type),
     "name": lambda r, o: to_text(r.asked.name),

@@ -64,3 +64,9 @@ def matching_reply(data: bytes, qid: bytes, question: Question, to: str) -> Answ
                 return message.answer
     JUNK.slot(to)[0] += 1
     return None
+
+
+def os_text(call: str, error: OSError) -> str:
+    """An operating system's error in the words that CoreDNS's logs have, so that what is searched for there is found here."""
+    text = str(error.strerror or error)
+    return f"{call}: {text[:1].lower()}{text[1:]}"

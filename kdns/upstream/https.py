@@ -19,7 +19,7 @@ from h2.exceptions import ProtocolError
 from kdns.address import host_port
 from kdns.dns.query import Question
 from kdns.upstream.deadlines import Deadline, Deadlines
-from kdns.upstream.exchange import Done, UpstreamError, matching_reply
+from kdns.upstream.exchange import Done, UpstreamError, matching_reply, os_text
 from kdns.upstream.udp import HITS, MISSES
 
 DIAL: Final = 5.0  # seconds to connect, TLS included
@@ -151,7 +151,7 @@ class HttpsConnections:
         except TimeoutError:
             error = "i/o timeout"
         except OSError as problem:
-            error = str(problem.strerror or problem)
+            error = str(problem) if isinstance(problem, ssl.SSLError) else os_text("connect", problem)
         if not error:
             self.flush()
         elif len(self.dials) == 1:  # this one

@@ -10,7 +10,7 @@ from typing import Final, final
 
 from kdns.dns.query import Question
 from kdns.upstream.deadlines import Deadline, Deadlines
-from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id
+from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id, os_text
 from kdns.upstream.udp import HITS, MISSES
 
 # Queries on one connection at a time; beyond that another is opened.
@@ -127,7 +127,7 @@ class TcpConnections:
         except TimeoutError:
             error = "i/o timeout"
         except (OSError, ssl.SSLError) as problem:
-            error = str(problem.strerror or problem) if isinstance(problem, OSError) else str(problem)
+            error = str(problem) if isinstance(problem, ssl.SSLError) else os_text("connect", problem)
         finally:
             self.dialling -= 1
         if error and self.dialling:

@@ -16,7 +16,7 @@ from kdns.address import address, family_of, host_port
 from kdns.dns.query import Question
 from kdns.metrics import Counter
 from kdns.upstream.deadlines import Deadline, Deadlines
-from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id
+from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id, os_text
 
 MAX_USES: Final = 100  # queries through one port
 MAX_AGE: Final = 10.0  # seconds of one port
@@ -67,7 +67,7 @@ class UdpSockets:
             try:
                 sock = _Socket(self, now)
             except OSError as error:
-                done(UpstreamError(f"dial udp {self.to}: {error.strerror or error}"))
+                done(UpstreamError(f"dial udp {self.to}: {os_text('connect', error)}"))
                 return
         sock.send(query, question, timeout, done)
 
@@ -112,7 +112,7 @@ class _Socket:
         try:
             self.sock.send(self.qid + query[2:])
         except OSError as error:
-            self.fail(f"write udp {self._route()}: {error.strerror or error}")
+            self.fail(f"write udp {self._route()}: {os_text('write', error)}")
 
     def _read(self) -> None:
         try:
@@ -123,7 +123,7 @@ class _Socket:
             if self.done is None:
                 self.close()
             else:
-                self.fail(f"read udp {self._route()}: {error.strerror or error}")
+                self.fail(f"read udp {self._route()}: {os_text('read', error)}")
             return
         done = self.done
         if done is None:

@@ -84,6 +84,26 @@ def test_log_takes_names_formats_and_classes(serve: Serve, upstream: Start, line
     assert logged == ["[INFO] A x.a.org. NXDOMAIN - {unknown} 0"]
 
 
+def test_with_metadata_a_line_says_what_kind_of_reply_it_was(serve: Serve, upstream: Start, lines: list[str]) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        kind = query.question[0].name.labels[0]
+        reply = answer(query, "A 10.0.0.1") if kind == b"yes" else soa(answer(query)) if kind in (b"no", b"nx") else answer(query)
+        if kind == b"cut":
+            reply.authority.append(dns.rrset.from_text("org.", 60, "IN", "NS", "ns.org."))
+        reply.set_rcode({b"nx": 3, b"bad": 2, b"odd": 5}.get(kind, 0))
+        return reply
+
+    up = upstream(script)
+    server = serve(block("metadata", 'log . "{name} {/log/type} {/log/class}"', f"forward . {up.address}"))
+    expected = {
+        "yes": "NOERROR success", "no": "NODATA denial", "nx": "NXDOMAIN denial", "bad": "SERVERERROR error",
+        "odd": "OTHERERROR error", "cut": "DELEGATION success",
+    }  # fmt: skip
+    for name in expected:
+        server.ask(f"{name}.org.")
+    assert [line for line in lines if ".org." in line] == [f"[INFO] {name}.org. {text}" for name, text in expected.items()]
+
+
 def test_names_in_log_lines_are_escaped(serve: Serve, lines: list[str]) -> None:
     server = serve(block("log", "whoami"))
     server.raw(b'\0\1\1\0\0\1\0\0\0\0\0\0\x05a\n"\x00\xff\0\0\1\0\1')
