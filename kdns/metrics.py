@@ -61,7 +61,12 @@ class Family:
 
 
 class Counter(Family):
-    """What only grows. `name` ends in `_total`."""
+    """What only grows. `name` ends in `_total`. Without labels it is shown from the start, as 0: a rise can then be seen."""
+
+    def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
+        super().__init__(name, help, labels)
+        if not labels:
+            self.slot()
 
 
 class Gauge(Family):

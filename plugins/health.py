@@ -98,7 +98,6 @@ class Health(Plugin):
         self.server.add("/health", _ok)
         runtime.before_stop.append(self.lameduck)
         DURATION.slot()
-        FAILURES.slot()
         self.task = asyncio.create_task(self._poll(), name="health")
 
     async def stop(self) -> None:

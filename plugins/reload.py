@@ -85,7 +85,6 @@ class Reload(Plugin):
         self.runtime: Runtime | None = None
 
     async def start(self, runtime: Runtime) -> None:
-        FAILED.slot()
         self.runtime = runtime
         # The watch must outlive this object while it loads the next configuration: it is the runtime's.
         watch = await runtime.acquire("reload", lambda: _Watch(runtime))

@@ -52,7 +52,6 @@ MAX_NEIGHBOURS: Final = 4096
 PANICS = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
 OVERFLOWS = Counter("kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server",))
 EXPIRED = Counter("kdns_pending_expired_total", "Queries answered SERVFAIL because no plugin did in time.", ("server",))
-PANICS.slot()
 
 _log = log.Logger()
 

@@ -89,8 +89,6 @@ class Forward(Plugin):
         self.has_next = at + 1 < len(block.plugins) and isinstance(block.plugins[at + 1], Forward)
 
     async def start(self, runtime: Runtime) -> None:
-        BROKEN.slot()
-        REJECTS.slot()
         self.upstreams = [
             Upstream(where, self.config.options, self.name, self.deadlines, self.contexts.get(where.transport))
             for where in self.addresses

@@ -49,7 +49,7 @@ A CNAME that answers a question for addresses brings the records of its target.
 ## Metrics
 
 * `coredns_template_matches_total{server,zone,view,class,type}`, and with the labels section and template besides
-  `coredns_template_failures_total` and `coredns_template_rr_failures_total`.
+  `coredns_template_template_failures_total` and `coredns_template_rr_failures_total`.
 """
 
 import re
@@ -86,7 +86,7 @@ _LABELS: Final = ("server", "zone", "view", "class", "type")
 
 MATCHES: Final = Counter("coredns_template_matches_total", "Counter of template regex matches.", _LABELS)
 FAILURES: Final = Counter(
-    "coredns_template_failures_total", "Counter of go template failures.", (*_LABELS, "section", "template")
+    "coredns_template_template_failures_total", "Counter of go template failures.", (*_LABELS, "section", "template")
 )
 RR_FAILURES: Final = Counter(
     "coredns_template_rr_failures_total", "Counter of mis-templated RRs.", (*_LABELS, "section", "template")
