@@ -14,10 +14,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 
 Slot = list[float]
+Slots = Sequence[tuple[tuple[str, ...], Slot]]
 
 # 0.25 ms to 8.2 s, each twice the one before: CoreDNS's plugin.TimeBuckets.
 TIME_BUCKETS: Final = tuple(0.00025 * 2**n for n in range(16))
 SLIM_TIME_BUCKETS: Final = tuple(0.00025 * 10**n for n in range(5))
+# Lines of the exposition made in one go: some 1.5 ms. 40 zones have 1,300 lines in one family.
+SLICE: Final = 200
 # A family's label sets are bounded: what a client or a cluster can name must not grow memory without end.
 MAX_SLOTS: Final = 20_000
 
@@ -52,10 +55,14 @@ class Family:
         """Forgets a set of label values."""
         self.slots.pop(values, None)
 
-    def collect(self) -> Metric:
-        """The family as prometheus-client knows it."""
+    def samples(self) -> int:
+        """Lines of the exposition for each slot."""
+        return 1
+
+    def collect(self, slots: Slots) -> Metric:
+        """Some of the family's slots as prometheus-client knows them."""
         metric = CounterMetricFamily(self.name, self.help, labels=self.labels)
-        for values, slot in self.slots.items():
+        for values, slot in slots:
             metric.add_metric(values, slot[0])
         return metric
 
@@ -78,11 +85,11 @@ class Gauge(Family):
         super().__init__(name, help, labels)
         self.read = read
 
-    def collect(self) -> Metric:
+    def collect(self, slots: Slots) -> Metric:
         metric = GaugeMetricFamily(self.name, self.help, labels=self.labels)
         if self.read is not None:
             metric.add_metric((), self.read())
-        for values, slot in self.slots.items():
+        for values, slot in slots:
             metric.add_metric(values, slot[0])
         return metric
 
@@ -104,10 +111,13 @@ class Histogram(Family):
         slot[0] += value
         slot[1 + bisect_left(self.bounds, value)] += 1
 
-    def collect(self) -> Metric:
+    def samples(self) -> int:
+        return len(self.bounds) + 3
+
+    def collect(self, slots: Slots) -> Metric:
         metric = HistogramMetricFamily(self.name, self.help, labels=self.labels)
         names = [*(_bound(bound) for bound in self.bounds), "+Inf"]
-        for values, slot in self.slots.items():
+        for values, slot in slots:
             total = 0.0
             buckets = []
             for name, count in zip(names, slot[1:], strict=True):
@@ -135,9 +145,15 @@ class _One:
 
 
 def families() -> Iterator[bytes]:
-    """The text exposition, one family at a time, so that the caller can let others run in between."""
+    """The text exposition in slices of a family each, of SLICE lines at most, so that the caller can let others run in between."""
     for refresh in list(REFRESH):
         refresh()
     for family in list(REGISTRY.values()):
-        if family.slots or (isinstance(family, Gauge) and family.read is not None):
-            yield generate_latest(_One(family.collect()))
+        slots = list(family.slots.items())
+        if not slots and not (isinstance(family, Gauge) and family.read is not None):
+            continue
+        step = max(SLICE // family.samples(), 1)
+        for at in range(0, len(slots) or 1, step):
+            text = generate_latest(_One(family.collect(slots[at : at + step])))
+            # The two lines before a family's samples, HELP and TYPE, stand once.
+            yield text.split(b"\n", 2)[2] if at else text

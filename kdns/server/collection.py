@@ -30,7 +30,6 @@ _settled: Final = [False]
 _usual: Final = gc.get_threshold()
 
 LONGEST = Gauge("kdns_gc_pass_longest_seconds", "The longest pass since the server was built.", read=lambda: _longest[0])
-FROZEN = Gauge("kdns_gc_frozen_objects", "Objects that no pass looks at.", read=lambda: float(gc.get_freeze_count()))
 HOLDS = Counter("kdns_gc_holds_total", "Times collection was held off during long work.")
 
 

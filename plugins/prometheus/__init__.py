@@ -256,7 +256,7 @@ class Prometheus(Plugin):
 
 
 async def expose() -> Response:
-    """All metrics, one family a turn of the loop."""
+    """All metrics, a slice of one family a turn of the loop."""
     parts = []
     for text in metrics.families():
         parts.append(text)
