@@ -63,8 +63,11 @@ def main(words: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
         return 0 if error.help else 2
     qtype = iana.type_number(rest[1]) if len(rest) > 1 else iana.A
-    if not 1 <= len(rest) <= 2 or qtype is None:
+    if not 1 <= len(rest) <= 2:
         sys.stderr.write("kdns explain takes a name, and a type if it is not A\n")
+        return 2
+    if qtype is None:
+        sys.stderr.write(f'"{rest[1]}" is no query type\n')
         return 2
     name = rest[0]
     if len(rest) == 1 and (reverse := _reverse_of(name)):

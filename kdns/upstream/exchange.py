@@ -68,5 +68,6 @@ def matching_reply(data: bytes, qid: bytes, question: Question, to: str) -> Answ
 
 def os_text(call: str, error: OSError) -> str:
     """An operating system's error in the words that CoreDNS's logs have, so that what is searched for there is found here."""
-    text = str(error.strerror or error)
+    # asyncio puts words of its own into `strerror`.
+    text = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
     return f"{call}: {text[:1].lower()}{text[1:]}"

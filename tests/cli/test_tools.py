@@ -195,6 +195,7 @@ def test_explain_asks_at_the_default_port_and_names_the_other_listeners(tmp_path
     done = kdns("explain", "-conf", str(path), "a.org")
     assert "asked at dns://:53; there are also dns://:5300" in done.stdout and "a.org. 3600 A 10.0.0.2" in done.stdout
     assert "a.org. 3600 A 10.0.0.1" in kdns("explain", "-conf", str(path), "-dns.port", "5300", "a.org").stdout
+    assert kdns("explain", "a.org", "NOPE").stderr == '"NOPE" is no query type\n'
     path.write_text("# nothing\n")
     done = kdns("explain", "-conf", str(path), "a.org")
     assert done.returncode == 1 and done.stderr == f"{path} has no server block: nothing to explain\n"
@@ -232,7 +233,8 @@ def test_query_asks_over_each_transport(serve: Serve, tmp_path: Path, upstream: 
 def test_query_says_what_is_wrong() -> None:
     for words, code, text in (
         ([], 2, "takes a name"), (["a.org", "NOPE"], 2, "no query type"), (["a..org"], 2, ""), (["-what", "x"], 2, "not defined"),
-        (["@127.0.0.1:1", "x.org"], 9, "refused"), (["-tls", "-ca", "/nowhere", "x.org"], 1, "/nowhere: No such file"),
+        (["@127.0.0.1:1", "x.org"], 9, "read: connection refused"),
+        (["@127.0.0.1:1", "-tcp", "x.org"], 9, "dial tcp 127.0.0.1:1: connect: connection refused"), (["-tls", "-ca", "/nowhere", "x.org"], 1, "/nowhere: No such file"),
     ):  # fmt: skip
         done = kdns("query", *words)
         assert done.returncode == code and text in done.stderr and "Traceback" not in done.stderr, (words, done)
