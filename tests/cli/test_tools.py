@@ -234,7 +234,8 @@ def test_query_says_what_is_wrong() -> None:
     for words, code, text in (
         ([], 2, "takes a name"), (["a.org", "NOPE"], 2, "no query type"), (["a..org"], 2, ""), (["-what", "x"], 2, "not defined"),
         (["@127.0.0.1:1", "x.org"], 9, "read: connection refused"),
-        (["@127.0.0.1:1", "-tcp", "x.org"], 9, "dial tcp 127.0.0.1:1: connect: connection refused"), (["-tls", "-ca", "/nowhere", "x.org"], 1, "/nowhere: No such file"),
+        (["@127.0.0.1:1", "-tcp", "x.org"], 9, "dial tcp 127.0.0.1:1: connect: connection refused"),
+        (["-tls", "-ca", "/nowhere", "x.org"], 1, "/nowhere: No such file"),
     ):  # fmt: skip
         done = kdns("query", *words)
         assert done.returncode == code and text in done.stderr and "Traceback" not in done.stderr, (words, done)
