@@ -44,10 +44,16 @@ class LoopThread:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             # Connections that still had octets to send would outlive their loop.
-            for transport in list(getattr(self.loop, "_transports", {}).values()):
-                transport.abort()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            for _ in range(20):
+                left = [
+                    each for each in getattr(self.loop, "_transports", {}).values() if getattr(each, "_sock", None) is not None
+                ]
+                if not left:
+                    break
+                for transport in left:
+                    transport.abort()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
 
         self.run(finish())
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -28,6 +29,7 @@ from kdns.kube.source import Wanted
 # Looked at this often (seconds): a change is read when it looks the same twice, and so served within 100 ms. With many
 # files less often, so that looking takes at most one hundredth of the time.
 POLL: Final = 0.025
+EMPTY: Final = 1_000_000_000  # nanoseconds for which a file that has become empty is taken for one that is being written
 INLINE: Final = 32 << 10  # octets; 32 KiB of YAML take some 5 ms
 MAX_FILE: Final = 256 << 20  # octets; a dump of a 5,000-node cluster has some 100 MB
 CHILD_TIMEOUT: Final = 120.0
@@ -165,7 +167,11 @@ class ManifestSource:
                 stat = os.stat(path)
             except OSError:
                 continue
-            now[path] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            known = self.signatures.get(path)
+            if known is not None and known[1] and not stat.st_size and time.time_ns() - stat.st_mtime_ns < EMPTY:
+                now[path] = known  # it is being written again, by somebody who is slow
+            else:
+                now[path] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         before, self.seen = self.seen, now
         settled = [path for path in {*now, *self.signatures} if now.get(path) == before.get(path)]
         changed = sorted(path for path in settled if now.get(path) != self.signatures.get(path))

@@ -165,6 +165,24 @@ def test_a_large_file_is_parsed_in_a_child_and_answers_go_on(
     assert a(server, "s1.n1") == ["10.0.0.2"]
 
 
+def test_a_file_whose_writer_pauses_after_truncating_it_keeps_its_objects_and_one_that_stays_empty_loses_them(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "one.yaml"
+    text = yaml.safe_dump(service("n1/web", "10.0.0.1"))
+    path.write_text(text)
+    server = start(serve, path)
+    with path.open("w") as file:
+        for _ in range(10):
+            time.sleep(0.03)
+            assert a(server, "web.n1") == ["10.0.0.1"]
+        file.write(text.replace("10.0.0.1", "10.0.0.2"))
+    eventually(lambda: a(server, "web.n1") == ["10.0.0.2"])
+    monkeypatch.setattr(module, "EMPTY", 1)
+    path.write_text("")
+    eventually(lambda: a(server, "web.n1") == "NXDOMAIN")
+
+
 def test_a_file_that_is_truncated_before_it_is_written_again_never_empties_the_zone(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "one.yaml"
     text = yaml.safe_dump(service("n1/web", "10.0.0.1"))

@@ -179,6 +179,7 @@ def test_a_change_of_a_headless_service_of_5000_touches_its_slice_alone(
     api.put(namespace("n1"), service("n1/huge"), *slices)
     server = serve(kubernetes(f"endpoint {api.url}"))
     eventually(lambda: "10.2.49.100" in data(server.ask("10-2-49-100.huge.n1.svc.cluster.local.")))
+    eventually(lambda: code(server.ask("nothing.n1.svc.cluster.local.")) == "NXDOMAIN")  # all is listed
     sizes: list[int] = []
     told = Cluster._tell
     monkeypatch.setattr(
