@@ -33,7 +33,7 @@ EMPTY: Final = 1_000_000_000  # nanoseconds for which a file that has become emp
 INLINE: Final = 32 << 10  # octets; 32 KiB of YAML take some 5 ms
 MAX_FILE: Final = 256 << 20  # octets; a dump of a 5,000-node cluster has some 100 MB
 CHILD_TIMEOUT: Final = 120.0
-SUFFIXES: Final = (".yaml", ".yml", ".json")
+_SUFFIXES: Final = (".yaml", ".yml", ".json")
 _SLICE: Final = 50  # objects applied before others run
 
 _log = log.plugin("kubernetes")
@@ -106,6 +106,19 @@ def _items(document: Any) -> Iterator[Any]:
         yield document
 
 
+def files_of(paths: tuple[str, ...]) -> Iterator[str]:
+    """The files that paths come to: a folder's manifests, at any depth, but what begins with a dot; any other path itself."""
+    for path in paths:
+        if os.path.isdir(path):
+            for folder, folders, names in os.walk(path):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                for name in sorted(names):
+                    if name.endswith(_SUFFIXES) and not name.startswith("."):
+                        yield os.path.join(folder, name)
+        else:
+            yield path
+
+
 class ManifestSource:
     """Follows files and folders. Everything is read before `start` returns."""
 
@@ -148,21 +161,10 @@ class ManifestSource:
 
     # Files.
 
-    def _list(self) -> Iterator[str]:
-        for path in self.paths:
-            if os.path.isdir(path):
-                for folder, folders, names in os.walk(path):
-                    folders[:] = sorted(name for name in folders if not name.startswith("."))
-                    for name in sorted(names):
-                        if name.endswith(SUFFIXES) and not name.startswith("."):
-                            yield os.path.join(folder, name)
-            else:
-                yield path
-
     def _changed(self) -> list[str]:
         """The files that are new, changed or gone, and were so at the last look too: nobody is still writing them."""
         now: dict[str, tuple[int, int, int]] = {}
-        for path in self._list():
+        for path in files_of(self.paths):
             try:
                 stat = os.stat(path)
             except OSError:

@@ -1,7 +1,6 @@
 """One Pod's spec, as the API or manifests have it: for tools that want to know how a Pod resolves names."""
 
 import asyncio
-import os
 from typing import Any
 
 import msgspec
@@ -28,15 +27,12 @@ async def pod_spec(api: ApiConfig | None, paths: tuple[str, ...], namespace: str
 
 
 def _from_files(paths: tuple[str, ...], namespace: str, name: str) -> dict[str, Any] | None:
-    for path in paths:
-        names = sorted(os.path.join(path, entry) for entry in os.listdir(path)) if os.path.isdir(path) else [path]
-        for file in names:
-            if file.endswith(manifests.SUFFIXES):
-                with open(file, encoding="utf-8") as opened:
-                    found, _ = manifests.parse(opened.read(), file)
-                for each in found:
-                    if each.kind == "Pod" and _is(each.mapping, namespace, name):
-                        return _spec(each.mapping)
+    for path in manifests.files_of(paths):
+        with open(path, encoding="utf-8") as file:
+            found, _ = manifests.parse(file.read(), path)
+        for each in found:
+            if each.kind == "Pod" and _is(each.mapping, namespace, name):
+                return _spec(each.mapping)
     return None
 
 

@@ -111,7 +111,8 @@ class Prometheus(Plugin):
         self.rows: dict[tuple[object, ...], Row] = {}
         self.block: Block | None = None
         self.web = webconfig.WebConfig()
-        self.endpoint = ("http", config.host, config.port, config.web)
+        # Plain HTTP is shared with whoever serves on the same address.
+        self.endpoint = ("http", config.host, config.port, *((config.web,) if config.web else ()))
         self.one_zone = ""
         self.next = ""
         self.runtime: Runtime | None = None

@@ -187,6 +187,18 @@ def test_explain_asks_the_api_for_the_pod_that_asks(api: ApiServer, tmp_path: Pa
     assert done.returncode == 1 and "--from shop/p: 403 " in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_explain_finds_the_pod_where_the_server_finds_manifests(tmp_path: Path) -> None:
+    nested = tmp_path / "more" / "deep"
+    nested.mkdir(parents=True)
+    (nested / "p.yaml").write_text(
+        yaml.safe_dump_all([{**pod("n1/p", "10.1.0.9"), "spec": {"dnsPolicy": "Default"}}, service("n1/web", "10.0.0.1")])
+    )
+    path = tmp_path / "Corefile"
+    path.write_text(f".:53 {{\n kubernetes cluster.local {{\n manifests {tmp_path / 'more'}\n }}\n}}\n")
+    done = kdns("explain", "-conf", str(path), "web.n1.svc.cluster.local", "--from", "n1/p")
+    assert done.returncode == 0 and "dnsPolicy Default" in done.stdout, done.stderr
+
+
 def test_explain_asks_at_the_default_port_and_names_the_other_listeners(tmp_path: Path) -> None:
     path = tmp_path / "Corefile"
     path.write_text(

@@ -43,6 +43,13 @@ def test_the_json_holds_what_was_asked(page: tuple[Running, int]) -> None:
     assert sum(found["latency_seconds"]["counts"]) == 6 and any(count >= 2 for _, count, _ in found["upstreams"])
 
 
+def test_the_page_and_the_metrics_may_share_an_address(serve: Serve) -> None:
+    port = free_port()
+    serve(f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n prometheus 127.0.0.1:{port}\n whoami\n}}")
+    for _ in range(10):  # two listeners on one port would each get some of the requests
+        assert all(http_get(port, path)[0] == 200 for path in ("/", "/status.json", "/metrics"))
+
+
 def test_the_page_brings_all_it_needs(page: tuple[Running, int]) -> None:
     status, text = http_get(page[1], "/")
     assert status == 200 and "Content-Security-Policy" in text and "{policy}" not in text
