@@ -59,6 +59,7 @@ _FLAGS: Final = (
 )  # fmt: skip
 _queries = log.Logger()  # in text a query's line has no plugin before it
 _log = log.plugin("log")
+_CLASS_OF: Final = {"NOERROR": "success", "DELEGATION": "success", "META": "success", "NXDOMAIN": "denial", "NODATA": "denial"}
 Writer = Callable[[Request, Outcome], str]
 
 
@@ -127,17 +128,7 @@ def fields(request: Request, outcome: Outcome) -> dict[str, object]:
 
 def class_of(request: Request, outcome: Outcome) -> str:
     """success, denial or error."""
-    if type(outcome) is Stream:
-        return "success"
-    if type(outcome) is not Answer:
-        return "error"
-    if outcome.rcode == iana.NXDOMAIN:
-        return "denial"
-    if outcome.rcode != iana.NOERROR:
-        return "error"
-    if not outcome.answer and any(rrset.type == iana.SOA for rrset in outcome.authority):
-        return "denial"
-    return "success"
+    return _CLASS_OF.get(type_of(request, outcome), "error")
 
 
 def compile_format(text: str) -> Writer:

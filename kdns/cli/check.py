@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from kdns import log
 from kdns.cli import corefiles
-from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.cli.flags import BadFlag, Flag, parse, refuse
 from kdns.corefile import CorefileError
 from kdns.server import build
 
@@ -40,8 +40,7 @@ def main(words: Sequence[str]) -> int:
     try:
         values, rest = parse(words, FLAGS)
     except BadFlag as error:
-        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
-        return 0 if error.help else 2
+        return refuse(error, _HEAD, FLAGS)
     if len(rest) > 1:
         sys.stderr.write("kdns check takes one file\n")
         return 2

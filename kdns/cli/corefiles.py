@@ -10,12 +10,6 @@ from kdns.corefile import Corefile, CorefileError, source
 from kdns.server import build
 
 
-def text_of(path: str) -> str:
-    """The text of a Corefile, or of the one in a ConfigMap. Raises CorefileError or OSError."""
-    text = raw_text(path)
-    return from_config_map(text) or text
-
-
 def raw_text(path: str, *, exactly: bool = False) -> str:
     """A file's text as it stands; `-` and `stdin` are standard input. `exactly`: octets that are no UTF-8 are an error."""
     if path in ("-", "stdin"):
@@ -41,8 +35,9 @@ def from_config_map(text: str) -> str:
 
 
 def read(path: str, port: int) -> Corefile:
-    """A parsed Corefile. Raises CorefileError or OSError."""
-    return build.read(text_of(path), shown(path), default_port=port, environ=os.environ)
+    """A parsed Corefile, a ConfigMap's where the file is one. Raises CorefileError or OSError."""
+    text = raw_text(path)
+    return build.read(from_config_map(text) or text, shown(path), default_port=port, environ=os.environ)
 
 
 def shown(path: str) -> str:

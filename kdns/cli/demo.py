@@ -1,13 +1,12 @@
 """`kdns demo`: the sample cluster on 127.0.0.1:1053, from inside the package; no files, no cluster, no root."""
 
 import os
-import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.cli.flags import BadFlag, Flag, parse, refuse
 from kdns.cli.serve import run
 from kdns.plugins.kubernetes import Kubernetes
 from kdns.server import build
@@ -23,8 +22,7 @@ def main(words: Sequence[str]) -> int:
     try:
         values, _ = parse(words, FLAGS)
     except BadFlag as error:
-        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage("Usage: kdns demo [FLAGS]\n\nFlags:", FLAGS))
-        return 0 if error.help else 2
+        return refuse(error, "Usage: kdns demo [FLAGS]\n\nFlags:", FLAGS)
     port = int(values["dns.port"])
     text = corefile().replace(_SAMPLE, str(folder())).replace(f".:{PORT} ", f".:{port} ")
     return run(lambda: build.read(text, "Corefile.example"), greeting=lambda server: _greeting(server, port))

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from kdns import log
 from kdns.cli import corefiles
-from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.cli.flags import BadFlag, Flag, parse_among, refuse
 from kdns.cli.resolv import Resolver, of_namespace, of_pod
 from kdns.corefile import CorefileError
 from kdns.dns import iana
@@ -50,18 +50,10 @@ SYNC: Final = 10.0  # seconds to wait for the API
 
 def main(words: Sequence[str]) -> int:
     """Explains one question; returns the exit code."""
-    values: dict[str, Any] = {}
-    rest: list[str] = []
-    left = list(words)
     try:
-        values, left = parse(left, FLAGS)
-        while left:
-            rest.append(left.pop(0))
-            more, left = parse(left, FLAGS)
-            values |= {name: value for name, value in more.items() if value not in ("", 53)}
+        values, rest = parse_among(words, FLAGS)
     except BadFlag as error:
-        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
-        return 0 if error.help else 2
+        return refuse(error, _HEAD, FLAGS)
     qtype = iana.type_number(rest[1]) if len(rest) > 1 else iana.A
     if not 1 <= len(rest) <= 2:
         sys.stderr.write("kdns explain takes a name, and a type if it is not A\n")

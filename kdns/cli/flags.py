@@ -1,6 +1,7 @@
 """Flags as Go's `flag` package reads them: `-x`, `--x`, `-x=v`, `-x v`; the first other word ends them."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -25,10 +26,15 @@ _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
-def parse(words: Sequence[str], flags: Sequence[Flag]) -> tuple[dict[str, str | bool | int], list[str]]:
-    """Values by first name, and the words behind the flags. Raises BadFlag."""
+Value = str | bool | int
+
+
+def parse(
+    words: Sequence[str], flags: Sequence[Flag], known: Mapping[str, Value] | None = None
+) -> tuple[dict[str, Value], list[str]]:
+    """Values by first name, and the words behind the flags. `known`: values to begin with (the defaults). Raises BadFlag."""
     by_name = {name: flag for flag in flags for name in flag.names}
-    values: dict[str, str | bool | int] = {flag.names[0]: flag.default for flag in flags}
+    values: dict[str, Value] = {flag.names[0]: flag.default for flag in flags} | dict(known or {})
     rest = list(words)
     while rest:
         word = rest[0]
@@ -59,6 +65,22 @@ def parse(words: Sequence[str], flags: Sequence[Flag]) -> tuple[dict[str, str | 
         else:
             values[flag.names[0]] = text
     return values, rest
+
+
+def parse_among(words: Sequence[str], flags: Sequence[Flag]) -> tuple[dict[str, Value], list[str]]:
+    """As `parse`, but flags may stand before, between and behind the other words. Raises BadFlag."""
+    values, left = parse(words, flags)
+    rest = []
+    while left:
+        rest.append(left.pop(0))
+        values, left = parse(left, flags, values)
+    return values, rest
+
+
+def refuse(error: BadFlag, head: str, flags: Sequence[Flag]) -> int:
+    """Says what is wrong with the flags, and the usage; returns the exit code: 0 where only that was asked for."""
+    sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(head, flags))
+    return 0 if error.help else 2
 
 
 def usage(head: str, flags: Sequence[Flag]) -> str:

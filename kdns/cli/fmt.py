@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kdns.cli.corefiles import from_config_map, raw_text, shown
-from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.cli.flags import BadFlag, Flag, parse, refuse
 from kdns.corefile import CorefileError
 from kdns.corefile.format import check_braces, formatted
 
@@ -29,8 +29,7 @@ def main(words: Sequence[str]) -> int:
     try:
         values, rest = parse(words, FLAGS)
     except BadFlag as error:
-        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
-        return 0 if error.help else 2
+        return refuse(error, _HEAD, FLAGS)
     path = rest[0] if rest else "Corefile"
     if len(rest) > 1 or (values["write"] and path == "-"):
         sys.stderr.write("kdns fmt takes one file" + (", and cannot write to standard input\n" if path == "-" else "\n"))

@@ -6,7 +6,7 @@ from typing import Final
 
 from kdns import log
 from kdns.cli import corefiles
-from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.cli.flags import BadFlag, Flag, parse, refuse
 from kdns.corefile import CorefileError
 from kdns.pipeline.block import Block
 from kdns.pipeline.plugin import overrides
@@ -26,8 +26,7 @@ def main(words: Sequence[str]) -> int:
     try:
         values, rest = parse(words, FLAGS)
     except BadFlag as error:
-        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
-        return 0 if error.help else 2
+        return refuse(error, _HEAD, FLAGS)
     path = rest[0] if rest else str(values["conf"]) or "Corefile"
     log.start_writer(sys.stderr)
     try:
@@ -48,6 +47,7 @@ def described(block: Block) -> list[str]:
     """The lines for one block."""
     lines = [" ".join(str(key) for key in block.keys.keys) + (f"  (view {block.view})" if block.view else "")]
     number = 0
+    beside = []
     chain = list(block.plugins)
     order = asking_order(block.plugins)
     for place, i in zip(sorted(order), order, strict=True):
@@ -57,7 +57,8 @@ def described(block: Block) -> list[str]:
         if does:
             number += 1
             lines.append(f"  {number:2}. {plugin.name:14} {', '.join(does)}")
-    beside = [plugin.name for plugin in block.plugins if not any(overrides(plugin, hook) for hook, _ in _WHAT)]
+        else:
+            beside.append(plugin.name)
     if beside:
         lines.append(f"  beside the path of queries: {', '.join(beside)}")
     if not number:

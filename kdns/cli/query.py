@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kdns.address import split_host_port
-from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.cli.flags import BadFlag, Flag, Value, parse_among, refuse
 from kdns.dns import edns, iana, reply
 from kdns.dns.answer import SHAPE_EDNS, SHAPE_RD, Answer
 from kdns.dns.edns import Edns
@@ -42,33 +42,21 @@ NO_REPLY: Final = 9  # dig's exit code
 
 def main(words: Sequence[str]) -> int:
     """Asks one question; returns the exit code."""
-    server = "127.0.0.1"
-    rest: list[str] = []
-    flags = list(words)
     try:
-        values: dict[str, str | bool | int] = {}
-        while flags:
-            values_now, flags = parse(flags, FLAGS)
-            values = {**values, **{k: v for k, v in values_now.items() if v or k not in values}}
-            if flags:
-                word = flags.pop(0)
-                if word.startswith("@"):
-                    server = word[1:]
-                else:
-                    rest.append(word)
-        values = values or parse([], FLAGS)[0]
+        values, given = parse_among(words, FLAGS)
     except BadFlag as error:
-        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_HEAD, FLAGS))
-        return 0 if error.help else 2
+        return refuse(error, _HEAD, FLAGS)
+    servers = [word[1:] for word in given if word.startswith("@")]
+    rest = [word for word in given if not word.startswith("@")]
     try:
-        question, where = _read(rest, server, values)
+        question, where = _read(rest, servers[-1] if servers else "127.0.0.1", values)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return asyncio.run(_ask(question, where, values))
 
 
-def _read(rest: list[str], server: str, values: dict[str, str | bool | int]) -> tuple[Question, Address]:
+def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Question, Address]:
     if not 1 <= len(rest) <= 2:
         raise ValueError("kdns query takes a name, and a type if it is not A")
     qtype = iana.type_number(rest[1]) if len(rest) > 1 else iana.A
@@ -86,7 +74,7 @@ def _read(rest: list[str], server: str, values: dict[str, str | bool | int]) -> 
     return Question(name, qtype), Address(transport, host, port, str(values["name"]))
 
 
-async def _ask(question: Question, where: Address, values: dict[str, str | bool | int]) -> int:
+async def _ask(question: Question, where: Address, values: dict[str, Value]) -> int:
     context: ssl.SSLContext | None = None
     if where.transport != "dns":
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from kdns import __version__, log
-from kdns.cli.flags import BadFlag, Flag, parse, usage
+from kdns.cli.flags import BadFlag, Flag, parse, refuse
 from kdns.corefile import Corefile, CorefileError, source
 from kdns.server import build, collection
 from kdns.server.lifecycle import Server, pid_text
@@ -35,8 +35,7 @@ def main(words: Sequence[str]) -> int:
     try:
         values, rest = parse(words, FLAGS)
     except BadFlag as error:
-        sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(_head(), FLAGS))
-        return 0 if error.help else 2
+        return refuse(error, _head(), FLAGS)
     if values["version"]:
         print("\n".join(version_lines()))
         return 0

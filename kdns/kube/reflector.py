@@ -180,7 +180,7 @@ class Reflector:
                 after = getattr(error, "after", 0.0)
                 before, self.unanswered = (
                     self.unanswered,
-                    isinstance(error, OSError | TimeoutError | aiohttp.ClientConnectionError),
+                    isinstance(error, OSError | aiohttp.ClientConnectionError),
                 )
                 if before and not self.unanswered:
                     self.backoff = BACKOFF[0]  # it is coming back: what it says while it starts soon changes

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from kdns.corefile import Key, Position
 from kdns.dns.iana import MAX_TTL
 from kdns.dns.name import closest, from_text, to_text
-from kdns.pipeline.plugin import Plugin
+from kdns.pipeline.plugin import HOOKS, Plugin, overrides
 from kdns.pipeline.protocols import Admission, BoundsTtl
 from kdns.pipeline.run import Pipeline
 
@@ -69,11 +69,14 @@ class Block:
         """The zones of all blocks of this server."""
         return tuple(dict.fromkeys(zone for block in self.siblings or [self] for zone in block.zones))
 
+    def chain(self) -> list[str]:
+        """The names of the plugins that take part in queries, in order."""
+        return [p.name for p in self.plugins if any(overrides(p, hook) for hook in HOOKS)]
+
     def ttl_bounds(self, owner: Plugin) -> Callable[[bytes, bool], int]:
         """What says the most seconds that plugins above `owner` let an answer (or a denial) of a name live."""
-        bounds = self.all(BoundsTtl)  # type: ignore[type-abstract]
-        above = [plugin.ttl_bound for plugin in bounds if self.plugins.index(cast(Plugin, plugin)) < self.plugins.index(owner)]
-        return lambda name, denial: min((bound(name, denial) for bound in above), default=MAX_TTL)
+        bounds = [p.ttl_bound for p in self.plugins[: self.plugins.index(owner)] if isinstance(p, BoundsTtl)]
+        return lambda name, denial: min((bound(name, denial) for bound in bounds), default=MAX_TTL)
 
     def compile(self) -> None:
         """Makes the pipeline of the plugins."""

@@ -34,6 +34,10 @@ class ListenerOptions:
     max_queries: int = 0
 
 
+# What of a plugin queries meet.
+HOOKS = ("handle", "finish", "settle")
+
+
 class Plugin:
     """The base of all plugins: every hook may be left out.
 

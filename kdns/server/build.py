@@ -20,7 +20,7 @@ from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.order import BUILT, ORDER, RANK, place
-from kdns.pipeline.plugin import Plugin, overrides
+from kdns.pipeline.plugin import Plugin
 from kdns.server import files
 from kdns.server.dispatch import Dispatcher
 
@@ -225,8 +225,3 @@ def _overlap(exact: dict[tuple[str, str, str, int], Key], key: Key, host: str) -
         if (scheme, zone, port) == (key.scheme, key.zone, key.port) and other != host and not (other and host):
             return found
     return None
-
-
-def chain(block: Block) -> list[str]:
-    """The names of the plugins that take part in queries, in order."""
-    return [p.name for p in block.plugins if any(overrides(p, hook) for hook in ("handle", "finish", "settle"))]

@@ -25,7 +25,7 @@ def reason(records: Records, cluster: Cluster, config: Config, request: Request,
     space = parts[-2]
     if parts[-1] == "pod" and config.pods == "disabled":
         return "names of Pods are not served: `pods` is disabled"
-    if b"".join((bytes((len(space),)), space.encode("latin-1"))) not in records.exposed:
+    if not records.is_namespace(space.encode("latin-1")):
         if config.namespaces is not None and space not in config.namespaces:
             return f"the namespace {space} is not among those that `namespaces` serves"
         return f"there is no namespace {space}" + _elsewhere(cluster, parts[-3] if count > 2 and parts[-1] == "svc" else "")

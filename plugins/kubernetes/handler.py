@@ -229,11 +229,11 @@ class Kubernetes(Plugin):
 
     def is_cluster_label(self, label: bytes) -> bool:
         """Whether any Service or Namespace has this name."""
-        return label in self.records.service_names or bytes((len(label),)) + label in self.records.exposed
+        return label in self.records.service_names or self.records.is_namespace(label)
 
     def has_nothing_below(self, label: bytes) -> bool:
         """Whether no name ends in `LABEL.svc.ZONE` or `LABEL.ZONE`: it is neither a namespace nor a node of the zones' own."""
-        return self.keeps_denials and label not in _NODES and bytes((len(label),)) + label not in self.records.exposed
+        return self.keeps_denials and label not in _NODES and not self.records.is_namespace(label)
 
     def cluster_zones(self) -> tuple[bytes, ...]:
         """The zones of Services."""
@@ -302,7 +302,7 @@ class Kubernetes(Plugin):
 
     def is_namespace(self, namespace: bytes) -> bool:
         """Whether this namespace is served."""
-        return bytes((len(namespace),)) + namespace in self.records.exposed
+        return self.records.is_namespace(namespace)
 
     def service_entries(self) -> list[Entry]:
         """All Services that are served."""

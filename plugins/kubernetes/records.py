@@ -202,6 +202,10 @@ class Records:
             self.exposed.discard(label)
         return label
 
+    def is_namespace(self, label: bytes) -> bool:
+        """Whether this namespace (a lower-cased label) is served."""
+        return bytes((len(label),)) + label in self.exposed
+
     # Negative answers and the apex.
 
     def soa(self, zone: Zone) -> bytes:

@@ -56,7 +56,7 @@ from kdns.net.http import HttpServer, Response
 from kdns.pipeline import Outcome, Plugin, Request, setup
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.outcome import Bare
-from kdns.pipeline.plugin import ListenerOptions, overrides
+from kdns.pipeline.plugin import ListenerOptions
 from kdns.pipeline.runtime import Runtime
 from kdns.plugins.prometheus import process, webconfig
 from kdns.plugins.prometheus.rows import (
@@ -130,7 +130,7 @@ class Prometheus(Plugin):
     def wire(self, block: Block) -> None:
         self.block = block
         self.one_zone = block.zone_text(block.zones[0]) if len(block.zones) == 1 else ""
-        names = [p.name for p in block.plugins if any(overrides(p, hook) for hook in ("handle", "finish", "settle"))]
+        names = block.chain()
         # The plugin right behind this one, whatever answers: that is what the original's label holds.
         at = names.index(self.name)
         self.next = names[at + 1] if at + 1 < len(names) else ""

@@ -160,4 +160,4 @@ def test_a_plugin_that_is_not_built_is_named_with_its_line() -> None:
 def test_the_chain_is_in_the_fixed_order_whatever_the_corefile_says() -> None:
     block = build.build(build.read(KUBEADM, "Corefile", environ={})).blocks[0]
     expected = ["prometheus", "errors", "loadbalance", "cache", "kubernetes", "loop", "forward"]
-    assert build.chain(block) == expected
+    assert block.chain() == expected
