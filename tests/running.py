@@ -2,6 +2,8 @@
 
 import asyncio
 import http.client
+import itertools
+import random
 import socket
 import threading
 import time
@@ -61,14 +63,22 @@ class LoopThread:
         self.loop.close()
 
 
+# Below every system's ephemeral ports (Linux 32768, IANA and macOS 49152 upwards): a client's own socket in the same test
+# was once given the port that had been picked for a dead upstream, and the query came back to the client.
+_PORTS = range(10_000, 32_000)
+_candidates = itertools.cycle(_PORTS)
+# Two runs on one machine begin in different places.
+next(itertools.islice(_candidates, random.randrange(len(_PORTS)), None))
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free for UDP and TCP on an address just now."""
+    """A port that is free for UDP and TCP on an address, that no socket is given unasked, and not the one before."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for _ in range(100):
+    for port in itertools.islice(_candidates, len(_PORTS)):
         with socket.socket(family, socket.SOCK_STREAM) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
-            tcp.bind((host, 0))
-            port: int = tcp.getsockname()[1]
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
+                tcp.bind((host, port))
                 udp.bind((host, port))
             except OSError:
                 continue

@@ -9,6 +9,8 @@ import dns.flags
 import dns.message
 import dns.rrset
 
+from tests.running import free_port
+
 Script = Callable[[dns.message.Message, str], list[bytes] | dns.message.Message | None]
 
 
@@ -37,18 +39,12 @@ class Upstream:
         self.protos: list[str] = []
         self.ports: list[int] = []
         self.closing = False
-        while True:
-            self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self.udp.bind(("127.0.0.1", 0))
-            self.port: int = self.udp.getsockname()[1]
-            self.tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            self.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                self.tcp.bind(("127.0.0.1", self.port))
-                break
-            except OSError:
-                self.udp.close()
-                self.tcp.close()
+        self.port = free_port()
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("127.0.0.1", self.port))
+        self.tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.tcp.bind(("127.0.0.1", self.port))
         self.threads = [threading.Thread(target=self._serve_udp, daemon=True)]
         if tcp:
             self.tcp.listen(64)
