@@ -55,7 +55,7 @@ def objects(services: int, endpoints: int, pods: int) -> dict[str, list[dict[str
     for i in range(pods):
         out["pods"].append({
             "metadata": meta(f"n{i % NAMESPACES}", f"p{i}", 400_000 + i), "spec": {"nodeName": "node-1"},
-            "status": {"phase": "Running", "podIP": ip(11, i)},
+            "status": {"phase": "Running", "podIP": ip(11, i), "podIPs": [{"ip": ip(11, i)}]},
         })  # fmt: skip
     return out
 

@@ -49,8 +49,7 @@ def endpointslice(
     return body
 
 
-def pod(key: str, ip: str, phase: str = "Running") -> dict[str, Any]:
+def pod(key: str, *ips: str, phase: str = "Running") -> dict[str, Any]:
     ns, _, name = key.partition("/")
-    return {
-        "kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": ns}, "status": {"phase": phase, "podIP": ip},
-    }  # fmt: skip
+    status = {"phase": phase, "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]}
+    return {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": ns}, "status": status}

@@ -259,15 +259,17 @@ class Cluster:
         if old == pod:
             return False
         if old is not None:
-            left = tuple(other for other in self.pods_at(old.address) if other is not old)
-            if left:
-                self.pod_ips[old.address] = left if len(left) > 1 else left[0]
-            else:
-                del self.pod_ips[old.address]
+            for address in old.addresses():
+                left = tuple(other for other in self.pods_at(address) if other is not old)
+                if left:
+                    self.pod_ips[address] = left if len(left) > 1 else left[0]
+                else:
+                    del self.pod_ips[address]
             del self.pods[key]
         if pod is not None:
-            there = self.pods_at(pod.address)
-            self.pod_ips[pod.address] = (*there, pod) if there else pod
+            for address in pod.addresses():
+                there = self.pods_at(address)
+                self.pod_ips[address] = (*there, pod) if there else pod
             self.pods[key] = pod
         for watcher in self.watchers:
             watcher.pods_changed()

@@ -109,9 +109,14 @@ class RawNamespace(Struct):
     metadata: RawMeta = field(default_factory=RawMeta)
 
 
-class RawPodStatus(Struct, rename={"pod_ip": "podIP"}):
+class RawPodIP(Struct):
+    ip: str | None = None
+
+
+class RawPodStatus(Struct, rename={"pod_ip": "podIP", "pod_ips": "podIPs"}):
     phase: str | None = None
     pod_ip: str | None = None
+    pod_ips: list[RawPodIP] | None = None
 
 
 class RawPod(Struct):
@@ -212,12 +217,17 @@ class Namespace(NamedTuple):
 
 
 class Pod(NamedTuple):
-    """A running Pod's packed address, and its labels where they are asked for."""
+    """A running Pod's packed address, its labels where they are asked for, and what addresses it has besides (dual stack)."""
 
     namespace: str
     name: str
     address: bytes
     labels: tuple[tuple[str, str], ...] = ()
+    others: tuple[bytes, ...] = ()
+
+    def addresses(self) -> tuple[bytes, ...]:
+        """All of its addresses, the primary one first."""
+        return (self.address, *self.others)
 
 
 Object = Service | Slices | Namespace | Pod
@@ -346,10 +356,13 @@ def slices(raw: RawSlice, detail: Detail = PLAIN) -> Slices | None:
 def pod(raw: RawPod, *, labels: bool = False) -> Pod | None:
     """A Pod trimmed; None for one that runs no more or has no address yet. Raises BadObject."""
     status = raw.status
-    if not status.pod_ip or status.phase in ("Succeeded", "Failed", "Unknown"):
+    # podIPs begins with podIP; API servers fill in both, what is written by hand may hold one of them (PodStatus in core/v1).
+    texts = (status.pod_ip, *(each.ip for each in status.pod_ips or ()))
+    found = tuple(dict.fromkeys(pack(text) for text in texts if text))
+    if not found or status.phase in ("Succeeded", "Failed", "Unknown"):
         return None
     kept = tuple((raw.metadata.labels or {}).items()) if labels else ()
-    return Pod(raw.metadata.namespace, raw.metadata.name, pack(status.pod_ip), kept)
+    return Pod(raw.metadata.namespace, raw.metadata.name, found[0], kept, found[1:])
 
 
 def trim(raw: Raw, detail: Detail = PLAIN) -> Object | None:

@@ -132,7 +132,7 @@ def cluster(api: ApiServer) -> ApiServer:
         service("shop/web", "10.96.1.5", ports=(("http", "TCP", 80), ("dns", "UDP", 53))), service("shop/dual", "10.96.1.6", "fd00::6"),
         service("shop/noport", "10.96.1.7", ports=()), service("shop/idle", ports=(("x", "TCP", 1),)),
         service("data/db", ports=(("pg", "TCP", 5432),)), service("data/pub", ports=(("pg", "TCP", 5432),), publishNotReadyAddresses=True),
-        service("shop/ext", external="www.example.org"), pod("shop/p1", "10.244.1.7"),
+        service("shop/ext", external="www.example.org"), pod("shop/p1", "10.244.1.7"), pod("shop/p2", "10.244.1.8", "fd00::8"),
         endpointslice("shop/web-1", "web", endpoint("10.244.1.7", pod="web-1"), ports=(("http", "TCP", 8080), ("dns", "UDP", 5353))),
         endpointslice("data/db-1", "db", endpoint("10.244.2.7", host="db-0"), endpoint("10.244.2.9", pod="nohost"), ports=(("pg", "TCP", 5432),)),
         endpointslice("data/db-2", "db", endpoint("fd00::2:7", host="db-0"), ports=(("pg", "TCP", 5432),)),
@@ -165,7 +165,7 @@ def names() -> list[str]:
             f"{space}.cluster.local.",
             f"x.{space}.pod.cluster.local.",
         ]
-        out += [f"{label}.{space}.pod.cluster.local." for label in ("10-244-1-7", "10-1-2-3", "fd00--1", "x.10-244-1-7", "1-1-1")]
+        out += [f"{label}.{space}.pod.cluster.local." for label in ("10-244-1-7", "10-244-1-8", "fd00--8", "10-1-2-3", "fd00--1", "x.10-244-1-7", "1-1-1")]
     out += [
         "cluster.local.",
         "svc.cluster.local.",

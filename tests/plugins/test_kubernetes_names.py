@@ -61,7 +61,7 @@ def objects() -> list[dict[str, Any]]:
         service("n1/six"), endpointslice("n1/six-6", "six", endpoint("5678:abcd::1"), endpoint("5678:abcd::")),
         service("n1/1digit", "10.96.1.11"),
         service("n2/web", "10.96.2.5"),
-        pod("n1/runner", "10.1.7.7"), pod("n1/six", "fd00::7"), pod("n1/done", "10.1.7.8", phase="Succeeded"),
+        pod("n1/runner", "10.1.7.7"), pod("n1/six", "fd00::7"), pod("n1/both", "10.1.7.9", "fd00::9"), pod("n1/done", "10.1.7.8", phase="Succeeded"),
     ]  # fmt: skip
 
 
@@ -175,6 +175,8 @@ TABLE: list[tuple[str, str, list[str] | str]] = [
     ("web" + N, "PTR", "NODATA"),
     ("10-1-7-7.n1.pod.cluster.local.", "A", ["10.1.7.7"]),
     ("10-1-7-7.n1.pod.cluster.local.", "AAAA", "NODATA"),
+    ("10-1-7-9.n1.pod.cluster.local.", "A", ["10.1.7.9"]),
+    ("fd00--9.n1.pod.cluster.local.", "AAAA", ["fd00::9"]),
     ("fd00--7.n1.pod.cluster.local.", "AAAA", ["fd00::7"]),
     ("10-1-7-8.n1.pod.cluster.local.", "A", "NXDOMAIN"),
     ("10-1-7-7.n2.pod.cluster.local.", "A", "NXDOMAIN"),
@@ -290,6 +292,31 @@ def test_pods_insecure_answers_any_address_in_a_namespace_that_exists(serve: Ser
     assert data(server.ask("2001-db8--9.n1.pod.cluster.local.", "AAAA")) == ["2001:db8::9"]
     assert code(server.ask("192-0-2-9.n9.pod.cluster.local.")) == "NXDOMAIN"
     assert code(server.ask("192-0-2-999.n1.pod.cluster.local.")) == "NXDOMAIN"
+
+
+def test_each_address_of_a_pod_of_two_families_is_verified_as_long_as_it_has_it(serve: Serve, api: ApiServer) -> None:
+    api.put(namespace("n1"), pod("n1/a", "10.1.0.1", "fd00::1"), pod("n1/b", "10.1.0.2", "10.1.0.2", "fd00::1"))
+    by_hand = pod("n1/c", "10.1.0.3")
+    del by_hand["status"]["podIPs"]
+    only = pod("n1/d", "10.1.0.4")
+    del only["status"]["podIP"]
+    api.put(by_hand, only, {**pod("n1/e", "10.1.0.5"), "status": {"phase": "Running", "podIP": "10.1.0.5", "podIPs": [{}]}})
+    server = serve(corefile(f"endpoint {api.url}", "pods verified"))
+
+    def there(label: str) -> bool:
+        return bool(server.ask(f"{label}.n1.pod.cluster.local.", "AAAA" if "--" in label else "A").answer)
+
+    eventually(lambda: there("10-1-0-1"))
+    assert all(there(f"10-1-0-{i}") for i in (2, 3, 4, 5)) and there("fd00--1")
+    api.put(pod("n1/a", "10.1.0.1", "fd00::a"))
+    eventually(lambda: there("fd00--a"))
+    assert there("fd00--1")  # b has it still
+    api.delete("Pod", "n1/b")
+    eventually(lambda: not there("10-1-0-2"))
+    assert not there("fd00--1") and there("fd00--a") and there("10-1-0-1")
+    api.put(pod("n1/a", "10.1.0.1"))
+    eventually(lambda: not there("fd00--a"))
+    assert there("10-1-0-1")
 
 
 def test_endpoint_pod_names_name_endpoints_after_their_pods(serve: Serve, manifests: str) -> None:
