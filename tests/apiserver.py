@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.running import LoopThread
+from tests.running import LoopThread, free_port
 
 KINDS = {
     "namespaces": ("", "v1", "Namespace", False),
@@ -48,7 +48,7 @@ class ApiServer:
         self.held: asyncio.Event | None = None
         self.thread = LoopThread()
         self.tls = tls
-        self.port = 0
+        self.port = free_port()
         self.runner: web.AppRunner | None = None
         self.thread.run(self._start())
 
@@ -120,7 +120,6 @@ class ApiServer:
         await self.runner.setup()
         site = web.TCPSite(self.runner, "127.0.0.1", self.port, ssl_context=self.tls, reuse_address=True)
         await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 
     def _restore(self, version: int, objects: tuple[dict[str, Any], ...]) -> None:
         self.version = version

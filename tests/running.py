@@ -41,6 +41,9 @@ class LoopThread:
 
     def close(self) -> None:
         async def finish() -> None:
+            # What was just accepted becomes a transport first: cancelled before that, its socket would be nobody's.
+            for _ in range(3):
+                await asyncio.sleep(0)
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in tasks:
                 task.cancel()

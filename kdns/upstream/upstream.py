@@ -19,7 +19,7 @@ from kdns.dns.message import pack_query
 from kdns.dns.query import Question
 from kdns.metrics import TIME_BUCKETS, Counter, Histogram
 from kdns.upstream.deadlines import Deadlines
-from kdns.upstream.exchange import Done, Result
+from kdns.upstream.exchange import Done, Result, UpstreamError
 from kdns.upstream.tcp import TcpConnections
 from kdns.upstream.udp import UdpSockets
 
@@ -85,6 +85,7 @@ class Upstream:
         self.fails = 0
         self.rtt = 0.0  # seconds, smoothed; 0 while not known
         self.refused = False  # by the plugin `loop`
+        self.closed = False
         self.task: asyncio.Task[None] | None = None
         o = options
         tls = where.transport == "tls"
@@ -117,7 +118,9 @@ class Upstream:
 
         Where TCP then fails, the cut reply is passed on: it is an answer, and says that it is cut.
         """
-        if self.stream_only or proto == "tcp":
+        if self.closed:
+            done(UpstreamError(f"{self.to} is closed"))
+        elif self.stream_only or proto == "tcp":
             self.tcp.exchange(query, question, self.options.timeout, partial(self._done, monotonic(), done))
         else:
             self.udp.exchange(query, question, self.options.timeout, partial(self._over_udp, monotonic(), query, question, done))
@@ -149,7 +152,7 @@ class Upstream:
 
     def failed(self) -> None:
         """An exchange failed: from now on it is probed until it answers."""
-        if self.options.max_fails and self.task is None:
+        if self.options.max_fails and self.task is None and not self.closed:
             self.task = asyncio.get_running_loop().create_task(self._probe(), name=f"probe {self.to}")
 
     async def _probe(self) -> None:
@@ -175,10 +178,12 @@ class Upstream:
         self.task = None
 
     async def close(self) -> None:
-        """Ends probing and closes all sockets."""
+        """Ends probing and closes all sockets. What was in flight fails, and a try that follows from that opens none again."""
+        self.closed = True
         if self.task is not None:
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
+            self.task = None
         self.udp.close()
         self.tcp.close()

@@ -165,7 +165,10 @@ def names() -> list[str]:
             f"{space}.cluster.local.",
             f"x.{space}.pod.cluster.local.",
         ]
-        out += [f"{label}.{space}.pod.cluster.local." for label in ("10-244-1-7", "10-244-1-8", "fd00--8", "10-1-2-3", "fd00--1", "x.10-244-1-7", "1-1-1")]
+        out += [
+            f"{label}.{space}.pod.cluster.local."
+            for label in ("10-244-1-7", "10-244-1-8", "fd00--8", "10-1-2-3", "fd00--1", "x.10-244-1-7", "1-1-1")
+        ]
     out += [
         "cluster.local.",
         "svc.cluster.local.",

@@ -18,10 +18,13 @@ import dns.rrset
 import pytest
 import yaml
 
+from kdns.dns.query import Question
 from kdns.server import dispatch
 from kdns.upstream import exchange
 from kdns.upstream.deadlines import Deadlines
 from kdns.upstream.udp import UdpSockets, _Socket
+from kdns.upstream.upstream import Address, Options
+from kdns.upstream.upstream import Upstream as Real
 from tests.objects import namespace, service
 from tests.running import Running, code, data, eventually, flags, free_port
 from tests.upstreams import Upstream, answer, soa
@@ -115,7 +118,7 @@ def test_five_thousand_clients_with_one_question_cost_one_upstream_query(serve: 
         return answer(query, "A 192.0.2.1")
 
     up = upstream(script)
-    server = serve(block(f"forward . {up.address}"))
+    server = serve(block(f"forward . {up.address} {{\n read_timeout 10s\n }}"))
     query = dns.message.make_query("x.org.", "A").to_wire()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
@@ -245,6 +248,31 @@ def test_an_upstream_that_is_back_is_noticed_within_a_second(serve: Serve, upstr
     eventually(lambda: not forwarder.upstreams[0].down(), timeout=5)
     assert time.monotonic() - back < 1.0
     assert data(server.ask("y.org.")) == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_retry_of_what_closing_failed_opened_sockets_and_probes_again(upstream: Start, tcp: bool) -> None:
+    """They outlived a configuration whose last queries were in flight when it ended."""
+    up = upstream(mute)
+    said: list[Any] = []
+
+    async def ask_and_close() -> None:
+        options = Options(timeout=10, max_fails=2)
+        found = Real(Address("dns", "127.0.0.1", up.port), options, "forward", Deadlines(), None)
+        query, question = dns.message.make_query("x.org.", "A").to_wire(), Question(b"\1x\3org\0", 1)
+
+        def retry(result: Any) -> None:
+            said.append(result)
+            if len(said) < 3:
+                found.exchange(query, question, "tcp" if tcp else "udp", retry)
+
+        found.exchange(query, question, "tcp" if tcp else "udp", retry)
+        await asyncio.sleep(0.05)
+        await found.close()
+        assert not found.udp.open and not found.tcp.tasks and found.task is None  # type: ignore[union-attr]
+
+    asyncio.run(ask_and_close())
+    assert len(said) == 3 and all(isinstance(each, exchange.UpstreamError) for each in said)
 
 
 def test_an_upstream_over_tcp_that_is_back_is_noticed_within_a_second(serve: Serve, upstream: Start) -> None:
