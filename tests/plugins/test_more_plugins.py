@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dns.edns
+import dns.exception
 import dns.flags
 import dns.message
 import dns.rrset
@@ -18,7 +19,7 @@ from kdns.corefile import CorefileError
 from kdns.plugins import family as family_module
 from kdns.plugins.family import without_hint
 from tests.objects import endpoint, endpointslice, service
-from tests.running import Running, code, data, flags, free_port, http_get
+from tests.running import Running, code, data, eventually, flags, free_port, http_get
 from tests.upstreams import Upstream, answer, soa
 
 Serve = Callable[..., Running]
@@ -90,11 +91,9 @@ def test_header_sets_and_clears_bits(serve: Serve, upstream: Start) -> None:
 
 def test_cancel_drops_what_takes_too_long(serve: Serve, upstream: Start) -> None:
     server = serve(block("cancel 200ms", f"forward . {upstream(lambda query, proto: None).address}"))
-    began = time.monotonic()
-    with pytest.raises(Exception, match="timed out"):
+    with pytest.raises(dns.exception.Timeout):
         server.ask("x.org.", timeout=0.6)
-    assert time.monotonic() - began < 1
-    assert all(not dispatcher.table for dispatcher in server.server.instance.dispatchers.values())  # type: ignore[union-attr]
+    eventually(lambda: not any(found.table for found in server.server.instance.dispatchers.values()), timeout=1)  # type: ignore[union-attr]
 
 
 def test_timeouts_set_the_deadlines_of_connections(serve: Serve) -> None:
@@ -102,7 +101,7 @@ def test_timeouts_set_the_deadlines_of_connections(serve: Serve) -> None:
     began = time.monotonic()
     with server.connect() as sock:
         assert sock.recv(1) == b""
-    assert 0.8 < time.monotonic() - began < 2.5
+    assert 0.8 < time.monotonic() - began < 5
     query = dns.message.make_query("x.org.", "A").to_wire()
     with server.connect() as sock:
         sock.sendall((struct.pack("!H", len(query)) + query) * 5)

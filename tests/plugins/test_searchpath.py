@@ -110,7 +110,7 @@ def test_a_failing_or_slow_upstream_is_the_plain_answer_in_time(start: Callable[
     assert code(start(script=fails)[0].ask("api.example.com" + S)) == "NXDOMAIN"
     server, _ = start("timeout 200ms", script=lambda query, proto: None)
     began = time.monotonic()
-    assert code(server.ask("api.example.com" + S)) == "NXDOMAIN" and 0.15 < time.monotonic() - began < 1
+    assert code(server.ask("api.example.com" + S)) == "NXDOMAIN" and 0.15 < time.monotonic() - began < 1.8
 
 
 def test_no_more_look_ups_than_allowed(start: Callable[..., tuple[Running, Upstream]]) -> None:

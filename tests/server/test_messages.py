@@ -158,7 +158,7 @@ def test_sixteen_thousand_empty_options_cost_no_time(server: Running) -> None:
         began = time.monotonic()
         sock.sendall(len(message).to_bytes(2, "big") + message)
         assert sock.recv(2)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("rtype", ["OPT", "TSIG", "TKEY"])
