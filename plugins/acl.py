@@ -93,7 +93,6 @@ class Acl(Plugin):
     """Handles what may not be asked."""
 
     name: ClassVar[str] = "acl"
-    client_dependent = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:

@@ -34,6 +34,7 @@ class Any(Plugin):
     """Handles ANY."""
 
     name: ClassVar[str] = "any"
+    client_dependent = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:

@@ -61,7 +61,6 @@ class Autopath(Plugin):
     """Handles the first name of a search list."""
 
     name: ClassVar[str] = "autopath"
-    client_dependent = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:

@@ -30,6 +30,7 @@ class Bufsize(Plugin):
     """Lowers the size in a query's OPT."""
 
     name: ClassVar[str] = "bufsize"
+    client_dependent = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[int]:

@@ -32,6 +32,7 @@ class Cancel(Plugin):
     """Sets how long a query may wait."""
 
     name: ClassVar[str] = "cancel"
+    client_dependent = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[float]:

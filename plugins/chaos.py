@@ -52,6 +52,7 @@ class Chaos(Plugin):
     """Handles class CH."""
 
     name: ClassVar[str] = "chaos"
+    client_dependent = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:

@@ -12,7 +12,7 @@ A question for AAAA that has no AAAA is asked for A, and each address is put int
         allow_ipv4
     }
 
-* PREFIX has 32 to 96 bits in steps of 8; default 64:ff9b::/96 (RFC 6052).
+* PREFIX has 32, 40, 48, 56, 64 or 96 bits (RFC 6052, section 2.2); default 64:ff9b::/96.
 * `translate_all` also where there are AAAA records. `allow_ipv4` also for clients that ask over IPv4.
 
 ## Examples
@@ -46,6 +46,7 @@ from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
 from kdns.pipeline.block import BlockKeys
 
 DEFAULT: Final = ipaddress.IPv6Network("64:ff9b::/96")
+LENGTHS: Final = (32, 40, 48, 56, 64, 96)  # RFC 6052, section 2.2
 MAX_TTL: Final = 600  # seconds, where the AAAA's denial says nothing (RFC 6147, section 5.1.7)
 
 TRANSLATED: Final = Counter(
@@ -66,7 +67,6 @@ class Dns64(Plugin):
     """Handles AAAA by asking below, and then perhaps for A."""
 
     name: ClassVar[str] = "dns64"
-    client_dependent = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
@@ -122,7 +122,7 @@ class Dns64(Plugin):
         )
         # RA, as a translated answer is recursion's; an empty one would else read as a lame referral.
         flags = outcome.flags & iana.TC | iana.RA
-        return Answer(iana.NOERROR, flags, answer, outcome.authority, outcome.additional)
+        return Answer(outcome.rcode, flags, answer, outcome.authority, outcome.additional)
 
 
 def embed(prefix: ipaddress.IPv6Network, address: bytes) -> bytes:
@@ -142,6 +142,6 @@ def _prefix(word: Token) -> ipaddress.IPv6Network:
         network = ipaddress.IPv6Network(word.text, strict=False)
     except ValueError:
         raise setup.fail(word, f'expected an IPv6 prefix such as 64:ff9b::/96, found "{word.text}"') from None
-    if network.prefixlen % 8 or not 32 <= network.prefixlen <= 96:
-        raise setup.fail(word, f"a prefix of {network.prefixlen} bits: expected 32 to 96 in steps of 8")
+    if network.prefixlen not in LENGTHS:
+        raise setup.fail(word, f"a prefix of {network.prefixlen} bits: expected {', '.join(map(str, LENGTHS))}")
     return network

@@ -58,6 +58,7 @@ class Family(Plugin):
     """Handles AAAA queries that nobody of ours answers."""
 
     name: ClassVar[str] = "family"
+    client_dependent = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[str]:

@@ -47,6 +47,7 @@ class Header(Plugin):
     """Changes bits on the way in and out."""
 
     name: ClassVar[str] = "header"
+    client_dependent = False
     finishes_denials = False
 
     @classmethod

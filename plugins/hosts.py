@@ -94,6 +94,7 @@ class Hosts(Plugin):
     """Answers from a table of names and addresses."""
 
     name: ClassVar[str] = "hosts"
+    client_dependent = False
     owner = True
 
     @classmethod

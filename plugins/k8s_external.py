@@ -75,6 +75,7 @@ class K8sExternal(Plugin):
     """Answers for Services as they are seen from outside."""
 
     name: ClassVar[str] = "k8s_external"
+    client_dependent = False
     owner = True
     serves_outside = True
 

@@ -78,6 +78,7 @@ class Loadbalance(Plugin):
     """Finishes answers with more than one address."""
 
     name: ClassVar[str] = "loadbalance"
+    client_dependent = False
     finishes_denials = False
 
     @classmethod

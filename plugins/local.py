@@ -50,6 +50,7 @@ class Local(Plugin):
     """Handles local names."""
 
     name: ClassVar[str] = "local"
+    client_dependent = False
     owner = True
 
     @classmethod

@@ -70,6 +70,7 @@ class Loop(Plugin):
     """Probes the upstreams of its block."""
 
     name: ClassVar[str] = "loop"
+    client_dependent = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:

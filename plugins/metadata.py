@@ -42,6 +42,7 @@ class Metadata(Plugin):
     """Gathers what the block's plugins publish."""
 
     name: ClassVar[str] = "metadata"
+    client_dependent = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[bytes, ...]]:

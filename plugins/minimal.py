@@ -30,6 +30,7 @@ class Minimal(Plugin):
     """Finishes answers without the sections that are not asked for."""
 
     name: ClassVar[str] = "minimal"
+    client_dependent = False
     finishes_denials = False
 
     @classmethod

@@ -35,6 +35,7 @@ class Nsid(Plugin):
     """Finishes answers to those who ask for it."""
 
     name: ClassVar[str] = "nsid"
+    client_dependent = False
     finishes_denials = False
 
     @classmethod

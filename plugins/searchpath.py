@@ -66,7 +66,7 @@ from kdns.dns.rrset import RRset
 from kdns.metrics import Counter
 from kdns.pipeline import Outcome, Pending, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.plugin import overrides
+from kdns.pipeline.plugin import looks_at_client, overrides
 from kdns.pipeline.protocols import ClusterNames, SearchBase
 from kdns.pipeline.request import Alive, Repeat
 from kdns.pipeline.run import asking_order
@@ -103,6 +103,7 @@ class Searchpath(Plugin):
     """Answers the first name of a search list with what the list leads to."""
 
     name: ClassVar[str] = "searchpath"
+    client_dependent = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
@@ -151,7 +152,7 @@ class Searchpath(Plugin):
         self.alone = {cluster for cluster in self.clusters if self._decides_alone(block, cluster)}
         # Where a plugin looks at the client, one client's walk says nothing about another's.
         blocks = block.siblings or [block]
-        self.remembers = not any(b.admits or any(p.client_dependent for p in b.plugins) for b in blocks)
+        self.remembers = not any(b.admits or any(looks_at_client(p) for p in b.plugins) for b in blocks)
 
     def _decides_alone(self, block: Block, cluster: ClusterNames) -> bool:
         """Whether nobody but this plugin of the cluster has a say in what its names come to."""

@@ -76,7 +76,6 @@ class Transfer(Plugin):
     """Answers AXFR and IXFR."""
 
     name: ClassVar[str] = "transfer"
-    client_dependent = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[Rule, ...]]:

@@ -33,7 +33,6 @@ class Whoami(Plugin):
     """Answers every query with the client's address and port."""
 
     name: ClassVar[str] = "whoami"
-    client_dependent = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:

@@ -63,11 +63,12 @@ class Node(NamedTuple):
 
 @final
 class Expression:
-    """A compiled expression. `type` is what it comes to, as far as that is known."""
+    """A compiled expression. `type` is what it comes to, as far as that is known; `calls` are the functions of its own it calls."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, calls: frozenset[str]) -> None:
         self._run = node.run
         self.type = node.type
+        self.calls = calls
 
     def value(self, env: object, names: Mapping[str, Value] | None = None) -> Value:
         """What it comes to for an environment. Raises EvaluationError."""
@@ -81,7 +82,8 @@ class Expression:
 
 def compile_expression(text: str, functions: Mapping[str, Function], names: Mapping[str, str] | None = None) -> Expression:
     """An expression over these functions and variables (name -> type). Raises BadExpression."""
-    return Expression(_Parser(text, functions, dict(names or {})).whole())
+    parser = _Parser(text, functions, dict(names or {}))
+    return Expression(parser.whole(), frozenset(parser.calls))
 
 
 class _Parser:
@@ -90,6 +92,7 @@ class _Parser:
         self.at = 0
         self.functions = functions
         self.names = names
+        self.calls: set[str] = set()  # of `functions`
         self.closures = 0  # how many closures the place at hand is in
         self.depth = 0
 
@@ -409,6 +412,7 @@ class _Parser:
                 self.expect(")")
                 break
         if own is not None:
+            self.calls.add(name)
             _check_arguments(name, own.params, args, place)
             runs, function = [arg.run for arg in args], own.call
             return Node(lambda s: function(s.env, *[run(s) for run in runs]), own.returns)

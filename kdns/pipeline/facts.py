@@ -64,6 +64,8 @@ FUNCTIONS: Final[dict[str, Function]] = {
     "incidr": Function(("string", "string"), "bool", _in_cidr),
     "metadata": Function(("string",), "string", lambda facts, label: facts.label(label)),
 }
+# What of them depends on the question alone, and not on who asks and how.
+OF_THE_QUESTION: Final = frozenset(("name", "type", "class", "opcode", "incidr", "group"))
 # For expressions beside a regular expression's match.
 WITH_GROUPS: Final = {**FUNCTIONS, "group": Function(("any",), "string", lambda facts, name: facts.groups.get(str(name), ""))}
 

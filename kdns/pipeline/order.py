@@ -1,7 +1,7 @@
 """The fixed order of plugins, and where each is found.
 
 A query feels the plugins below the one that handles it, and none above; that is all the order means. It is
-CoreDNS's 1.14.7, with kdns's own (searchpath, family) put where they belong. A name without a module is known but not
+that of CoreDNS 1.15.0, with kdns's own (searchpath, family) put where they belong. A name without a module is known but not
 built: using it is an error that says so. Plugins of others come through the entry-point group `kdns.plugins` (see
 server.build).
 """
@@ -39,6 +39,7 @@ ORDER: Final[dict[str, str | None]] = {
     "dnstap": None,
     "local": "local:Local",
     "dns64": "dns64:Dns64",
+    "siit": None,
     "any": "any:Any",
     "chaos": "chaos:Chaos",
     "loadbalance": "loadbalance:Loadbalance",
@@ -54,6 +55,7 @@ ORDER: Final[dict[str, str | None]] = {
     "minimal": "minimal:Minimal",
     "template": "template:TemplatePlugin",
     "transfer": "transfer:Transfer",
+    "dynupdate": None,
     "hosts": "hosts:Hosts",
     "route53": None,
     "azure": None,

@@ -48,10 +48,11 @@ class Plugin:
     name: ClassVar[str]
     # For plugins of other packages: the plugin of the fixed order that it stands right before.
     before: ClassVar[str] = "forward"
-    # Whether the reply depends on who asks (address, transport), not on the question alone.
-    client_dependent: ClassVar[bool] = False
+    # Whether what `handle` and `finish` do depends on more than the question: on who asks, or on seeing each query. Only where
+    # no plugin of a block does are replies repeated without asking the plugins again, so it must be denied, not claimed.
+    client_dependent: bool = True
     # Whether its outcomes are our own data, which no cache keeps: then it is asked before a cache right above it.
-    owner: ClassVar[bool] = False
+    owner: bool = False
     # Whether `handle` only looks aside (a cache): owners right below it are asked first.
     looks_aside: ClassVar[bool] = False
     # Whether `finish` changes our own answers too, and whether `settle` cares for answers: if not, neither is called
@@ -126,6 +127,11 @@ class Plugin:
         itself; then replies of this block are not repeated. Asked only of plugins that settle answers.
         """
         return None
+
+
+def looks_at_client(plugin: Plugin) -> bool:
+    """Whether two queries with one question may fare differently here. What settles is asked by itself (Plugin.repeat)."""
+    return plugin.client_dependent and (overrides(plugin, "handle") or overrides(plugin, "finish"))
 
 
 def overrides(plugin: Plugin, hook: str) -> bool:

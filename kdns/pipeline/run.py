@@ -16,7 +16,7 @@ from typing import Any, cast, final
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.pipeline.outcome import OUTCOMES, Bare, Outcome, Pending, adopt
-from kdns.pipeline.plugin import Plugin, overrides
+from kdns.pipeline.plugin import Plugin, looks_at_client, overrides
 from kdns.pipeline.request import Request
 
 Handle = Callable[[Request], Outcome | Awaitable[Outcome | None] | None]
@@ -51,7 +51,7 @@ class Pipeline:
         self.answer_settles = tuple(tuple(p.settle for p in those if p.settles_answers) for those in settlers)
         self.empty = not self.handles and not any(finishers) and not any(settlers)
         # Whether a finished reply of our own may be repeated for the same question.
-        self.repeatable = not any(p.client_dependent for p in plugins)
+        self.repeatable = not any(looks_at_client(p) for p in plugins)
         self.repeaters = tuple(p for p in plugins if overrides(p, "settle") and p.settles_answers)
         self._below: dict[int, Pipeline] = {}
 

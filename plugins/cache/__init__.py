@@ -25,7 +25,8 @@ that is cached. Their TTL is at most what it would be if they were.
   `verify` asks first, for at most TIMEOUT. TTL is the TTL of such answers (0); RECHECK is how long a failed try is not
   repeated.
 * `serve_stale_policy prefer_positive`: an answer, also a stale one, goes before a denial of the same question.
-* `servfail`: how long a SERVFAIL of an upstream is kept. Default 5s, at most 5m, 0 not at all.
+* `servfail`: how long a SERVFAIL of an upstream is kept. Default 5s, at most 5m, 0 not at all. That no upstream had a
+  reply is kept for a second, or for less where this is less (RFC 9520); clients that use EDNS are told (extended error 13).
 * `disable`: no answers, or no denials, are kept for these zones.
 * `keepttl`: answers keep the TTL they came with.
 * `nxdomain_cut` (kdns only): a name that does not exist has nothing below it (RFC 8020), so names below one that is kept as

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from functools import partial
+from time import monotonic
 from typing import ClassVar, Final, final
 
 from kdns.corefile import Directive
@@ -11,7 +12,7 @@ from kdns.dns import edns, iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import closest, is_within
 from kdns.metrics import Counter, Gauge, Slot
-from kdns.pipeline import Outcome, Pending, Plugin, Request, setup, then
+from kdns.pipeline import Bare, Outcome, Pending, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
 from kdns.pipeline.outcome import adopt
 from kdns.pipeline.protocols import Forwards
@@ -21,10 +22,15 @@ from kdns.plugins.cache import config as _config
 from kdns.plugins.cache.classify import judge
 from kdns.plugins.cache.config import Config
 from kdns.upstream.deadlines import Deadlines
+from kdns.upstream.exchange import UpstreamError
 
 ENTRY_OCTETS: Final = 4096  # on the average; a usual answer has 100 to 500
 CHANCES: Final = 8  # entries in use that one eviction passes over: a bound for its work
 MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not kept
+# Seconds for which nobody is asked again after no upstream had a reply: RFC 9520, section 3.2, wants one at least, and more
+# would keep names away from clients after the upstreams are back.
+UNREACHED: Final = 1.0
+_CACHED_ERROR: Final = edns.option(edns.EDE, b"\0\x0d")  # RFC 8914, section 4.14
 _LABELS: Final = ("server", "zones", "view")
 _TYPED: Final = ("server", "type", "zones", "view")
 ENTRIES: Final = Gauge("coredns_cache_entries", "The number of elements in the cache.", _TYPED)
@@ -142,8 +148,10 @@ class Cache(Plugin):
     """Keeps what comes from below."""
 
     name: ClassVar[str] = "cache"
+    client_dependent = False
     looks_aside = True
     finishes_own = False
+    settles_answers = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
@@ -314,6 +322,22 @@ class Cache(Plugin):
             return answer
         return self._keep(request, self._key(request), answer)
 
+    def settle(self, request: Request, outcome: Outcome) -> None:
+        """That no upstream had a reply is kept for a moment too, so that their clients' repeats do not become theirs."""
+        config = self.config
+        if type(outcome) is not Bare or not isinstance(outcome.error, UpstreamError) or not config.servfail:
+            return
+        name = request.question.name
+        if closest(name, config.zones) is None or closest(name, config.no_denial) is not None:
+            return
+        key = self._key(request)
+        known = self.denial.entries.get(key)
+        now = monotonic()  # the request's is from before the wait
+        if known is None or known.expires <= now:
+            answer = Answer(iana.SERVFAIL, 0, options=_CACHED_ERROR, name=name)
+            entry = Entry(answer, now, min(UNREACHED, config.servfail))
+            self._put(request, key, entry, self.denial, config.denial.capacity)
+
     def _keep(self, request: Request, key: bytes, answer: Answer) -> Answer:
         """Keeps an answer if it may be kept; gives it as it is served now, with the TTL it is kept with."""
         config = self.config
@@ -342,21 +366,24 @@ class Cache(Plugin):
         if (disabled and closest(question.name, disabled) is not None) or ttl <= 0 or len(body.ends) > MAX_RECORDS:
             return served
         flags = answer.flags & ~iana.AA  # not authoritative: these are others' data (RFC 1035, section 4.1.1)
-        meters = self.meters.get(request.server.label) or self._meters(request.server.label)
         kept = Answer(answer.rcode, flags, options=answer.options, name=answer.name, body=body)
         kept.turns = () if answer.turns == () else None
         entry = Entry(kept, request.now, ttl)
         mine, other = (self.success, self.denial) if positive else (self.denial, self.success)
-        evicted = mine.keep(key, entry, limits.capacity)
-        if evicted:
-            meters.evictions[mine.label][0] += evicted
         if other.entries and (positive or (kind == "denial" and not config.prefer_positive)):
             other.drop(key)
+        self._put(request, key, entry, mine, limits.capacity)
         if config.cut:
             self._note_cut(question.name, answer.rcode, entry, limits.capacity)
+        return served
+
+    def _put(self, request: Request, key: bytes, entry: Entry, table: Table, capacity: int) -> None:
+        meters = self.meters.get(request.server.label) or self._meters(request.server.label)
+        evicted = table.keep(key, entry, capacity)
+        if evicted:
+            meters.evictions[table.label][0] += evicted
         meters.entries["success"][0] = len(self.success.entries)
         meters.entries["denial"][0] = len(self.denial.entries)
-        return served
 
     def _note_cut(self, name: bytes, rcode: int, entry: Entry, capacity: int) -> None:
         if rcode == iana.NXDOMAIN and self._may_cut(name):

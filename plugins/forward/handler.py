@@ -22,7 +22,7 @@ from kdns.plugins.forward import config as _config
 from kdns.plugins.forward.addresses import addresses, tls_context
 from kdns.plugins.forward.config import Config
 from kdns.upstream.deadlines import Deadlines
-from kdns.upstream.exchange import Result
+from kdns.upstream.exchange import Result, UpstreamError
 from kdns.upstream.upstream import Address, Upstream
 
 # Seconds for one query, all tries together: what comes of it is there before a stub resolver's five are over.
@@ -31,6 +31,7 @@ BAND: Final = 0.01  # seconds; upstreams whose times differ by less count as equ
 # A second upstream is asked when the first is this late: three times its usual, within bounds. The first waits on.
 HEDGE: Final = (0.02, 0.5)
 MAX_FLIGHTS: Final = 20_000  # different questions in flight
+_NETWORK_ERROR: Final = edns.option(edns.EDE, b"\0\x17")  # RFC 8914, section 4.24
 
 BROKEN: Final = Counter(
     "coredns_forward_healthcheck_broken_total", "Counter of the number of complete failures of the healthchecks."
@@ -47,6 +48,7 @@ class Forward(Plugin):
     """Sends on the names of one zone."""
 
     name: ClassVar[str] = "forward"
+    client_dependent = False
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
@@ -215,7 +217,7 @@ class _Try:
                 self.left = 1
                 self.ask(random.choice(usable))
                 return
-        self.finish(Bare(iana.SERVFAIL, error))
+        self.finish(_failure(error))
 
     def choose(self) -> Upstream | None:
         """The next upstream that is not down; None where no try is left or all are."""
@@ -256,7 +258,7 @@ class _Try:
     def expire(self, upstream: Upstream) -> None:
         """The time for all tries is over."""
         if not self.over:
-            self.finish(Bare(iana.SERVFAIL, f"read ->{upstream.to}: i/o timeout"))
+            self.finish(_failure(f"read ->{upstream.to}: i/o timeout"))
 
     def upstream(self) -> str:
         """Who answered, for metadata."""
@@ -298,6 +300,10 @@ class _Try:
         if result.options and not self.subnet:
             result = _without_subnet(result)
         self.finish(result)
+
+
+def _failure(text: str) -> Bare:
+    return Bare(iana.SERVFAIL, UpstreamError(text), _NETWORK_ERROR)
 
 
 def _without_subnet(answer: Answer) -> Answer:

@@ -63,6 +63,7 @@ class Kubernetes(Plugin):
     """Serves the names of one cluster."""
 
     name: ClassVar[str] = "kubernetes"
+    client_dependent = False
     owner = True
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kdns.corefile import Directive, Line, Token
 from kdns.dns import edns, iana
@@ -49,9 +49,19 @@ class Option:
     bits: tuple[int, int] = (0, 0)
 
 
+class Label(NamedTuple):
+    """A place in a replacement for a metadata label's value."""
+
+    name: str
+
+
+# A replacement taken apart: text as it is, the number of a group, or a label.
+Part = str | int | Label
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. `numbers` are types, classes, codes or TTL bounds, by field."""
+    """One rule. `numbers` are types, classes, codes or TTL bounds, by field. `parts`: TO taken apart, where it uses metadata."""
 
     field: str
     stop: bool
@@ -60,6 +70,13 @@ class Rule:
     answers: tuple[AnswerRule, ...] = ()
     numbers: tuple[int, int] = (0, 0)
     option: "Option | None" = None
+    parts: tuple[Part, ...] = ()
+
+    def looks_at_client(self) -> bool:
+        """Whether it does other things for other clients."""
+        return any(isinstance(part, Label) for part in self.parts) or (
+            self.option is not None and self.option.variable not in ("", "qname", "qtype")
+        )
 
 
 def read(directive: Directive) -> Rule:
@@ -128,7 +145,10 @@ def _made(kind: str, word: Token) -> Match:
 
 
 def _dotted(text: str) -> str:
-    text = text.lower()
+    return _final_dot(text.lower())
+
+
+def _final_dot(text: str) -> str:
     return text if text.endswith(".") else text + "."
 
 
@@ -143,18 +163,49 @@ def _name_rule(field: Token, words: list[Token], stop: bool) -> Rule:
     if len(words) < 2:
         raise setup.fail(field, "rewrite name takes [exact|prefix|suffix|substring|regex] FROM TO")
     match, to = _made(kind, words[0]), words[1]
-    if kind == "regex":
+    behind = words[2:]
+    parts: tuple[Part, ...] = ()
+    if behind and behind[0].text == "metadata":
+        if kind != "regex":
+            raise setup.fail(behind[0], "metadata is for regex rules only")
+        parts = _parts(to, setup.regex(words[0]).groups)
+        behind = behind[1:]
+    elif kind == "regex":
         _references(to, setup.regex(words[0]).groups)
-    answers = _answers(words[2:], kind)
+    answers = _answers(behind, kind)
     if kind == "exact":
         answers = (AnswerRule("auto"), *(answer for answer in answers if answer.kind != "auto"))
-    return Rule("name", stop, match, to.text.lower() if kind == "regex" else _dotted(to.text), answers)
+    return Rule("name", stop, match, to.text.lower() if kind == "regex" else _dotted(to.text), answers, parts=parts)
 
 
 def _references(to: Token, groups: int) -> None:
     used = [i for i in range(101) if f"{{{i}}}" in to.text]
     if any(i > groups for i in used):
         raise setup.fail(to, f"the regular expression has {groups} groups, and {{{max(used)}}} is not one of them")
+
+
+def _parts(to: Token, groups: int) -> tuple[Part, ...]:
+    """A replacement whose braces hold groups or labels, taken apart. Raises CorefileError."""
+    out: list[Part] = []
+    rest = _final_dot(to.text)
+    while rest:
+        text, brace, rest = rest.partition("{")
+        if "}" in text or (brace and "}" not in rest):
+            raise setup.fail(to, f'a brace in "{to.text}" has no other')
+        if text:
+            out.append(text.lower())
+        if not brace:
+            break
+        inner, _, rest = rest.partition("}")
+        if inner.isdecimal():
+            if int(inner) > groups:
+                raise setup.fail(to, f"the regular expression has {groups} groups, and {{{inner}}} is not one of them")
+            out.append(int(inner))
+        elif all(inner.partition("/")) and "{" not in inner:
+            out.append(Label(inner))
+        else:
+            raise setup.fail(to, f'expected a group or a label such as {{kubernetes/client-namespace}}, found "{{{inner}}}"')
+    return tuple(out)
 
 
 def _answers(words: list[Token], kind: str) -> tuple[AnswerRule, ...]:

@@ -14,7 +14,7 @@ from kdns.dns.query import Question
 from kdns.dns.rrset import RRset, Section
 from kdns.pipeline import Bare, Outcome, Plugin, Request, then
 from kdns.pipeline.block import BlockKeys
-from kdns.plugins.rewrite.config import AnswerRule, Match, Rule, read
+from kdns.plugins.rewrite.config import AnswerRule, Label, Match, Part, Rule, read
 from kdns.plugins.rewrite.options import apply
 from kdns.regex import compile_regex
 
@@ -42,6 +42,7 @@ class Rewrite(Plugin):
     def __init__(self, config: tuple[Rule, ...]) -> None:
         super().__init__(config)
         self.rules = [(rule, rule.match.compiled()) for rule in config]
+        self.client_dependent = any(rule.looks_at_client() for rule in config)
 
     def handle(self, request: Request) -> Outcome | None:
         changes = Changes([], [], [])
@@ -85,7 +86,9 @@ class Rewrite(Plugin):
         if rule.field == "rcode":
             changes.codes.append(rule.numbers)
             return True
-        new = _replaced(rule, found, text)
+        new = _expanded(rule.parts, found, request) if rule.parts else _replaced(rule, found, text)
+        if new is None:
+            return False
         request.question = Question(from_text(new).lower(), question.type, question.cls)
         for answer in rule.answers:
             changes.records.append(_change(rule, answer, text, new))
@@ -176,6 +179,17 @@ def _replaced(rule: Rule, found: Any, text: str) -> str:
     if kind == "substring":
         return text.replace(part, to)
     return _filled(to, found)
+
+
+def _expanded(parts: tuple[Part, ...], found: Any, request: Request) -> str | None:
+    """A replacement with this query's groups and labels; None where a label has no value. What is put in is only text."""
+    out = []
+    for part in parts:
+        value = part if isinstance(part, str) else found.group(part) if isinstance(part, int) else request.label(part.name)
+        if isinstance(part, Label) and not value:
+            return None
+        out.append(value or "")
+    return "".join(out)
 
 
 def _filled(to: str, found: Any) -> str:

@@ -36,7 +36,6 @@ class Status(Plugin):
     """Counts names, clients and denials, and serves the page."""
 
     name: ClassVar[str] = "status"
-    client_dependent = True  # each query is counted by itself
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[str, int]]:

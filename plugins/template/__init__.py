@@ -72,7 +72,7 @@ from kdns.expression.values import text
 from kdns.metrics import Counter
 from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
 from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.facts import WITH_GROUPS, Facts, compiled
+from kdns.pipeline.facts import OF_THE_QUESTION, WITH_GROUPS, Facts, compiled
 from kdns.pipeline.records import answer_of
 from kdns.pipeline.setup import Fallthrough
 from kdns.plugins.template.language import BadTemplate, Template
@@ -125,6 +125,8 @@ class TemplatePlugin(Plugin):
             (rule, [compile_regex(text) for text in rule.matches], [(s, t, Template(t)) for s, t in rule.records])
             for rule in config
         ]
+        # What depends on who asks is kept by no cache: then it is our own data, asked for before a cache right above.
+        self.client_dependent = self.owner = any(_looks_at_client(rule) for rule in config)
         self.view = ""
 
     def warnings(self) -> Sequence[str]:
@@ -182,13 +184,23 @@ class TemplatePlugin(Plugin):
             except FormatError as error:
                 RR_FAILURES.slot(*labels, section, source)[0] += 1
                 return Bare(iana.SERVFAIL, f"template {source!r} made {filled!r}: {error}")
-        answer = Answer(rule.rcode, iana.AA, made["answer"], made["authority"], made["additional"], options=rule.options)
+        answer = Answer(
+            rule.rcode, iana.AA, made["answer"], made["authority"], made["additional"], own=self.owner, options=rule.options
+        )
         last = made["answer"][-1] if made["answer"] else None
         if last is not None and last.type == iana.CNAME and question.type in (iana.A, iana.AAAA):
             target = last.rdatas[0].lower()
             result: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, question.type), partial(_joined, answer))
             return result
         return answer
+
+
+def _looks_at_client(rule: Config) -> bool:
+    """Whether two queries with one question may fare differently."""
+    texts = [source for _, source in rule.records]
+    return any(field in text for text in texts for field in (".Remote", ".Meta", ".Message")) or any(
+        expression.calls - OF_THE_QUESTION for _, expression in rule.expressions
+    )
 
 
 def _joined(answer: Answer, outcome: Outcome) -> Answer:

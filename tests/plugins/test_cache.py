@@ -66,6 +66,37 @@ def test_a_denial_without_soa_is_not_kept(serve: Serve, upstream: Start) -> None
     assert [code(server.ask("x.org.")) for _ in range(2)] == ["NXDOMAIN"] * 2 and len(up.queries) == 2
 
 
+def test_that_no_upstream_had_a_reply_is_kept_for_a_second(
+    serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 9520, section 3.2: clients' repeats were passed on to upstreams that were down already."""
+    up, other = upstream(lambda query, proto: None), upstream(lambda query, proto: None)
+    monkeypatch.setattr(cache_module, "UNREACHED", 5.0)
+
+    def dead(cache: str, to: Upstream) -> str:
+        return (
+            f".:{{port}} {{\n bind 127.0.0.1\n {cache}\n forward . {to.address} {{\n read_timeout 50ms\n max_fails 0\n }}\n}}\n"
+        )
+
+    server = serve(dead("cache 30", up))
+    first = server.ask("x.org.", use_edns=0)
+    assert code(first) == "SERVFAIL" and first.options[0].to_text() == "EDE 23 (Network Error)"
+    asked = len(up.queries)
+    again = server.ask("x.org.", use_edns=0)
+    assert code(again) == "SERVFAIL" and again.options[0].to_text() == "EDE 13 (Cached Error)"
+    assert not server.ask("x.org.").options and len(up.queries) == asked
+    up.script = lambda query, proto: answer(query, "A 192.0.2.1")
+    assert data(server.ask("y.org.")) == ["192.0.2.1"]  # of other names nothing is said
+    monkeypatch.setattr(cache_module, "UNREACHED", 0.1)
+    up.script = lambda query, proto: None
+    assert code(server.ask("z.org.")) == "SERVFAIL"
+    up.script = lambda query, proto: answer(query, "A 192.0.2.1")
+    eventually(lambda: server.ask("z.org.").answer)
+    never = serve(dead("cache {\n servfail 0\n }", other))
+    for i in range(1, 3):
+        assert code(never.ask("x.org.")) == "SERVFAIL" and len(other.queries) == 2 * i
+
+
 def test_servfail_of_an_upstream_is_kept_for_as_long_as_said(serve: Serve, upstream: Start) -> None:
     def script(query: dns.message.Message, proto: str) -> dns.message.Message:
         reply = answer(query)

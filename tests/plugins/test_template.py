@@ -128,7 +128,7 @@ def test_what_is_no_record_is_an_error(text: str) -> None:
     ('template IN A {\n match "("\n }', "bad regular expression"), ('template IN A {\n answer "{{ .X }}"\n }', "bad template"),
     ("template IN A {\n rcode nope\n }", "no response code"), ("template IN A {\n expr 1\n }", "true or false"),
     ("template IN A {\n answr x\n }", 'did you mean "answer"'), ("dns64 10.0.0.0/8", "expected an IPv6 prefix"),
-    ("dns64 2001:db8::/97", "97 bits"),
+    ("dns64 2001:db8::/97", "97 bits"), ("dns64 2001:db8::/72", "expected 32, 40, 48, 56, 64, 96"),
 ])  # fmt: skip
 def test_bad_directives_are_named_with_their_place(serve: Serve, rule: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=r"^Corefile:\d+:\d+: ") as caught:
@@ -156,6 +156,10 @@ def test_names_without_ipv6_get_translated_addresses(serve: Serve, upstream: Sta
             reply = soa(answer(query))
             reply.set_rcode(3)
             return reply
+        if name == "gone.org." and kind == 1:
+            reply = soa(answer(query))
+            reply.set_rcode(3)
+            return reply
         if kind == 28:
             return answer(query, "AAAA 2001:db8::1") if name == "six.org." else soa(answer(query), ttl=20)
         return answer(query, "A 192.0.2.1", ttl=300)
@@ -166,6 +170,7 @@ def test_names_without_ipv6_get_translated_addresses(serve: Serve, upstream: Sta
     assert data(reply) == ["64:ff9b::c000:201"] and reply.answer[0].ttl == 20
     assert data(server.ask("six.org.", "AAAA")) == ["2001:db8::1"]
     assert code(server.ask("nx.org.", "AAAA")) == "NXDOMAIN"
+    assert code(server.ask("gone.org.", "AAAA")) == "NXDOMAIN"  # its A is, and its AAAA was NODATA
     assert data(server.ask("four.org.", "A")) == ["192.0.2.1"]
     only6 = serve(block("dns64", f"forward . {up.address}"))
     assert code(only6.ask("four.org.", "AAAA")) == "NODATA"
