@@ -23,15 +23,15 @@ from kdns.cli.resolv import Resolver, of_namespace, of_pod
 from kdns.corefile import CorefileError
 from kdns.dns import iana
 from kdns.dns.answer import SHAPE_RD, Answer
-from kdns.dns.errors import BadName
+from kdns.dns.errors import BadName, FormatError
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text, to_text
 from kdns.dns.query import Question
-from kdns.dns.rrset import RRset
 from kdns.pipeline.block import Block
 from kdns.pipeline.outcome import Bare, Pending, adopt
 from kdns.pipeline.plugin import Plugin, overrides
 from kdns.pipeline.protocols import Pods, Readiness
+from kdns.pipeline.records import record_of
 from kdns.pipeline.request import Request
 from kdns.pipeline.runtime import Runtime
 from kdns.server import build
@@ -173,7 +173,7 @@ async def _one(dispatcher: Dispatcher, question: Question) -> object:
             setattr(plugin, hook, original)
         block.compile()
     print("\n".join([*told, f"  = {_said(outcome)}"]))
-    for line in _records(outcome):
+    for line in _records(outcome, question):
         print(f"    {line}")
     return outcome
 
@@ -228,22 +228,15 @@ def _said(outcome: object) -> str:
     return str(outcome) or type(outcome).__name__
 
 
-def _records(outcome: object) -> list[str]:
+def _records(outcome: object, question: Question) -> list[str]:
+    """The answer's records as a zone file has them, in RFC 3597's form where it must be."""
     if type(outcome) is not Answer:
         return []
-    return [line for rrset in outcome.answer for line in _lines(rrset)]
-
-
-def _lines(rrset: RRset) -> list[str]:
-    out = []
-    for data in rrset.rdatas:
-        if rrset.type in (iana.A, iana.AAAA):
-            text = socket.inet_ntop(socket.AF_INET if len(data) == 4 else socket.AF_INET6, data)
-        elif rrset.type in (iana.CNAME, iana.PTR, iana.NS):
-            text = to_text(data)
-        elif rrset.type == iana.SRV:
-            text = " ".join(str(data[i] << 8 | data[i + 1]) for i in (0, 2, 4)) + f" {to_text(data[6:])}"
-        else:
-            text = data.hex()
-        out.append(f"{to_text(rrset.owner)} {rrset.ttl} {iana.type_text(rrset.type)} {text}")
-    return out
+    try:
+        return [f"{rr.rname} {rr.ttl} {iana.type_text(rr.rtype)} {rr.rdata}" for rr in record_of(outcome, question).rr]
+    except FormatError:  # such as names that are not UTF-8
+        return [
+            f"{to_text(rrset.owner)} {rrset.ttl} {iana.type_text(rrset.type)} \\# {len(data)} {data.hex()}"
+            for rrset in outcome.answer
+            for data in rrset.rdatas
+        ]

@@ -13,14 +13,14 @@ from typing import Final
 
 from kdns.address import split_host_port
 from kdns.cli.flags import BadFlag, Flag, Value, parse_among, refuse
-from kdns.dns import edns, iana, reply
+from kdns.dns import edns, iana
 from kdns.dns.answer import SHAPE_EDNS, SHAPE_RD, Answer
 from kdns.dns.edns import Edns
-from kdns.dns.errors import BadName
+from kdns.dns.errors import BadName, FormatError
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
-from kdns.pipeline.records import decode
+from kdns.pipeline.records import record_of
 from kdns.upstream.deadlines import Deadlines
 from kdns.upstream.exchange import Result
 from kdns.upstream.upstream import PORTS, Address, Options, Upstream
@@ -100,9 +100,11 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
     if type(result) is not Answer:
         sys.stderr.write(f"{result}\n")
         return NO_REPLY
-    body = result.rendered(question.name)
-    end = 12 + len(question.wire)
-    record = decode(reply.pack(result, body, query, end, SHAPE_RD | SHAPE_EDNS, sent))
+    try:
+        record = record_of(result, question, SHAPE_RD | SHAPE_EDNS, sent)
+    except FormatError as error:
+        sys.stderr.write(f"{where.text} answered {iana.rcode_text(result.rcode)}, with what cannot be shown: {error}\n")
+        return NO_REPLY
     if values["short"]:
         for rr in record.rr:
             print(rr.rdata)

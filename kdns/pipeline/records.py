@@ -8,9 +8,12 @@ from typing import Any
 
 from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
 
+from kdns.dns import reply
 from kdns.dns.answer import Answer
+from kdns.dns.edns import Edns
 from kdns.dns.errors import FormatError
-from kdns.dns.message import parse_reply
+from kdns.dns.message import pack_query, parse_reply
+from kdns.dns.query import Question
 
 
 def decode(data: bytes) -> Any:
@@ -21,15 +24,21 @@ def decode(data: bytes) -> Any:
         raise FormatError(f"dnslib cannot read the message: {error}") from None
 
 
+def record_of(answer: Answer, question: Question, shape: int = 0, edns: Edns | None = None) -> Any:
+    """The `dnslib.DNSRecord` of a reply to a question; `shape` and `edns` are the query's (dns.reply). Raises FormatError."""
+    query = pack_query(0, question)
+    return decode(reply.pack(answer, answer.rendered(question.name), query, 12 + len(question.wire), shape, edns))
+
+
 def answered(*lines: str, aa: bool = True) -> Answer:
     """An Answer with records such as `www.example.org. 60 IN A 192.0.2.1`, as in a zone file. Raises FormatError."""
-    reply = DNSRecord(DNSHeader(qr=1, aa=int(aa)), q=DNSQuestion("."))
+    made = DNSRecord(DNSHeader(qr=1, aa=int(aa)), q=DNSQuestion("."))
     for line in lines:
         try:
-            reply.add_answer(*RR.fromZone(line))
+            made.add_answer(*RR.fromZone(line))
         except Exception as error:
             raise FormatError(f"{line!r} is no record: {error}") from None
-    return answer_of(reply)
+    return answer_of(made)
 
 
 def answer_of(record: Any, *, own: bool = True) -> Answer:

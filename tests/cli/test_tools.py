@@ -166,6 +166,8 @@ def cluster(tmp_path: Path, upstream: Start) -> str:
     (["a.b.foo.cluster.local"], 3, ['"foo" is neither svc nor pod']),
     (["alias.shop.svc.cluster.local"], 0, ["ExternalName old.org"]),
     (["_http._tcp.web.shop.svc.cluster.local", "SRV"], 0, ["SRV 0 100 80 web.shop.svc.cluster.local."]),
+    (["dns-version.cluster.local", "TXT"], 0, ['dns-version.cluster.local. 30 TXT "1.1.0"']),
+    (["cluster.local", "NS"], 0, ["cluster.local. 5 NS ns.dns.cluster.local."]),
 ])  # fmt: skip
 def test_explain_says_who_answers_and_why(cluster: str, words: list[str], code: int, expected: list[str]) -> None:
     done = kdns("explain", "-conf", cluster, *words)
@@ -240,6 +242,17 @@ def test_query_asks_over_each_transport(serve: Serve, tmp_path: Path, upstream: 
             assert "certificate verify failed" in kdns("query", f"@127.0.0.1:{peer.port}", f"-{kind}", "x.org").stderr
         finally:
             peer.close()
+
+
+def test_a_reply_that_cannot_be_printed_is_said_to_be_one(upstream: Start, tmp_path: Path) -> None:
+    up = upstream(lambda query, proto: answer(query, "CNAME \\255\\254.org."))
+    done = kdns("query", f"@127.0.0.1:{up.port}", "x.org", "CNAME")
+    assert (
+        done.returncode == 9 and "answered NOERROR, with what cannot be shown" in done.stderr and "Traceback" not in done.stderr
+    )
+    path = tmp_path / "Corefile"
+    path.write_text(f". {{\n forward . {up.address}\n}}\n")
+    assert "x.org. 60 CNAME \\# 8 02fffe036f726700" in kdns("explain", "-conf", str(path), "x.org", "CNAME").stdout
 
 
 def test_query_says_what_is_wrong() -> None:
