@@ -7,6 +7,7 @@ continue token expires with it. Watches replay what came after their resourceVer
 import asyncio
 import base64
 import json
+import socket
 import ssl
 from typing import Any
 
@@ -118,8 +119,8 @@ class ApiServer:
         app.router.add_get("/{path:.*}", self._handle)
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", self.port, ssl_context=self.tls, reuse_address=True)
-        await site.start()
+        self.listening = socket.create_server(("127.0.0.1", self.port))
+        await web.SockSite(self.runner, self.listening, ssl_context=self.tls).start()
 
     def _restore(self, version: int, objects: tuple[dict[str, Any], ...]) -> None:
         self.version = version
@@ -137,6 +138,10 @@ class ApiServer:
         for queue in self.watchers:
             queue.put_nowait(None)
         if self.runner is not None:
+            # What asyncio has accepted and not yet made a connection of when its server is closed is left open.
+            asyncio.get_running_loop().remove_reader(self.listening)
+            for _ in range(3):
+                await asyncio.sleep(0)
             await self.runner.cleanup()
             self.runner = None
 

@@ -171,7 +171,7 @@ def flags(reply: dns.message.Message) -> set[str]:
     return set(dns.flags.to_text(reply.flags).split())
 
 
-def eventually(check: Callable[[], Any], timeout: float = 5.0, step: float = 0.01) -> Any:
+def eventually(check: Callable[[], Any], timeout: float = 20.0, step: float = 0.01) -> Any:
     """Waits until a check gives something true, and gives that."""
     end = time.monotonic() + timeout
     while True:

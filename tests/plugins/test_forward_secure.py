@@ -238,7 +238,7 @@ remote-control:
     with subprocess.Popen(["unbound", "-c", str(tmp_path / "unbound.conf")], stderr=subprocess.DEVNULL) as process:
         try:
             server = serve(forward(f"{kind}://127.0.0.1%dns.example.net:{port}", f"tls {authority.path}"))
-            eventually(lambda: data(server.ask("www.example.org.")) == ["192.0.2.7"], timeout=10)
+            eventually(lambda: data(server.ask("www.example.org.")) == ["192.0.2.7"], timeout=20)
             assert code(server.ask("nope.example.org.")) == "NXDOMAIN"
         finally:
             process.terminate()
