@@ -12,7 +12,6 @@ MX: Final = 15
 TXT: Final = 16
 AAAA: Final = 28
 SRV: Final = 33
-NAPTR: Final = 35
 DNAME: Final = 39
 OPT: Final = 41
 DS: Final = 43

@@ -35,8 +35,3 @@ def srv(priority: int, weight: int, port: int, target: bytes) -> bytes:
 def txt(*strings: bytes) -> bytes:
     """A TXT's rdata; each string at most 255 octets (RFC 1035, section 3.3.14)."""
     return b"".join(bytes((len(string),)) + string for string in strings)
-
-
-def soa_minimum(rdata: bytes) -> int:
-    """The MINIMUM field of an SOA's expanded rdata, in seconds."""
-    return int.from_bytes(rdata[-4:], "big")

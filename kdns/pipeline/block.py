@@ -41,7 +41,6 @@ class Block:
     zones: tuple[bytes, ...]
     plugins: list[Plugin] = field(default_factory=list)
     hosts: tuple[str, ...] = ()  # addresses of `bind`; empty: every address
-    except_hosts: tuple[str, ...] = ()
     root: str = ""
     pipeline: Pipeline = field(default_factory=lambda: Pipeline(()))
     view: str = ""

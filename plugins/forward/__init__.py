@@ -49,7 +49,8 @@
 * `failover`: replies with these codes go on to the next upstream.
 * `failfast_all_unhealthy_upstreams`: SERVFAIL at once while all upstreams are down, instead of one try.
 * `source_address`: the local address of queries. `source_ports fresh` (kdns only): a new port for each query.
-* `resolver`: servers that look up host names in TO.
+* `resolver`: servers, as IP or IP:PORT, that are asked in order for host names in TO; without it this machine's own are. Host names are
+  absolute, and looked up when a configuration is loaded.
 
 * `client_subnet` (kdns only): a client's ECS option (RFC 7871) goes upstream, and the cache keys on it.
 

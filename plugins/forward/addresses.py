@@ -2,14 +2,14 @@
 
 import ipaddress
 import os
-import socket
 import ssl
 
 from kdns.corefile import Token
 from kdns.pipeline import setup
 from kdns.pipeline.block import Block
-from kdns.plugins.forward.config import Config
-from kdns.upstream.upstream import PORTS, Address
+from kdns.plugins.forward.config import Config, target
+from kdns.plugins.forward.lookup import look_up
+from kdns.upstream.upstream import Address
 
 
 def addresses(config: Config, block: Block) -> list[Address]:
@@ -24,48 +24,26 @@ def addresses(config: Config, block: Block) -> list[Address]:
 
 
 def _target(word: Token, config: Config, block: Block) -> list[Address]:
-    text = word.text
-    transport = "dns"
-    scheme, separator, rest = text.partition("://")
-    if separator:
-        if scheme not in PORTS:
-            raise setup.fail(word, f'unknown scheme "{scheme}": expected dns://, tls:// or https://')
-        if scheme == "https" and "/" in rest.rstrip("/"):
-            raise setup.fail(word, f'"{text}" has a path: queries go to /dns-query always')
-        rest = rest.rstrip("/")
-        transport, text = scheme, rest
-    host, port = _host_and_port(text, PORTS[transport])
-    server_name = ""
-    if transport != "dns" and "%" in host:
-        host, _, server_name = host.partition("%")
-    bare, _, zone = host.partition("%")
+    where = target(word)
+    bare, _, zone = where.host.partition("%")
     try:
         ipaddress.ip_address(bare)
-        return [Address(transport, host if zone else bare, port, server_name)]
+        return [Address(where.transport, where.host if zone else bare, where.port, where.server_name)]
     except ValueError:
         pass
-    if not separator:
-        path = block.path(text)
+    if where.plain:
+        path = block.path(word.text)
         if os.path.isfile(path):
             return [Address("dns", host, 53) for host in _nameservers(path, word)]
-        if "/" in text:
-            raise setup.fail(word, f'"{text}" is neither an address nor a file that can be read')
+        if "/" in word.text:
+            raise setup.fail(word, f'"{word.text}" is neither an address nor a file that can be read')
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError) as error:
-        raise setup.fail(word, f'"{text}" is no address and no file, and it cannot be resolved: {error}') from None
-    return [Address(transport, str(entry[4][0]), port, server_name or (host if transport != "dns" else "")) for entry in found]
-
-
-def _host_and_port(text: str, default: int) -> tuple[str, int]:
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        return host, int(port[1:]) if port[1:].isdecimal() else default
-    if text.count(":") == 1:
-        host, _, port = text.partition(":")
-        if port.isdecimal() and int(port) <= 65535:
-            return host, int(port)
-    return text, default
+        found = look_up(where.host, config.resolver)
+    except OSError as error:
+        text = f'"{word.text}" is no address and no file, and it cannot be resolved: {error.strerror or error}'
+        raise setup.fail(word, text) from None
+    server_name = where.server_name or (where.host if where.transport != "dns" else "")
+    return [Address(where.transport, host, where.port, server_name) for host in found]
 
 
 def _nameservers(path: str, word: Token) -> list[str]:

@@ -2,13 +2,13 @@
 
 import ipaddress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from kdns.corefile import Directive, Line, Position, Token
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import iana
 from kdns.pipeline import setup
-from kdns.upstream.upstream import Options
+from kdns.upstream.upstream import PORTS, Options
 
 MAX_UPSTREAMS: Final = 15
 _OPTIONS: Final = (
@@ -16,6 +16,16 @@ _OPTIONS: Final = (
     "force_tcp", "prefer_udp", "tls", "tls_servername", "doh_method", "policy", "max_concurrent", "next", "failover",
     "next_on_nodata", "failfast_all_unhealthy_upstreams", "source_address", "source_ports", "resolver", "client_subnet",
 )  # fmt: skip
+
+
+class Target(NamedTuple):
+    """A word behind FROM taken apart. `plain`: without a scheme, so it may be a file."""
+
+    transport: str
+    host: str
+    port: int
+    server_name: str
+    plain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,7 @@ class Config:
     next_on_nodata: bool = False
     failover: frozenset[int] = frozenset()
     failfast: bool = False
-    resolver: tuple[str, ...] = ()
+    resolver: tuple[tuple[str, int], ...] = ()
     client_subnet: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -56,6 +66,8 @@ def parse(directive: Directive) -> Config:
     targets = directive.args[1:]
     if len(targets) > MAX_UPSTREAMS:
         raise setup.fail(targets[MAX_UPSTREAMS], f"more than {MAX_UPSTREAMS} TOs configured: {len(targets)}")
+    for word in targets:
+        target(word)
     found: dict[str, object] = {}
     options: dict[str, object] = {}
     for line in directive.body or ():
@@ -68,6 +80,36 @@ def parse(directive: Directive) -> Config:
         raise setup.fail(directive, "tls_servername and a server name behind % cannot both be set")
     zone = setup.wire_zones(zones[:1])
     return Config(zone[0], targets, directive.at, options=made, warnings=tuple(warnings), **found)  # type: ignore[arg-type]
+
+
+def target(word: Token) -> Target:
+    """Takes a word apart. Raises CorefileError."""
+    scheme, separator, rest = word.text.partition("://")
+    if not separator:
+        # A file's name may hold colons.
+        host, port = (word.text, 53) if "/" in word.text else _host_and_port(word, word.text, 53)
+        return Target("dns", host, port, "", True)
+    if scheme not in PORTS:
+        raise setup.fail(word, f'unknown scheme "{scheme}": expected dns://, tls:// or https://')
+    if scheme == "https" and "/" in rest.rstrip("/"):
+        raise setup.fail(word, f'"{word.text}" has a path: queries go to /dns-query always')
+    host, port = _host_and_port(word, rest.rstrip("/"), PORTS[scheme])
+    if scheme == "dns":
+        return Target(scheme, host, port, "", False)
+    host, _, server_name = host.partition("%")
+    return Target(scheme, host, port, server_name, False)
+
+
+def _host_and_port(word: Token, text: str, default: int) -> tuple[str, int]:
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        port = port.removeprefix(":")
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if port and not (port.isascii() and port.isdecimal() and 0 < int(port) <= 65535):
+        raise setup.fail(word, f'"{port}" is no port, in "{word.text}"')
+    return host, int(port) if port else default
 
 
 def _option(line: Line, found: dict[str, object], options: dict[str, object]) -> None:
@@ -113,7 +155,7 @@ def _option(line: Line, found: dict[str, object], options: dict[str, object]) ->
         options["fresh_ports"] = True
     elif name == "resolver":
         setup.arguments(line, 1, None, "addresses")
-        found["resolver"] = tuple(line.words())
+        found["resolver"] = tuple(_resolver(word) for word in line.args)
     elif name == "doh_method":
         word = setup.one(line, "GET or POST")
         if word.text not in ("GET", "POST"):
@@ -148,6 +190,14 @@ def _rcodes(line: Line) -> frozenset[int]:
             raise setup.fail(word, "NOERROR cannot be used in failover")
         out.add(number)
     return frozenset(out)
+
+
+def _resolver(word: Token) -> tuple[str, int]:
+    host, port = _host_and_port(word, word.text, 53)
+    try:
+        return str(ipaddress.ip_address(host)), port
+    except ValueError:
+        raise setup.fail(word, f'expected an IP address, with or without a port, found "{word.text}"') from None
 
 
 def _address(word: Token) -> str:
