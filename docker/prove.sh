@@ -26,7 +26,7 @@ mmdebstrap -q --variant=extract --include=base-files,netbase,media-types,libstdc
 bare=$(buildah from scratch)
 buildah add -q "$bare" "$work/distroless.tar" / >/dev/null
 buildah copy -q "$bare" /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ >/dev/null
-buildah commit -q "$bare" gcr.io/distroless/python3-debian13 >/dev/null
+buildah commit -q "$bare" gcr.io/distroless/python3-debian13:nonroot >/dev/null
 
 buildah bud -q --network host --pull-never -f docker/Dockerfile -t kdns:proof . >/dev/null
 root=$(buildah mount "$(buildah from --pull-never localhost/kdns:proof)")

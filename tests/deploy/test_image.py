@@ -30,11 +30,15 @@ def test_the_recipe_ends_as_an_image_should() -> None:
     for word, text in last:
         assert word in ("FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "EXPOSE", "ENTRYPOINT")
         if word == "FROM":
-            assert ":" in text.split()[0] or "distroless" in text or text.split()[0] in ("runtime", "capable", "build")
+            assert ":" in text.split()[0]
         if word == "RUN" and "apt-get install" in text:
-            assert "--no-install-recommends" in text and "rm -rf /var/lib/apt/lists" in text
-        if word == "RUN" and "pip install" in text:
-            assert "--no-cache-dir" in text
+            assert "rm -rf /var/lib/apt/lists" in text
+
+
+def test_hadolint_finds_nothing_in_the_recipe() -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([str(hadolint), "--no-color", str(TOP / "docker" / "Dockerfile")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_what_the_recipe_copies_is_there_and_not_kept_out() -> None:
