@@ -25,6 +25,11 @@ class Bare:
         self.error = error
         self.options = options
 
+    @property
+    def written(self) -> bool:
+        """Whether a plugin has made a reply of it, which says why; not where something failed, and the server replies."""
+        return self.error is None and bool(self.options)
+
     def __repr__(self) -> str:
         return f"Bare({iana.rcode_text(self.rcode)}, {self.error!r})"
 

@@ -194,7 +194,7 @@ class Prometheus(Plugin):
             code = len(request.data) << 32 | NO_REPLY
         else:
             code = len(request.data) << 32 | request.end << 16 | outcome.rcode
-            if type(outcome) is Bare and not outcome.options:  # a plugin that says why has written the reply
+            if type(outcome) is Bare and not outcome.written:
                 code |= BARE
         tally = row.tally
         if code in tally:

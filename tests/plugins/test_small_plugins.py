@@ -232,6 +232,10 @@ def test_replies_that_no_plugin_wrote_have_no_plugin_in_the_metrics(serve: Serve
     label = f'server="dns://127.0.0.1:{server.port}",view="",zone="."'
     assert f'coredns_dns_responses_total{{plugin="",rcode="SERVFAIL",{label}}} 1.0' in text
     assert f'coredns_dns_responses_total{{plugin="errors",rcode="NOERROR",{label}}} 1.0' in text
+    port = free_port()
+    server = serve(block(f"prometheus 127.0.0.1:{port}", "errors", f"forward . 127.0.0.1:{free_port()}"))
+    assert code(server.ask("b.org.", use_edns=0)) == "SERVFAIL"
+    assert 'coredns_dns_responses_total{plugin="",rcode="SERVFAIL"' in http_get(port, "/metrics")[1]
 
 
 def test_metrics_are_served_behind_tls_as_a_web_configuration_says(serve: Serve, tmp_path: Path) -> None:
