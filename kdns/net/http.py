@@ -18,6 +18,7 @@ MAX_CONNECTIONS: Final = 100
 _REASONS: Final = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
     404: "Not Found",
     405: "Method Not Allowed",
     431: "Request Header Fields Too Large",
@@ -35,17 +36,21 @@ class Response(NamedTuple):
 
 
 Route = Callable[[], Awaitable[Response]]
+Guard = Callable[[str], Awaitable[bool]]
 
 
 class HttpServer:
     """Serves routes on one address. The last route added for a path answers; when it goes, the one before does."""
 
-    def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None = None, headers: str = "") -> None:
-        """`headers`: finished lines that every reply has."""
+    def __init__(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, headers: str = "", guard: Guard | None = None
+    ) -> None:
+        """`headers`: finished lines that every reply has. `guard`: says of an Authorization field whether it will do."""
         self.host = host
         self.port = port
         self.tls = tls
         self.headers = headers
+        self.guard = guard
         self.routes: dict[str, list[Route]] = {}
         self.servers: list[asyncio.Server] = []
         self.open: set[asyncio.Task[None]] = set()
@@ -121,11 +126,13 @@ class HttpServer:
             await self._respond(writer, Response(400, b"bad request\n"), "GET", False)
             return False
         method, target, version = words
-        fields = {name.strip().lower(): value.strip().lower() for name, _, value in (line.partition(":") for line in head[1:])}
-        keep = fields.get("connection") != "close" and version == "HTTP/1.1" and "content-length" not in fields
+        fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+        keep = fields.get("connection", "").lower() != "close" and version == "HTTP/1.1" and "content-length" not in fields
         if method not in ("GET", "HEAD"):
             response = Response(405, b"only GET and HEAD\n")
             keep = False
+        elif self.guard is not None and not await self.guard(fields.get("authorization", "")):
+            response = Response(401, b"Unauthorized\n")
         else:
             response = await self._route(target.partition("?")[0])
         await self._respond(writer, response, method, keep)
@@ -144,7 +151,10 @@ class HttpServer:
         status, body, content_type = response
         head = (
             f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}\r\nContent-Type: {content_type}\r\n"
-            f"Content-Length: {len(body)}\r\n{self.headers}" + ("" if keep else "Connection: close\r\n") + "\r\n"
+            f"Content-Length: {len(body)}\r\n{self.headers}"
+            + ("WWW-Authenticate: Basic\r\n" if status == 401 else "")
+            + ("" if keep else "Connection: close\r\n")
+            + "\r\n"
         )
         writer.write(head.encode() + (b"" if method == "HEAD" else body))
         with contextlib.suppress(ConnectionError):

@@ -14,7 +14,8 @@ address share it.
 * `runtime_metrics` changes nothing: Python's and the process's metrics are always there.
 * `tls`: a web configuration file as Prometheus' exporters have it (YAML). Of `tls_server_config`: `cert_file`, `key_file`,
   `client_auth_type` (`NoClientCert`, `VerifyClientCertIfGiven`, `RequireAndVerifyClientCert`), `client_ca_file`,
-  `min_version`, `max_version`; of `http_server_config`: `headers`. Certificates are read again when their files change.
+  `min_version`, `max_version`, `cipher_suites`, `prefer_server_cipher_suites`; of `http_server_config`: `headers`; and
+  `basic_auth_users` (bcrypt hashes by name; `pip install 'kdns[auth]'`). Certificates are read again when their files change.
 
 ## Examples
 
@@ -149,7 +150,9 @@ class Prometheus(Plugin):
         metrics.REFRESH.append(self.pour)
         config = self.config
         try:
-            make = partial(HttpServer, config.host, config.port, tls=self.web.context, headers=self.web.headers)
+            web = self.web
+            guard = web.users.allows if web.users is not None else None
+            make = partial(HttpServer, config.host, config.port, tls=web.context, headers=web.headers, guard=guard)
             self.server = await runtime.acquire(self.endpoint, make)
         except OSError as error:
             # As in CoreDNS, not fatal: names matter more than counts.

@@ -1,4 +1,4 @@
-"""The web configuration file of Prometheus' exporters (YAML): TLS for /metrics, and headers of its replies.
+"""The web configuration file of Prometheus' exporters (YAML): TLS for /metrics, who may read them, and headers of replies.
 
 What it says and kdns does not do is an error that names it: a password that is silently not asked for would be worse than none.
 """
@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml
 
 from kdns.corefile import CorefileError
+from kdns.plugins.prometheus.users import Users
 
 _VERSIONS: Final = {
     "TLS10": ssl.TLSVersion.TLSv1, "TLS11": ssl.TLSVersion.TLSv1_1, "TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3,
@@ -21,8 +22,20 @@ _CLIENTS: Final = {
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }  # fmt: skip
 _TLS: Final = ("cert_file", "key_file", "client_auth_type", "client_ca_file", "min_version", "max_version")
-# Of no effect here: kdns speaks HTTP/1.1, and OpenSSL chooses as its own policy says.
-_IDLE: Final = ("prefer_server_cipher_suites", "cipher_suites", "curve_preferences")
+# Of no effect here: curves are OpenSSL's choice.
+_OTHER: Final = ("prefer_server_cipher_suites", "cipher_suites", "curve_preferences")
+# The names of cipher suites in Go, and OpenSSL's. Those of TLS 1.3 are always there, as with Go.
+_SUITES: Final = {
+    f"TLS_{exchange}_WITH_{cipher}": prefix + name
+    for exchange, prefix in (("ECDHE_ECDSA", "ECDHE-ECDSA-"), ("ECDHE_RSA", "ECDHE-RSA-"), ("RSA", ""))
+    for cipher, name in (
+        ("AES_128_GCM_SHA256", "AES128-GCM-SHA256"), ("AES_256_GCM_SHA384", "AES256-GCM-SHA384"),
+        ("CHACHA20_POLY1305_SHA256", "CHACHA20-POLY1305"), ("AES_128_CBC_SHA256", "AES128-SHA256"),
+        ("AES_128_CBC_SHA", "AES128-SHA"), ("AES_256_CBC_SHA", "AES256-SHA"),
+    )
+    if prefix or "CHACHA20" not in cipher
+}  # fmt: skip
+_SUITES_13: Final = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 # Parts of a header that an exporter lets the file set.
 _HEADERS: Final = (
     "Content-Security-Policy", "Strict-Transport-Security", "X-Content-Type-Options", "X-Frame-Options", "X-XSS-Protection",
@@ -31,16 +44,19 @@ _HEADERS: Final = (
 
 @dataclass(slots=True)
 class WebConfig:
-    """`context`: None for plain HTTP. `headers` are finished lines."""
+    """`context`: None for plain HTTP. `headers` are finished lines. `users`: None where everybody may read."""
 
     context: ssl.SSLContext | None = None
     headers: str = ""
+    users: Users | None = None
 
 
 @dataclass(slots=True)
 class _Tls:
     folder: str
     values: dict[str, str] = field(default_factory=dict)
+    suites: tuple[str, ...] = ()
+    ours_first: bool = True
 
     def path(self, name: str) -> str:
         # As with the exporters, beside the file that names it.
@@ -51,6 +67,12 @@ class _Tls:
         made.minimum_version = _choice(self.values, "min_version", _VERSIONS, ssl.TLSVersion.TLSv1_2)
         if "max_version" in self.values:
             made.maximum_version = _choice(self.values, "max_version", _VERSIONS, ssl.TLSVersion.TLSv1_3)
+        if self.suites:
+            made.set_ciphers(":".join(self.suites))
+        if self.ours_first:
+            made.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+        else:
+            made.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
         made.load_cert_chain(self.path("cert_file"), self.path("key_file"))
         made.verify_mode = _choice(self.values, "client_auth_type", _CLIENTS, ssl.CERT_NONE)
         if "client_ca_file" in self.values:
@@ -78,11 +100,19 @@ def read(path: str) -> WebConfig:
 
 
 def _understand(found: Any, folder: str) -> WebConfig:
-    top = _mapping(found, "the file", ("tls_server_config", "http_server_config"))
+    top = _mapping(found, "the file", ("tls_server_config", "http_server_config", "basic_auth_users"))
     out = WebConfig()
-    tls = _mapping(top.get("tls_server_config") or {}, "tls_server_config", (*_TLS, *_IDLE))
+    users = _mapping(top.get("basic_auth_users") or {}, "basic_auth_users", None)
+    if users:
+        out.users = Users({str(name): str(text) for name, text in users.items()})
+    tls = _mapping(top.get("tls_server_config") or {}, "tls_server_config", (*_TLS, *_OTHER))
     if tls:
-        config = _Tls(folder, {name: str(value) for name, value in tls.items() if name in _TLS and value})
+        config = _Tls(
+            folder,
+            {name: str(value) for name, value in tls.items() if name in _TLS and value},
+            _suites(tls.get("cipher_suites") or []),
+            bool(tls.get("prefer_server_cipher_suites", True)),
+        )
         for name in ("cert_file", "key_file"):
             if name not in config.values:
                 raise ValueError(f"tls_server_config: {name} is missing")
@@ -115,11 +145,21 @@ def _refresher(config: _Tls) -> Callable[[Any, Any, Any], None]:
     return look
 
 
-def _mapping(found: Any, what: str, known: tuple[str, ...]) -> dict[str, Any]:
+def _suites(found: Any) -> tuple[str, ...]:
+    """OpenSSL's names of the suites before TLS 1.3."""
+    if not isinstance(found, list):
+        raise ValueError("cipher_suites is no list")
+    for name in found:
+        if name not in _SUITES and name not in _SUITES_13:
+            raise ValueError(f'cipher_suites: "{name}" is none of {", ".join((*_SUITES, *_SUITES_13))}')
+    return tuple(_SUITES[name] for name in found if name in _SUITES)
+
+
+def _mapping(found: Any, what: str, known: tuple[str, ...] | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{what} is no mapping")
     for name in found:
-        if name not in known:
+        if known is not None and name not in known:
             raise ValueError(f"{name} is not supported by kdns (there are: {', '.join(known)})")
     return found
 

@@ -2,7 +2,6 @@
 
 import re
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from kdns.corefile import CorefileError
 from kdns.net.interfaces import addresses
 from kdns.plugins.loadbalance import read_weights
 from tests.running import Running, additional, answers, code, data, eventually, free_port, http_get
-from tests.securepeers import Authority
 from tests.upstreams import Upstream, answer, soa
 
 Serve = Callable[..., Running]
@@ -236,67 +234,6 @@ def test_replies_that_no_plugin_wrote_have_no_plugin_in_the_metrics(serve: Serve
     server = serve(block(f"prometheus 127.0.0.1:{port}", "errors", f"forward . 127.0.0.1:{free_port()}"))
     assert code(server.ask("b.org.", use_edns=0)) == "SERVFAIL"
     assert 'coredns_dns_responses_total{plugin="",rcode="SERVFAIL"' in http_get(port, "/metrics")[1]
-
-
-def test_metrics_are_served_behind_tls_as_a_web_configuration_says(serve: Serve, tmp_path: Path) -> None:
-    authority, port = Authority(tmp_path), free_port()
-
-    def issue(name: str) -> None:
-        made = authority.ca.issue_cert(name)
-        made.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
-        made.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
-
-    issue("metrics.lab")
-    (tmp_path / "web.yaml").write_text(
-        "tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n  min_version: TLS13\n"
-        "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n"
-        "http_server_config:\n  headers:\n    X-Frame-Options: deny\n"
-    )
-    serve(block(f"prometheus 127.0.0.1:{port} {{\n tls {tmp_path}/web.yaml\n }}", "whoami"))
-
-    def scrape(name: str, known: bool = True) -> str:
-        context = ssl.create_default_context(cafile=str(authority.path))
-        if known:
-            authority.ca.issue_cert("scraper.lab").configure_cert(context)
-        with (
-            socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
-            context.wrap_socket(raw, server_hostname=name) as sock,
-        ):
-            sock.sendall(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
-            return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
-
-    text = scrape("metrics.lab")
-    assert text.startswith("HTTP/1.1 200 OK") and "\r\nX-Frame-Options: deny\r\n" in text and "coredns_build_info" in text
-    try:
-        refused = scrape("metrics.lab", known=False)
-    except (ssl.SSLError, ConnectionError):
-        refused = ""  # with TLS 1.3 the client may learn of it by an alert, or by the end of the connection
-    assert not refused
-    # A certificate that is renewed is the next handshake's.
-    issue("renewed.lab")
-    assert scrape("renewed.lab").startswith("HTTP/1.1 200 OK")
-    # One that is half written leaves the one before in force.
-    (tmp_path / "cert.pem").write_text("nonsense")
-    assert scrape("renewed.lab").startswith("HTTP/1.1 200 OK")
-
-
-@pytest.mark.parametrize(("text", "said"), [
-    (None, "No such file or directory"), ("- a", "the file is no mapping"), ("a: [", "while parsing"),
-    ("basic_auth_users:\n  a: b", "basic_auth_users is not supported by kdns"),
-    ("tls_server_config:\n  cert_file: x", "key_file is missing"),
-    ("tls_server_config:\n  cert_file: x\n  key_file: y", "No such file or directory"),
-    ("tls_server_config:\n  cert_file: x\n  key_file: y\n  min_version: SSL3", '"SSL3" is none of TLS10'),
-    ("http_server_config:\n  headers:\n    Server: x", "Server is not supported"),
-    ('http_server_config:\n  headers:\n    X-Frame-Options: "a\\nb"', "no header can have"),
-])  # fmt: skip
-def test_a_bad_web_configuration_is_named(serve: Serve, tmp_path: Path, text: str | None, said: str) -> None:
-    path = tmp_path / "web.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(CorefileError) as caught:
-        serve(block(f"prometheus 127.0.0.1:0 {{\n tls {path}\n }}", "whoami"))
-    assert f"the web configuration {path}: " in str(caught.value) and said in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_repeated_replies_are_counted_like_others(serve: Serve, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Who may read the metrics: names and bcrypt hashes of passwords (RFC 7617), as a web configuration file has them.
+
+A check takes tens of milliseconds of CPU on purpose. It runs in a thread (bcrypt lets go of the interpreter's lock), one at a
+time whoever asks, and its outcome is remembered, so that a scrape every few seconds costs nothing.
+"""
+
+import asyncio
+import base64
+import hashlib
+import re
+from typing import Any, Final
+
+_HASH: Final = re.compile(r"\$2[abxy]\$\d\d\$[./A-Za-z0-9]{53}", re.ASCII)
+# Of nobody: a name that is not known takes as long as a wrong password.
+_NOBODY: Final = b"$2b$10$OMwzFyXoi/sh55quHzuVO.I7GqILlC5GqXPPiK35OCD0hPsU7jrr6"
+MAX_KNOWN: Final = 100  # outcomes kept: a few scrapers have one each, and guesses push each other out
+
+
+class Users:
+    """Names and hashes."""
+
+    def __init__(self, hashes: dict[str, str]) -> None:
+        """Raises ValueError where a hash is none, or where there is nothing to check it with."""
+        try:
+            import bcrypt
+        except ImportError:
+            raise ValueError("basic_auth_users needs bcrypt: pip install 'kdns[auth]'") from None
+        self._bcrypt: Any = bcrypt
+        for name, text in hashes.items():
+            if not _HASH.fullmatch(text):
+                raise ValueError(f"basic_auth_users: what {name} has is no bcrypt hash")
+        self.hashes = {name: text.encode() for name, text in hashes.items()}
+        self.known: dict[bytes, bool] = {}
+        self.lock = asyncio.Lock()
+
+    async def allows(self, authorization: str) -> bool:
+        """Whether an Authorization field is that of a user."""
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        try:
+            name, colon, password = base64.b64decode(token.strip(), validate=True).decode().partition(":")
+        except ValueError:
+            return False
+        if not colon:
+            return False
+        key = hashlib.sha256(f"{len(name)}:{name}{password}".encode()).digest()
+        async with self.lock:
+            right = self.known.get(key)
+            if right is None:
+                hashed = self.hashes.get(name, _NOBODY)
+                right = await asyncio.to_thread(self._matches, password.encode(), hashed) and name in self.hashes
+                if len(self.known) >= MAX_KNOWN:
+                    self.known.clear()
+                self.known[key] = right
+        return right
+
+    def _matches(self, password: bytes, hashed: bytes) -> bool:
+        try:
+            return bool(self._bcrypt.checkpw(password, hashed))
+        except ValueError:  # longer than bcrypt's 72 octets, or with a NUL
+            return False
