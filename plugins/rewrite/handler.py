@@ -89,9 +89,10 @@ class Rewrite(Plugin):
         new = _expanded(rule.parts, found, request) if rule.parts else _replaced(rule, found, text)
         if new is None:
             return False
-        request.question = Question(from_text(new).lower(), question.type, question.cls)
+        name = from_text(new).lower()
+        request.question = Question(name, question.type, question.cls)
         for answer in rule.answers:
-            changes.records.append(_change(rule, answer, text, new))
+            changes.records.append(_change(rule, answer, text, to_text(name)))
         return True
 
     def finish(self, request: Request, answer: Answer) -> Answer | Awaitable[Answer]:

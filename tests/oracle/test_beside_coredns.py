@@ -236,6 +236,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewrite stop {\nname regex (.*)\\.corp\\.lab {1}.internal.corp\nanswer name (.*)\\.internal\\.corp {1}.corp.lab\n}": (
         "abc.corp.lab", "x.corp.lab",
     ),
+    "rewrite name regex ^(.*)[.]x[.]org[.]?$ {1}.example.org answer auto": ("www.x.org", "nope.x.org"),
     "rewrite continue name suffix .lab .internal.corp\nrewrite stop type MX A": ("abc.lab",),
     "rewrite ttl exact www.example.org 30-100": ("www.example.org", "mail.example.org"),
     "rewrite ttl regex .*example.org -50": ("www.example.org", "mail.example.org"),

@@ -344,6 +344,7 @@ def rewritten(serve: Serve, upstream: Start, *rules: str) -> tuple[Running, Upst
     ("rewrite name prefix foo. bar. answer auto", "foo.org.", "bar.org."),
     ("rewrite name substring .mid. .new. answer auto", "a.mid.org.", "a.new.org."),
     ("rewrite name regex ^(.*)\\.coffee\\.org\\.$ {1}.tea.org. answer auto", "hot.coffee.org.", "hot.tea.org."),
+    ("rewrite name regex ^(.*)\\.coffee\\.org {1}.Tea.org answer auto", "hot.coffee.org.", "hot.tea.org."),
     ("rewrite {\n name exact old.org new.org\n }", "old.org.", "new.org."),
 ])  # fmt: skip
 def test_a_name_is_rewritten_and_comes_back_as_asked(serve: Serve, upstream: Start, rule: str, asked: str, sent: str) -> None:
