@@ -159,7 +159,7 @@ class TemplatePlugin(Plugin):
                 if rule.fallthrough is not None and rule.fallthrough.through(question.name):
                     continue
                 return Bare(iana.SERVFAIL)
-            fields = _fields(request, to_text(zone), name, found)
+            fields = _fields(request, rule, to_text(zone), name, found)
             fields["Var"] = {key: text(value) for key, value in variables.items()}
             return self._answer(request, rule, templates, fields)
         return None
@@ -227,11 +227,13 @@ def _holds(rule: Config, request: Request, match: Any, variables: dict[str, Any]
     return True
 
 
-def _fields(request: Request, zone: str, name: str, match: Any) -> dict[str, Any]:
+def _fields(request: Request, rule: Config, zone: str, name: str, match: Any) -> dict[str, Any]:
     """What templates may name."""
     question = request.question
     groups = [match.group(i) or "" for i in range(len(match.groups()) + 1)]
-    kind, cls = iana.type_text(question.type), iana.class_text(question.cls)
+    # Where the question leaves it open, it is what the template is for.
+    kind = iana.type_text(rule.type if question.type == iana.ANY else question.type)
+    cls = iana.class_text(rule.cls if question.cls == iana.ANY else question.cls)
     return {
         "Name": name, "Zone": zone, "Class": cls, "Type": kind, "Match": groups,
         "Group": _groups(match),

@@ -244,6 +244,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewrite rcode suffix example.org NXDOMAIN NOERROR": ("nope.example.org",),
     "template IN A lab {\nmatch (?P<a>[0-9]+)-(?P<b>[0-9]+)[.]ip[.]lab[.]$\n"
     'answer "{{ .Name }} 60 IN A 10.0.{{ .Group.a }}.{{ .Group.b }}"\nfallthrough\n}': ("1-2.ip.lab", "y.lab"),
+    'template IN TXT lab {\nanswer "{{ .Name }} 60 IN TXT {{ .Type }}-{{ .Class }}-{{ .Zone }}"\n}': ("x.lab",),
     'template IN ANY lab {\nrcode NXDOMAIN\nauthority "lab. 60 IN SOA a.lab. b.lab. 1 60 60 60 60"\n}': ("x.lab", "lab"),
     "metadata\nview v {\nexpr true\n}\nrewrite name regex ^([^.]+)[.]lab[.]$ {1}.{view/name}.example.org metadata answer auto": (
         "mail.lab", "a.b.lab",
@@ -264,7 +265,7 @@ def test_plugins_change_questions_and_answers_alike(both: Callable[[str], tuple[
     for rule, asked in RULES.items():
         theirs, ours = both(f".:{{port}} {{\n bind 127.0.0.1\n {rule}\n forward . {up.address}\n}}\n")
         for name in asked:
-            for rtype in ("A", "AAAA", "MX", "TXT", "PTR"):
+            for rtype in ("A", "AAAA", "MX", "TXT", "PTR", "ANY"):
                 a, b = theirs.ask(name, rtype), ours.ask(name, rtype)
                 if rule.startswith("dns64") and rtype == "AAAA":
                     b = b._replace(flags=a.flags)  # ours have RA

@@ -123,6 +123,11 @@ def test_what_is_no_record_is_an_error(text: str) -> None:
         record(text)
 
 
+def test_a_question_for_any_type_is_answered_with_the_type_the_template_is_for(serve: Serve) -> None:
+    server = serve(block('template IN TXT lab {\n answer "{{ .Name }} 60 IN TXT {{ .Type }}-{{ .Class }}"\n }'))
+    assert data(server.ask("x.lab.", "ANY")) == data(server.ask("x.lab.", "TXT")) == ['"TXT-IN"']
+
+
 @pytest.mark.parametrize(("rule", "expected"), [
     ("template IN", "CLASS TYPE"), ("template in A", "is no class"), ("template IN NOPE", "is no query type"),
     ('template IN A {\n match "("\n }', "bad regular expression"), ('template IN A {\n answer "{{ .X }}"\n }', "bad template"),
