@@ -134,8 +134,10 @@ def _option(line: Line, found: dict[str, object], namespaces: list[str], warning
     elif name.startswith("apiserver_") and name in _OPTIONS:
         _limit(line)
     elif name == "multicluster":
-        setup.arguments(line, 1, None, "zones")
-        found["multicluster"] = True
+        if line.args:
+            found["multicluster"] = True
+        else:
+            warnings.append("multicluster without zones has no effect")
     elif name == "snapshot":
         words = setup.arguments(line, 1, 2, "PATH [MAX_AGE]")
         found["snapshot"] = words[0]
