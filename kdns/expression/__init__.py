@@ -4,7 +4,7 @@ It is the language of expr-lang (https://expr-lang.org/docs/language-definition)
 expression is found when it is compiled as far as types are known then; the rest is an EvaluationError.
 """
 
-from kdns.expression.compiler import Expression, compile_expression
+from kdns.expression.compiler import RESERVED, Expression, compile_expression
 from kdns.expression.values import BadExpression, EvaluationError, Function
 
-__all__ = ["BadExpression", "EvaluationError", "Expression", "Function", "compile_expression"]
+__all__ = ["RESERVED", "BadExpression", "EvaluationError", "Expression", "Function", "compile_expression"]

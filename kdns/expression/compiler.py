@@ -50,6 +50,8 @@ _ORDER: Final = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": op
 _WORDS: Final = frozenset(
     ("and", "or", "not", "in", "matches", "contains", "startsWith", "endsWith", "let", "true", "false", "nil")
 )
+# What no variable can be called, beside the functions that are given.
+RESERVED: Final = _WORDS | FUNCTIONS.keys() | CLOSURES.keys()
 
 Run = Callable[[Scope], Value]
 
@@ -134,7 +136,7 @@ class _Parser:
         if not self.take("let"):
             return self.expression(0)
         kind, name = self.peek()
-        if kind != "name" or name in _WORDS or name in FUNCTIONS or name in CLOSURES or name in self.functions:
+        if kind != "name" or name in RESERVED or name in self.functions:
             raise self.fail(f"{self.shown()} cannot be a variable")
         self.at += 1
         self.expect("=")

@@ -67,7 +67,7 @@ from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
 from kdns.dns.name import closest, to_text
 from kdns.dns.rrset import RRset
-from kdns.expression import EvaluationError, Expression
+from kdns.expression import RESERVED, EvaluationError, Expression
 from kdns.expression.values import text
 from kdns.metrics import Counter
 from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
@@ -326,4 +326,6 @@ def _expression(line: Line, before: tuple[tuple[str, Expression], ...]) -> tuple
     name = line.args[0]
     if not name.text.isidentifier() or name.text in known:
         raise setup.fail(name, f'"{name.text}" is no name of a new variable')
+    if name.text in RESERVED or name.text in WITH_GROUPS:
+        raise setup.fail(name, f'"{name.text}" is a word of the language: variables need other names')
     return name.text, compiled(line.args[1:], WITH_GROUPS, known)

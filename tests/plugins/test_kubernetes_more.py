@@ -159,7 +159,7 @@ def test_where_service_imports_are_not_installed_there_are_none_and_the_rest_is_
 
 
 @pytest.mark.parametrize(("options", "expected"), [
-    ("multicluster other.local", "none of the zones"), ("multicluster", "expected zones"), ("zonal\n noendpoints", "cannot both be set"),
+    ("multicluster other.local", "none of the zones"), ("zonal\n noendpoints", "cannot both be set"),
     ("zonal yes", "unexpected argument"), ("snapshot", "expected PATH"), ("snapshot a 5", "a unit is missing"),
     ("snapshot a\n manifests b", "manifests are files already"),
 ])  # fmt: skip
