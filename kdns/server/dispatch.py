@@ -1,106 +1,35 @@
 """From a query's bytes to a reply's: accept checks, the choice of a block, the reply. One dispatcher a listener.
 
-Order of checks (corefile.md 8 and 10; RFC 1035, section 4.1.1; RFC 6891): shorter than a header or a response: no
-reply. Opcode: NOTIMP. Counts: FORMERR. Body: FORMERR. EDNS version: BADVERS. Class: REFUSED. Then the longest zone.
-
-Theory of operation. The header of nearly every query is one of 16 forms; one look-up of its ten octets behind the id
-does for all checks of it. A reply made of an answer that a store keeps is kept too, under the query's octets behind the
-id, where no plugin looks at the client: while the answer is alive, the same octets get the same reply for one look-up.
-So is one that a cache would give again, until the TTL in it changes. A plugin that denies a name can say as much of its
-neighbours (Request.denial): a name that differs from one denied before in its leftmost label only is then denied without
-a request, after the plugin has looked for that label.
-
-What needs no I/O is answered in the same call. What does is in one bounded table, with one deadline for all, so that its
-first entry is always the oldest.
+The accept checks come first (server.accept), then the body: FORMERR; the EDNS version: BADVERS (RFC 6891); the class: REFUSED.
+Then the block of the longest zone. What was answered before is often answered again for one look-up (server.kept). What needs no I/O
+is answered in the same call; what does waits in a bounded table (server.waiting).
 """
 
 import asyncio
 import traceback
 from collections.abc import Callable, Iterator
-from functools import partial
 from time import monotonic
-from typing import Any, Final, NamedTuple, final
+from typing import Any, final
 
 from kdns import log
 from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
-from kdns.dns.answer import SHAPE_CD, SHAPE_EDNS, SHAPE_RD, Answer, render
-from kdns.dns.edns import Edns
+from kdns.dns.answer import SHAPE_EDNS, Answer, render
 from kdns.dns.errors import FormatError
 from kdns.dns.query import parse
 from kdns.metrics import Counter
 from kdns.net import Address, Frames
 from kdns.pipeline.block import Block
-from kdns.pipeline.outcome import DROP, Bare, Drop, Outcome, Pending, Stream, adopt
+from kdns.pipeline.outcome import Bare, Drop, Outcome, Pending, Stream
 from kdns.pipeline.plugin import ListenerOptions
-from kdns.pipeline.request import Alive, Denial, Request
-from kdns.upstream.deadlines import Deadlines
-
-# Queries that may wait for an upstream, in all. Each costs some 2 KB; a burst beyond is answered SERVFAIL at once.
-MAX_PENDING: Final = 20_000
-# Of one client's address, so that no one takes all places. Half: behind NAT many clients have one address.
-MAX_PENDING_CLIENT: Final = MAX_PENDING // 2
-# Seconds a query may wait: an upstream's five and a half, and some for a chain of names. Clients wait five.
-DEADLINE: Final = 12.0
-MAX_DETACHED: Final = 1000
-# Finished replies kept, some 400 octets each. Beyond that all are let go: who asks so many different questions gains
-# little from them.
-MAX_REPEATS: Final = 8192
-# Denials that speak for a name's neighbours: a few for each namespace and kind of client.
-MAX_NEIGHBOURS: Final = 4096
+from kdns.pipeline.request import Request
+from kdns.server.accept import META, MORE, SHAPES, check, readable_question
+from kdns.server.kept import WAYS, Kept
+from kdns.server.waiting import Waiting
 
 PANICS = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
-OVERFLOWS = Counter("kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server",))
-EXPIRED = Counter("kdns_pending_expired_total", "Queries answered SERVFAIL because no plugin did in time.", ("server",))
 
 _log = log.Logger()
-
-
-_MORE: Final = 1 << 8  # beside a shape's bits: records are claimed behind the question
-
-
-def _shapes() -> dict[bytes, int]:
-    out = {}
-    for rd in (0, 1):
-        for ad in (0, 0x20):
-            for cd in (0, 0x10):
-                for additional in (0, 1):
-                    header = bytes((rd, ad | cd, 0, 1, 0, 0, 0, 0, 0, additional))
-                    out[header] = (SHAPE_RD if rd else 0) | (SHAPE_CD if cd else 0) | (_MORE if additional else 0)
-    return out
-
-
-_SHAPES: Final = _shapes()
-# Types that are no data and cannot be asked for: OPT and TSIG belong to a message (RFC 6891, 6.1; RFC 8945, 4.2).
-_META: Final = frozenset((iana.OPT, iana.TSIG, iana.TKEY))
-
-
-# What stands before the key of a kept reply, by transport and length of the peer's address (2: IPv4, 4: IPv6). One octet
-# shifts the header's count of questions, so a tagged key is never another's untagged one.
-_WAYS: Final = {("udp", 2): b"", ("udp", 4): b"\1", ("tcp", 2): b"\2", ("tcp", 4): b"\3"}
-
-
-class _Repeat(NamedTuple):
-    """A finished reply, for the same octets behind the id: valid while who holds its answer does, and until its time.
-
-    `until` is in monotonic seconds; 0: no end.
-    """
-
-    holder: Alive
-    until: float
-    reply: bytes  # behind the id
-    size: int  # of the reply without OPT
-    settles: tuple[Callable[[int, int], None], ...]
-
-
-class _Neighbours(NamedTuple):
-    """A denial for all names that differ in the leftmost label only, asked for in the same way."""
-
-    deny: Callable[[bytes, int], Answer | None]
-    rest: int  # octets of the question behind the leftmost label, type and class included
-    shape: int
-    edns: Edns | None
-    settles: tuple[Callable[[int, int], None], ...]
 
 
 @final
@@ -116,15 +45,14 @@ class Dispatcher:
         self.stacktrace = False
         self.read = self.idle = 0.0
         self.max_queries = 0
-        self.deadlines = Deadlines()
         self.dropped: list[Callable[[Request, Outcome], None]] = []
-        self.table: dict[Pending, tuple[float, Request]] = {}
-        self.waiters: dict[Any, int] = {}  # client's host -> its queries in the table
-        self.timer: asyncio.TimerHandle | None = None
-        self.detached: set[Pending] = set()
         self.panics = PANICS.slot()
-        self.repeats: dict[bytes, _Repeat] = {}
-        self.neighbours: dict[bytes, _Neighbours] = {}
+        self.waiting = Waiting(label, self._finished)
+        self.detach = self.waiting.detach  # for requests: bounded work that outlives the reply
+        self.kept = Kept()
+        # Looked at for each query.
+        self.repeats = self.kept.replies
+        self.neighbours = self.kept.neighbours
         self.repeatable = False
 
     def add(self, zone: bytes, block: Block) -> None:
@@ -159,8 +87,7 @@ class Dispatcher:
 
     def datagram(self, data: bytes, peer: Address, local: Address | None, proto: str = "udp") -> bytes | Pending | Frames | None:
         """The reply to a query, None for none, or a Pending of either."""
-        # Who asks in another way is counted apart, so what is kept for one way is not used for another.
-        way = b"" if proto == "udp" and len(peer) == 2 else _WAYS[proto, len(peer)]
+        way = b"" if proto == "udp" and len(peer) == 2 else WAYS[proto, len(peer)]
         known = self.repeats.get(way + data[2:])
         if known is not None:
             if known.holder.alive and (not known.until or known.until > monotonic()):
@@ -169,20 +96,20 @@ class Dispatcher:
                 return data[:2] + known.reply
             del self.repeats[way + data[2:]]
         if self.neighbours and len(data) > 12:
-            denied = self._deny(way, data)
+            denied = self.kept.deny(way, data)
             if denied is not None:
                 return denied
-        shape = _SHAPES.get(data[2:12])
+        shape = SHAPES.get(data[2:12])
         if shape is None:
-            refusal = _check(data)
+            refusal = check(data)
             if refusal is not None:
                 return refusal or None
-            shape = reply.shape_of(data, None) | _MORE
+            shape = reply.shape_of(data, None) | MORE
         try:
-            question, end, edns = parse(data, shape & _MORE != 0)
-            shape &= ~_MORE
+            question, end, edns = parse(data, shape & MORE != 0)
+            shape &= ~MORE
         except FormatError:
-            return reply.refusal(data, iana.FORMERR, False, _readable_question(data))
+            return reply.refusal(data, iana.FORMERR, False, readable_question(data))
         if edns is not None:
             shape |= SHAPE_EDNS
             if edns.version:
@@ -191,71 +118,22 @@ class Dispatcher:
         request = Request(self, data, end, question, edns, shape, peer, local, proto, monotonic())
         if question.cls != iana.IN and not self.any_class:
             outcome: Outcome | Pending = self._drop(request, iana.REFUSED)
-        elif question.type in _META:
+        elif question.type in META:
             return reply.refusal(data, iana.FORMERR, False, data[12:end])
         else:
             outcome = self.route(request)
         if type(outcome) is Pending:
-            return self._wait(request, outcome)
+            waited: bytes | Pending | Frames | None = self.waiting.add(request, outcome)
+            return waited
         if type(outcome) is Answer and self.repeatable and request.question is question:
             if outcome.alive or request.repeat is not None:
-                return self._remember(way, request, outcome)
-            if request.denial is not None:
-                self._meet_neighbours(way, request, outcome, request.denial)
+                packed = self._pack(request, outcome)
+                if isinstance(packed, bytes):
+                    self.kept.keep(way, request, outcome, packed)
+                return packed
+            if request.denial is not None and self.only is not None:
+                self.kept.meet(way, request, outcome, request.denial)
         return self._pack(request, outcome)
-
-    def _remember(self, way: bytes, request: Request, answer: Answer) -> bytes | Frames | None:
-        """Packs a reply, and keeps it for the same question until who holds its answer drops it."""
-        packed = self._pack(request, answer)
-        block = request.block
-        if not isinstance(packed, bytes) or block is None or answer.turns or (request.edns is not None and request.edns.options):
-            return packed
-        settles = _settles(request, answer, block)
-        if settles is None:
-            return packed
-        holder: Alive = answer
-        until = 0.0
-        repeat = request.repeat
-        if repeat is not None:
-            if repeat.answer is not answer:
-                return packed  # another plugin has changed it
-            holder, until = repeat.holder, repeat.until
-            settles = (repeat.settle, *settles)
-        if len(self.repeats) >= MAX_REPEATS:
-            self.repeats.clear()
-        size = request.end + answer.size_of_body
-        self.repeats[way + request.data[2:]] = _Repeat(holder, until, packed[2:], size, settles)
-        return packed
-
-    def _deny(self, way: bytes, data: bytes) -> bytes | None:
-        """The denial of a name whose neighbour was denied: the same octets but for the id and the leftmost label."""
-        stop = 13 + data[12]
-        known = self.neighbours.get(way + data[2:12] + data[stop:])
-        if known is None or not 12 < stop - 1 < 76:
-            return None
-        end = stop + known.rest
-        answer = known.deny(data[12:stop].lower(), end - 16)
-        if answer is None or answer.body is None:
-            return None
-        for settle in known.settles:
-            settle(len(data), end + len(answer.body.data))
-        return reply.pack(answer, answer.body, data, end, known.shape, known.edns)
-
-    def _meet_neighbours(self, way: bytes, request: Request, outcome: Answer, denial: Denial) -> None:
-        """Keeps what a denial says of a name's neighbours, where nothing above or beside its plugin looks at names."""
-        block = self.only
-        data = request.data
-        simple = request.edns is None or not request.edns.options
-        if block is None or outcome is not denial.answer or block.pipeline.first is not denial.plugin or not simple:
-            return
-        settles = _settles(request, outcome, block)
-        if settles is None:
-            return
-        if len(self.neighbours) >= MAX_NEIGHBOURS:
-            self.neighbours.clear()
-        stop = 13 + data[12]
-        key = way + data[2:12] + data[stop:]
-        self.neighbours[key] = _Neighbours(denial.deny, request.end - stop, request.shape, request.edns, settles)
 
     # Called by the pipeline and requests.
 
@@ -279,17 +157,6 @@ class Dispatcher:
             text += " " + "".join(traceback.format_exception(error))
         _log.error(text)
         return Bare(iana.SERVFAIL, error)
-
-    def detach(self, awaitable: Any) -> None:
-        """Lets bounded work outlive the reply; beyond MAX_DETACHED it is not begun."""
-        if len(self.detached) >= MAX_DETACHED:
-            if asyncio.iscoroutine(awaitable):
-                awaitable.close()
-            return
-        pending = adopt(awaitable)
-        if not pending.done:
-            self.detached.add(pending)
-            pending.add(lambda _: self.detached.discard(pending))
 
     # Routing.
 
@@ -350,56 +217,11 @@ class Dispatcher:
         assert type(outcome) is Bare
         return reply.bare(request.data, request.end, outcome.rcode, request.edns, outcome.options)
 
-    def _wait(self, request: Request, pending: Pending) -> bytes | Pending | Frames | None:
-        if pending.done:
-            return self._pack(request, self._landed(request, pending.value))
-        host = request.peer[0]
-        waiters = self.waiters.get(host, 0)
-        if len(self.table) >= MAX_PENDING or waiters >= MAX_PENDING_CLIENT:
-            OVERFLOWS.slot(self.label)[0] += 1
-            return self._pack(request, Bare(iana.SERVFAIL, "too many queries wait for an upstream"))
-        result = Pending()
-        self.waiters[host] = waiters + 1
-        self.table[result] = (request.now + DEADLINE, request)
-        if self.timer is None:
-            self.timer = asyncio.get_running_loop().call_later(DEADLINE, self._sweep)
-        pending.add(partial(self._land, request, result))
-        if request.patience and not result.done:
-            self.deadlines.add(request.patience, partial(self._land, request, result, DROP))
-        return result
-
-    def _land(self, request: Request, result: Pending, value: Any) -> None:
-        if self.table.pop(result, None) is not None:
-            self._left(request)
-            result.resolve(self._pack(request, self._landed(request, value)))
-
-    def _left(self, request: Request) -> None:
-        host = request.peer[0]
-        left = self.waiters[host] - 1
-        if left:
-            self.waiters[host] = left
-        else:
-            del self.waiters[host]
-
-    def _landed(self, request: Request, value: Any) -> Outcome:
+    def _finished(self, request: Request, value: Any) -> bytes | Frames | None:
+        """The reply of a query that has waited."""
         if isinstance(value, BaseException):
-            return self.failed(request, value)
-        return value if value is not None else Bare(iana.SERVFAIL, "no outcome")
-
-    def _sweep(self) -> None:
-        """Answers SERVFAIL to what has waited too long. The table is in the order of arrival: the first is the oldest."""
-        self.timer = None
-        now = monotonic()
-        while self.table:
-            result = next(iter(self.table))
-            deadline, request = self.table[result]
-            if deadline > now:
-                self.timer = asyncio.get_running_loop().call_later(deadline - now + 0.01, self._sweep)
-                return
-            del self.table[result]
-            self._left(request)
-            EXPIRED.slot(self.label)[0] += 1
-            result.resolve(self._pack(request, Bare(iana.SERVFAIL, "no plugin answered in time")))
+            value = self.failed(request, value)
+        return self._pack(request, value if value is not None else Bare(iana.SERVFAIL, "no outcome"))
 
 
 def _messages(request: Request, stream: Stream) -> Iterator[bytes]:
@@ -408,39 +230,3 @@ def _messages(request: Request, stream: Stream) -> Iterator[bytes]:
         answer = Answer(iana.NOERROR, stream.flags, records)
         body = answer.rendered(request.asked.name)
         yield reply.pack(answer, body, request.data, request.end, request.shape, request.edns)
-
-
-def _settles(request: Request, answer: Answer, block: Block) -> tuple[Callable[[int, int], None], ...] | None:
-    """What settles replies like this one without a request; None where a plugin must see each."""
-    out = []
-    for plugin in block.pipeline.repeaters:
-        settle = plugin.repeat(request, answer)
-        if settle is None:
-            return None
-        out.append(settle)
-    return tuple(out)
-
-
-def _check(data: bytes) -> bytes | None:
-    """The accept checks, for a header that is none of the usual ones: None to go on, a reply, or `b""` for none."""
-    if len(data) < 12 or data[2] & 0x80:
-        return b""  # a response is never answered: two servers could go on for ever
-    if data[2] & 0x78:
-        return reply.refusal(data, iana.NOTIMP, True)
-    if data[4:6] != b"\0\1" or data[6:8] > b"\0\1" or data[8:10] > b"\0\1" or data[10:12] > b"\0\2":
-        return reply.refusal(data, iana.FORMERR, False)
-    return None
-
-
-def _readable_question(data: bytes) -> bytes:
-    """The question of a query whose rest cannot be read, or nothing."""
-    off = 12
-    try:
-        while length := data[off]:
-            if length > 63:
-                return b""
-            off += length + 1
-    except IndexError:
-        return b""
-    end = off + 5
-    return data[12:end] if end <= len(data) and off < 12 + 255 else b""

@@ -328,7 +328,7 @@ async def _drain(instance: Instance, limit: float) -> None:
     """Waits until no query of this configuration is in flight, for at most `limit` seconds."""
     loop = asyncio.get_running_loop()
     end = loop.time() + limit
-    while any(dispatcher.table for dispatcher in instance.dispatchers.values()) and loop.time() < end:
+    while any(dispatcher.waiting.table for dispatcher in instance.dispatchers.values()) and loop.time() < end:
         await asyncio.sleep(0.02)
 
 

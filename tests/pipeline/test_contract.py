@@ -17,7 +17,7 @@ from kdns.metrics import REGISTRY
 from kdns.pipeline import DROP, Bare, Outcome, Pending, Plugin, Request, then
 from kdns.pipeline.block import BlockKeys
 from kdns.pipeline.records import answer_of, decode
-from kdns.server import build, dispatch
+from kdns.server import build, waiting
 from tests.running import Running, code, data
 
 Serve = Callable[..., Running]
@@ -126,17 +126,17 @@ def test_rest_asks_only_the_plugins_below(mine: Callable[..., Running]) -> None:
 
 
 def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "DEADLINE", 0.2)
+    monkeypatch.setattr(waiting, "DEADLINE", 0.2)
     server = mine(lambda request: Pending())
     began = time.monotonic()
     assert code(server.ask("x.org.")) == "SERVFAIL" and time.monotonic() - began < 2
     assert sum(slot[0] for slot in REGISTRY["kdns_pending_expired_total"].slots.values()) >= 1
-    assert all(not dispatcher.table for dispatcher in server.server.instance.dispatchers.values())  # type: ignore[union-attr]
+    assert all(not dispatcher.waiting.table for dispatcher in server.server.instance.dispatchers.values())  # type: ignore[union-attr]
 
 
 def test_queries_that_wait_are_bounded(mine: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "MAX_PENDING", 3)
-    monkeypatch.setattr(dispatch, "DEADLINE", 3.0)
+    monkeypatch.setattr(waiting, "MAX_PENDING", 3)
+    monkeypatch.setattr(waiting, "DEADLINE", 3.0)
     server = mine(lambda request: Pending() if b"wait" in request.question.name else ok(request))
     for i in range(3):
         assert server.raw(b"\0\1\1\0\0\1\0\0\0\0\0\0\x05wait%d\0\0\1\0\1" % i, timeout=0.05) is None

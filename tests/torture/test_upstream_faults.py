@@ -20,7 +20,7 @@ import yaml
 
 from kdns.dns.query import Question
 from kdns.plugins.forward.handler import COALESCED
-from kdns.server import dispatch
+from kdns.server import waiting
 from kdns.upstream import exchange
 from kdns.upstream.deadlines import Deadlines
 from kdns.upstream.udp import UdpSockets, _Socket
@@ -134,10 +134,10 @@ def test_five_thousand_clients_with_one_question_cost_one_upstream_query(serve: 
         for first in range(0, 5000, 500):
             # In the server's own thread: two that take turns at the interpreter's lock are slow.
             server.thread.call(send, first)
-            eventually(lambda first=first: len(dispatcher.table) == first + 500)
+            eventually(lambda first=first: len(dispatcher.waiting.table) == first + 500)
         go.set()
         assert data(dns.message.from_wire(client.recv(512))) == ["192.0.2.1"]
-    eventually(lambda: not dispatcher.table)
+    eventually(lambda: not dispatcher.waiting.table)
     assert len(up.queries) == 1 and shared[0] - before == 4999
 
 
@@ -168,8 +168,8 @@ def test_aliases_are_followed_ten_deep_and_no_further(serve: Serve, upstream: St
 def test_queries_in_flight_are_bounded_for_all_and_for_each_client(
     serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_PENDING", 6)
-    monkeypatch.setattr(dispatch, "MAX_PENDING_CLIENT", 4)
+    monkeypatch.setattr(waiting, "MAX_PENDING", 6)
+    monkeypatch.setattr(waiting, "MAX_PENDING_CLIENT", 4)
     up = upstream(mute)
     server = serve(".:{port} {\n forward . " + up.address + " {\n read_timeout 10s\n }\n}")
     dispatcher = next(iter(server.server.instance.dispatchers.values()))  # type: ignore[union-attr]
@@ -183,7 +183,7 @@ def test_queries_in_flight_are_bounded_for_all_and_for_each_client(
         for i in range(3):
             two.sendto(dns.message.make_query(f"b{i}.org.", "A").to_wire(), ("127.0.0.1", server.port))
         assert dns.message.from_wire(two.recv(512)).rcode() == 2  # the seventh of all
-    assert len(dispatcher.table) == 6 and dispatcher.waiters == {"127.0.0.1": 4, "127.0.0.2": 2}
+    assert len(dispatcher.waiting.table) == 6 and dispatcher.waiting.clients == {"127.0.0.1": 4, "127.0.0.2": 2}
 
 
 def test_an_rrset_of_over_a_hundred_records_is_passed_on_and_not_kept(serve: Serve, upstream: Start) -> None:

@@ -1,0 +1,55 @@
+"""The accept checks: what of a query's bytes is looked at before anything else, and what is refused for it.
+
+Order of checks (corefile.md 8 and 10; RFC 1035, section 4.1.1): shorter than a header or a response: no reply. Opcode: NOTIMP.
+Counts: FORMERR. The header of nearly every query is one of 16 forms; one look-up of its ten octets behind the id does for all
+of them.
+"""
+
+from typing import Final
+
+from kdns.dns import iana, reply
+from kdns.dns.answer import SHAPE_CD, SHAPE_RD
+
+MORE: Final = 1 << 8  # beside a shape's bits: records are claimed behind the question
+
+
+def _shapes() -> dict[bytes, int]:
+    out = {}
+    for rd in (0, 1):
+        for ad in (0, 0x20):
+            for cd in (0, 0x10):
+                for additional in (0, 1):
+                    header = bytes((rd, ad | cd, 0, 1, 0, 0, 0, 0, 0, additional))
+                    out[header] = (SHAPE_RD if rd else 0) | (SHAPE_CD if cd else 0) | (MORE if additional else 0)
+    return out
+
+
+# The usual headers behind the id, and the shapes of their replies.
+SHAPES: Final = _shapes()
+# Types that are no data and cannot be asked for: OPT and TSIG belong to a message (RFC 6891, 6.1; RFC 8945, 4.2).
+META: Final = frozenset((iana.OPT, iana.TSIG, iana.TKEY))
+
+
+def check(data: bytes) -> bytes | None:
+    """The checks of a header that is none of the usual ones: None to go on, a reply, or `b""` for none."""
+    if len(data) < 12 or data[2] & 0x80:
+        return b""  # a response is never answered: two servers could go on for ever
+    if data[2] & 0x78:
+        return reply.refusal(data, iana.NOTIMP, True)
+    if data[4:6] != b"\0\1" or data[6:8] > b"\0\1" or data[8:10] > b"\0\1" or data[10:12] > b"\0\2":
+        return reply.refusal(data, iana.FORMERR, False)
+    return None
+
+
+def readable_question(data: bytes) -> bytes:
+    """The question of a query whose rest cannot be read, or nothing."""
+    off = 12
+    try:
+        while length := data[off]:
+            if length > 63:
+                return b""
+            off += length + 1
+    except IndexError:
+        return b""
+    end = off + 5
+    return data[12:end] if end <= len(data) and off < 12 + 255 else b""

@@ -1,0 +1,101 @@
+"""Queries that wait for the network: one bounded table a listener, with one deadline for all, so that its first entry is always
+the oldest; and bounded work that outlives its reply.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any, Final, final
+
+from kdns.dns import iana
+from kdns.metrics import Counter
+from kdns.pipeline.outcome import DROP, Bare, Pending, adopt
+from kdns.pipeline.request import Request
+from kdns.upstream.deadlines import Deadlines
+
+# Queries that may wait for an upstream, in all. Each costs some 2 KB; a burst beyond is answered SERVFAIL at once.
+MAX_PENDING: Final = 20_000
+# Of one client's address, so that no one takes all places. Half: behind NAT many clients have one address.
+MAX_PENDING_CLIENT: Final = MAX_PENDING // 2
+# Seconds a query may wait: an upstream's five and a half, and some for a chain of names. Clients wait five.
+DEADLINE: Final = 12.0
+MAX_DETACHED: Final = 1000
+
+OVERFLOWS = Counter("kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server",))
+EXPIRED = Counter("kdns_pending_expired_total", "Queries answered SERVFAIL because no plugin did in time.", ("server",))
+
+# From what a query came to, an outcome, an exception or None, to what its Pending resolves to.
+Finish = Callable[[Request, Any], Any]
+
+
+@final
+class Waiting:
+    """The queries of one listener that wait."""
+
+    def __init__(self, label: str, finish: Finish) -> None:
+        self.label = label
+        self.finish = finish
+        self.table: dict[Pending, tuple[float, Request]] = {}
+        self.clients: dict[Any, int] = {}  # a client's host -> its queries in the table
+        self.detached: set[Pending] = set()
+        self.deadlines = Deadlines()
+        self.timer: asyncio.TimerHandle | None = None
+
+    def add(self, request: Request, pending: Pending) -> Any:
+        """A Pending of the finished reply; the reply itself where it is there already, or where there is no room."""
+        if pending.done:
+            return self.finish(request, pending.value)
+        host = request.peer[0]
+        waiters = self.clients.get(host, 0)
+        if len(self.table) >= MAX_PENDING or waiters >= MAX_PENDING_CLIENT:
+            OVERFLOWS.slot(self.label)[0] += 1
+            return self.finish(request, Bare(iana.SERVFAIL, "too many queries wait for an upstream"))
+        result = Pending()
+        self.clients[host] = waiters + 1
+        self.table[result] = (request.now + DEADLINE, request)
+        if self.timer is None:
+            self.timer = asyncio.get_running_loop().call_later(DEADLINE, self._sweep)
+        pending.add(partial(self._land, request, result))
+        if request.patience and not result.done:
+            self.deadlines.add(request.patience, partial(self._land, request, result, DROP))
+        return result
+
+    def detach(self, awaitable: Any) -> None:
+        """Lets bounded work outlive the reply; beyond MAX_DETACHED it is not begun."""
+        if len(self.detached) >= MAX_DETACHED:
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            return
+        pending = adopt(awaitable)
+        if not pending.done:
+            self.detached.add(pending)
+            pending.add(lambda _: self.detached.discard(pending))
+
+    def _land(self, request: Request, result: Pending, value: Any) -> None:
+        if self.table.pop(result, None) is not None:
+            self._leave(request)
+            result.resolve(self.finish(request, value))
+
+    def _leave(self, request: Request) -> None:
+        host = request.peer[0]
+        left = self.clients[host] - 1
+        if left:
+            self.clients[host] = left
+        else:
+            del self.clients[host]
+
+    def _sweep(self) -> None:
+        """Answers SERVFAIL to what has waited too long. The table is in the order of arrival: the first is the oldest."""
+        self.timer = None
+        now = monotonic()
+        while self.table:
+            result = next(iter(self.table))
+            deadline, request = self.table[result]
+            if deadline > now:
+                self.timer = asyncio.get_running_loop().call_later(deadline - now + 0.01, self._sweep)
+                return
+            del self.table[result]
+            self._leave(request)
+            EXPIRED.slot(self.label)[0] += 1
+            result.resolve(self.finish(request, Bare(iana.SERVFAIL, "no plugin answered in time")))
