@@ -7,30 +7,23 @@ listeners only get another dispatcher, between two datagrams.
 
 import asyncio
 import os
-import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 from kdns import log
 from kdns.corefile import Corefile, CorefileError
 from kdns.kube.hold import set_holder
 from kdns.metrics import REFRESH, Counter, Gauge
-from kdns.net import sockets
-from kdns.net.interfaces import addresses
 from kdns.net.tcp import TcpListener
-from kdns.net.udp import BUFFER, DROPPED, UdpListener
+from kdns.net.udp import UdpListener
 from kdns.pipeline.plugin import Plugin
 from kdns.pipeline.runtime import Runtime
 from kdns.server import collection
 from kdns.server.build import Group, Instance, build
-from kdns.server.dispatch import Dispatcher
+from kdns.server.listeners import Listeners, open_group, probe
 
 # Seconds that queries in flight get when the server ends (CoreDNS's).
 DRAIN: Final = 5.0
-# Sockets bound to single addresses beside a wildcard. A node has a few; one with more does without.
-MAX_OWN_ADDRESSES: Final = 8
-
 # Seconds without a query after which a lame duck need not wait longer: endpoints are taken out within a second or two, and
 # what still comes by then is not there.
 QUIET: Final = 3.0
@@ -45,41 +38,6 @@ LOST_LINES: Final = Counter(
 )
 
 _log = log.Logger()
-
-
-@dataclass(slots=True)
-class Listeners:
-    """The sockets of one group."""
-
-    udp: list[UdpListener] = field(default_factory=list)
-    tcp: list[TcpListener] = field(default_factory=list)
-
-    def use(self, dispatcher: Dispatcher) -> None:
-        """Answers with another dispatcher from the next query on."""
-        for udp in self.udp:
-            udp.handler = dispatcher.datagram
-        for tcp in self.tcp:
-            tcp.handler = dispatcher.frame
-            _limit(tcp, dispatcher)
-
-    async def start(self) -> None:
-        """Begins to read and accept."""
-        for udp in self.udp:
-            udp.start()
-        for tcp in self.tcp:
-            await tcp.start()
-
-    def stop(self) -> None:
-        """Closes all sockets."""
-        for udp in self.udp:
-            udp.stop()
-        for tcp in self.tcp:
-            tcp.stop()
-
-    def refresh(self, label: str) -> None:
-        """Brings the sockets' metrics up to date."""
-        BUFFER.slot(label)[0] = sum(udp.receive_buffer() for udp in self.udp)
-        DROPPED.slot(label)[0] = sum(udp.kernel_drops() for udp in self.udp)
 
 
 class Server:
@@ -174,12 +132,12 @@ class Server:
         wanted = [group for group in instance.dispatchers if group not in self.listeners]
         try:
             for group in wanted if not self.share_port else ():
-                _probe(group)
+                probe(group)
             for plugin in instance.plugins:
                 started.append(plugin)
                 await plugin.start(self.runtime)
             for group in wanted:
-                opened[group] = _open(group, instance.dispatchers[group])
+                opened[group] = open_group(group, instance.dispatchers[group])
             for listeners in opened.values():
                 await listeners.start()
         except BaseException:
@@ -266,54 +224,6 @@ class Server:
         LOST_LINES.slot("rate")[0] = log.left_out()
         for group, listeners in self.listeners.items():
             listeners.refresh(group.label)
-
-
-def _probe(group: Group) -> None:
-    """Raises BindError if another process has the port: SO_REUSEPORT alone would let two share it unknowingly."""
-    for host in [group.host] if group.host else sockets.wildcard_hosts():
-        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            sockets.probe(kind, host, group.port)
-
-
-def _open(group: Group, dispatcher: Dispatcher) -> Listeners:
-    """The bound sockets of a group; those opened before a failure are closed. Raises BindError."""
-    out = Listeners()
-    label = group.label
-    try:
-        wildcard = not group.host
-        for host in [group.host] if group.host else sockets.wildcard_hosts():
-            sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
-            out.udp.append(UdpListener(sock, dispatcher.datagram, label, wildcard=wildcard))
-            sock = sockets.bind(socket.SOCK_STREAM, host, group.port, reuse_port=True)
-            out.tcp.append(TcpListener(sock, dispatcher.frame, label))
-            _limit(out.tcp[-1], dispatcher)
-        if wildcard:
-            out.udp += _own_addresses(group, dispatcher, label)
-    except BaseException:
-        out.stop()
-        raise
-    return out
-
-
-def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
-    """Sets what `timeouts` asks for."""
-    tcp.first_read = dispatcher.read or tcp.defaults[0]
-    tcp.idle = dispatcher.idle or tcp.defaults[1]
-    tcp.max_queries = dispatcher.max_queries
-
-
-def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[UdpListener]:
-    """Sockets bound to this machine's addresses, beside a wildcard: the kernel prefers them, and replies need no packet info."""
-    mine = [found.address for found in addresses() if not found.link_local]
-    out: list[UdpListener] = []
-    if group.port and len(mine) <= MAX_OWN_ADDRESSES:
-        for host in mine:
-            try:
-                sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
-            except OSError:
-                continue  # the wildcard has it
-            out.append(UdpListener(sock, dispatcher.datagram, label))
-    return out
 
 
 async def _stop(plugins: list[Plugin]) -> None:
