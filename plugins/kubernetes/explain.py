@@ -6,7 +6,8 @@ from kdns.kube.names import endpoint_label, undashed
 from kdns.kube.objects import EXTERNAL, HEADLESS, Service
 from kdns.pipeline.request import Request
 from kdns.plugins.kubernetes.config import Config
-from kdns.plugins.kubernetes.records import Records, Zone
+from kdns.plugins.kubernetes.index import Zone
+from kdns.plugins.kubernetes.records import Records
 
 MAX_NAMED = 8  # names listed in one line
 

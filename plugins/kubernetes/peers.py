@@ -13,8 +13,8 @@ from kdns.pipeline import Request
 from kdns.pipeline.protocols import Labels, SearchBase
 from kdns.plugins.kubernetes import labels
 from kdns.plugins.kubernetes.explain import reason
+from kdns.plugins.kubernetes.index import SVC
 from kdns.plugins.kubernetes.queries import Queries
-from kdns.plugins.kubernetes.records import SVC
 from kdns.plugins.kubernetes.transfer import transfer
 
 # First labels of the names that a zone has beside its namespaces.

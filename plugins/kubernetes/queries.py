@@ -14,15 +14,14 @@ from kdns.kube.objects import EXTERNAL
 from kdns.pipeline import Bare, Outcome, Plugin, Request, then
 from kdns.pipeline.request import Denial
 from kdns.plugins.kubernetes.config import Config
+from kdns.plugins.kubernetes.index import SVC, Zone
 from kdns.plugins.kubernetes.records import (
     DNS_VERSION,
     MULTICLUSTER_VERSION,
     POD,
-    SVC,
     VERSION,
     VERSION_TTL,
     Records,
-    Zone,
     external_target,
 )
 from kdns.store.trie import Node

@@ -6,7 +6,8 @@ from kdns.dns import iana, rdata
 from kdns.dns.rrset import RRset
 from kdns.kube.names import endpoint_label
 from kdns.kube.objects import EXTERNAL, HEADLESS, Port, Service, Slice
-from kdns.plugins.kubernetes.records import SVC, Records, Zone, external_target
+from kdns.plugins.kubernetes.index import SVC, Zone
+from kdns.plugins.kubernetes.records import Records, external_target
 
 
 def transfer(records: Records, zone: Zone) -> Iterator[RRset]:
