@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from kdns import __version__, log
-from kdns.kube.reflector import ApiError, Expired, OtherHistory, Unauthorized
+from kdns.kube.lists import ApiError, Expired, OtherHistory, Unauthorized
 from kdns.metrics import Counter, Histogram
 
 CONNECT: Final = 10.0  # seconds to reach the API

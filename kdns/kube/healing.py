@@ -13,7 +13,8 @@ from typing import Final
 from kdns import log
 from kdns.kube.decode import Unreadable
 from kdns.kube.hold import hold
-from kdns.kube.reflector import ApiError, Reflector, Turn
+from kdns.kube.lists import ApiError, Turn
+from kdns.kube.reflector import Reflector
 from kdns.metrics import Counter
 
 INTERVAL: Final = (600.0, 900.0)  # seconds between two: rare enough to cost nothing, often enough to matter
@@ -70,7 +71,7 @@ class Healer:
     async def _diff(self, gone: set[str]) -> None:
         """Lists, and mends what is not as listed."""
         reflector = self.reflector
-        pages = await reflector.pages()
+        pages = reflector.pages()
         missing = set(reflector.known)
         turn = Turn()
         with hold():

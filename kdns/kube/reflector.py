@@ -17,8 +17,8 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Final, Protocol
+from contextlib import contextmanager
+from typing import Final
 
 import aiohttp
 import msgspec
@@ -28,6 +28,7 @@ from kdns.kube import decode
 from kdns.kube.cluster import Cluster
 from kdns.kube.decode import Unreadable, lines
 from kdns.kube.hold import hold
+from kdns.kube.lists import LIST_READ, ApiError, Client, Expired, OtherHistory, Pages, Turn, Unauthorized
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta
 from kdns.metrics import Counter
 
@@ -43,7 +44,6 @@ OLDER_PATHS: Final = {IMPORT: "/apis/multicluster.x-k8s.io/v1alpha1/serviceimpor
 # Objects of a page, so that one decodes in some 2 ms: a slice holds up to a hundred endpoints and more.
 PAGE: Final = {NAMESPACE: 500, SERVICE: 500, SLICE: 30, POD: 200, IMPORT: 500}
 MAX_PAGE: Final = 8000  # where continue tokens expire before a list is through, pages grow up to this
-TURN: Final = 0.001  # seconds of work before others run
 BACKOFF: Final = (0.8, 30.0)  # seconds: first and last (client-go's)
 # While nobody answers at all tries are no further apart than this (seconds): a connection that is refused costs the API
 # nothing, and what changed meanwhile shows that much sooner once it is back.
@@ -51,7 +51,6 @@ UNANSWERED: Final = 5.0
 WATCH: Final = (300, 600)  # seconds the API is asked to keep a watch open
 QUICK: Final = 1.0  # a watch that ended sooner than this waits like an error
 REPEAT: Final = 30.0  # seconds before the same error is logged again
-LIST_READ: Final = 60.0
 WATCH_READ: Final = 700.0  # a watch ends by itself after 600; a dead peer is found by keepalive long before
 # Answers that mean "this API does not stream lists": the parameter is unknown, forbidden, or the feature is off.
 NO_STREAMS: Final = frozenset((400, 403, 404, 405, 422))
@@ -62,37 +61,6 @@ QUARANTINED = Counter("kdns_kubernetes_quarantined_total", "Objects that could n
 ERRORS = Counter("kdns_kubernetes_errors_total", "Requests to the API that failed, by kind.", ("kind",))
 
 _log = log.plugin("kubernetes")
-
-
-class ApiError(Exception):
-    """The API refused or broke off; `code` is the HTTP status if it said one, `after` are seconds it asks to wait."""
-
-    def __init__(self, text: str, after: float = 0.0, code: int = 0) -> None:
-        super().__init__(text)
-        self.after = after
-        self.code = code
-
-
-class Expired(ApiError):
-    """410: the resourceVersion or continue token is too old."""
-
-
-class OtherHistory(ApiError):
-    """The collection's resourceVersion is below ours: it is not the history that we know."""
-
-
-class Unauthorized(ApiError):
-    """401: the credentials are not, or no longer, accepted."""
-
-
-class Client(Protocol):
-    """What a reflector asks with."""
-
-    def get(
-        self, path: str, params: dict[str, str], read: float | None
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]: ...
-
-    async def renew(self, *, force: bool = False) -> None: ...
 
 
 class Reflector:
@@ -225,13 +193,13 @@ class Reflector:
 
     # Lists.
 
-    async def pages(self) -> "Pages":
+    def pages(self) -> Pages:
         """The pages of a consistent list, from now."""
-        return Pages(self)
+        return Pages(self.client, self.kind, self.path, self.params, self.page)
 
     async def _list(self) -> bool:
         """Brings everything in pages; False where the API does not have the kind at all."""
-        pages = Pages(self)
+        pages = self.pages()
         turn = Turn()
         try:
             with hold(), self._diff() as gone:
@@ -423,42 +391,3 @@ class Reflector:
         self.known.pop(key, None)
         self.complained.discard(key)
         self.cluster.apply(self.kind, key, None)
-
-
-class Turn:
-    """Lets others run when work has held the loop for a millisecond. Objects differ in size, so they are not counted."""
-
-    __slots__ = ("end",)
-
-    def __init__(self) -> None:
-        self.end = time.monotonic() + TURN
-
-    async def pause(self) -> None:
-        """Gives way if it is time to."""
-        if time.monotonic() >= self.end:
-            await asyncio.sleep(0)
-            self.end = time.monotonic() + TURN
-
-
-class Pages:
-    """The pages of one consistent list (never with resourceVersion=0, which ignores the limit on many versions)."""
-
-    def __init__(self, reflector: Reflector) -> None:
-        self.reflector = reflector
-        self.token = ""
-        self.version = ""
-        self.over = False
-
-    async def next(self) -> list[Raw | Unreadable]:
-        """The next page's objects. Raises Expired where the list is too old to go on."""
-        reflector = self.reflector
-        params = {**reflector.params, "limit": str(reflector.page)}
-        if self.token:
-            params["continue"] = self.token
-        async with reflector.client.get(reflector.path, params, LIST_READ) as response:
-            body = await response.read()
-        meta, objects = decode.page(reflector.kind, body)
-        self.version = meta.resource_version
-        self.token = meta.go_on
-        self.over = not meta.go_on
-        return objects
