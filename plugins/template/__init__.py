@@ -168,9 +168,11 @@ class TemplatePlugin(Plugin):
         self, request: Request, rule: Config, templates: list[tuple[str, str, Template]], fields: dict[str, Any]
     ) -> Outcome | Awaitable[Outcome | None]:
         question = request.question
-        labels = (request.server.label, fields["Zone"], self.view, iana.class_text(rule.cls), iana.type_text(rule.type))
+        # Of types that have no name there are as many as clients care to ask for.
+        kind = fields["Type"] if fields["Type"] in iana.TYPES else ""
+        labels = (request.server.label, fields["Zone"], self.view, fields["Class"], kind)
         MATCHES.slot(*labels)[0] += 1
-        if rule.rcode not in (iana.NOERROR, iana.NXDOMAIN):
+        if rule.rcode == iana.SERVFAIL:
             return Bare(rule.rcode, options=rule.options)
         made: dict[str, list[RRset]] = {section: [] for section in SECTIONS}
         for section, source, template in templates:

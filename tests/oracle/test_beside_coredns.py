@@ -245,6 +245,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "template IN A lab {\nmatch (?P<a>[0-9]+)-(?P<b>[0-9]+)[.]ip[.]lab[.]$\n"
     'answer "{{ .Name }} 60 IN A 10.0.{{ .Group.a }}.{{ .Group.b }}"\nfallthrough\n}': ("1-2.ip.lab", "y.lab"),
     'template IN TXT lab {\nanswer "{{ .Name }} 60 IN TXT {{ .Type }}-{{ .Class }}-{{ .Zone }}"\n}': ("x.lab",),
+    'template IN ANY lab {\nrcode REFUSED\nederror 5 hi\nadditional "a.lab. 1 A 192.0.2.3"\n}': ("x.lab",),
     'template IN ANY lab {\nrcode NXDOMAIN\nauthority "lab. 60 IN SOA a.lab. b.lab. 1 60 60 60 60"\n}': ("x.lab", "lab"),
     "metadata\nview v {\nexpr true\n}\nrewrite name regex ^([^.]+)[.]lab[.]$ {1}.{view/name}.example.org metadata answer auto": (
         "mail.lab", "a.b.lab",

@@ -1,6 +1,7 @@
 """template and dns64: answers made of the question, and of other answers."""
 
 import ipaddress
+import re
 from collections.abc import Callable
 
 import dns.message
@@ -13,7 +14,7 @@ from kdns.plugins.template import record
 from kdns.plugins.template.language import BadTemplate, Template
 from kdns.server import build
 from tests.corefile.test_real_world import AKS
-from tests.running import Running, answers, code, data, flags
+from tests.running import Running, additional, answers, code, data, flags, free_port, http_get
 from tests.upstreams import Upstream, answer, soa
 
 Serve = Callable[..., Running]
@@ -121,6 +122,22 @@ def test_what_cannot_be_filled_is_an_error_and_no_crash(text: str) -> None:
 def test_what_is_no_record_is_an_error(text: str) -> None:
     with pytest.raises(FormatError):
         record(text)
+
+
+def test_a_refusal_is_a_reply_like_others(serve: Serve) -> None:
+    server = serve(block('template IN ANY lab {\n rcode REFUSED\n additional "a.lab. 1 A 192.0.2.3"\n }'))
+    reply = server.ask("x.lab.")
+    assert code(reply) == "REFUSED" and "AA" in flags(reply) and additional(reply) == ["a.lab. A 192.0.2.3"]
+
+
+def test_matches_are_counted_by_the_questions_type_if_it_has_a_name(serve: Serve) -> None:
+    port = free_port()
+    server = serve(block(f"prometheus 127.0.0.1:{port}", "template IN ANY lab {\n rcode NXDOMAIN\n }"))
+    for rtype in ("A", "TYPE65280", "TYPE65281"):
+        server.ask("x.lab.", rtype)
+    text = http_get(port, "/metrics")[1]
+    found = re.findall(r'template_matches_total\{class="IN",server="[^"]*",type="([^"]*)",view="",zone="lab."\} (\S+)', text)
+    assert sorted(found) == [("", "2.0"), ("A", "1.0")]
 
 
 def test_a_question_for_any_type_is_answered_with_the_type_the_template_is_for(serve: Serve) -> None:
