@@ -121,8 +121,7 @@ class Acl(Plugin):
             else:
                 continue
             break
-        if not request.depth:
-            ALLOWED.slot(request.server.label, self.view)[0] += 1
+        ALLOWED.slot(request.server.label, self.view)[0] += 1
         return None
 
     def _refuse(self, request: Request, action: str, zone: bytes) -> Outcome:

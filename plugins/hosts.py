@@ -207,14 +207,17 @@ class Hosts(Plugin):
             address, hosts = read_line(line)
             if address is None:
                 continue
-            count += len(hosts)
             rtype = iana.A if len(address) == 4 else iana.AAAA
             for host in hosts:
                 if closest(host, config.zones) is None:
                     continue
                 names.setdefault((host, rtype), []).append(address)
-                if config.reverse and not host.startswith(b"\x01*"):
+                if host.startswith(b"\x01*"):
+                    continue
+                count += 1  # as the original counts: names and reverse names, wildcards not
+                if config.reverse:
                     pointers.setdefault(address, []).append(host)
+                    count += 1
         for number, ((host, rtype), addresses) in enumerate(names.items()):
             store.put(RRset(host, rtype, min(config.ttl, self.bound(host, False)), tuple(dict.fromkeys(addresses))))
             if number % 200 == 199:

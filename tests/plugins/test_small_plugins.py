@@ -309,6 +309,24 @@ def test_hosts_makes_reverse_names_unless_told_not_to(serve: Serve) -> None:
     assert code(without.ask("1.2.0.192.in-addr.arpa.", "PTR")) == "EMPTY"
 
 
+def test_hosts_entries_are_counted_as_the_original_counts_them(serve: Serve, tmp_path: Path) -> None:
+    """Names and reverse names, and no wildcards; names were all that counted."""
+    path = tmp_path / "hosts"
+    path.write_text("10.0.0.1 a.org b.org *.c.org\n2001:db8::1 a.org\n")
+    serve(block(f"hosts {path} {{\n 10.0.0.2 d.org\n }}"))
+    assert metrics.REGISTRY["coredns_hosts_entries"].slot(str(path))[0] == 8
+    serve(block(f"hosts {path} {{\n no_reverse\n }}"))
+    assert metrics.REGISTRY["coredns_hosts_entries"].slot(str(path))[0] == 3
+
+
+def test_queries_that_come_through_dns64_count_as_allowed(serve: Serve, upstream: Start) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    server = serve(block("dns64 {\n allow_ipv4\n }", "acl {\n allow\n }", f"forward . {up.address}"))
+    server.ask("x.org.", "AAAA")
+    # The question as it came, and dns64's own for A.
+    assert metrics.REGISTRY["coredns_acl_allowed_requests_total"].slot(f"dns://127.0.0.1:{server.port}", "")[0] == 2
+
+
 def test_hosts_without_fallthrough_is_servfail_for_unknown_names(serve: Serve) -> None:
     assert code(serve(block("hosts /nowhere {\n 192.0.2.1 a.org\n }", "whoami")).ask("b.org.")) == "SERVFAIL"
 
