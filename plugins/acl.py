@@ -49,8 +49,8 @@ from kdns.pipeline import DROP, Bare, Outcome, Plugin, Request, setup
 from kdns.pipeline.block import Block, BlockKeys
 
 ACTIONS: Final = ("allow", "block", "filter", "drop")
-_BLOCKED: Final = edns.option(edns.EDE, b"\0\x0f")  # RFC 8914, section 4.16
-_FILTERED: Final = edns.option(edns.EDE, b"\0\x11")  # section 4.18
+_BLOCKED: Final = edns.extended_error(15)  # Blocked: RFC 8914, section 4.16
+_FILTERED: Final = edns.extended_error(17)  # Filtered: section 4.18
 # Clients whose packed address is remembered; a replica serves a few thousand Pods.
 MAX_CLIENTS: Final = 4096
 

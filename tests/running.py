@@ -89,6 +89,11 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise RuntimeError("no free port")
 
 
+def block(*lines: str) -> str:
+    """A server block for the root on 127.0.0.1, of these lines."""
+    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
+
+
 class Running:
     """A kdns server under test. `{port}` in the Corefile's text is a free port."""
 

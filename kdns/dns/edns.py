@@ -52,6 +52,11 @@ def option(code: int, payload: bytes) -> bytes:
     return code.to_bytes(2, "big") + len(payload).to_bytes(2, "big") + payload
 
 
+def extended_error(code: int, text: bytes = b"") -> bytes:
+    """An extended error's wire form (RFC 8914, section 2); `text` is UTF-8."""
+    return option(EDE, code.to_bytes(2, "big") + text)
+
+
 def options(raw: bytes) -> list[tuple[int, bytes]]:
     """The options of an OPT's rdata as (code, payload). Raises FormatError where a length leads outside."""
     out = []

@@ -1,6 +1,6 @@
 """The accept checks: what of a query's bytes is looked at before anything else, and what is refused for it.
 
-Order of checks (corefile.md 8 and 10; RFC 1035, section 4.1.1): shorter than a header or a response: no reply. Opcode: NOTIMP.
+Order of checks (CoreDNS's; RFC 1035, section 4.1.1): shorter than a header or a response: no reply. Opcode: NOTIMP.
 Counts: FORMERR. The header of nearly every query is one of 16 forms; one look-up of its ten octets behind the id does for all
 of them.
 """

@@ -1,8 +1,8 @@
 """From a query's bytes to a reply's: accept checks, the choice of a block, the reply. One dispatcher a listener.
 
 The accept checks come first (server.accept), then the body: FORMERR; the EDNS version: BADVERS (RFC 6891); the class: REFUSED.
-Then the block of the longest zone. What was answered before is often answered again for one look-up (server.kept). What needs no I/O
-is answered in the same call; what does waits in a bounded table (server.waiting).
+Then the block of the longest zone. What was answered before is often answered again for one look-up (server.kept). What needs
+no I/O is answered in the same call; what does waits in a bounded table (server.waiting).
 """
 
 import asyncio

@@ -31,7 +31,7 @@ BAND: Final = 0.01  # seconds; upstreams whose times differ by less count as equ
 # A second upstream is asked when the first is this late: three times its usual, within bounds. The first waits on.
 HEDGE: Final = (0.02, 0.5)
 MAX_FLIGHTS: Final = 20_000  # different questions in flight
-_NETWORK_ERROR: Final = edns.option(edns.EDE, b"\0\x17")  # RFC 8914, section 4.24
+_NETWORK_ERROR: Final = edns.extended_error(23)  # Network Error: RFC 8914, section 4.24
 
 BROKEN: Final = Counter(
     "coredns_forward_healthcheck_broken_total", "Counter of the number of complete failures of the healthchecks."

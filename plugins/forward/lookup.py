@@ -4,6 +4,7 @@
 
 import socket
 from collections.abc import Sequence
+from time import monotonic
 from typing import Final
 
 from kdns.address import address, family_of, host_port
@@ -79,11 +80,12 @@ def _ask(server: tuple[str, int], question: Question) -> Answer:
     qid = new_id()
     query = qid + pack_query(0, question)[2:]
     with socket.socket(family_of(server[0]), socket.SOCK_DGRAM) as sock:
-        sock.settimeout(TIMEOUT)
         sock.connect(address(*server))
         sock.send(query)
         answer = None
+        end = monotonic() + TIMEOUT
         while answer is None:
+            sock.settimeout(max(end - monotonic(), 0.001))  # of all datagrams together: junk buys no time
             answer = matching_reply(sock.recv(4096), qid, question, host_port(*server))
     return _ask_over_tcp(server, query, qid, question) if answer.flags & iana.TC else answer
 

@@ -26,7 +26,7 @@ from kdns.plugins.kubernetes.records import (
 )
 from kdns.store.trie import Node
 
-_STALE: Final = edns.option(edns.EDE, b"\0\3")  # RFC 8914, section 4.4: Stale Answer
+_STALE: Final = edns.extended_error(3)  # Stale Answer: RFC 8914, section 4.4
 
 
 class Queries(Plugin):

@@ -22,7 +22,7 @@ _CLIENTS: Final = {
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }  # fmt: skip
 _TLS: Final = ("cert_file", "key_file", "client_auth_type", "client_ca_file", "min_version", "max_version")
-# Of no effect here: curves are OpenSSL's choice.
+# Beside those: no text. Curves are OpenSSL's choice, whatever is preferred.
 _OTHER: Final = ("prefer_server_cipher_suites", "cipher_suites", "curve_preferences")
 # The names of cipher suites in Go, and OpenSSL's. Those of TLS 1.3 are always there, as with Go.
 _SUITES: Final = {

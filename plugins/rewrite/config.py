@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from kdns.corefile import Directive, Line, Token
+from kdns.corefile import CorefileError, Directive, Line, Token
 from kdns.dns import edns, iana
 from kdns.pipeline import setup
 from kdns.regex import compile_regex
@@ -181,7 +181,11 @@ def _name_rule(field: Token, words: list[Token], stop: bool) -> Rule:
 def _references(to: Token, groups: int) -> None:
     used = [i for i in range(101) if f"{{{i}}}" in to.text]
     if any(i > groups for i in used):
-        raise setup.fail(to, f"the regular expression has {groups} groups, and {{{max(used)}}} is not one of them")
+        raise _no_group(to, groups, max(used))
+
+
+def _no_group(to: Token, groups: int, number: int) -> CorefileError:
+    return setup.fail(to, f"the regular expression has {groups} groups, and {{{number}}} is not one of them")
 
 
 def _parts(to: Token, groups: int) -> tuple[Part, ...]:
@@ -199,7 +203,7 @@ def _parts(to: Token, groups: int) -> tuple[Part, ...]:
         inner, _, rest = rest.partition("}")
         if inner.isdecimal():
             if int(inner) > groups:
-                raise setup.fail(to, f"the regular expression has {groups} groups, and {{{inner}}} is not one of them")
+                raise _no_group(to, groups, int(inner))
             out.append(int(inner))
         elif all(inner.partition("/")) and "{" not in inner:
             out.append(Label(inner))

@@ -304,7 +304,7 @@ def _option(line: Line, found: dict[str, Any]) -> None:
         setup.arguments(line, 1, 2, "CODE [TEXT]")
         code = setup.integer(line.args[0], 0, 65535)
         text = line.args[1].text.encode() if len(line.args) > 1 else b""
-        found["options"] = edns.option(edns.EDE, code.to_bytes(2, "big") + text)
+        found["options"] = edns.extended_error(code, text)
     elif name == "fallthrough":
         found["fallthrough"] = Fallthrough.parse(line)
     elif name in ("var", "expr"):

@@ -9,7 +9,7 @@ import yaml
 
 from kdns.corefile import CorefileError
 from tests.objects import namespace, pod, service
-from tests.running import Running, answers, code, data
+from tests.running import Running, answers, block, code, data
 from tests.upstreams import Upstream, answer, soa
 
 Serve = Callable[..., Running]
@@ -28,10 +28,6 @@ def cluster(tmp_path: Path, *, pods: str = "verified") -> str:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump_all([namespace("n1"), service("n1/web", "10.0.0.1"), pod("n1/me", "127.0.0.1")]))
     return f"kubernetes cluster.local {{\n manifests {path}\n pods {pods}\n }}"
-
-
-def block(*lines: str) -> str:
-    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
 
 
 def test_the_pods_own_list_is_walked(serve: Serve, upstream: Start, tmp_path: Path) -> None:

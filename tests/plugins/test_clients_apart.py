@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.objects import namespace, service
-from tests.running import Running, data
+from tests.running import Running, block, data
 from tests.upstreams import Upstream, answer
 
 Serve = Callable[..., Running]
@@ -35,10 +35,6 @@ def cluster(tmp_path: Path) -> str:
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump_all([namespace("n1"), service("n1/web", "10.0.0.1")]))
     return f"kubernetes cluster.local {{\n manifests {path}\n }}"
-
-
-def block(*lines: str) -> str:
-    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
 
 
 def test_an_option_made_of_the_clients_address_was_answered_with_another_clients_reply(serve: Serve, upstream: Start) -> None:

@@ -19,15 +19,11 @@ from kdns.corefile import CorefileError
 from kdns.plugins import family as family_module
 from kdns.plugins.family import without_hint
 from tests.objects import endpoint, endpointslice, service
-from tests.running import Running, code, data, eventually, flags, free_port, http_get
+from tests.running import Running, block, code, data, eventually, flags, free_port, http_get
 from tests.upstreams import Upstream, answer, soa
 
 Serve = Callable[..., Running]
 Start = Callable[..., Upstream]
-
-
-def block(*lines: str) -> str:
-    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
 
 
 def test_root_is_where_relative_paths_begin(serve: Serve, tmp_path: Path, lines: list[str]) -> None:

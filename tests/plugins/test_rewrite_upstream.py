@@ -8,15 +8,11 @@ import dns.rrset
 import pytest
 
 from kdns.corefile import CorefileError
-from tests.running import Running, answers, code, data, eventually
+from tests.running import Running, answers, block, code, data, eventually
 from tests.upstreams import Upstream, answer, soa
 
 Serve = Callable[..., Running]
 Start = Callable[..., Upstream]
-
-
-def block(*lines: str) -> str:
-    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
 
 
 @pytest.fixture

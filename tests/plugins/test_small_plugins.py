@@ -15,15 +15,11 @@ from kdns import log, metrics
 from kdns.corefile import CorefileError
 from kdns.net.interfaces import addresses
 from kdns.plugins.loadbalance import read_weights
-from tests.running import Running, additional, answers, code, data, eventually, free_port, http_get
+from tests.running import Running, additional, answers, block, code, data, eventually, free_port, http_get
 from tests.upstreams import Upstream, answer, soa
 
 Serve = Callable[..., Running]
 Start = Callable[..., Upstream]
-
-
-def block(*lines: str) -> str:
-    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
 
 
 # whoami.

@@ -14,15 +14,11 @@ from kdns.plugins.template import record
 from kdns.plugins.template.language import BadTemplate, Template
 from kdns.server import build
 from tests.corefile.test_real_world import AKS
-from tests.running import Running, additional, answers, code, data, flags, free_port, http_get
+from tests.running import Running, additional, answers, block, code, data, flags, free_port, http_get
 from tests.upstreams import Upstream, answer, soa
 
 Serve = Callable[..., Running]
 Start = Callable[..., Upstream]
-
-
-def block(*lines: str) -> str:
-    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
 
 
 IP = r"""template IN A ip.example {

@@ -10,14 +10,10 @@ from pathlib import Path
 import pytest
 
 from kdns.corefile import CorefileError
-from tests.running import Running, free_port
+from tests.running import Running, block, free_port
 from tests.securepeers import Authority
 
 Serve = Callable[..., Running]
-
-
-def block(*lines: str) -> str:
-    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
 
 
 def test_metrics_are_served_behind_tls_as_a_web_configuration_says(serve: Serve, tmp_path: Path) -> None:

@@ -27,15 +27,11 @@ from kdns.upstream.udp import UdpSockets, _Socket
 from kdns.upstream.upstream import Address, Options
 from kdns.upstream.upstream import Upstream as Real
 from tests.objects import namespace, service
-from tests.running import Running, code, data, eventually, flags, free_port
+from tests.running import Running, block, code, data, eventually, flags, free_port
 from tests.upstreams import Upstream, answer, soa
 
 Serve = Callable[..., Running]
 Start = Callable[..., Upstream]
-
-
-def block(*lines: str) -> str:
-    return ".:{port} {\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n"
 
 
 def mute(query: dns.message.Message, proto: str) -> None:
