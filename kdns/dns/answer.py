@@ -216,19 +216,21 @@ def negative(name: bytes, zone: bytes, rcode: int, flags: int, ttl: int, soa_rda
     Its `name` is empty: the caller vouches that it is used for such names only.
     """
     made = Answer(rcode, flags, (), (RRset(zone, iana.SOA, ttl, (soa_rdata,)),), (), own=own)
-    made.body = render(name, made.sections)
+    made.body = render(name, made.sections, zone)
     made.name = b""
     return made
 
 
-def render(name: bytes, sections: tuple[Section, Section, Section]) -> Body:
+def render(name: bytes, sections: tuple[Section, Section, Section], shared: bytes = b"") -> Body:
     """The sections' wire form behind a question of this lower-cased name, names compressed (RFC 1035, section 4.1.4).
 
     Names in rdata are compressed in the types of RFC 1035 only (RFC 3597, section 4). The cost is linear: each
-    name is looked up label by label in one table.
+    name is looked up label by label in one table. `shared` is a suffix of the name: if given, pointers lead to no
+    part of the question but that suffix, so the body also fits other names of this length that end in it.
     """
     base = 12 + len(name) + 4
-    known = {name[off:]: 12 + off for off in offsets(name)[:-1]}
+    least = len(name) - len(shared) if shared else 0
+    known = {name[off:]: 12 + off for off in offsets(name)[:-1] if off >= least}
     out = bytearray()
     ends: list[int] = []
     ttls: list[int] = []

@@ -45,6 +45,9 @@ class Node:
 
     def keep(self, rtype: int, answer: Answer) -> None:
         """Remembers a rendered answer for a query type, until the node changes or goes; it is alive until then."""
+        old = self.answers.get(rtype)
+        if old is not None and old is not answer:
+            old.alive = False
         answer.alive = True
         if self.answers is _NONE:
             self.answers = {rtype: answer}

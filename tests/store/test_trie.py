@@ -82,3 +82,13 @@ def test_a_zone_tells_the_five_results_apart() -> None:
     assert result("c.org.") is Result.CNAME and result("c.org.", iana.CNAME) is Result.HIT
     assert result("d.org.") is result("x.d.org.") is Result.DELEGATION
     assert result("d.org.", iana.DS) is Result.NODATA
+
+
+def test_an_answer_put_over_a_live_one_ends_the_old_ones_life() -> None:
+    node = Store().add(from_text("5.1.96.10.in-addr.arpa."))
+    first, second = Answer(), Answer()
+    node.keep(iana.PTR, first)
+    node.keep(iana.PTR, second)
+    assert not first.alive and second.alive
+    node.forget()
+    assert not second.alive
