@@ -36,17 +36,18 @@ Clients that use EDNS are told why (RFC 8914: Blocked, Filtered).
 """
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive, Line, Token
+from kdns.corefile import Directive, Line, ServerBlock, Token
 from kdns.dns import edns, iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import closest, to_text
 from kdns.metrics import Counter
-from kdns.pipeline import DROP, Bare, Outcome, Plugin, Request, setup
-from kdns.pipeline.block import Block, BlockKeys
+from kdns.plugin import DROP, Outcome, Plugin, RcodeOnly, Request, readers
+from kdns.plugin.base import BlockInfo, Meter
 
 ACTIONS: Final = ("allow", "block", "filter", "drop")
 _BLOCKED: Final = edns.extended_error(15)  # Blocked: RFC 8914, section 4.16
@@ -72,13 +73,13 @@ class Rule:
     types: frozenset[int] | None
     networks: tuple[Network, ...] | None
 
-    def fits(self, qtype: int, client: tuple[int, int]) -> bool:
-        """Whether a query type and a client (octets, address as a number) fit."""
+    def fits(self, qtype: int, client: Callable[[], tuple[int, int]]) -> bool:
+        """Whether a query type and a client (octets, address as a number) fit. The client is looked at only for a `net`."""
         if self.types is not None and qtype not in self.types:
             return False
         if self.networks is None:
             return True
-        octets, number = client
+        octets, number = client()
         return any(size == octets and number >> shift == prefix for size, shift, prefix in self.networks)
 
 
@@ -93,22 +94,25 @@ class Acl(Plugin):
     """Handles what may not be asked."""
 
     name: ClassVar[str] = "acl"
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        return [Config(tuple((setup.zone_names(d.args, block), tuple(_rule(line) for line in d.body or ())) for d in directives))]
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        return [
+            Config(tuple((readers.zone_names(d.args, block), tuple(_rule(line) for line in d.body or ())) for d in directives))
+        ]
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.clients: dict[str, tuple[int, int]] = {}
         self.view = ""
 
-    def wire(self, block: Block) -> None:
+    def wire(self, block: BlockInfo) -> None:
         self.view = block.view
 
     def handle(self, request: Request) -> Outcome | None:
         name, qtype = request.question.name, request.question.type
-        client = self.clients.get(request.peer[0]) or self._client(request.peer[0])
+        client = partial(self._client, request)
         for zones, rules in self.config.policies:
             zone = closest(name, zones)
             if zone is None:
@@ -128,15 +132,27 @@ class Acl(Plugin):
         labels = (request.server.label, to_text(zone), self.view)
         if action == "block":
             BLOCKED.slot(*labels)[0] += 1
-            return Bare(iana.REFUSED, options=_BLOCKED)
+            return RcodeOnly(iana.REFUSED, options=_BLOCKED)
         if action == "filter":
             FILTERED.slot(*labels)[0] += 1
             # RA, as an empty answer with neither AA nor RA reads as a lame referral.
-            return Answer(iana.NOERROR, iana.RA, own=True, options=_FILTERED)
+            return Answer(iana.NOERROR, iana.RA, local=True, options=_FILTERED)
         DROPPED.slot(*labels)[0] += 1
         return DROP
 
-    def _client(self, host: str) -> tuple[int, int]:
+    def meter(self, request: Request, answer: Answer) -> Meter:
+        slot = ALLOWED.slot(request.server.label, self.view)
+
+        def allowed(asked: int, said: int) -> None:
+            slot[0] += 1
+
+        return allowed
+
+    def _client(self, request: Request) -> tuple[int, int]:
+        host = request.client[0]
+        known = self.clients.get(host)
+        if known is not None:
+            return known
         address = ipaddress.ip_address(host.partition("%")[0])
         if len(self.clients) >= MAX_CLIENTS:
             self.clients.clear()
@@ -147,7 +163,7 @@ class Acl(Plugin):
 def _rule(line: Line) -> Rule:
     action = line.name.text.lower()
     if action not in ACTIONS:
-        raise setup.unknown(line, ACTIONS)
+        raise readers.unknown(line, ACTIONS)
     types: set[int] = set()
     networks: list[Network] = []
     every_type = every_net = True
@@ -157,7 +173,7 @@ def _rule(line: Line) -> Rule:
         text = word.text.lower()
         if text in ("type", "net"):
             if not filled and section is not None:
-                raise setup.fail(section, f"nothing stands behind {section.text}")
+                raise readers.fail(section, f"nothing stands behind {section.text}")
             section, filled = word, False
             if text == "type":
                 every_type = False
@@ -165,14 +181,14 @@ def _rule(line: Line) -> Rule:
                 every_net = False
             continue
         if section is None:
-            raise setup.fail(word, f'expected type or net, found "{word.text}"')
+            raise readers.fail(word, f'expected type or net, found "{word.text}"')
         filled = True
         if section.text.lower() == "type":
             every_type = _type(word, types) or every_type
         else:
             every_net = _network(word, networks) or every_net
     if not filled and section is not None:
-        raise setup.fail(section, f"nothing stands behind {section.text}")
+        raise readers.fail(section, f"nothing stands behind {section.text}")
     return Rule(action, None if every_type else frozenset(types), None if every_net else tuple(networks))
 
 
@@ -182,7 +198,7 @@ def _type(word: Token, types: set[int]) -> bool:
         return True
     number = iana.TYPES.get(word.text) or (iana.type_number(word.text) if word.text.startswith("TYPE") else None)
     if number is None:
-        raise setup.fail(word, f'"{word.text}" is no query type (upper case, such as AAAA)')
+        raise readers.fail(word, f'"{word.text}" is no query type (upper case, such as AAAA)')
     types.add(number)
     return False
 
@@ -194,7 +210,7 @@ def _network(word: Token, networks: list[Network]) -> bool:
     try:
         network = ipaddress.ip_network(word.text, strict=False)
     except ValueError:
-        raise setup.fail(word, f'expected an address or a network, found "{word.text}"') from None
+        raise readers.fail(word, f'expected an address or a network, found "{word.text}"') from None
     shift = network.max_prefixlen - network.prefixlen
     networks.append((network.max_prefixlen // 8, shift, int(network.network_address) >> shift))
     return False

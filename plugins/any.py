@@ -19,12 +19,11 @@ The answer is HINFO "ANY obsoleted" "See RFC 8482", whatever the name.
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana, rdata
 from kdns.dns.answer import Answer
 from kdns.dns.rrset import RRset
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
+from kdns.plugin import ALWAYS, Plugin, Request, readers
 
 TTL: Final = 8482  # seconds; CoreDNS's play on the RFC's number
 _RDATA: Final = rdata.txt(b"ANY obsoleted", b"See RFC 8482")
@@ -34,15 +33,17 @@ class Any(Plugin):
     """Handles ANY."""
 
     name: ClassVar[str] = "any"
-    client_dependent = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:
-        setup.bare(setup.once(directives))
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[None]:
+        readers.bare(readers.once(directives))
         return [None]
 
     def handle(self, request: Request) -> Answer | None:
         question = request.question
         if question.type != iana.ANY:
             return None
-        return Answer(iana.NOERROR, 0, (RRset(question.name, iana.HINFO, TTL, (_RDATA,), question.cls),), own=True)
+        return Answer(
+            iana.NOERROR, 0, (RRset(question.name, iana.HINFO, TTL, (_RDATA,), question.cls),), local=True, validity=ALWAYS
+        )

@@ -32,17 +32,18 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from kdns.corefile import CorefileError, Directive, Position
+from kdns.corefile import CorefileError, Directive, Position, ServerBlock
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import MAX_NAME, ROOT, closest, is_within
 from kdns.dns.query import Question
+from kdns.dns.resolvconf import search_list
 from kdns.dns.rrset import RRset
-from kdns.metrics import Counter
-from kdns.pipeline import Outcome, Pending, Plugin, Request, setup, then
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.protocols import SearchPath
+from kdns.metrics import Counter, Slot
+from kdns.plugin import ALWAYS, Outcome, Pending, Plugin, Request, readers, then
+from kdns.plugin.base import BlockInfo, Meter
+from kdns.plugin.providers import SearchPath
 
 SUCCESS: Final = Counter("coredns_autopath_success_total", "Counter of requests that did autopath.", ("server",))
 
@@ -61,15 +62,16 @@ class Autopath(Plugin):
     """Handles the first name of a search list."""
 
     name: ClassVar[str] = "autopath"
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        setup.no_block(directive)
-        setup.arguments(directive, 1, None, "a file like /etc/resolv.conf, or @kubernetes")
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        readers.no_block(directive)
+        readers.arguments(directive, 1, None, "a file like /etc/resolv.conf, or @kubernetes")
         word = directive.args[-1]
         words = list(directive.args[:-1])
-        zones = setup.wire_zones(plugin_zones(words) if words else block.zones)
+        zones = readers.wire_zones(plugin_zones(words) if words else block.zones)
         plugin = word.text[1:] if word.text.startswith("@") else ""
         return [Config(zones, "" if plugin else word.text, plugin, word.at)]
 
@@ -79,15 +81,15 @@ class Autopath(Plugin):
         self.list: list[bytes] = []
         self.peer: SearchPath | None = None
 
-    def load(self, block: Block) -> None:
+    def load(self, block: BlockInfo) -> None:
         if self.config.file:
             try:
                 with open(block.path(self.config.file), encoding="utf-8", errors="replace") as file:
-                    self.list = [*setup.search_list(file.read()), ROOT]
+                    self.list = [*search_list(file.read()), ROOT]
             except OSError as error:
                 raise CorefileError(self.config.at, f"plugin/autopath: {self.config.file}: {error.strerror}") from None
 
-    def wire(self, block: Block) -> None:
+    def wire(self, block: BlockInfo) -> None:
         if not self.config.plugin:
             return
         peers = [peer for peer in block.plugins if peer.name == self.config.plugin]
@@ -104,15 +106,25 @@ class Autopath(Plugin):
         question = request.question
         if request.depth or question.cls != iana.IN or closest(question.name, self.config.zones) is None:
             return None
-        search = self.list or (self.peer.search_path(str(request.peer[0])) if self.peer is not None else [])
+        search = self.list or (self.peer.search_path(str(request.client[0])) if self.peer is not None else [])
         if not search or question.name == search[0] or not is_within(question.name, search[0]):
             return None
-        walk = _Walk(self, request, question.name[: len(question.name) - len(search[0])], search)
+        walk = SearchListWalk(self, request, question.name[: len(question.name) - len(search[0])], search)
         walk.next()
         return walk.result
 
+    def meter(self, request: Request, answer: Answer) -> Meter | None:
+        slot: Slot | None = request.slots[self.position]
+        if slot is None:
+            return None
 
-class _Walk:
+        def succeeded(asked: int, said: int) -> None:
+            slot[0] += 1
+
+        return succeeded
+
+
+class SearchListWalk:
     """One query on its way through the list."""
 
     def __init__(self, plugin: Autopath, request: Request, base: bytes, search: list[bytes]) -> None:
@@ -129,7 +141,7 @@ class _Walk:
             self.result.resolve(self.first)
             return
         question = self.request.question
-        then(self.request.rest(self.plugin, Question(self.names[self.pos], question.type, question.cls)), self.came)
+        then(self.request.below(self.plugin, Question(self.names[self.pos], question.type, question.cls)), self.came)
 
     def came(self, outcome: Outcome) -> None:
         if type(outcome) is Answer and outcome.rcode == iana.NXDOMAIN:
@@ -140,8 +152,10 @@ class _Walk:
         if type(outcome) is not Answer or self.pos == 0:
             self.result.resolve(outcome)
             return
-        SUCCESS.slot(self.request.server.label)[0] += 1
+        slot = SUCCESS.slot(self.request.server.label)
+        slot[0] += 1
+        self.request.slots[self.plugin.position] = slot
         asked, target = self.request.question.name, self.names[self.pos]
         ttl = outcome.answer[0].ttl if outcome.answer else 0
         cname = RRset(asked, iana.CNAME, ttl, (target,))
-        self.result.resolve(outcome.replace(answer=(cname, *outcome.answer), own=True))
+        self.result.resolve(outcome.replace(answer=(cname, *outcome.answer), local=True, validity=ALWAYS))

@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kdns.corefile import CorefileError, Directive, Token
+from kdns.corefile import CorefileError, Directive, ServerBlock, Token
 from kdns.net.interfaces import addresses
-from kdns.pipeline import Plugin, setup
-from kdns.pipeline.block import Block, BlockKeys
+from kdns.plugin import Plugin, readers
+from kdns.plugin.base import BlockInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +45,20 @@ class Bind(Plugin):
     name: ClassVar[str] = "bind"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         lines = []
         for directive in directives:
-            setup.arguments(directive, 1, None, "an address or the name of an interface")
+            readers.arguments(directive, 1, None, "an address or the name of an interface")
             left_out: list[Token] = []
             for line in directive.body or ():
                 if line.name.text != "except":
-                    raise setup.unknown(line, ("except",))
-                setup.arguments(line, 1, None, "an address or the name of an interface")
+                    raise readers.unknown(line, ("except",))
+                readers.arguments(line, 1, None, "an address or the name of an interface")
                 left_out += line.args
             lines.append((directive.args, tuple(left_out)))
         return [Config(tuple(lines))]
 
-    def load(self, block: Block) -> None:
+    def load(self, block: BlockInfo) -> None:
         by_interface: dict[str, list[str]] = {}
         for found in addresses():
             by_interface.setdefault(found.interface, []).append(found.address)
@@ -79,7 +79,7 @@ def _expand(word: Token, by_interface: dict[str, list[str]]) -> list[str]:
     try:
         address = ipaddress.ip_address(bare)
     except ValueError:
-        raise setup.fail(
+        raise readers.fail(
             word, f'"{text}" is neither an IP address nor an interface of this machine ({", ".join(sorted(by_interface))})'
         ) from None
     return [f"{address}{percent}{zone}"]

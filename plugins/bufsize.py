@@ -20,27 +20,26 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns.edns import UDP_SIZE
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
+from kdns.plugin import Plugin, Request, readers
 
 
 class Bufsize(Plugin):
     """Lowers the size in a query's OPT."""
 
     name: ClassVar[str] = "bufsize"
-    client_dependent = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[int]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[int]:
         for directive in directives:
-            setup.arguments(directive, 0, 1)
-            setup.no_block(directive)
+            readers.arguments(directive, 0, 1)
+            readers.no_block(directive)
         first = directives[0]
-        return [setup.integer(first.args[0], 512, 4096) if first.args else UDP_SIZE]
+        return [readers.integer(first.args[0], 512, 4096) if first.args else UDP_SIZE]
 
     def handle(self, request: Request) -> None:
         edns = request.edns
         if edns is not None and edns.size > self.config:
-            request.edns = edns._replace(size=self.config)
+            request.edns = edns.with_size(self.config)

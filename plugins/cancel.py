@@ -21,9 +21,8 @@ A query that no plugin has answered after TIMEOUT is dropped without a reply: it
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
+from kdns.corefile import Directive, ServerBlock
+from kdns.plugin import Plugin, Request, readers
 
 TIMEOUT: Final = 5.001
 
@@ -32,14 +31,14 @@ class Cancel(Plugin):
     """Sets how long a query may wait."""
 
     name: ClassVar[str] = "cancel"
-    client_dependent = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[float]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[float]:
         directive = directives[-1]
-        setup.no_block(directive)
-        setup.arguments(directive, 0, 1)
-        return [setup.seconds(directive.args[0], 0.001) if directive.args else TIMEOUT]
+        readers.no_block(directive)
+        readers.arguments(directive, 0, 1)
+        return [readers.seconds(directive.args[0], 0.001) if directive.args else TIMEOUT]
 
     def handle(self, request: Request) -> None:
-        request.patience = self.config
+        request.timeout = self.config

@@ -25,14 +25,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from kdns import __version__
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana, rdata
 from kdns.dns.answer import Answer
 from kdns.dns.name import from_text
 from kdns.dns.rrset import RRset
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.plugin import ListenerOptions
+from kdns.plugin import ALWAYS, Plugin, Request, readers
+from kdns.plugin.base import ListenerOptions
 
 _VERSION: Final = frozenset((from_text("version.bind."), from_text("version.server.")))
 _AUTHORS: Final = from_text("authors.bind.")
@@ -52,12 +51,12 @@ class Chaos(Plugin):
     """Handles class CH."""
 
     name: ClassVar[str] = "chaos"
-    client_dependent = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        setup.no_block(directive)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        readers.no_block(directive)
         words = [word.encode()[:MAX_STRING] for word in directive.words()]
         return [Config(words[0] if words else f"kdns-{__version__}".encode(), tuple(words[1:]))]
 
@@ -72,10 +71,11 @@ class Chaos(Plugin):
         if name in _VERSION:
             strings = [self.config.version]
         elif name == _AUTHORS and self.config.authors:
+            request.once()  # in another order each time
             strings = random.sample(self.config.authors, len(self.config.authors))
         elif name in _HOST:
             strings = [socket.gethostname().encode()[:MAX_STRING]]
         else:
             return None
         found = RRset(name, iana.TXT, 0, tuple(rdata.txt(string) for string in strings), iana.CH)
-        return Answer(iana.NOERROR, 0, (found,), own=True)
+        return Answer(iana.NOERROR, 0, (found,), local=True, validity=ALWAYS)

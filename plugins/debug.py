@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from kdns import log
-from kdns.corefile import Directive
-from kdns.pipeline import Plugin, setup
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.plugin import ListenerOptions
-from kdns.pipeline.runtime import Runtime
+from kdns.corefile import Directive, ServerBlock
+from kdns.plugin import Plugin, readers
+from kdns.plugin.base import ListenerOptions
+from kdns.plugin.runtime import Runtime
 
 _holders: list["Debug"] = []
 
@@ -36,9 +35,9 @@ class Debug(Plugin):
     name: ClassVar[str] = "debug"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[None]:
         for directive in directives:
-            setup.bare(directive)
+            readers.bare(directive)
         return [None]
 
     async def start(self, runtime: Runtime) -> None:

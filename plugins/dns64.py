@@ -38,12 +38,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive, Token
+from kdns.corefile import Directive, ServerBlock, Token
 from kdns.dns import iana
 from kdns.dns.answer import Answer
-from kdns.metrics import Counter
-from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
-from kdns.pipeline.block import BlockKeys
+from kdns.metrics import Counter, Slot
+from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, then
+from kdns.plugin.base import Meter
 
 DEFAULT: Final = ipaddress.IPv6Network("64:ff9b::/96")
 LENGTHS: Final = (32, 40, 48, 56, 64, 96)  # RFC 6052, section 2.2
@@ -67,33 +67,44 @@ class Dns64(Plugin):
     """Handles AAAA by asking below, and then perhaps for A."""
 
     name: ClassVar[str] = "dns64"
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         directive = directives[-1]
-        setup.arguments(directive, 0, 1)
+        readers.arguments(directive, 0, 1)
         config = Config(_prefix(directive.args[0])) if directive.args else Config()
         for line in directive.body or ():
             if line.name.text == "prefix":
-                config = replace(config, prefix=_prefix(setup.one(line, "a prefix")))
+                config = replace(config, prefix=_prefix(readers.one(line, "a prefix")))
             elif line.name.text == "translate_all":
-                setup.arguments(line, 0, 0)
+                readers.arguments(line, 0, 0)
                 config = replace(config, translate_all=True)
             elif line.name.text == "allow_ipv4":
-                setup.arguments(line, 0, 0)
+                readers.arguments(line, 0, 0)
                 config = replace(config, allow_ipv4=True)
             else:
-                raise setup.unknown(line, ("prefix", "translate_all", "allow_ipv4"))
+                raise readers.unknown(line, ("prefix", "translate_all", "allow_ipv4"))
         return [config]
 
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
         question = request.question
         if question.type != iana.AAAA or question.cls != iana.IN or request.depth:
             return None
-        if len(request.peer) != 4 and not self.config.allow_ipv4:
+        if request.family != 6 and not self.config.allow_ipv4:
             return None
-        found: Outcome | Awaitable[Outcome | None] = then(request.rest(self, question), partial(self._first, request))
+        found: Outcome | Awaitable[Outcome | None] = then(request.below(self, question), partial(self._first, request))
         return found
+
+    def meter(self, request: Request, answer: Answer) -> Meter | None:
+        slot: Slot | None = request.slots[self.position]
+        if slot is None:
+            return None
+
+        def translated(asked: int, said: int) -> None:
+            slot[0] += 1
+
+        return translated
 
     def _first(self, request: Request, outcome: Outcome) -> Outcome | Awaitable[Outcome | None]:
         """What the question for AAAA came to."""
@@ -110,8 +121,10 @@ class Dns64(Plugin):
     def _second(self, request: Request, limit: int, outcome: Outcome) -> Outcome:
         """What the question for A came to."""
         if type(outcome) is not Answer:
-            return Bare(iana.SERVFAIL, "dns64: the name's A cannot be looked up")
-        TRANSLATED.slot(request.server.label)[0] += 1
+            return RcodeOnly(iana.SERVFAIL, "dns64: the name's A cannot be looked up")
+        slot = TRANSLATED.slot(request.server.label)
+        slot[0] += 1
+        request.slots[self.position] = slot
         answer = tuple(
             rrset._replace(
                 type=iana.AAAA, ttl=min(rrset.ttl, limit), rdatas=tuple(embed(self.config.prefix, data) for data in rrset.rdatas)
@@ -122,7 +135,7 @@ class Dns64(Plugin):
         )
         # RA, as a translated answer is recursion's; an empty one would else read as a lame referral.
         flags = outcome.flags & iana.TC | iana.RA
-        return Answer(outcome.rcode, flags, answer, outcome.authority, outcome.additional)
+        return Answer(outcome.rcode, flags, answer, outcome.authority, outcome.additional, validity=ALWAYS)
 
 
 def embed(prefix: ipaddress.IPv6Network, address: bytes) -> bytes:
@@ -141,7 +154,7 @@ def _prefix(word: Token) -> ipaddress.IPv6Network:
     try:
         network = ipaddress.IPv6Network(word.text, strict=False)
     except ValueError:
-        raise setup.fail(word, f'expected an IPv6 prefix such as 64:ff9b::/96, found "{word.text}"') from None
+        raise readers.fail(word, f'expected an IPv6 prefix such as 64:ff9b::/96, found "{word.text}"') from None
     if network.prefixlen not in LENGTHS:
-        raise setup.fail(word, f"a prefix of {network.prefixlen} bits: expected {', '.join(map(str, LENGTHS))}")
+        raise readers.fail(word, f"a prefix of {network.prefixlen} bits: expected {', '.join(map(str, LENGTHS))}")
     return network

@@ -33,12 +33,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from kdns import log
-from kdns.corefile import Directive, Line
+from kdns.corefile import Directive, Line, ServerBlock
 from kdns.dns import iana
+from kdns.dns.answer import Answer
 from kdns.dns.name import to_text
-from kdns.pipeline import Bare, Outcome, Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.plugin import ListenerOptions
+from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
+from kdns.plugin.base import ListenerOptions, Meter
 from kdns.regex import compile_regex
 
 _log = log.plugin("errors")
@@ -67,24 +67,23 @@ class Errors(Plugin):
     """Settles outcomes that carry an error."""
 
     name: ClassVar[str] = "errors"
-    settles_answers = False
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        setup.arguments(directive, 0, 1)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        readers.arguments(directive, 0, 1)
         if directive.args and directive.args[0].text != "stdout":
-            raise setup.fail(directive.args[0], f'expected stdout or nothing, found "{directive.args[0].text}"')
+            raise readers.fail(directive.args[0], f'expected stdout or nothing, found "{directive.args[0].text}"')
         stacktrace = False
         rules = []
         for line in directive.body or ():
             if line.name.text == "stacktrace":
-                setup.arguments(line, 0, 0)
+                readers.arguments(line, 0, 0)
                 stacktrace = True
             elif line.name.text == "consolidate":
                 rules.append(_rule(line))
             else:
-                raise setup.unknown(line, ("stacktrace", "consolidate"))
+                raise readers.unknown(line, ("stacktrace", "consolidate"))
         return [Config(stacktrace, tuple(rules))]
 
     def __init__(self, config: Config) -> None:
@@ -98,11 +97,14 @@ class Errors(Plugin):
         for window in self.rules:
             window.flush()
 
-    def settle(self, request: Request, outcome: Outcome) -> None:
-        if type(outcome) is Bare and outcome.error is not None:
+    def meter(self, request: Request, answer: Answer) -> Meter:
+        return _no_error
+
+    def observe(self, request: Request, outcome: Outcome) -> None:
+        if type(outcome) is RcodeOnly and outcome.error is not None:
             self._log(request, outcome)
 
-    def _log(self, request: Request, outcome: Bare) -> None:
+    def _log(self, request: Request, outcome: RcodeOnly) -> None:
         text = str(outcome.error) or type(outcome.error).__name__
         question = request.question
         line = f"{outcome.rcode} {to_text(question.name)} {iana.type_text(question.type)}: {text}"
@@ -110,6 +112,10 @@ class Errors(Plugin):
             if window.take(text, line):
                 return
         _log.error(line)
+
+
+def _no_error(asked: int, said: int) -> None:
+    """An answer is no error: there is nothing to log."""
 
 
 class _Window:
@@ -140,21 +146,21 @@ class _Window:
             self.timer.cancel()
             self.timer = None
         if self.count > (1 if self.rule.show_first else 0):
-            within = setup.duration_text(self.rule.window)
+            within = readers.duration_text(self.rule.window)
             self.write(f"{self.count} errors like '{self.rule.regex}' occurred in last {within}")
         self.count = 0
 
 
 def _rule(line: Line) -> Rule:
-    setup.arguments(line, 2, 4, "DURATION REGEX [LEVEL] [show_first]")
-    window = setup.seconds(line.args[0])
+    readers.arguments(line, 2, 4, "DURATION REGEX [LEVEL] [show_first]")
+    window = readers.seconds(line.args[0])
     regex = line.args[1]
-    setup.regex(regex)
+    readers.regex(regex)
     level = "error"
     rest = list(line.args[2:])
     if rest and rest[0].text in _LEVELS:
         level = rest.pop(0).text
     show_first = bool(rest) and rest[0].text == "show_first"
     if rest and (not show_first or len(rest) > 1):
-        raise setup.fail(rest[0], f'expected {", ".join(_LEVELS)} or show_first, found "{rest[0].text}"')
+        raise readers.fail(rest[0], f'expected {", ".join(_LEVELS)} or show_first, found "{rest[0].text}"')
     return Rule(window, regex.text, level, show_first)

@@ -31,20 +31,19 @@ not touched, nor is any A. Not part of CoreDNS; off unless configured.
 * `kdns_family_hidden_total{}` - AAAA queries that were not sent on.
 """
 
-import time
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana, rdata, wire
 from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
 from kdns.dns.rrset import RRset
 from kdns.metrics import Counter
 from kdns.net.interfaces import addresses
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.protocols import ClusterFamilies
+from kdns.plugin import ALWAYS, Plugin, Request, readers
+from kdns.plugin.base import BlockInfo, Meter
+from kdns.plugin.providers import ClusterFamilies
 
 TTL: Final = 60  # seconds that a denial is kept by clients: a cluster that gets IPv6 shows soon
 LOOK: Final = 60.0  # seconds between looks at this machine's addresses
@@ -58,19 +57,19 @@ class Family(Plugin):
     """Handles AAAA queries that nobody of ours answers."""
 
     name: ClassVar[str] = "family"
-    client_dependent = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[str]:
-        directive = setup.once(directives)
-        setup.arguments(directive, 0, 0)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[str]:
+        directive = readers.once(directives)
+        readers.arguments(directive, 0, 0)
         mode = "auto"
         for line in directive.body or ():
             if line.name.text != "ipv6":
-                raise setup.unknown(line, ("ipv6",))
-            word = setup.one(line, "auto, on or off")
+                raise readers.unknown(line, ("ipv6",))
+            word = readers.one(line, "auto, on or off")
             if word.text not in ("auto", "on", "off"):
-                raise setup.fail(word, f'expected auto, on or off, found "{word.text}"')
+                raise readers.fail(word, f'expected auto, on or off, found "{word.text}"')
             mode = word.text
         return [mode]
 
@@ -80,13 +79,15 @@ class Family(Plugin):
         self.looked = -LOOK
         self.global_here = False
 
-    def wire(self, block: Block) -> None:
-        self.clusters = block.all(ClusterFamilies)  # type: ignore[type-abstract]
+    def wire(self, block: BlockInfo) -> None:
+        self.clusters = block.all(ClusterFamilies)
 
-    def hides(self, now: float) -> bool:
-        """Whether IPv6 is hidden; `now` in monotonic seconds."""
+    def hides(self, request: Request) -> bool:
+        """Whether IPv6 is hidden. With `auto` that may change, so it is asked for anew each second."""
         if self.config != "auto":
             return bool(self.config == "off")
+        now = request.now
+        request.expires(now + 1.0)
         if any(cluster.has_ipv6() for cluster in self.clusters):
             return False
         if now - self.looked >= LOOK:
@@ -96,13 +97,16 @@ class Family(Plugin):
 
     def handle(self, request: Request) -> Answer | None:
         question = request.question
-        if question.type != iana.AAAA or question.cls != iana.IN or not self.hides(request.now):
+        if question.type != iana.AAAA or question.cls != iana.IN or not self.hides(request):
             return None
         HIDDEN.slot()[0] += 1
-        return Answer(iana.NOERROR, iana.RA, (), (RRset(b"\0", iana.SOA, TTL, (_SOA,)),), own=True)
+        return Answer(iana.NOERROR, iana.RA, (), (RRset(b"\0", iana.SOA, TTL, (_SOA,)),), local=True, validity=ALWAYS)
 
-    def finish(self, request: Request, answer: Answer) -> Answer:
-        if request.question.type not in (iana.HTTPS, iana.SVCB) or not self.hides(time.monotonic()):
+    def meter(self, request: Request, answer: Answer) -> Meter | None:
+        return _hidden if answer.local and request.question.type == iana.AAAA else None
+
+    def on_answer(self, request: Request, answer: Answer) -> Answer:
+        if request.question.type not in (iana.HTTPS, iana.SVCB) or not self.hides(request):
             return answer
         section = tuple(
             rrset._replace(rdatas=tuple(without_hint(data) for data in rrset.rdatas))
@@ -110,7 +114,11 @@ class Family(Plugin):
             else rrset
             for rrset in answer.answer
         )
-        return answer if section == answer.answer else answer.replace(answer=section)
+        return answer if section == answer.answer else answer.replace(answer=section, validity=answer.validity)
+
+
+def _hidden(asked: int, said: int) -> None:
+    HIDDEN.slot()[0] += 1
 
 
 def without_hint(data: bytes) -> bytes:

@@ -26,11 +26,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
-from kdns.dns.answer import SHAPE_RD, Answer
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
+from kdns.dns.answer import REPLY_RD, Answer
+from kdns.plugin import Plugin, Request, readers
 
 _BITS: Final = {"aa": iana.AA, "ra": iana.RA, "rd": iana.RD}
 
@@ -47,41 +46,40 @@ class Header(Plugin):
     """Changes bits on the way in and out."""
 
     name: ClassVar[str] = "header"
-    client_dependent = False
-    finishes_denials = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         directive = next((each for each in directives if each.body), directives[0])
-        setup.arguments(directive, 0, 0)
+        readers.arguments(directive, 0, 0)
         rules: dict[str, list[tuple[bool, int]]] = {"query": [], "response": []}
         for line in directive.body or ():
             side = line.name.text.lower()
             if side not in rules:
-                raise setup.unknown(line, ("query", "response"))
-            setup.arguments(line, 2, None, "set|clear FLAG...")
+                raise readers.unknown(line, ("query", "response"))
+            readers.arguments(line, 2, None, "set|clear FLAG...")
             action = line.args[0]
             if action.text.lower() not in ("set", "clear"):
-                raise setup.fail(action, f'expected set or clear, found "{action.text}"')
+                raise readers.fail(action, f'expected set or clear, found "{action.text}"')
             for word in line.args[1:]:
                 bit = _BITS.get(word.text.lower())
                 if bit is None:
-                    raise setup.fail(word, f'expected aa, ra or rd, found "{word.text}"')
+                    raise readers.fail(word, f'expected aa, ra or rd, found "{word.text}"')
                 rules[side].append((action.text.lower() == "set", bit))
         if not rules["query"] and not rules["response"]:
-            raise setup.fail(directive, "header needs at least one rule: query|response set|clear FLAG...")
+            raise readers.fail(directive, "header needs at least one rule: query|response set|clear FLAG...")
         return [Config(tuple(rules["query"]), tuple(rules["response"]))]
 
     def handle(self, request: Request) -> None:
         for wanted, bit in self.config.query:
             if bit == iana.RD:
-                request.shape = request.shape | SHAPE_RD if wanted else request.shape & ~SHAPE_RD
+                request.reply_flags = request.reply_flags | REPLY_RD if wanted else request.reply_flags & ~REPLY_RD
 
-    def finish(self, request: Request, answer: Answer) -> Answer:
+    def on_answer(self, request: Request, answer: Answer) -> Answer:
         flags = answer.flags
         for wanted, bit in self.config.response:
             if bit == iana.RD:
-                request.shape = request.shape | SHAPE_RD if wanted else request.shape & ~SHAPE_RD
+                request.reply_flags = request.reply_flags | REPLY_RD if wanted else request.reply_flags & ~REPLY_RD
             else:
                 flags = flags | bit if wanted else flags & ~bit
-        return answer if flags == answer.flags else answer.replace(flags=flags)
+        return answer if flags == answer.flags else answer.replace(flags=flags, validity=answer.validity)

@@ -39,12 +39,11 @@ from typing import ClassVar, Final
 
 from kdns import log
 from kdns.address import host_port
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.metrics import SLIM_TIME_BUCKETS, Counter, Histogram
 from kdns.net.http import HttpServer, Response
-from kdns.pipeline import Plugin, setup
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Plugin, readers
+from kdns.plugin.runtime import Runtime
 
 DEFAULT: Final = ("", 8080)
 _POLL: Final = 1.0  # seconds between own requests
@@ -75,14 +74,14 @@ class Health(Plugin):
     name: ClassVar[str] = "health"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         directive = directives[-1]
-        host, port = setup.http_address(directive, DEFAULT)
+        host, port = readers.http_address(directive, DEFAULT)
         lameduck = 0.0
         for line in directive.body or ():
             if line.name.text != "lameduck":
-                raise setup.unknown(line, ("lameduck",))
-            lameduck = setup.seconds(setup.one(line, "a duration"))
+                raise readers.unknown(line, ("lameduck",))
+            lameduck = readers.seconds(readers.one(line, "a duration"))
         return [Config(host, port, lameduck)]
 
     def __init__(self, config: Config) -> None:
@@ -113,7 +112,7 @@ class Health(Plugin):
     async def lameduck(self) -> None:
         """Waits while queries are still answered."""
         if self.config.lameduck > 0:
-            _log.info(f"Going into lameduck mode for {setup.duration_text(self.config.lameduck)}")
+            _log.info(f"Going into lameduck mode for {readers.duration_text(self.config.lameduck)}")
             await asyncio.sleep(self.config.lameduck)
 
     async def _poll(self) -> None:
@@ -133,7 +132,7 @@ class Health(Plugin):
             took = time.monotonic() - began
             DURATION.observe(DURATION.slot(), took)
             if took > 1:
-                _log.warning(f'Local health request to "{url}" took more than 1s: {setup.duration_text(took)}')
+                _log.warning(f'Local health request to "{url}" took more than 1s: {readers.duration_text(took)}')
 
 
 async def _ok() -> Response:

@@ -50,18 +50,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from kdns import log
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
-from kdns.dns.answer import Answer
+from kdns.dns.answer import Answer, Validity
 from kdns.dns.errors import BadName
 from kdns.dns.name import closest, from_text, parent
 from kdns.dns.reverse import name_of
 from kdns.dns.rrset import RRset
 from kdns.metrics import Gauge
-from kdns.pipeline import Bare, Outcome, Plugin, Request, setup
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.runtime import Runtime
-from kdns.pipeline.setup import Fallthrough
+from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.readers import Fallthrough
+from kdns.plugin.runtime import Runtime
 from kdns.store.trie import Store
 
 DEFAULT_FILE: Final = "/etc/hosts"
@@ -94,37 +94,36 @@ class Hosts(Plugin):
     """Answers from a table of names and addresses."""
 
     name: ClassVar[str] = "hosts"
-    client_dependent = False
-    owner = True
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
         path = directive.args[0].text if directive.args else DEFAULT_FILE
         found: dict[str, object] = {}
         inline: list[str] = []
         for line in directive.body or ():
-            setup.no_block(line)
+            readers.no_block(line)
             name = line.name.text
             if name == "fallthrough":
                 found["fallthrough"] = Fallthrough.parse(line)
             elif name == "fallthrough_unsupported":
-                setup.arguments(line, 0, 0)
+                readers.arguments(line, 0, 0)
                 found["unsupported"] = True
             elif name == "no_reverse":
-                setup.arguments(line, 0, 0)
+                readers.arguments(line, 0, 0)
                 found["reverse"] = False
             elif name == "ttl":
-                found["ttl"] = setup.integer(setup.one(line, "a TTL in seconds"), 1, 65535)
+                found["ttl"] = readers.integer(readers.one(line, "a TTL in seconds"), 1, 65535)
             elif name == "reload":
-                found["reload"] = setup.seconds(setup.one(line, "a duration"))
+                found["reload"] = readers.seconds(readers.one(line, "a duration"))
             elif "fallthrough" not in found and line.args:
                 inline.append(" ".join((name, *line.words())))
             else:
-                raise setup.unknown(line, _OPTIONS)
-        config = Config(path, setup.zone_names(directive.args[1:], block), tuple(inline), **found)  # type: ignore[arg-type]
+                raise readers.unknown(line, _OPTIONS)
+        config = Config(path, readers.zone_names(directive.args[1:], block), tuple(inline), **found)  # type: ignore[arg-type]
         if config.unsupported and config.fallthrough.zones is None:
-            raise setup.fail(directive, "fallthrough_unsupported needs fallthrough")
+            raise readers.fail(directive, "fallthrough_unsupported needs fallthrough")
         return [config]
 
     def __init__(self, config: Config) -> None:
@@ -135,13 +134,14 @@ class Hosts(Plugin):
         self.lines: list[str] = []
         self.complaint = ""
         self.store = Store()
-        self.bound: Callable[[bytes, bool], int] = lambda name, denial: iana.MAX_TTL
+        self.validity = Validity()  # of all that the store says
+        self.limit: Callable[[bytes, bool], int] = lambda name, denial: iana.MAX_TTL
         self.task: asyncio.Task[None] | None = None
 
     # Life.
 
-    def load(self, block: Block) -> None:
-        self.bound = block.ttl_bounds(self)
+    def load(self, block: BlockInfo) -> None:
+        self.limit = block.ttl_limit
         self.path = block.path(self.config.path)
         self._look()
         self._build()
@@ -187,13 +187,18 @@ class Hosts(Plugin):
         store = Store()
         for _ in self._fill(store):
             pass
-        self.store = store
+        self._use(store)
 
     async def _rebuild(self) -> None:
         store = Store()
         for _ in self._fill(store):
             await asyncio.sleep(0)
+        self._use(store)
+
+    def _use(self, store: Store) -> None:
         self.store = store
+        self.validity.end()
+        self.validity = Validity()
 
     def _fill(self, store: Store) -> Iterable[None]:
         """Puts the file's lines and then the Corefile's into a store; yields where others may run."""
@@ -214,17 +219,17 @@ class Hosts(Plugin):
                 names.setdefault((host, rtype), []).append(address)
                 if host.startswith(b"\x01*"):
                     continue
-                count += 1  # as the original counts: names and reverse names, wildcards not
+                count += 1  # as CoreDNS counts: names and reverse names, wildcards not
                 if config.reverse:
                     pointers.setdefault(address, []).append(host)
                     count += 1
         for number, ((host, rtype), addresses) in enumerate(names.items()):
-            store.put(RRset(host, rtype, min(config.ttl, self.bound(host, False)), tuple(dict.fromkeys(addresses))))
+            store.put(RRset(host, rtype, min(config.ttl, self.limit(host, False)), tuple(dict.fromkeys(addresses))))
             if number % 200 == 199:
                 yield
         for address, hosts in pointers.items():
             owner = name_of(address)
-            store.put(RRset(owner, iana.PTR, min(config.ttl, self.bound(owner, False)), tuple(dict.fromkeys(hosts))))
+            store.put(RRset(owner, iana.PTR, min(config.ttl, self.limit(owner, False)), tuple(dict.fromkeys(hosts))))
         ENTRIES.slot(config.path)[0] = count
 
     # Queries.
@@ -232,25 +237,26 @@ class Hosts(Plugin):
     def handle(self, request: Request) -> Outcome | None:
         question = request.question
         name, qtype = question.name, question.type
-        if question.cls != iana.IN:
+        if question.cls != iana.IN and question.cls != iana.ANY:
             return None
         config = self.config
+        request.depends_on(self.validity)
         if qtype == iana.PTR:
             node = self.store.get(name)
             pointer = node.rrset(iana.PTR) if node is not None else None
-            return None if pointer is None else Answer(iana.NOERROR, iana.AA, (pointer,), own=True)
+            return None if pointer is None else Answer(iana.NOERROR, iana.AA, (pointer,), local=True, validity=ALWAYS)
         if closest(name, config.zones) is None:
             return None
         found = self._rrset(name, qtype)
         if found is not None:
-            return Answer(iana.NOERROR, iana.AA, (found,), own=True)
+            return Answer(iana.NOERROR, iana.AA, (found,), local=True, validity=ALWAYS)
         if any(self._rrset(name, family) is not None for family in (iana.A, iana.AAAA)):
-            if config.unsupported and qtype not in (iana.A, iana.AAAA) and config.fallthrough.through(name):
+            if config.unsupported and qtype not in (iana.A, iana.AAAA) and config.fallthrough.falls_through(name):
                 return None
-            return Answer(iana.NOERROR, iana.AA, own=True)
-        if config.fallthrough.through(name):
+            return Answer(iana.NOERROR, iana.AA, local=True, validity=ALWAYS)
+        if config.fallthrough.falls_through(name):
             return None
-        return Bare(iana.SERVFAIL)
+        return RcodeOnly(iana.SERVFAIL)
 
     def _rrset(self, name: bytes, qtype: int) -> RRset | None:
         """The addresses of a name, or of the wildcard one label above, under the name asked."""

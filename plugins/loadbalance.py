@@ -38,29 +38,38 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from kdns import log
-from kdns.corefile import CorefileError, Directive, Position
+from kdns.corefile import CorefileError, Directive, Position, ServerBlock
 from kdns.dns import iana
-from kdns.dns.answer import Answer
+from kdns.dns.answer import FOREVER, Answer
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
 from kdns.dns.rrset import RRset, Section
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Plugin, Request, readers
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.runtime import Runtime
 
 # Orders kept of one answer; few, as each is a rendered body.
 MAX_SHUFFLED: Final = 256  # records; of more the order is turned, not shuffled: that takes half a microsecond each
 ROTATIONS: Final = 8
-# Uses after which an answer's orders are made anew. With more addresses than orders, all come first in time.
-USES: Final = 64
+RENEWED: Final = 1.0  # seconds after which the orders of a large set are made anew
 DEFAULT_RELOAD: Final = 30.0
 _ADDRESSES: Final = frozenset((iana.A, iana.AAAA))
 _SHUFFLED: Final = frozenset((iana.A, iana.AAAA, iana.MX))
+_ORDERED: Final = _SHUFFLED | {iana.CNAME}
 
 _log = log.plugin("loadbalance")
+
+
+class Shuffled(NamedTuple):
+    """An answer with its orders, and until when it is given out (monotonic seconds)."""
+
+    answer: Answer
+    until: float
+
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -78,36 +87,35 @@ class Loadbalance(Plugin):
     """Finishes answers with more than one address."""
 
     name: ClassVar[str] = "loadbalance"
-    client_dependent = False
-    finishes_denials = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        setup.arguments(directive, 0, 2)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        readers.arguments(directive, 0, 2)
         policy = directive.args[0].text if directive.args else "round_robin"
         weighted = ""
         if policy == "weighted":
-            setup.arguments(directive, 2, 2, "weighted FILE")
+            readers.arguments(directive, 2, 2, "weighted FILE")
             weighted = directive.args[1].text
         elif policy != "round_robin":
-            raise setup.fail(directive.args[0], f'expected round_robin or weighted, found "{policy}"')
+            raise readers.fail(directive.args[0], f'expected round_robin or weighted, found "{policy}"')
         else:
-            setup.arguments(directive, 0, 1)
+            readers.arguments(directive, 0, 1)
         prefer: list[Network] = []
         reload = DEFAULT_RELOAD
         for line in directive.body or ():
             if line.name.text == "prefer" and not weighted:
-                setup.arguments(line, 1, None, "networks such as 10.0.0.0/8")
+                readers.arguments(line, 1, None, "networks such as 10.0.0.0/8")
                 for word in line.args:
                     try:
                         prefer.append(ipaddress.ip_network(word.text, strict=False))
                     except ValueError:
-                        raise setup.fail(word, f'expected a network such as 10.0.0.0/8, found "{word.text}"') from None
+                        raise readers.fail(word, f'expected a network such as 10.0.0.0/8, found "{word.text}"') from None
             elif line.name.text == "reload" and weighted:
-                reload = setup.seconds(setup.one(line, "a duration"))
+                reload = readers.seconds(readers.one(line, "a duration"))
             else:
-                raise setup.unknown(line, ("reload",) if weighted else ("prefer",))
+                raise readers.unknown(line, ("reload",) if weighted else ("prefer",))
         return [Config(tuple(prefer), weighted, reload, directive.at)]
 
     def __init__(self, config: Config) -> None:
@@ -116,11 +124,11 @@ class Loadbalance(Plugin):
         self.path = ""
         self.seen: tuple[int, int] | None = None
         self.task: asyncio.Task[None] | None = None
-        self.uses = 0
+        self.pure = not config.weighted  # chance decides for each query
 
     # Life.
 
-    def load(self, block: Block) -> None:
+    def load(self, block: BlockInfo) -> None:
         config = self.config
         if not config.weighted:
             return
@@ -162,41 +170,55 @@ class Loadbalance(Plugin):
 
     # Answers.
 
-    def finish(self, request: Request, answer: Answer) -> Answer:
-        turns = answer.turns
-        if turns is None:
-            turns = self._turns(request, answer)
-        if not turns:
-            return answer
+    def on_answer(self, request: Request, answer: Answer) -> Answer:
         if self.path:
             return self._weighted(request, answer)
-        self.uses += 1
-        if self.uses >= USES:
-            self.uses = 0
-            answer.turns = None
-        return turns[int(random.random() * len(turns))]
-
-    def _turns(self, request: Request, answer: Answer) -> Sequence[Answer]:
-        """The orders of an answer, made and kept; none where there is nothing to order."""
-        outline = answer.outline
-        if (
-            outline is not None
-            and not self.config.prefer
-            and (len(outline) < 2 or sum(line[1] in _SHUFFLED for line in outline) < 2)
-        ):
-            answer.turns = ()
-            return ()
         if answer.rcode != iana.NOERROR or request.question.type in (iana.AXFR, iana.IXFR):
-            answer.turns = ()
-        elif not any(rrset.type in _SHUFFLED and len(rrset.rdatas) > 1 for section in answer.sections for rrset in section):
-            ordered = self._prefer(answer.answer) if self.config.prefer else answer.answer
-            answer.turns = () if ordered == answer.answer else (answer.replace(answer=ordered),)
+            return answer
+        memo = answer.memo
+        if memo is not None and memo[0] is self:
+            made: Shuffled = memo[1]
+            if request.now >= made.until:
+                made = self._shuffle(answer, request.asked.name, request.now)
+                answer.memo = (self, made)
         else:
-            most = max(len(rrset.rdatas) for rrset in answer.answer) if answer.answer else 2
-            answer.turns = tuple(self._turn(answer, i) for i in range(min(most, ROTATIONS)))
-        return answer.turns
+            made = self._shuffle(answer, request.asked.name, request.now)
+            answer.memo = (self, made)
+        if made.until != FOREVER:
+            request.expires(made.until)
+        return made.answer
 
-    def _turn(self, answer: Answer, i: int) -> Answer:
+    def _shuffle(self, answer: Answer, name: bytes, now: float) -> Shuffled:
+        """An answer with the orders its records may have; as it is where there is nothing to order."""
+        prefer = bool(self.config.prefer)
+        summary = answer.summary
+        if summary is not None and not prefer and (len(summary) < 2 or not any([s.type in _ORDERED for s in summary])):
+            return Shuffled(answer, FOREVER)
+        body = answer.rendered(name)
+        run = body.address_run() if not prefer and body.counts[1] == 0 == body.counts[2] else None
+        if run is not None:
+            start, count, size = run
+            if count > MAX_SHUFFLED:
+                turns = [random.randrange(count) for _ in range(ROTATIONS)]
+                bodies = [body.turned(start, size, count, at) for at in turns]
+            else:
+                bodies = [body.with_addresses(start, size, order) for order in _orders(count)]
+            rotations = [answer.with_body(each, answer.flags) for each in bodies]
+        else:
+            counts = [len(rrset.rdatas) for section in answer.sections for rrset in section if rrset.type in _SHUFFLED]
+            count = max(counts, default=0)
+            if count < 2:
+                ordered = _cnames_first(self._prefer(answer.answer) if prefer else answer.answer)
+                if ordered == answer.answer:
+                    return Shuffled(answer, FOREVER)
+                return Shuffled(answer.replace(answer=ordered, validity=answer.validity), FOREVER)
+            rotations = [self._rotation(answer, i) for i in range(min(count, ROTATIONS))]
+        made = answer.replace(validity=answer.validity)
+        made.rotations = rotations
+        # With more records than orders, the orders are made anew each second: then all come first in time.
+        return Shuffled(made, FOREVER if count <= ROTATIONS else now + RENEWED)
+
+    def _rotation(self, answer: Answer, i: int) -> Answer:
         made = [tuple(self._shuffled(rrset, i) for rrset in _cnames_first(section)) for section in answer.sections]
         if self.config.prefer:
             made[0] = self._prefer(made[0])
@@ -240,6 +262,21 @@ class Loadbalance(Plugin):
             return answer
         sections = [tuple(_drawn(rrset, weights) for rrset in section) for section in answer.sections]
         return answer.replace(answer=sections[0], authority=sections[1], additional=sections[2])
+
+
+def _orders(count: int) -> list[list[int]]:
+    """Orders of so many records. Of a few each is first in exactly one of them."""
+    orders = []
+    for i in range(min(count, ROTATIONS)):
+        order = list(range(count))
+        if count <= ROTATIONS:
+            del order[i]
+            random.shuffle(order)
+            order.insert(0, i)
+        else:
+            random.shuffle(order)
+        orders.append(order)
+    return orders
 
 
 def _cnames_first(section: Section) -> Section:

@@ -27,14 +27,14 @@
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana, rdata
 from kdns.dns.answer import Answer
 from kdns.dns.name import closest, from_text, is_within
 from kdns.dns.rrset import RRset
 from kdns.metrics import Counter
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
+from kdns.plugin import ALWAYS, Plugin, Request, readers
+from kdns.plugin.base import Meter
 
 TTL: Final = 604800  # seconds; CoreDNS's
 LOCALHOST: Final = from_text("localhost.")
@@ -50,20 +50,19 @@ class Local(Plugin):
     """Handles local names."""
 
     name: ClassVar[str] = "local"
-    client_dependent = False
-    owner = True
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[bool]:
-        directive = setup.once(directives)
-        setup.arguments(directive, 0, 0)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[bool]:
+        directive = readers.once(directives)
+        readers.arguments(directive, 0, 0)
         prefix = True
         for line in directive.body or ():
             if line.name.text != "localhost_prefix":
-                raise setup.unknown(line, ("localhost_prefix",))
-            word = setup.one(line, "on or off")
+                raise readers.unknown(line, ("localhost_prefix",))
+            word = readers.one(line, "on or off")
             if word.text not in ("on", "off"):
-                raise setup.fail(word, f'expected on or off, found "{word.text}"')
+                raise readers.fail(word, f'expected on or off, found "{word.text}"')
             prefix = word.text == "on"
         return [prefix]
 
@@ -72,7 +71,7 @@ class Local(Plugin):
         name, qtype = question.name, question.type
         if name == LOCALHOST:
             return self._zone(LOCALHOST, qtype, _ADDRESSES.get(qtype))
-        if is_within(name, LOCALHOST) or (self.config and name.startswith(b"\x09localhost")):
+        if self._is_local(name):
             COUNT.slot()[0] += 1
             address = _ADDRESSES.get(qtype)
             if address is not None:
@@ -87,6 +86,13 @@ class Local(Plugin):
             return self._zone(zone, qtype, None)
         return _empty(zone, iana.NXDOMAIN)
 
+    def meter(self, request: Request, answer: Answer) -> Meter | None:
+        name = request.question.name
+        return _count if name != LOCALHOST and self._is_local(name) else None
+
+    def _is_local(self, name: bytes) -> bool:
+        return is_within(name, LOCALHOST) or (self.config and name.startswith(b"\x09localhost"))
+
     def _zone(self, zone: bytes, qtype: int, address: bytes | None) -> Answer:
         if address is not None:
             return _answer(RRset(zone, qtype, TTL, (address,)))
@@ -97,9 +103,13 @@ class Local(Plugin):
         return _empty(zone)
 
 
+def _count(asked: int, said: int) -> None:
+    COUNT.slot()[0] += 1
+
+
 def _answer(rrset: RRset) -> Answer:
-    return Answer(iana.NOERROR, iana.AA, (rrset,), own=True)
+    return Answer(iana.NOERROR, iana.AA, (rrset,), local=True, validity=ALWAYS)
 
 
 def _empty(zone: bytes, rcode: int = iana.NOERROR) -> Answer:
-    return Answer(rcode, iana.AA, (), (RRset(zone, iana.SOA, TTL, (_SOA,)),), own=True)
+    return Answer(rcode, iana.AA, (), (RRset(zone, iana.SOA, TTL, (_SOA,)),), local=True, validity=ALWAYS)

@@ -40,14 +40,14 @@ from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import closest, to_text
-from kdns.pipeline import Outcome, Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.outcome import Bare, Stream
+from kdns.plugin import Outcome, Plugin, Request, readers
+from kdns.plugin.base import Meter
+from kdns.plugin.outcome import RcodeOnly, Transfer
 
 COMMON: Final = (
     '{remote}:{port} - {>id} "{type} {class} {name} {proto} {size} {>do} {>bufsize}" {rcode} {>rflags} {rsize} {duration}'
@@ -76,22 +76,22 @@ class Log(Plugin):
     name: ClassVar[str] = "log"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         rules = []
         for directive in directives:
             words = list(directive.args)
             text = COMMON
             if len(words) > 1 and "{" in words[-1].text:
                 text = words.pop().text.replace("{common}", COMMON).replace("{combined}", COMBINED)
-            zones = setup.wire_zones(plugin_zones(words)) if words else (b"\0",)
+            zones = readers.wire_zones(plugin_zones(words)) if words else (b"\0",)
             classes: set[str] = set()
             for line in directive.body or ():
                 if line.name.text != "class":
-                    raise setup.unknown(line, ("class",))
-                setup.arguments(line, 1, None, "all, success, denial or error")
+                    raise readers.unknown(line, ("class",))
+                readers.arguments(line, 1, None, "all, success, denial or error")
                 for word in line.args:
                     if word.text not in CLASSES:
-                        raise setup.fail(word, f'expected {", ".join(CLASSES)}, found "{word.text}"')
+                        raise readers.fail(word, f'expected {", ".join(CLASSES)}, found "{word.text}"')
                     classes.add(word.text)
             rules.append((zones, text, frozenset(classes or ("all",))))
         return [Config(tuple(rules))]
@@ -100,26 +100,36 @@ class Log(Plugin):
         super().__init__(config)
         self.rules = [(zones, compile_format(text), classes) for zones, text, classes in config.rules]
 
-    def settle(self, request: Request, outcome: Outcome) -> None:
-        if request.depth:
-            return
+    def meter(self, request: Request, answer: Answer) -> Meter | None:
+        return None if self._writer(request, answer) is not None else _not_logged
+
+    def observe(self, request: Request, outcome: Outcome) -> None:
+        write = None if request.depth else self._writer(request, outcome)
+        if write is not None:
+            text = write(request, outcome)
+            if log.is_json():
+                _log.record({"msg": text, **fields(request, outcome)})
+            else:
+                _queries.info(text)
+
+    def _writer(self, request: Request, outcome: Outcome) -> Writer | None:
+        """What writes the line of an outcome; None where it gets none."""
         for zones, write, classes in self.rules:
             if closest(request.asked.name, zones) is not None:
-                if "all" in classes or class_of(request, outcome) in classes:
-                    text = write(request, outcome)
-                    if log.is_json():
-                        _log.record({"msg": text, **fields(request, outcome)})
-                    else:
-                        _queries.info(text)
-                return
+                return write if "all" in classes or class_of(request, outcome) in classes else None
+        return None
+
+
+def _not_logged(asked: int, said: int) -> None:
+    """Replies of this class get no line."""
 
 
 def fields(request: Request, outcome: Outcome) -> dict[str, object]:
     """A query as an object, for `-log-format json`: the fields of CoreDNS 1.15, and the reply's flags."""
     return {
-        "client_ip": str(request.peer[0]), "client_port": request.peer[1], "qname": to_text(request.asked.name),
-        "qtype": iana.type_text(request.question.type), "qclass": iana.class_text(request.question.cls), "protocol": request.proto,
-        "id": request.id, "opcode": request.data[2] >> 3 & 15, "request_size": len(request.data),
+        "client_ip": str(request.client[0]), "client_port": request.client[1], "qname": to_text(request.asked.name),
+        "qtype": iana.type_text(request.question.type), "qclass": iana.class_text(request.question.cls), "protocol": request.transport,
+        "id": request.id, "opcode": request.opcode, "request_size": request.size,
         "dnssec_ok": request.edns is not None and request.edns.do, "bufsize": int(_FIELDS[">bufsize"](request, outcome)),
         "rcode": iana.rcode_text(outcome.rcode) if outcome.rcode >= 0 else "", "rflags": _flags(request, outcome),
         "response_size": int(_size(request, outcome)), "duration_seconds": round(time.monotonic() - request.now, 9),
@@ -151,14 +161,14 @@ def compile_format(text: str) -> Writer:
 def _label(name: str, request: Request, outcome: Outcome) -> str:
     if name in _OWN_LABELS:
         # Ours, where the plugin metadata is there; they are known only now.
-        return _OWN_LABELS[name](request, outcome) if request.labels is not None else "-"
+        return _OWN_LABELS[name](request, outcome) if request.metadata is not None else "-"
     return request.label(name) or "-"
 
 
 def type_of(request: Request, outcome: Outcome) -> str:
     """What kind of reply an outcome is, as the label log/type has it."""
-    if outcome.rcode < 0 or type(outcome) is Stream:
-        return "META" if type(outcome) is Stream else "-"
+    if outcome.rcode < 0 or type(outcome) is Transfer:
+        return "META" if type(outcome) is Transfer else "-"
     if outcome.rcode in (iana.SERVFAIL, iana.NOTIMP):
         return "SERVERERROR"
     if type(outcome) is not Answer:
@@ -183,7 +193,7 @@ def _host(address: tuple[object, ...] | None) -> str:
 def _flags(request: Request, outcome: Outcome) -> str:
     if type(outcome) is Answer:
         own = outcome.flags
-    elif type(outcome) is Bare:
+    elif type(outcome) is RcodeOnly:
         own = 0
     else:
         return "-"
@@ -193,8 +203,8 @@ def _flags(request: Request, outcome: Outcome) -> str:
 
 def _size(request: Request, outcome: Outcome) -> str:
     if type(outcome) is Answer:
-        return str(request.end + len(outcome.rendered(request.asked.name).data))
-    return str(request.end) if type(outcome) is Bare else "0"
+        return str(request.question_end + len(outcome.rendered(request.asked.name).data))
+    return str(request.question_end) if type(outcome) is RcodeOnly else "0"
 
 
 def seconds_text(value: float) -> str:
@@ -208,17 +218,17 @@ _FIELDS: Final[dict[str, Writer]] = {
     "type": lambda r, o: iana.type_text(r.question.type),
     "name": lambda r, o: to_text(r.asked.name),
     "class": lambda r, o: iana.class_text(r.question.cls),
-    "proto": lambda r, o: r.proto,
-    "remote": lambda r, o: _host(r.peer),
+    "proto": lambda r, o: r.transport,
+    "remote": lambda r, o: _host(r.client),
     "local": lambda r, o: _host(r.local),
-    "port": lambda r, o: str(r.peer[1]),
-    "size": lambda r, o: str(len(r.data)),
+    "port": lambda r, o: str(r.client[1]),
+    "size": lambda r, o: str(r.size),
     "rcode": lambda r, o: iana.rcode_text(o.rcode) if o.rcode >= 0 else "-",
     "rsize": _size,
     "duration": lambda r, o: seconds_text(time.monotonic() - r.now),
     ">id": lambda r, o: str(r.id),
-    ">opcode": lambda r, o: str(r.data[2] >> 3 & 15),
+    ">opcode": lambda r, o: str(r.opcode),
     ">do": lambda r, o: "true" if r.edns is not None and r.edns.do else "false",
-    ">bufsize": lambda r, o: "65535" if r.proto == "tcp" else str(max(512, r.edns.size) if r.edns is not None else 512),
+    ">bufsize": lambda r, o: str(r.bufsize),
     ">rflags": _flags,
 }

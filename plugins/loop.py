@@ -34,15 +34,15 @@ from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from kdns import log
 from kdns.address import host_port
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.message import pack_query
 from kdns.dns.name import to_text
 from kdns.dns.query import Question
 from kdns.metrics import Gauge
-from kdns.pipeline import Bare, Outcome, Plugin, Request, setup
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.runtime import Runtime
 from kdns.upstream.upstream import Upstream
 
 PERIOD: Final = 60.0  # seconds between probes
@@ -70,26 +70,26 @@ class Loop(Plugin):
     """Probes the upstreams of its block."""
 
     name: ClassVar[str] = "loop"
-    client_dependent = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        setup.arguments(directive, 0, 0)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        readers.arguments(directive, 0, 0)
         for line in directive.body or ():
             if line.name.text != "exit":
-                raise setup.unknown(line, ("exit",))
-            setup.arguments(line, 0, 0)
+                raise readers.unknown(line, ("exit",))
+            readers.arguments(line, 0, 0)
         return [Config(directive.body is not None)]
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.block: Block | None = None
+        self.block: BlockInfo | None = None
         self.probes: dict[bytes, Upstream] = {}
         self.task: asyncio.Task[None] | None = None
         self.runtime: Runtime | None = None
 
-    def wire(self, block: Block) -> None:
+    def wire(self, block: BlockInfo) -> None:
         self.block = block
 
     async def start(self, runtime: Runtime) -> None:
@@ -104,7 +104,7 @@ class Loop(Plugin):
 
     def _upstreams(self) -> list[Upstream]:
         assert self.block is not None
-        return [u for plugin in self.block.all(HasUpstreams) for u in plugin.upstreams]  # type: ignore[type-abstract]
+        return [u for plugin in self.block.all(HasUpstreams) for u in plugin.upstreams]
 
     async def _watch(self) -> None:
         while True:
@@ -134,8 +134,9 @@ class Loop(Plugin):
         question = request.question
         if question.type != iana.HINFO or question.name not in self.probes:
             return None
+        request.once()
         upstream = self.probes.pop(question.name)
-        peer = host_port(str(request.peer[0]), request.peer[1])
+        peer = host_port(str(request.client[0]), request.client[1])
         what = (
             f'Loop ({peer} -> {request.server.label.partition("://")[2]}) detected for zone "{to_text(self.block.zones[0])}"'
             if self.block
@@ -149,4 +150,4 @@ class Loop(Plugin):
         elif not upstream.refused:
             _log.error(text + ". It is refused until it no longer does; cluster names are not affected")
         upstream.refused = True
-        return Bare(iana.SERVFAIL)
+        return RcodeOnly(iana.SERVFAIL)

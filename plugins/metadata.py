@@ -31,41 +31,42 @@ There are: `kubernetes/service`, `kubernetes/namespace`, `kubernetes/endpoint`, 
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns.name import closest
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.protocols import Labels, LabelSource
+from kdns.plugin import Plugin, Request, readers
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.providers import LabelSource
 
 
 class Metadata(Plugin):
     """Gathers what the block's plugins publish."""
 
     name: ClassVar[str] = "metadata"
-    client_dependent = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[bytes, ...]]:
-        directive = setup.once(directives)
-        setup.no_block(directive)
-        return [setup.zone_names(directive.args, block)]
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[tuple[bytes, ...]]:
+        directive = readers.once(directives)
+        readers.no_block(directive)
+        return [readers.zone_names(directive.args, block)]
 
     def __init__(self, config: tuple[bytes, ...]) -> None:
         super().__init__(config)
         self.zones = config
         self.sources: list[LabelSource] = []
 
-    def wire(self, block: Block) -> None:
-        self.sources = block.all(LabelSource)  # type: ignore[type-abstract]
+    def wire(self, block: BlockInfo) -> None:
+        self.sources = block.all(LabelSource)
 
-    def collect(self, request: Request) -> Labels:
-        """All labels of a query in its zones: functions, none of them called yet."""
-        found: Labels = {}
-        if closest(request.question.name, self.zones) is not None:
+    def value(self, request: Request, name: str) -> str:
+        """A label's value for a query in its zones; empty for others, and where nobody knows it."""
+        if closest(request.asked.name, self.zones) is not None:
             for source in self.sources:
-                found.update(source.labels(request))
-        return found
+                found = source.label(request, name)
+                if found is not None:
+                    return found
+        return ""
 
     def handle(self, request: Request) -> None:
-        if request.labels is None:
-            request.labels = self.collect(request)
+        if request.metadata is None:
+            request.metadata = self

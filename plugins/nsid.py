@@ -20,33 +20,28 @@ A query with the NSID option gets DATA back in its reply.
 
 import socket
 from collections.abc import Sequence
-from typing import ClassVar, Final
+from typing import ClassVar
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import edns
 from kdns.dns.answer import Answer
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
-
-CODE: Final = 3
+from kdns.plugin import Plugin, Request, readers
 
 
 class Nsid(Plugin):
     """Finishes answers to those who ask for it."""
 
     name: ClassVar[str] = "nsid"
-    client_dependent = False
-    finishes_denials = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[bytes]:
-        directive = setup.once(directives)
-        setup.no_block(directive)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[bytes]:
+        directive = readers.once(directives)
+        readers.no_block(directive)
         text = " ".join(directive.words()) or socket.gethostname()
-        return [edns.option(CODE, text.encode())]
+        return [edns.option(edns.NSID, text.encode())]
 
-    def finish(self, request: Request, answer: Answer) -> Answer:
-        asked = request.edns
-        if asked is None or not asked.options or not any(code == CODE for code, _ in edns.options(asked.options)):
+    def on_answer(self, request: Request, answer: Answer) -> Answer:
+        if not request.has_option(edns.NSID):
             return answer
-        return answer.replace(options=answer.options + self.config)
+        return answer.replace(options=answer.options + self.config, validity=answer.validity)

@@ -28,12 +28,12 @@ from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.net.http import HttpServer, Response
-from kdns.pipeline import Plugin, setup
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.protocols import Readiness
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Plugin, readers
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.providers import Readiness
+from kdns.plugin.runtime import Runtime
 
 DEFAULT: Final = ("", 8181)
 _log = log.plugin("ready")
@@ -88,16 +88,16 @@ class Ready(Plugin):
     name: ClassVar[str] = "ready"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        host, port = setup.http_address(directive, DEFAULT)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        host, port = readers.http_address(directive, DEFAULT)
         continuously = False
         for line in directive.body or ():
             if line.name.text != "monitor":
-                raise setup.unknown(line, ("monitor",))
-            mode = setup.one(line, "until-ready or continuously")
+                raise readers.unknown(line, ("monitor",))
+            mode = readers.one(line, "until-ready or continuously")
             if mode.text not in ("until-ready", "continuously"):
-                raise setup.fail(mode, f'expected until-ready or continuously, found "{mode.text}"')
+                raise readers.fail(mode, f'expected until-ready or continuously, found "{mode.text}"')
             continuously = mode.text == "continuously"
         return [Config(host, port, continuously)]
 
@@ -107,8 +107,8 @@ class Ready(Plugin):
         self.endpoint: Endpoint | None = None
         self.peers: list[Readiness] = []
 
-    def wire(self, block: Block) -> None:
-        self.peers = block.all(Readiness)  # type: ignore[type-abstract]
+    def wire(self, block: BlockInfo) -> None:
+        self.peers = block.all(Readiness)
 
     async def start(self, runtime: Runtime) -> None:
         config = self.config

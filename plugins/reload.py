@@ -34,11 +34,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from kdns import log
-from kdns.corefile import CorefileError, Directive
+from kdns.corefile import CorefileError, Directive, ServerBlock
 from kdns.metrics import Counter, Gauge
-from kdns.pipeline import Plugin, setup
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Plugin, readers
+from kdns.plugin.runtime import Runtime
 
 INTERVAL: Final = 30.0
 JITTER: Final = 15.0
@@ -67,17 +66,17 @@ class Reload(Plugin):
     name: ClassVar[str] = "reload"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         directive = directives[-1]
-        setup.arguments(directive, 0, 2)
-        setup.no_block(directive)
+        readers.arguments(directive, 0, 2)
+        readers.no_block(directive)
         interval, jitter = INTERVAL, JITTER
         if directive.args:
-            interval = setup.seconds(directive.args[0], MIN_INTERVAL)
+            interval = readers.seconds(directive.args[0], MIN_INTERVAL)
         if len(directive.args) > 1:
-            jitter = setup.seconds(directive.args[1])
+            jitter = readers.seconds(directive.args[1])
             if 0 < jitter < MIN_JITTER:
-                raise setup.fail(directive.args[1], "JITTER is 0 or at least 1s")
+                raise readers.fail(directive.args[1], "JITTER is 0 or at least 1s")
         return [Config(interval, min(jitter, interval / 2))]
 
     def __init__(self, config: Config) -> None:

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from kdns import log
-from kdns.corefile import Directive
-from kdns.pipeline import Plugin, setup
-from kdns.pipeline.block import Block, BlockKeys
+from kdns.corefile import Directive, ServerBlock
+from kdns.plugin import Plugin, readers
+from kdns.plugin.base import BlockInfo
 
 _log = log.plugin("root")
 
@@ -35,12 +35,12 @@ class Root(Plugin):
     name: ClassVar[str] = "root"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[str]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[str]:
         for directive in directives:
-            setup.no_block(directive)
-        return [setup.one(directives[-1], "a folder").text]
+            readers.no_block(directive)
+        return [readers.one(directives[-1], "a folder").text]
 
-    def load(self, block: Block) -> None:
+    def load(self, block: BlockInfo) -> None:
         if not os.path.isdir(self.config):
             _log.warning(f"Root path does not exist: {self.config}")
         block.root = self.config

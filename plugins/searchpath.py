@@ -52,25 +52,22 @@ to belong into `except`.
   the plain answer.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Final, NamedTuple, cast
+from typing import ClassVar, Final, NamedTuple
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
+from kdns.deadlines import Deadlines
 from kdns.dns import iana
-from kdns.dns.answer import Answer, behind_alias
-from kdns.dns.name import MAX_NAME, is_within
-from kdns.dns.query import Question
+from kdns.dns.answer import Answer, Validity, with_cname_prefix
+from kdns.dns.name import MAX_NAME, closest
 from kdns.dns.rrset import RRset
-from kdns.metrics import Counter
-from kdns.pipeline import Outcome, Pending, Plugin, Request, setup, then
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.plugin import looks_at_client, overrides
-from kdns.pipeline.protocols import ClusterNames, SearchBase
-from kdns.pipeline.request import Alive, Repeat
-from kdns.pipeline.run import asking_order
-from kdns.upstream.deadlines import Deadlines
+from kdns.metrics import Counter, Slot
+from kdns.plugin import ALWAYS, Outcome, Pending, Plugin, Request, readers, then
+from kdns.plugin.base import BlockInfo, Meter
+from kdns.plugin.providers import ClusterNames, SearchBase
 
 LOOKUPS: Final = 4
 # Seconds for which a walk's end is remembered, and the most walks: names that a pool of Pods asks for again and again.
@@ -103,29 +100,29 @@ class Searchpath(Plugin):
     """Answers the first name of a search list with what the list leads to."""
 
     name: ClassVar[str] = "searchpath"
-    client_dependent = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        zones = frozenset(setup.zone_names(directive.args, block)) if directive.args else frozenset()
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        zones = frozenset(readers.zone_names(directive.args, block)) if directive.args else frozenset()
         found: dict[str, object] = {}
         for line in directive.body or ():
             name = line.name.text
             if name == "suffixes":
-                setup.arguments(line, 1, None, "domain names")
-                found["suffixes"] = tuple(setup.name(word) for word in line.args)
+                readers.arguments(line, 1, None, "domain names")
+                found["suffixes"] = tuple(readers.name(word) for word in line.args)
             elif name == "single_labels":
-                setup.arguments(line, 0, 0)
+                readers.arguments(line, 0, 0)
                 found["single_labels"] = True
             elif name == "except":
-                found["excepted"] = frozenset(word.lower().encode() for word in setup.arguments(line, 1, None, "namespaces"))
+                found["excepted"] = frozenset(word.lower().encode() for word in readers.arguments(line, 1, None, "namespaces"))
             elif name == "lookups":
-                found["lookups"] = setup.integer(setup.one(line), 1, 16)
+                found["lookups"] = readers.integer(readers.one(line), 1, 16)
             elif name == "timeout":
-                found["timeout"] = setup.seconds(setup.one(line, "a duration"), 0.01)
+                found["timeout"] = readers.seconds(readers.one(line, "a duration"), 0.01)
             else:
-                raise setup.unknown(line, _OPTIONS)
+                raise readers.unknown(line, _OPTIONS)
         return [Config(zones, **found)]  # type: ignore[arg-type]
 
     def __init__(self, config: Config) -> None:
@@ -133,10 +130,8 @@ class Searchpath(Plugin):
         self.config: Config = config
         self.clusters: list[ClusterNames] = []
         self.deadlines = Deadlines()
-        self.remembered: dict[bytes, _Found] = {}
-        self.remembers = False
-        self.alone: set[ClusterNames] = set()
-        self.walking: dict[bytes, _Walk] = {}  # by the name that was asked for
+        self.remembered: dict[bytes, Found] = {}
+        self.walking: dict[bytes, SearchListWalk] = {}  # by the name that was asked for
 
     def advice(self) -> Sequence[str]:
         """A hint for clusters with policies by name."""
@@ -147,59 +142,60 @@ class Searchpath(Plugin):
             "the namespaces it applies to into `except`",
         )
 
-    def wire(self, block: Block) -> None:
-        self.clusters = block.all(ClusterNames)  # type: ignore[type-abstract]
-        self.alone = {cluster for cluster in self.clusters if self._decides_alone(block, cluster)}
-        # Where a plugin looks at the client, one client's walk says nothing about another's.
-        blocks = block.siblings or [block]
-        self.remembers = not any(b.admits or any(looks_at_client(p) for p in b.plugins) for b in blocks)
+    def wire(self, block: BlockInfo) -> None:
+        self.clusters = block.all(ClusterNames)
 
-    def _decides_alone(self, block: Block, cluster: ClusterNames) -> bool:
-        """Whether nobody but this plugin of the cluster has a say in what its names come to."""
-        plugins = block.plugins
-        asked = [plugins[i] for i in asking_order(plugins) if plugins[i] is not self]
-        owner = cast(Plugin, cluster)
-        if asked[:1] != [owner]:
-            return False
-        above = plugins[: plugins.index(owner)]
-        if any(overrides(plugin, "finish") and plugin.finishes_own and plugin.finishes_denials for plugin in above):
-            return False
-        elsewhere = [zone for other in block.siblings if other is not block for zone in other.zones]
-        return not any(is_within(zone, own) for zone in elsewhere for own in cluster.cluster_zones())
+    def meter(self, request: Request, answer: Answer) -> Meter | None:
+        slot: Slot | None = request.slots[self.position]
+        if slot is None:
+            return None
+
+        def again(asked: int, said: int) -> None:
+            slot[0] += 1
+
+        return again
 
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
         question = request.question
         if request.depth or question.type in _LEFT_OUT or question.cls != iana.IN:
             return None
-        found = self.remembered.get(question.name)
-        if found is not None and (found.until <= request.now or found.version != found.cluster.version):
-            found = None
-        if found is not None and not found.target:
-            MISSES.slot()[0] += 1
-            return None
         for cluster in self.clusters:
+            if closest(question.name, cluster.cluster_zones()) is None:
+                continue
+            # Which names the cluster has decides whether and how the list is walked.
+            request.depends_on(cluster.names)
             base = cluster.search_base(question.name, question.starts)
-            if base is not None:
-                if not self._applies(cluster, base):
+            if base is None or not self._applies(cluster, base):
+                return None
+            found = self.remembered.get(question.name)
+            if found is not None and found.until > request.now and found.names is cluster.names:
+                request.expires(found.until)
+                if not found.target:
+                    self.missed(request)
                     return None
-                if found is not None:
-                    return self._again(request, base, cluster, found)
-                under_way = self.walking.get(question.name)
-                if under_way is not None and under_way.version == cluster.version:
-                    return self._follow(request, base, cluster, under_way)
-                return self._walk(request, base, cluster)
+                return self._again(request, base, cluster, found)
+            under_way = self.walking.get(question.name)
+            if under_way is not None and under_way.names is cluster.names:
+                return self._follow(request, base, cluster, under_way)
+            return self._walk(request, base, cluster)
         return None
 
-    def _follow(self, request: Request, base: SearchBase, cluster: ClusterNames, walk: "_Walk") -> Pending:
-        """What a walk for the same name comes to that has begun already (for AAAA, most of the time, that of A)."""
+    def missed(self, request: Request) -> None:
+        """Counts a walk that ended in the plain answer."""
+        slot = MISSES.slot()
+        slot[0] += 1
+        request.slots[self.position] = slot
+
+    def _follow(self, request: Request, base: SearchBase, cluster: ClusterNames, walk: SearchListWalk) -> Pending:
+        """The outcome of a walk for the same name that has begun already (for AAAA, most of the time, that of A)."""
         result = Pending()
 
         def decided() -> None:
             found = self.remembered.get(request.question.name)
-            if found is not None and found.target and found.version == cluster.version:
+            if found is not None and found.target and found.names is cluster.names:
                 then(self._again(request, base, cluster, found), result.resolve)
             else:
-                MISSES.slot()[0] += 1
+                self.missed(request)
                 result.resolve(None)
 
         walk.followers.append(decided)
@@ -217,115 +213,85 @@ class Searchpath(Plugin):
         return not cluster.is_cluster_label(labels[-1])
 
     def _again(
-        self, request: Request, base: SearchBase, cluster: ClusterNames, found: "_Found"
+        self, request: Request, base: SearchBase, cluster: ClusterNames, found: Found
     ) -> Outcome | Awaitable[Outcome | None]:
-        """The answer where a walk's end is remembered: the target's; a new walk if that is none any more."""
-        child = request.child(Question(found.target, request.question.type))
+        """The answer where a walk's end is remembered: the target's; a new walk if that has none any more."""
 
-        def came(outcome: Outcome) -> Outcome | Awaitable[Outcome | None]:
+        def on_target(outcome: Outcome) -> Outcome | Awaitable[Outcome | None]:
             if type(outcome) is not Answer or outcome.rcode != iana.NOERROR or outcome.flags & iana.TC:
                 return self._walk(request, base, cluster)
-            answer = led_to(request, base, found.target, outcome)
-            repeat = child.repeat
-            if repeat is not None and repeat.answer is outcome:
-                held = _Held(repeat.holder, cluster, found.version)
-                request.repeat = Repeat(answer, held, min(repeat.until, found.until), partial(_repeated, repeat.settle))
-            return answer
+            return self.led_to(request, base, found.target, outcome)
 
-        led: Outcome | Awaitable[Outcome | None] = then(request.server.route(child), came)
+        led: Outcome | Awaitable[Outcome | None] = then(request.lookup(found.target, request.question.type), on_target)
         return led
 
-    def remember(self, walk: "_Walk", target: bytes, seconds: float = MEMORY) -> None:
-        """Notes where a walk ended."""
-        if self.remembers and seconds > 0:
-            if len(self.remembered) >= MAX_REMEMBERED:
-                self.remembered.clear()
-            request = walk.request
-            self.remembered[request.question.name] = _Found(
-                target, request.now + min(seconds, MEMORY), walk.version, walk.cluster
-            )
+    def led_to(self, request: Request, base: SearchBase, target: bytes, outcome: Answer) -> Answer:
+        """The answer for a name whose list leads to a target: a CNAME, and the target's records."""
+        slot = ANSWERS.slot()
+        slot[0] += 1
+        request.slots[self.position] = slot
+        return behind_cname(request.question.name, base.ttl, target, outcome)
+
+    def remember(self, walk: SearchListWalk, target: bytes, seconds: float = MEMORY) -> None:
+        """Notes where a walk ended. Where anything of it was the client's own, it says nothing about another's."""
+        request = walk.request
+        if request.root.personal or seconds <= 0:
+            return
+        if len(self.remembered) >= MAX_REMEMBERED:
+            del self.remembered[next(iter(self.remembered))]
+        until = request.now + min(seconds, MEMORY)
+        self.remembered[request.question.name] = Found(target, until, walk.names)
 
     def _walk(self, request: Request, base: SearchBase, cluster: ClusterNames) -> Pending:
-        # Where the cluster denies these names whatever they are, and nobody else is asked for them, they are not asked for.
-        denied = cluster in self.alone and cluster.has_nothing_below(base.labels[-1])
-        walk = _Walk(self, request, base, cluster, self.candidates(base, denied))
+        walk = SearchListWalk(self, request, base, cluster.names, self.candidates(base))
         deadline = self.deadlines.add(self.config.timeout, walk.give_up)
         walk.result.add(lambda _: deadline.cancel())
-        if self.remembers:
-            self.walking[request.question.name] = walk
+        self.walking[request.question.name] = walk
         walk.next()
         return walk.result
 
-    def candidates(self, base: SearchBase, denied: bool) -> list[bytes]:
-        """The names of the search list behind the first, in the client's order; without the cluster's where those are denied."""
+    def candidates(self, base: SearchBase) -> list[bytes]:
+        """The names of the search list behind the first, in the client's order."""
         prefix = base.prefix
-        cluster = () if denied else (b"\x03svc" + base.zone, base.zone)
-        suffixes = (*cluster, *self.config.suffixes, b"\0")
+        suffixes = (b"\x03svc" + base.zone, base.zone, *self.config.suffixes, b"\0")
         return [prefix + suffix for suffix in suffixes if len(prefix) + len(suffix) <= MAX_NAME]
 
 
-class _Found(NamedTuple):
-    """Where a walk ended: valid until a moment (monotonic seconds), and for one version of the cluster's names.
+class Found(NamedTuple):
+    """Where a walk ended: valid until a moment (monotonic seconds), and for one state of the cluster's names.
 
     `target` is empty where it ended nowhere: then the plain answer is given.
     """
 
     target: bytes
     until: float
-    version: int
-    cluster: ClusterNames
+    names: Validity
 
 
-class _Held:
-    """Who holds an answer of ours: the cache its target's, and the cluster the names that decided the walk."""
-
-    __slots__ = ("cluster", "holder", "version")
-
-    def __init__(self, holder: Alive, cluster: ClusterNames, version: int) -> None:
-        self.holder = holder
-        self.cluster = cluster
-        self.version = version
-
-    @property
-    def alive(self) -> bool:
-        return self.holder.alive and self.cluster.version == self.version
-
-
-def _repeated(settle: Callable[[int, int], None], asked: int, said: int) -> None:
-    ANSWERS.slot()[0] += 1
-    settle(asked, said)
-
-
-def led_to(request: Request, base: SearchBase, target: bytes, outcome: Answer) -> Answer:
-    """The answer that a name leads to a target by: a CNAME, and the target's records."""
-    ANSWERS.slot()[0] += 1
-    name = request.question.name
+def behind_cname(name: bytes, ttl: int, target: bytes, outcome: Answer) -> Answer:
+    """A CNAME to a target, and the target's records. What the target depends on has been noted by its look-up."""
     if outcome.body is not None and outcome.name == target:
-        made = behind_alias(name, target, outcome.body, base.ttl)
+        made = with_cname_prefix(name, target, outcome.body, ttl)
         if made is not None:
-            answer = Answer(iana.NOERROR, iana.AA | iana.RA, own=True, name=name, body=made)
-            if made.counts[0] == 2:
-                answer.turns = ()  # one address has no other order
-            return answer
+            return Answer(iana.NOERROR, iana.AA | iana.RA, local=True, name=name, body=made, validity=ALWAYS)
     # A name that exists but not with this type is NODATA behind its CNAME, never NXDOMAIN.
-    ttls = [base.ttl, *(rrset.ttl for rrset in outcome.answer or outcome.authority)]
+    ttls = [ttl, *(rrset.ttl for rrset in outcome.answer or outcome.authority)]
     cname = RRset(name, iana.CNAME, min(ttls), (target,))
     authority = () if outcome.answer else outcome.authority
-    return Answer(iana.NOERROR, iana.AA | iana.RA, (cname, *outcome.answer), authority, own=True)
+    return Answer(iana.NOERROR, iana.AA | iana.RA, (cname, *outcome.answer), authority, local=True, validity=ALWAYS)
 
 
-class _Walk:
+class SearchListWalk:
     """One query on its way through the candidates."""
 
-    __slots__ = ("base", "cluster", "denied", "followers", "left", "names", "plugin", "pos", "request", "result", "version")
+    __slots__ = ("base", "candidates", "denied", "followers", "left", "names", "plugin", "pos", "request", "result")
 
-    def __init__(self, plugin: Searchpath, request: Request, base: SearchBase, cluster: ClusterNames, names: list[bytes]) -> None:
-        self.cluster = cluster
-        self.version = cluster.version
+    def __init__(self, plugin: Searchpath, request: Request, base: SearchBase, names: Validity, candidates: list[bytes]) -> None:
         self.plugin = plugin
         self.request = request
         self.base = base
-        self.names = names
+        self.names = names  # of the state of the cluster that it began with
+        self.candidates = candidates
         self.pos = -1
         self.left = plugin.config.lookups
         self.followers: list[Callable[[], None]] = []  # called when it is known where the walk ends
@@ -335,7 +301,7 @@ class _Walk:
     def next(self) -> None:
         """Asks for the next candidate, A first: whether a name exists is decided the same way for all types."""
         self.pos += 1
-        if self.pos >= len(self.names):
+        if self.pos >= len(self.candidates):
             # No candidate exists: so it is for as long as the denials may be kept (RFC 2308, section 5).
             self.plugin.remember(self, b"", self.denied)
             self.give_up()
@@ -346,14 +312,14 @@ class _Walk:
         if self.left <= 0 or self.result.done:
             self.give_up()
             return
-        then(self.request.lookup(self.names[self.pos], qtype), came)
+        then(self.request.lookup(self.candidates[self.pos], qtype), came)
 
     def _first(self, outcome: Outcome) -> None:
         if not self._counts(outcome):
             return
         assert type(outcome) is Answer
         if outcome.rcode == iana.NXDOMAIN:
-            if outcome.own:
+            if outcome.local:
                 self.next()
             else:
                 self.denied = min(self.denied, *(line[2] for line in outcome.records()[1]), MEMORY)
@@ -389,22 +355,22 @@ class _Walk:
         if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN) or outcome.flags & iana.TC:
             self.give_up()
             return False
-        if not outcome.own:
+        if not outcome.local:
             self.left -= 1
         return not self.result.done
 
     def _exists(self) -> None:
         """The walk ends at this candidate, whatever is asked for."""
-        self.plugin.remember(self, self.names[self.pos])
+        self.plugin.remember(self, self.candidates[self.pos])
         self._decided()
 
     def _found(self, outcome: Answer) -> None:
-        self.result.resolve(led_to(self.request, self.base, self.names[self.pos], outcome))
+        self.result.resolve(self.plugin.led_to(self.request, self.base, self.candidates[self.pos], outcome))
 
     def give_up(self) -> None:
         """The plain answer: the plugins below give it."""
         if not self.result.done:
-            MISSES.slot()[0] += 1
+            self.plugin.missed(self.request)
             self.result.resolve(None)
             self._decided()
 

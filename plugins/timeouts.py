@@ -32,10 +32,9 @@ They hold for the listener, so for all server blocks on the same address and por
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive
-from kdns.pipeline import Plugin, setup
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.plugin import ListenerOptions
+from kdns.corefile import Directive, ServerBlock
+from kdns.plugin import Plugin, readers
+from kdns.plugin.base import ListenerOptions
 
 LEAST: Final = 1.0
 MOST: Final = 86400.0
@@ -48,28 +47,28 @@ class Timeouts(Plugin):
     name: ClassVar[str] = "timeouts"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[ListenerOptions]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[ListenerOptions]:
         directive = directives[-1]
-        setup.arguments(directive, 0, 0)
+        readers.arguments(directive, 0, 0)
         found: dict[str, float] = {}
         for line in directive.body or ():
             name = line.name.text
             if name not in _OPTIONS:
-                raise setup.unknown(line, _OPTIONS)
-            word = setup.one(line, "a number of queries" if name == "maxtcpqueries" else "a duration")
+                raise readers.unknown(line, _OPTIONS)
+            word = readers.one(line, "a number of queries" if name == "maxtcpqueries" else "a duration")
             if name == "maxtcpqueries":
-                count = setup.integer(word, -1)
+                count = readers.integer(word, -1)
                 if count == 0:
-                    raise setup.fail(word, "0 is out of range: expected -1 or at least 1")
+                    raise readers.fail(word, "0 is out of range: expected -1 or at least 1")
                 found["max_queries"] = count
                 continue
-            value = setup.seconds(word, LEAST, bare=True)
+            value = readers.seconds(word, LEAST, bare=True)
             if value > MOST:
-                raise setup.fail(word, f'the duration "{word.text}" is out of range: expected at most 24h')
+                raise readers.fail(word, f'the duration "{word.text}" is out of range: expected at most 24h')
             if name != "write":
                 found[name] = value
         if directive.body is None:
-            raise setup.fail(directive, f"timeouts needs at least one of {', '.join(_OPTIONS)}")
+            raise readers.fail(directive, f"timeouts needs at least one of {', '.join(_OPTIONS)}")
         return [ListenerOptions(**found)]  # type: ignore[arg-type]
 
     def listener(self) -> ListenerOptions:

@@ -39,17 +39,17 @@ from typing import Any, ClassVar, Final
 
 from kdns import log
 from kdns.address import address, family_of, host_port
-from kdns.corefile import Directive, Token
+from kdns.corefile import Directive, ServerBlock, Token
 from kdns.dns import iana, wire
 from kdns.dns.errors import FormatError
 from kdns.dns.name import closest, to_text
 from kdns.dns.query import Question
 from kdns.dns.rrset import RRset
-from kdns.pipeline import Bare, Outcome, Plugin, Request, setup
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.outcome import Stream
-from kdns.pipeline.protocols import TransferSource
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.outcome import Transfer
+from kdns.plugin.providers import TransferSource
+from kdns.plugin.runtime import Runtime
 from kdns.upstream.exchange import new_id
 
 # Octets of records in one message, at most: a turn of the loop makes one, and 16 KB take a millisecond.
@@ -72,13 +72,14 @@ class Rule:
     source: str = ""
 
 
-class Transfer(Plugin):
+class TransferPlugin(Plugin):
     """Answers AXFR and IXFR."""
 
     name: ClassVar[str] = "transfer"
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[Rule, ...]]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[tuple[Rule, ...]]:
         return [tuple(_rule(directive, block) for directive in directives)]
 
     def __init__(self, config: tuple[Rule, ...]) -> None:
@@ -87,8 +88,8 @@ class Transfer(Plugin):
         self.sources: list[TransferSource] = []
         self.tasks: list[asyncio.Task[None]] = []
 
-    def wire(self, block: Block) -> None:
-        self.sources = block.all(TransferSource)  # type: ignore[type-abstract]
+    def wire(self, block: BlockInfo) -> None:
+        self.sources = block.all(TransferSource)
 
     async def start(self, runtime: Runtime) -> None:
         for zone in dict.fromkeys(zone for source in self.sources for zone in source.transfer_zones()):
@@ -105,13 +106,13 @@ class Transfer(Plugin):
         question = request.question
         if question.type not in (iana.AXFR, iana.IXFR) or question.cls != iana.IN:
             return None
-        if request.proto == "udp":
-            return Bare(iana.REFUSED)  # RFC 5936, section 4.2
+        if request.transport == "udp":
+            return RcodeOnly(iana.REFUSED)  # RFC 5936, section 4.2
         rule = self._rule(question.name)
         if rule is None:
             return None
-        if rule.allowed is not None and str(request.peer[0]).partition("%")[0] not in rule.allowed:
-            return Bare(iana.REFUSED)
+        if rule.allowed is not None and str(request.client[0]).partition("%")[0] not in rule.allowed:
+            return RcodeOnly(iana.REFUSED)
         for source in self.sources:
             if question.name in source.transfer_zones():
                 return self._answer(request, source)
@@ -127,15 +128,15 @@ class Transfer(Plugin):
         if request.question.type == iana.IXFR:
             serial = _serial(request)
             if serial is None:
-                return Bare(iana.FORMERR)  # RFC 1995, section 3: the client's SOA is missing
+                return RcodeOnly(iana.FORMERR)  # RFC 1995, section 3: the client's SOA is missing
         records = source.transfer(request.question.name)
         if records is None:
-            return Bare(iana.SERVFAIL, "the zone is not loaded yet")
+            return RcodeOnly(iana.SERVFAIL, "the zone is not loaded yet")
         soa = next(records)
         ours = int.from_bytes(soa.rdatas[0][-20:-16], "big")
         if serial is not None and (serial - ours) & 0xFFFFFFFF < 0x80000000:
-            return Stream(iter([(soa,)]))  # RFC 1995, section 2: not older than ours (RFC 1982)
-        return Stream(_messages(soa, records))
+            return Transfer(iter([(soa,)]))  # RFC 1995, section 2: not older than ours (RFC 1982)
+        return Transfer(_messages(soa, records))
 
 
 def _messages(soa: RRset, records: Iterator[RRset]) -> Iterator[tuple[RRset, ...]]:
@@ -163,11 +164,11 @@ def _parts(rrset: RRset) -> Iterator[RRset]:
 
 def _serial(request: Request) -> int | None:
     """The serial in an IXFR's authority section."""
-    data = request.data
+    data = request.wire
     if data[8:10] != b"\0\1":
         return None
     try:
-        record = next(wire.records(data, request.end, 1, wire.Budget()))
+        record = next(wire.records(data, request.question_end, 1, wire.Budget()))
     except FormatError:
         return None
     if record.type != iana.SOA or record.end - record.fixed < 32:
@@ -221,16 +222,16 @@ async def _notify(zone: bytes, where: tuple[str, int], source: str) -> None:
 # Reading the directive.
 
 
-def _rule(directive: Directive, block: BlockKeys) -> Rule:
-    zones = setup.zone_names(directive.args, block)
+def _rule(directive: Directive, block: ServerBlock) -> Rule:
+    zones = readers.zone_names(directive.args, block)
     allowed: set[str] = set()
     everybody = False
     notified: list[tuple[str, int]] = []
     source = ""
     for line in directive.body or ():
-        setup.no_block(line)
+        readers.no_block(line)
         if line.name.text == "to":
-            setup.arguments(line, 1, None, "* or addresses")
+            readers.arguments(line, 1, None, "* or addresses")
             for word in line.args:
                 if word.text == "*":
                     everybody = True
@@ -239,12 +240,12 @@ def _rule(directive: Directive, block: BlockKeys) -> Rule:
                     allowed.add(where[0])
                     notified.append(where)
         elif line.name.text == "source":
-            word = setup.one(line, "an address")
+            word = readers.one(line, "an address")
             source = _where(word)[0]
         else:
-            raise setup.unknown(line, ("to", "source"))
+            raise readers.unknown(line, ("to", "source"))
     if not allowed and not everybody:
-        raise setup.fail(directive, "transfer needs `to`: * or the addresses that may have the zone")
+        raise readers.fail(directive, "transfer needs `to`: * or the addresses that may have the zone")
     return Rule(zones, None if everybody else frozenset(allowed), tuple(dict.fromkeys(notified)), source)
 
 
@@ -259,7 +260,7 @@ def _where(word: Token) -> tuple[str, int]:
     try:
         host = str(ipaddress.ip_address(text))
     except ValueError:
-        raise setup.fail(word, f'expected an IP address or IP:PORT, found "{word.text}"') from None
+        raise readers.fail(word, f'expected an IP address or IP:PORT, found "{word.text}"') from None
     if not 0 < port < 65536 or not family_of(host):
-        raise setup.fail(word, f'"{word.text}" has no valid port')
+        raise readers.fail(word, f'"{word.text}" has no valid port')
     return host, port

@@ -36,17 +36,17 @@ example.org:1053 {
 ~~~
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from kdns import log
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.expression import EvaluationError, Expression
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.facts import FUNCTIONS, Facts, compiled
-from kdns.pipeline.protocols import LabelCollector, Labels
+from kdns.plugin import Plugin, Request, readers
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.providers import LabelCollector
+from kdns.plugin.query_env import FUNCTIONS, QueryEnv, compiled
 
 _log: Final = log.plugin("view")
 
@@ -65,17 +65,17 @@ class View(Plugin):
     name: ClassVar[str] = "view"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        name = setup.one(directive, "a name")
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        name = readers.one(directive, "a name")
         expressions = []
         for line in directive.body or ():
             if line.name.text != "expr":
-                raise setup.unknown(line, ("expr",))
-            setup.arguments(line, 1, None, "an expression")
+                raise readers.unknown(line, ("expr",))
+            readers.arguments(line, 1, None, "an expression")
             made = compiled(line.args, FUNCTIONS, {})
             if made.type not in ("bool", "any"):
-                raise setup.fail(line, f"an expression of a view must be true or false, this one is of type {made.type}")
+                raise readers.fail(line, f"an expression of a view must be true or false, this one is of type {made.type}")
             expressions.append(made)
         return [Config(name.text, tuple(expressions))]
 
@@ -89,30 +89,24 @@ class View(Plugin):
         """The name."""
         return self.config.view
 
-    def wire(self, block: Block) -> None:
-        self.collectors = block.all(LabelCollector)  # type: ignore[type-abstract]
+    def wire(self, block: BlockInfo) -> None:
+        self.collectors = block.all(LabelCollector)
 
-    def labels(self, request: Request) -> Labels:
+    def label(self, request: Request, name: str) -> str | None:
         """`view/name`."""
-        return {"view/name": lambda: self.config.view}
+        return self.config.view if name == "view/name" else None
 
     def admit(self, request: Request) -> bool:
         """Whether all expressions are true for this query."""
-        facts = Facts(request, self._reader(request))
+
+        def label(name: str) -> str:
+            return next((value for each in self.collectors if (value := each.value(request, name))), "")
+
+        env = QueryEnv(request, label)
+        if any("now" in expression.calls for expression in self.config.expressions):
+            request.once()
         try:
-            return all(expression.value(facts) is True for expression in self.config.expressions)
+            return all(expression.value(env) is True for expression in self.config.expressions)
         except EvaluationError as error:
             _log.debug(f"{self.config.view}: {error}")
             return False
-
-    def _reader(self, request: Request) -> Callable[[str], str]:
-        known: Labels = {}
-
-        def label(name: str) -> str:
-            if not known:
-                for collector in self.collectors:
-                    known.update(collector.collect(request))
-            value = known.get(name)
-            return value() if value is not None else ""
-
-        return label

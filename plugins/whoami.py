@@ -20,31 +20,31 @@ import ipaddress
 from collections.abc import Sequence
 from typing import ClassVar
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana, rdata
 from kdns.dns.answer import Answer
 from kdns.dns.name import MAX_NAME
 from kdns.dns.rrset import RRset
-from kdns.pipeline import Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
+from kdns.plugin import Plugin, Request, readers
 
 
 class Whoami(Plugin):
     """Answers every query with the client's address and port."""
 
     name: ClassVar[str] = "whoami"
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[None]:
-        setup.bare(setup.once(directives))
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[None]:
+        readers.bare(readers.once(directives))
         return [None]
 
     def handle(self, request: Request) -> Answer:
         question = request.question
-        address = ipaddress.ip_address(request.peer[0].partition("%")[0]).packed
+        address = ipaddress.ip_address(request.client[0].partition("%")[0]).packed
         rtype = iana.A if len(address) == 4 else iana.AAAA
         extra = [RRset(question.name, rtype, 0, (address,), question.cls)]
-        owner = (b"\x04_tcp" if request.proto == "tcp" else b"\x04_udp") + question.name
+        owner = (b"\x04_tcp" if request.transport == "tcp" else b"\x04_udp") + question.name
         if len(owner) <= MAX_NAME:
-            extra.append(RRset(owner, iana.SRV, 0, (rdata.srv(0, 0, request.peer[1], b"\0"),), question.cls))
-        return Answer(iana.NOERROR, iana.AA, additional=extra, own=True)
+            extra.append(RRset(owner, iana.SRV, 0, (rdata.srv(0, 0, request.client[1], b"\0"),), question.cls))
+        return Answer(iana.NOERROR, iana.AA, additional=extra, local=True)

@@ -13,7 +13,7 @@ import ipaddress
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from kdns import log
@@ -22,19 +22,19 @@ from kdns.cli.flags import BadFlag, Flag, parse_among, refuse
 from kdns.cli.resolv import Resolver, of_namespace, of_pod
 from kdns.corefile import CorefileError
 from kdns.dns import iana
-from kdns.dns.answer import SHAPE_RD, Answer
+from kdns.dns.answer import REPLY_RD, Answer
 from kdns.dns.errors import BadName, FormatError
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text, to_text
 from kdns.dns.query import Question
-from kdns.pipeline.block import Block
-from kdns.pipeline.outcome import Bare, Pending, adopt
-from kdns.pipeline.plugin import Plugin, overrides
-from kdns.pipeline.protocols import Pods, Readiness
-from kdns.pipeline.records import record_of
-from kdns.pipeline.request import Request
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin.base import Plugin
+from kdns.plugin.outcome import Pending, RcodeOnly, ensure_pending
+from kdns.plugin.providers import Pods, Readiness
+from kdns.plugin.records import record_of
+from kdns.plugin.request import Request
+from kdns.plugin.runtime import Runtime
 from kdns.server import build
+from kdns.server.chain import Handle
 from kdns.server.dispatch import Dispatcher
 
 FLAGS: Final = (
@@ -156,42 +156,32 @@ async def _one(dispatcher: Dispatcher, question: Question) -> object:
     query = pack_query(1, question)
     local = (socket.gethostname(), 53)
     end = 12 + len(question.wire)
-    request = Request(dispatcher, query, end, question, None, SHAPE_RD, ("127.0.0.1", 0), local, "udp", time.monotonic())
-    block = dispatcher.only or dispatcher._find(request)
+    request = Request(dispatcher, query, end, question, None, b"", REPLY_RD, ("127.0.0.1", 0), local, "udp", time.monotonic())
+    block = dispatcher.find(request)
     if block is None:
         print("  no server block is for this name: REFUSED")
         return None
-    print("  server block " + " ".join(str(key) for key in block.keys.keys) + (f" (view {block.view})" if block.view else ""))
+    print("  server block " + " ".join(str(key) for key in block.parsed.keys) + (f" (view {block.view})" if block.view else ""))
     told: list[str] = []
-    traced = _traced(block, told)
+    untold = block.chain
+    block.chain = untold.watched(lambda plugin, handle: _telling(plugin, handle, told))
     try:
         outcome: object = dispatcher.route(request)
         if isinstance(outcome, Pending):
             outcome = await outcome
     finally:
-        for plugin, hook, original in traced:
-            setattr(plugin, hook, original)
-        block.compile()
+        block.chain = untold
     print("\n".join([*told, f"  = {_said(outcome)}"]))
     for line in _records(outcome, question):
         print(f"    {line}")
     return outcome
 
 
-def _traced(block: Block, told: list[str]) -> list[tuple[Plugin, str, Any]]:
-    """Lets each plugin of a block say what it does with a question: lines for `told`."""
-    out: list[tuple[Plugin, str, Any]] = []
-    for plugin in block.plugins:
-        if plugin.name in _LEFT_OUT or not overrides(plugin, "handle"):
-            continue
-        original = plugin.handle
-        out.append((plugin, "handle", original))
-        plugin.handle = _telling(plugin, original, told)  # type: ignore[method-assign, assignment]
-    block.compile()
-    return out
+def _telling(plugin: Plugin, original: Handle, told: list[str]) -> Handle:
+    """A plugin's `handle` that also says what it does with a question: lines for `told`."""
+    if plugin.name in _LEFT_OUT:
+        return original
 
-
-def _telling(plugin: Plugin, original: Callable[[Request], Any], told: list[str]) -> Callable[[Request], Any]:
     def handle(request: Request) -> Any:
         indent = "  " * (request.depth + 1)
         before = request.question
@@ -207,7 +197,7 @@ def _telling(plugin: Plugin, original: Callable[[Request], Any], told: list[str]
         if value is None or not hasattr(value, "__await__"):
             tell(value)
             return value
-        pending = adopt(value)
+        pending = ensure_pending(value)
         pending.add(tell)
         return pending
 
@@ -223,7 +213,7 @@ def _said(outcome: object) -> str:
         if not count and outcome.rcode == iana.NOERROR:
             code = "NODATA (the name exists, with no record of this type)"
         return f"{code}, {count} record{'s' * (count != 1)}" if count else code
-    if type(outcome) is Bare:
+    if type(outcome) is RcodeOnly:
         return iana.rcode_text(outcome.rcode) + (f": {outcome.error}" if outcome.error else "")
     return str(outcome) or type(outcome).__name__
 

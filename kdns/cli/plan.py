@@ -1,4 +1,4 @@
-"""`kdns plan`: what a Corefile comes to: listeners, zones, and the plugins in the order a query meets them."""
+"""`kdns plan`: what a Corefile makes: listeners, zones, and the plugins in the order a query meets them."""
 
 import sys
 from collections.abc import Sequence
@@ -8,17 +8,19 @@ from kdns import log
 from kdns.cli import corefiles
 from kdns.cli.flags import BadFlag, Flag, parse, refuse
 from kdns.corefile import CorefileError
-from kdns.pipeline.block import Block
-from kdns.pipeline.plugin import overrides
-from kdns.pipeline.run import asking_order
+from kdns.plugin.base import overrides
 from kdns.server import build
+from kdns.server.block import Block
 
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile; "-" or "stdin" reads standard input'),
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
 )
 _HEAD: Final = "Usage: kdns plan [FLAGS] [FILE | -]\n\nFlags:"
-_WHAT: Final = (("handle", "answers or passes on"), ("finish", "changes answers from below"), ("settle", "sees every outcome"))
+_WHAT: Final = (
+    ("handle", "answers or passes on"), ("on_answer", "changes answers from below"), ("on_failure", "sees failures from below"),
+    ("observe", "sees every outcome"),
+)  # fmt: skip
 
 
 def main(words: Sequence[str]) -> int:
@@ -45,14 +47,10 @@ def main(words: Sequence[str]) -> int:
 
 def described(block: Block) -> list[str]:
     """The lines for one block."""
-    lines = [" ".join(str(key) for key in block.keys.keys) + (f"  (view {block.view})" if block.view else "")]
+    lines = [" ".join(str(key) for key in block.parsed.keys) + (f"  (view {block.view})" if block.view else "")]
     number = 0
     beside = []
-    chain = list(block.plugins)
-    order = asking_order(block.plugins)
-    for place, i in zip(sorted(order), order, strict=True):
-        chain[place] = block.plugins[i]
-    for plugin in chain:
+    for plugin in block.plugins:
         does = [text for hook, text in _WHAT if overrides(plugin, hook)]
         if does:
             number += 1

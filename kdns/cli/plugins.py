@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from kdns.corefile.errors import did_you_mean
-from kdns.pipeline.order import ORDER
 from kdns.server import build
+from kdns.server.order import ORDER
 
 
 def main(words: Sequence[str]) -> int:

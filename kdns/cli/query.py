@@ -13,15 +13,15 @@ from typing import Final
 
 from kdns.address import split_host_port
 from kdns.cli.flags import BadFlag, Flag, Value, parse_among, refuse
+from kdns.deadlines import Deadlines
 from kdns.dns import edns, iana
-from kdns.dns.answer import SHAPE_EDNS, SHAPE_RD, Answer
+from kdns.dns.answer import REPLY_EDNS, REPLY_RD, Answer
 from kdns.dns.edns import Edns
 from kdns.dns.errors import BadName, FormatError
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
-from kdns.pipeline.records import record_of
-from kdns.upstream.deadlines import Deadlines
+from kdns.plugin.records import record_of
 from kdns.upstream.exchange import Result
 from kdns.upstream.upstream import PORTS, Address, Options, Upstream
 
@@ -101,7 +101,7 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
         sys.stderr.write(f"{result}\n")
         return NO_REPLY
     try:
-        record = record_of(result, question, SHAPE_RD | SHAPE_EDNS, sent)
+        record = record_of(result, question, REPLY_RD | REPLY_EDNS, sent)
     except FormatError as error:
         sys.stderr.write(f"{where.text} answered {iana.rcode_text(result.rcode)}, with what cannot be shown: {error}\n")
         return NO_REPLY

@@ -13,7 +13,7 @@ from typing import Final
 from kdns import __version__, log
 from kdns.cli.flags import BadFlag, Flag, parse, refuse
 from kdns.corefile import Corefile, CorefileError, source
-from kdns.server import build, collection
+from kdns.server import build, gc_policy
 from kdns.server.lifecycle import Server, pid_text
 
 FLAGS: Final = (
@@ -31,7 +31,7 @@ _log = log.Logger()
 
 def main(words: Sequence[str]) -> int:
     """Serves until it is told to stop; returns the exit code."""
-    collection.suspend()
+    gc_policy.suspend()
     try:
         values, rest = parse(words, FLAGS)
     except BadFlag as error:

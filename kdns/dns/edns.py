@@ -4,7 +4,7 @@ Of a client's options none is echoed: RFC 6891, section 6.1.2 leaves each option
 defines it, and none of those defines an echo. The size in our OPT is what *we* take (section 6.2.3).
 """
 
-from typing import Final, NamedTuple
+from typing import Final, final
 
 from kdns.dns import iana
 from kdns.dns.errors import FormatError
@@ -18,21 +18,37 @@ DO: Final = 0x8000
 NSID: Final = 3
 SUBNET: Final = 8  # RFC 7871
 COOKIE: Final = 10
+KEEPALIVE: Final = 11  # RFC 7828
+PADDING: Final = 12  # RFC 7830
 EDE: Final = 15
+STALE_ANSWER: Final = 3  # extended errors: RFC 8914, section 4
+CACHED_ERROR: Final = 13
+BLOCKED: Final = 15
+FILTERED: Final = 17
+NETWORK_ERROR: Final = 23
+# Options of one query. Clients send two or three; each costs a look, and a message over TCP could hold 16,000.
+OPTIONS_MAX: Final = 64
 
 
-class Edns(NamedTuple):
-    """A query's OPT: the sender's UDP size in octets as sent, the DO bit, the version, and the raw options."""
+@final
+class Edns:
+    """A query's OPT: the octets that a UDP reply to it may have, the DO bit, and the version.
 
-    size: int
-    do: bool = False
-    version: int = 0
-    options: bytes = b""
+    `sent` is the size as the sender put it; what is decided by it differs between clients that are otherwise alike.
+    """
 
-    @property
-    def limit(self) -> int:
-        """The octets that a UDP reply to this sender may have."""
-        return min(max(self.size, MIN_SIZE), UDP_SIZE)
+    __slots__ = ("do", "sent", "size", "version")
+
+    def __init__(self, sent: int, do: bool = False, version: int = 0) -> None:
+        self.sent = sent
+        # RFC 6891, section 6.2.5: values below 512 count as 512.
+        self.size = MIN_SIZE if sent < MIN_SIZE else UDP_SIZE if sent > UDP_SIZE else sent
+        self.do = do
+        self.version = version
+
+    def with_size(self, most: int) -> "Edns":
+        """The same OPT with a size of at most so many octets."""
+        return self if self.size <= most else Edns(most, self.do, self.version)
 
 
 def opt(size: int = UDP_SIZE, do: bool = False, options: bytes = b"", rcode: int = iana.NOERROR) -> bytes:
@@ -72,10 +88,22 @@ def options(raw: bytes) -> list[tuple[int, bytes]]:
     return out
 
 
-def from_record(cls: int, ttl: bytes, raw: bytes) -> Edns:
-    """The EDNS data of an OPT: its class field, its 4 TTL octets and its rdata. Raises FormatError."""
-    for code, payload in options(raw):
-        # RFC 7873, section 5.2.2: a COOKIE is 8 octets, or 16 to 40.
-        if code == COOKIE and len(payload) != 8 and not 16 <= len(payload) <= 40:
-            raise FormatError(f"a COOKIE option of {len(payload)} octets")
-    return Edns(cls, bool(ttl[2] & 0x80), ttl[1], raw)
+def cookie_fits(length: int) -> bool:
+    """Whether a COOKIE option may have so many octets: 8, or 16 to 40 (RFC 7873, section 5.2.2)."""
+    return length == 8 or 16 <= length <= 40
+
+
+def check_options(raw: bytes) -> None:
+    """Raises FormatError for options that are malformed or too many."""
+    off, total = 0, len(raw)
+    count = 0
+    while off < total:
+        count += 1
+        if off + 4 > total or count > OPTIONS_MAX:
+            raise FormatError("an EDNS option is cut, or there are too many")
+        length = raw[off + 2] << 8 | raw[off + 3]
+        if raw[off] << 8 | raw[off + 1] == COOKIE and not cookie_fits(length):
+            raise FormatError(f"a COOKIE option of {length} octets")
+        off += 4 + length
+    if off != total:
+        raise FormatError("an EDNS option runs past its OPT")

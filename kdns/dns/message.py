@@ -10,9 +10,10 @@ from typing import Final, NamedTuple
 
 from kdns.dns import edns as _edns
 from kdns.dns import iana, wire
-from kdns.dns.answer import Answer, Body, Outline
+from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
 from kdns.dns.query import Question
+from kdns.dns.render import Body, RecordSummary
 from kdns.dns.rrset import RRset
 
 _FOR_CLIENTS: Final = frozenset((_edns.EDE, _edns.SUBNET))
@@ -62,7 +63,7 @@ def _content(data: bytes, base: int, claimed: tuple[int, int, int], name: bytes,
     total = len(data)
     ends: list[int] = []
     ttls: list[int] = []
-    outline: list[Outline] = []
+    summary: list[RecordSummary] = []
     rcode = data[3] & 15
     options = b""
     stop = total  # where an OPT or TSIG begins, which is not ours to keep
@@ -87,10 +88,11 @@ def _content(data: bytes, base: int, claimed: tuple[int, int, int], name: bytes,
                 raise FormatError("an rdata runs past the end of the message")
             if rtype == iana.OPT or rtype == iana.TSIG:
                 if rtype == iana.OPT:
-                    found = _edns.from_record(cls, data[fixed + 4 : fixed + 8], data[fixed + 10 : off])
                     rcode |= data[fixed + 4] << 4
-                    if found.options:
-                        options = b"".join(_edns.option(c, p) for c, p in _edns.options(found.options) if c in _FOR_CLIENTS)
+                    if size:
+                        raw = data[fixed + 10 : off]
+                        _edns.check_options(raw)
+                        options = b"".join([_edns.option(c, p) for c, p in _edns.options(raw) if c in _FOR_CLIENTS])
                 if start < stop:
                     stop = start
                 continue
@@ -105,7 +107,7 @@ def _content(data: bytes, base: int, claimed: tuple[int, int, int], name: bytes,
             elif not (size == 4 and rtype == iana.A) and not (size == 16 and rtype == iana.AAAA):
                 wire.check_rdata(data, wire.Record(owner, rtype, cls, ttl, start, fixed, off), budget)
             # RFC 2181, section 8: a TTL with the most significant bit set counts as zero.
-            outline.append((owner, rtype, ttl if ttl < 0x80000000 else 0, target))
+            summary.append(RecordSummary(owner, rtype, ttl if ttl < 0x80000000 else 0, target))
             ends.append(off - base)
             ttls.append(fixed + 4 - base)
         counts.append(len(ends))
@@ -116,7 +118,7 @@ def _content(data: bytes, base: int, claimed: tuple[int, int, int], name: bytes,
         return _anew(data, base, claimed, rcode, flags)
     body = Body(data[base : stop if stop < off else off], (an, ns - an, ar - ns), ends, ttls)
     answer = Answer(rcode, flags, options=options, name=name, body=body)
-    answer.outline = outline
+    answer.summary = summary
     return answer
 
 

@@ -1,6 +1,6 @@
 """A query's bytes, read once and strictly: the question, and EDNS."""
 
-from typing import Final
+from typing import Final, final
 
 from kdns.dns import edns as _edns
 from kdns.dns import iana, wire
@@ -9,6 +9,7 @@ from kdns.dns.errors import FormatError
 from kdns.dns.name import MAX_NAME, offsets
 
 
+@final
 class Question:
     """What is asked: a lower-cased wire name, a type and a class. Never changed once made."""
 
@@ -34,52 +35,69 @@ class Question:
         return f"Question({self.name!r}, {iana.type_text(self.type)}, {iana.class_text(self.cls)})"
 
 
-# Plain OPTs (no options) as they came, so that one is not taken apart twice. Clients use a handful of forms;
-# the bound is for those who make up new ones.
+# OPTs by their fixed part, so that one is not taken apart twice. Clients use a handful of forms; the bound is for those who
+# make up new ones.
 _KNOWN_OPTS: Final[dict[bytes, Edns]] = {}
 _KNOWN_OPTS_MAX: Final = 256
+_ONE_ADDITIONAL: Final = b"\0\0\0\0\0\1"
 
 
-def parse(data: bytes, more: bool = True) -> tuple[Question, int, Edns | None]:
-    """The question, the offset behind it, and the OPT of a query of one question. Raises FormatError.
+def parse(data: bytes, more: bool = True) -> tuple[Question, int, Edns | None, bytes]:
+    """The question of a query, the offset behind it, its OPT, and the options in that. Raises FormatError.
 
-    `more` says whether the header claims any records behind the question.
-
-    The header's counts are the caller's to check (server.dispatch); here the body must hold what they claim.
-    A pointer in a question is an error: there is nothing before it to point to.
+    `more` says whether the header claims any records behind the question. The header's counts are the caller's to check
+    (server.accept); here the body must hold what they claim. A pointer in a question is an error: there is nothing
+    before it to point to.
     """
-    rest = data[12:]
-    off = 0
+    off = 12
     starts = [0]
     try:
-        while length := rest[off]:
-            if length > 63:
+        size = data[12]
+        while size:
+            if size > 63:
                 raise FormatError("a question's name holds something other than labels")
-            off += length + 1
-            starts.append(off)
+            off += size + 1
+            starts.append(off - 12)
+            size = data[off]
         question = Question(
-            rest[: off + 1].lower(), rest[off + 1] << 8 | rest[off + 2], rest[off + 3] << 8 | rest[off + 4], starts
+            data[12 : off + 1].lower(), data[off + 1] << 8 | data[off + 2], data[off + 3] << 8 | data[off + 4], starts
         )
     except IndexError:
         raise FormatError("the question is cut") from None
-    if off >= MAX_NAME:
+    if off >= MAX_NAME + 12:
         raise FormatError("a question's name is over 255 octets")
-    end = off + 17
+    end = off + 5
     if not more:
-        return question, end, None
-    if data[6:12] == b"\0\0\0\0\0\1":
-        known = _KNOWN_OPTS.get(data[end:])
-        if known is not None:
-            return question, end, known
-    return question, end, _read_edns(data, end)
+        return question, end, None, b""
+    at = end + 11
+    alone = data[6:12] == _ONE_ADDITIONAL and data[end : end + 3] == b"\0\0\x29" and len(data) >= at
+    if alone and at + (data[end + 9] << 8 | data[end + 10]) == len(data):
+        options = data[at:]
+        if options:
+            _edns.check_options(options)
+        return question, end, _opt(data[end + 3 : end + 9]), options
+    edns, options = _search_opt(data, end)
+    return question, end, edns, options
 
 
-def _read_edns(data: bytes, off: int) -> Edns | None:
+def _opt(fixed: bytes) -> Edns:
+    """The OPT with this class and TTL field, six octets."""
+    known = _KNOWN_OPTS.get(fixed)
+    if known is None:
+        if len(_KNOWN_OPTS) >= _KNOWN_OPTS_MAX:
+            del _KNOWN_OPTS[next(iter(_KNOWN_OPTS))]
+        known = _KNOWN_OPTS[fixed] = Edns(fixed[0] << 8 | fixed[1], bool(fixed[4] & 0x80), fixed[3])
+    return known
+
+
+def _search_opt(data: bytes, off: int) -> tuple[Edns | None, bytes]:
+    """The OPT among a query's records, and its options. Raises FormatError."""
     budget = wire.Budget()
-    answers, authorities, additionals = (int.from_bytes(data[i : i + 2], "big") for i in (6, 8, 10))
+    answers, authorities, additionals = [int.from_bytes(data[i : i + 2], "big") for i in (6, 8, 10)]
     for record in wire.records(data, off, answers + authorities, budget):
         off = record.end  # a query has no use for them; they must only be well-formed
     found: Edns | None = None
+    options = b""
     for record in wire.records(data, off, additionals, budget):
         if record.type != iana.OPT:
             continue
@@ -87,10 +105,7 @@ def _read_edns(data: bytes, off: int) -> Edns | None:
         if found is not None or record.owner != b"\0" or data[record.start] != 0:
             raise FormatError("a second OPT, or one that the root does not own")
         at = record.fixed
-        found = _edns.from_record(record.cls, data[at + 4 : at + 8], data[at + 10 : record.end])
-        if not found.options and record.end == len(data):
-            if len(_KNOWN_OPTS) >= _KNOWN_OPTS_MAX:
-                _KNOWN_OPTS.clear()
-            if answers + authorities == 0 and additionals == 1:
-                _KNOWN_OPTS[data[record.start :]] = found
-    return found
+        options = data[at + 10 : record.end]
+        _edns.check_options(options)
+        found = _opt(data[at + 2 : at + 8])
+    return found, options

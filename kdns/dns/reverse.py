@@ -5,7 +5,7 @@ Addresses are packed octets: 4 of IPv4, 16 of IPv6.
 
 from typing import Final
 
-from kdns.dns.name import from_labels, is_within
+from kdns.dns.name import from_labels, is_within, labels
 
 IN_ADDR: Final = b"\x07in-addr\x04arpa\0"
 IP6: Final = b"\x03ip6\x04arpa\0"
@@ -44,6 +44,32 @@ def address_of(name: bytes) -> bytes | None:
         out.append(octet)
         off += size + 1
     return bytes(reversed(out)) if off == excess else None
+
+
+def range_below(name: bytes) -> tuple[bytes, bytes] | None:
+    """The lowest and the highest packed address whose reverse names are below a lower-cased reverse name.
+
+    None for a whole address, for the trees' apexes, and for names that no address's is below.
+    """
+    parts = labels(name)
+    if len(parts) < 3 or parts[-1] != b"arpa":
+        return None
+    left = parts[-3::-1]  # the address's digits, the most significant first
+    if parts[-2] == b"in-addr" and len(left) < 4:
+        octets = [_OCTETS.get(part, -1) for part in left]
+        if min(octets) < 0:
+            return None
+        rest = 4 - len(octets)
+        return bytes(octets) + b"\0" * rest, bytes(octets) + b"\xff" * rest
+    if parts[-2] == b"ip6" and len(left) < 32:
+        try:
+            digits = "".join([chr(part[0]) for part in left if len(part) == 1 and part[0] in _NIBBLES])
+            if len(digits) != len(left):
+                return None
+            return bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f"))
+        except ValueError:
+            return None
+    return None
 
 
 def is_reverse(name: bytes) -> bool:

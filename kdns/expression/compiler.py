@@ -65,7 +65,7 @@ class Node(NamedTuple):
 
 @final
 class Expression:
-    """A compiled expression. `type` is what it comes to, as far as that is known; `calls` are the functions of its own it calls."""
+    """A compiled expression. `type` is what it comes to, as far as that is known; `calls` are the functions it calls."""
 
     def __init__(self, node: Node, calls: frozenset[str]) -> None:
         self._run = node.run
@@ -94,7 +94,7 @@ class _Parser:
         self.at = 0
         self.functions = functions
         self.names = names
-        self.calls: set[str] = set()  # of `functions`
+        self.calls: set[str] = set()
         self.closures = 0  # how many closures the place at hand is in
         self.depth = 0
 
@@ -413,8 +413,8 @@ class _Parser:
             if not self.take(","):
                 self.expect(")")
                 break
+        self.calls.add(name)
         if own is not None:
-            self.calls.add(name)
             _check_arguments(name, own.params, args, place)
             runs, function = [arg.run for arg in args], own.call
             return Node(lambda s: function(s.env, *[run(s) for run in runs]), own.returns)

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from kdns import __version__, log
-from kdns.kube.lists import ApiError, Expired, OtherHistory, Unauthorized
+from kdns.kube.lists import ApiError, Expired, ResourceVersionRegressed, Unauthorized
 from kdns.metrics import Counter, Histogram
 
 CONNECT: Final = 10.0  # seconds to reach the API
@@ -216,7 +216,7 @@ class Client:
                 if response.status == 401:
                     raise Unauthorized(f"401 Unauthorized: {text}")
                 if "Too large resource version" in text:
-                    raise OtherHistory(text)
+                    raise ResourceVersionRegressed(text)
                 # Seconds, as the API sends it (RFC 9110, section 10.2.3); at most what a backoff may be.
                 after = response.headers.get("Retry-After", "")
                 wait = min(float(after), MAX_RETRY_AFTER) if after.isdecimal() else 0.0

@@ -8,11 +8,12 @@ change after it is made, with what it touched.
 from collections.abc import Iterator
 from typing import Protocol, final
 
+from kdns.kube.addresses import AddressSet
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slice, Slices
 
 
 @final
-class Entry:
+class ServiceState:
     """A Service and its slices. `service` is None while only slices are known; `imported`: it is a ServiceImport."""
 
     __slots__ = ("imported", "name", "namespace", "service", "slices")
@@ -37,7 +38,7 @@ class Entry:
 class Watcher(Protocol):
     """Who wants to know of changes."""
 
-    def entry_changed(self, entry: Entry, addresses: list[bytes]) -> None:
+    def entry_changed(self, entry: ServiceState, addresses: list[bytes]) -> None:
         """A Service or its endpoints changed; `addresses` are those that may mean something else now."""
 
     def namespace_changed(self, name: str) -> None:
@@ -47,20 +48,21 @@ class Watcher(Protocol):
         """A Pod's address came or went."""
 
     def freshness_changed(self) -> None:
-        """The state is known to be the API's again, or not any more (`Cluster.stale`)."""
+        """The state is known to be the API's again, or not any more (`Cluster.stale`); or all was listed for the first time."""
 
 
 # An address's owners: nearly always one.
-Owners = Entry | tuple[Entry, ...]
+Owners = ServiceState | tuple[ServiceState, ...]
 
 
 @final
 class Cluster:
     """The state. Keys are `namespace/name`."""
 
-    def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
-        self.imports: dict[str, Entry] = {}  # of ServiceImports
+    def __init__(self, ordered: bool = False) -> None:
+        """`ordered`: whether addresses are also held in order (`AddressSet`)."""
+        self.entries: dict[str, ServiceState] = {}
+        self.imports: dict[str, ServiceState] = {}  # of ServiceImports
         self.namespaces: set[str] = set()
         self.cluster_ips: dict[bytes, Owners] = {}
         self.endpoint_ips: dict[bytes, Owners] = {}
@@ -73,6 +75,8 @@ class Cluster:
         self.synced = False
         self.stale = False  # whether it may be older than what the API has
         self.ipv6 = 0  # IPv6 addresses held, of Services and endpoints
+        # Addresses of Services and endpoints, where somebody asks which of them lie in a range.
+        self.ordered = AddressSet() if ordered else None
 
     def apply(self, kind: str, key: str, obj: Object | None) -> bool:
         """Sets an object, or removes it (None). Says whether anything is different now."""
@@ -94,6 +98,13 @@ class Cluster:
     def slices(self) -> int:
         """How many EndpointSlices are held."""
         return len(self._slice_owner)
+
+    def set_synced(self) -> None:
+        """All that there was at the start is here."""
+        if not self.synced:
+            self.synced = True
+            for watcher in self.watchers:
+                watcher.freshness_changed()
 
     def set_stale(self, stale: bool) -> None:
         """Says whether the state may be older than what the API has."""
@@ -130,14 +141,14 @@ class Cluster:
 
     # Services and slices.
 
-    def _entry(self, table: dict[str, Entry], key: str) -> Entry:
+    def _entry(self, table: dict[str, ServiceState], key: str) -> ServiceState:
         entry = table.get(key)
         if entry is None:
             namespace, _, name = key.partition("/")
-            entry = table[key] = Entry(namespace, name, table is self.imports)
+            entry = table[key] = ServiceState(namespace, name, table is self.imports)
         return entry
 
-    def _service(self, table: dict[str, Entry], key: str, service: Service | None) -> bool:
+    def _service(self, table: dict[str, ServiceState], key: str, service: Service | None) -> bool:
         entry = table.get(key)
         old = entry.service if entry is not None else None
         if old == service:
@@ -163,10 +174,14 @@ class Cluster:
             self._claim(self.outside_ips, address, entry)
         entry.service = service
         self._tidy(key, entry)
-        self._tell(entry, [*before, *after])
+        touched = [*before, *after]
+        if (old is None) != (service is None):
+            # Its endpoints get or lose their reverse names with it.
+            touched += [address for part in entry.parts() for address in part.addresses()]
+        self._tell(entry, touched)
         return True
 
-    def _tell(self, entry: Entry, addresses: list[bytes]) -> None:
+    def _tell(self, entry: ServiceState, addresses: list[bytes]) -> None:
         for watcher in self.watchers:
             watcher.entry_changed(entry, addresses)
 
@@ -217,12 +232,14 @@ class Cluster:
         self._tell(entry, list(old | new))
         return True
 
-    def _tidy(self, key: str, entry: Entry) -> None:
+    def _tidy(self, key: str, entry: ServiceState) -> None:
         if entry.service is None and not entry.slices:
             (self.imports if entry.imported else self.entries).pop(key, None)
 
-    def _claim(self, table: dict[bytes, Owners], address: bytes, entry: Entry) -> None:
+    def _claim(self, table: dict[bytes, Owners], address: bytes, entry: ServiceState) -> None:
         found = table.get(address)
+        if self.ordered is not None and table is not self.outside_ips:
+            self.ordered.add(address)
         if found is None:
             table[address] = entry
             self.ipv6 += len(address) == 16 and table is not self.outside_ips
@@ -232,7 +249,7 @@ class Cluster:
         elif found is not entry:
             table[address] = (found, entry)
 
-    def _release(self, table: dict[bytes, Owners], address: bytes, entry: Entry) -> None:
+    def _release(self, table: dict[bytes, Owners], address: bytes, entry: ServiceState) -> None:
         found = table.get(address)
         if found is entry:
             del table[address]
@@ -240,6 +257,8 @@ class Cluster:
         elif isinstance(found, tuple):
             left = tuple(owner for owner in found if owner is not entry)
             table[address] = left[0] if len(left) == 1 else left
+        if self.ordered is not None and address not in self.cluster_ips and address not in self.endpoint_ips:
+            self.ordered.discard(address)
 
     # Namespaces and Pods.
 
@@ -289,17 +308,17 @@ class Cluster:
         found = self.pods_at(address)
         return found[0] if found else None
 
-    def owners(self, address: bytes) -> tuple[Entry, ...]:
+    def owners(self, address: bytes) -> tuple[ServiceState, ...]:
         """The Services whose endpoints hold this address."""
         found = self.endpoint_ips.get(address)
         return () if found is None else found if isinstance(found, tuple) else (found,)
 
-    def outside_owner(self, address: bytes) -> Entry | None:
+    def outside_owner(self, address: bytes) -> ServiceState | None:
         """The Service that has this address outside the cluster; the newest of several."""
         found = self.outside_ips.get(address)
         return found[-1] if isinstance(found, tuple) else found
 
-    def cluster_owner(self, address: bytes) -> Entry | None:
+    def cluster_owner(self, address: bytes) -> ServiceState | None:
         """The Service whose cluster address this is; the newest where an address was taken over."""
         found = self.cluster_ips.get(address)
         return found[-1] if isinstance(found, tuple) else found

@@ -15,12 +15,12 @@ from typing import Any, Final
 from kdns import log
 from kdns.kube import snapshot
 from kdns.kube.api import ApiConfig, Client
-from kdns.kube.cluster import Cluster, Entry
-from kdns.kube.healing import Healer
+from kdns.kube.cluster import Cluster, ServiceState
 from kdns.kube.objects import HEADLESS, IMPORT, NAMESPACE, OWNER, POD, SERVICE, SLICE, Raw, RawSlice
 from kdns.kube.reflector import Reflector
+from kdns.kube.resync import Resync
 from kdns.kube.snapshot import BadSnapshot
-from kdns.kube.source import Wanted
+from kdns.kube.source import WatchScope
 from kdns.metrics import REFRESH, Counter, Gauge, Histogram
 
 SAVE: Final = 30.0  # seconds between two snapshots, at least
@@ -55,7 +55,7 @@ class SnapshotFile:
 class ApiSource:
     """Keeps a cluster's state as the API has it."""
 
-    def __init__(self, config: ApiConfig, wanted: Wanted, cluster: Cluster, file: SnapshotFile | None = None) -> None:
+    def __init__(self, config: ApiConfig, wanted: WatchScope, cluster: Cluster, file: SnapshotFile | None = None) -> None:
         self.cluster = cluster
         self.on_sync: list[Callable[[], None]] = []
         self.client = Client(config)
@@ -65,7 +65,7 @@ class ApiSource:
         kinds += [SLICE] * wanted.slices + [POD] * wanted.pods + [IMPORT] * wanted.imports
         self.reflectors = [
             Reflector(
-                kind, self.client, cluster, _params(kind, wanted), wanted.trim,
+                kind, self.client, cluster, _params(kind, wanted), wanted.project,
                 listed=self._listed, applied=self._programmed if kind == SLICE else None, optional=kind == IMPORT,
             )
             for kind in kinds
@@ -81,7 +81,7 @@ class ApiSource:
             self.cluster.watchers.append(self)
         for reflector in self.reflectors:
             self._begin(f"reflector of {reflector.kind}", reflector.kind, reflector.run, reflector.forget)
-            self._begin(f"healer of {reflector.kind}", reflector.kind, Healer(reflector).run)
+            self._begin(f"healer of {reflector.kind}", reflector.kind, Resync(reflector).run)
         self._begin("look after the state's age", "", self._look_after)
         REFRESH.append(self._refresh)
 
@@ -122,7 +122,7 @@ class ApiSource:
             self.restored = False
             self._weigh()
             if not self.cluster.synced:
-                self.cluster.synced = True
+                self.cluster.set_synced()
             for call in self.on_sync:
                 call()
             self.on_sync.clear()
@@ -167,7 +167,7 @@ class ApiSource:
             reflector.known = known.get(reflector.kind, {})
             reflector.current_at = time.monotonic() - age
         self.restored = True
-        self.cluster.synced = True
+        self.cluster.set_synced()
         self._weigh()
         count = sum(len(versions) for versions in known.values())
         _log.info(f"serving {count} objects of the snapshot {file.path}, {age:.0f} s old, until the API has been listed")
@@ -187,7 +187,7 @@ class ApiSource:
 
     # A watcher of the cluster, where there is a snapshot to keep.
 
-    def entry_changed(self, entry: Entry, addresses: list[bytes]) -> None:
+    def entry_changed(self, entry: ServiceState, addresses: list[bytes]) -> None:
         self.dirty = True
 
     def namespace_changed(self, name: str) -> None:
@@ -216,7 +216,7 @@ class ApiSource:
             PROGRAMMING.observe(PROGRAMMING.slot(kind), took)
 
 
-def _params(kind: str, wanted: Wanted) -> dict[str, str]:
+def _params(kind: str, wanted: WatchScope) -> dict[str, str]:
     params = {}
     selector = wanted.namespace_labels if kind in (NAMESPACE, IMPORT) else wanted.labels
     if selector.terms:

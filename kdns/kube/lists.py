@@ -28,7 +28,7 @@ class Expired(ApiError):
     """410: the resourceVersion or continue token is too old."""
 
 
-class OtherHistory(ApiError):
+class ResourceVersionRegressed(ApiError):
     """The collection's resourceVersion is below ours: it is not the history that we know."""
 
 

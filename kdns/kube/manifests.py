@@ -23,8 +23,8 @@ import yaml
 
 from kdns import log
 from kdns.kube.cluster import Cluster
-from kdns.kube.objects import IMPORT, NAMESPACE, POD, RAW, SLICE, BadObject, Namespace, Object, from_mapping, trim
-from kdns.kube.source import Wanted
+from kdns.kube.objects import IMPORT, NAMESPACE, POD, RAW, SLICE, BadObject, Namespace, Object, from_mapping, project
+from kdns.kube.source import WatchScope
 
 # Looked at this often (seconds): a change is read when it looks the same twice, and so served within 100 ms. With many
 # files less often, so that looking takes at most one hundredth of the time.
@@ -122,7 +122,7 @@ def files_of(paths: tuple[str, ...]) -> Iterator[str]:
 class ManifestSource:
     """Follows files and folders. Everything is read before `start` returns."""
 
-    def __init__(self, paths: tuple[str, ...], wanted: Wanted, cluster: Cluster) -> None:
+    def __init__(self, paths: tuple[str, ...], wanted: WatchScope, cluster: Cluster) -> None:
         self.paths = paths
         self.wanted = wanted
         self.cluster = cluster
@@ -147,7 +147,7 @@ class ManifestSource:
         self._changed()
         for path in self._changed():
             self._take(path, self._read(path))
-        self.cluster.synced = True
+        self.cluster.set_synced()
         for call in self.on_sync:
             call()
         self.task = asyncio.create_task(self._follow(), name="manifests")
@@ -309,14 +309,14 @@ class ManifestSource:
         meta = raw.metadata
         wanted = self.wanted
         if kind == NAMESPACE:
-            obj = trim(raw) if wanted.namespace_labels.matches(meta.labels) else None
+            obj = project(raw) if wanted.namespace_labels.matches(meta.labels) else None
             return f"/{meta.name}", obj
         meta.namespace = meta.namespace or "default"
         key = f"{meta.namespace}/{meta.name}"
         unwanted = {POD: not wanted.pods, SLICE: not wanted.slices, IMPORT: not wanted.imports}.get(kind, False)
         if unwanted or not wanted.labels.matches(meta.labels):
             return key, None
-        return key, wanted.trim(raw)
+        return key, wanted.project(raw)
 
 
 _found: Final = msgspec.json.Decoder(Found)

@@ -292,7 +292,7 @@ IMPORTED: Final = "multicluster.kubernetes.io/service-name"
 SOURCE_CLUSTER: Final = "multicluster.kubernetes.io/source-cluster"
 
 
-class Detail(NamedTuple):
+class Projection(NamedTuple):
     """How much of objects is kept: what is not served never is."""
 
     pod_names: bool = False
@@ -302,10 +302,10 @@ class Detail(NamedTuple):
     imports: bool = False
 
 
-PLAIN: Final = Detail()
+PLAIN: Final = Projection()
 
 
-def slices(raw: RawSlice, detail: Detail = PLAIN) -> Slices | None:
+def slices(raw: RawSlice, detail: Projection = PLAIN) -> Slices | None:
     """An EndpointSlice trimmed to its ready endpoints; None if it belongs to nothing that is served. Raises BadObject."""
     meta = raw.metadata
     labels = meta.labels or {}
@@ -365,7 +365,7 @@ def pod(raw: RawPod, *, labels: bool = False) -> Pod | None:
     return Pod(raw.metadata.namespace, raw.metadata.name, found[0], kept, found[1:])
 
 
-def trim(raw: Raw, detail: Detail = PLAIN) -> Object | None:
+def project(raw: Raw, detail: Projection = PLAIN) -> Object | None:
     """The slim form of a raw object; None where there is nothing to serve. Raises BadObject."""
     if not raw.metadata.name:
         raise BadObject("it has no metadata.name")

@@ -28,7 +28,7 @@ from kdns.kube import decode
 from kdns.kube.cluster import Cluster
 from kdns.kube.decode import Unreadable, lines
 from kdns.kube.hold import hold
-from kdns.kube.lists import LIST_READ, ApiError, Client, Expired, OtherHistory, Pages, Turn, Unauthorized
+from kdns.kube.lists import LIST_READ, ApiError, Client, Expired, Pages, ResourceVersionRegressed, Turn, Unauthorized
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta
 from kdns.metrics import Counter
 
@@ -77,7 +77,7 @@ class Reflector:
         client: Client,
         cluster: Cluster,
         params: dict[str, str],
-        trim: Callable[[Raw], Object | None],
+        project: Callable[[Raw], Object | None],
         *,
         listed: Callable[[], None] = lambda: None,
         applied: Callable[[Raw], None] | None = None,
@@ -88,7 +88,7 @@ class Reflector:
         self.client = client
         self.cluster = cluster
         self.params = params
-        self.trim = trim
+        self.project = project
         self.listed = listed
         self.applied = applied
         self.optional = optional
@@ -132,7 +132,7 @@ class Reflector:
                 if self.backoff == BACKOFF[0]:
                     self.backoff *= 2  # the first time at once; an API that always says so is not asked in a loop
                     continue
-            except OtherHistory as error:
+            except ResourceVersionRegressed as error:
                 _log.warning(f"{self.kind}: {error}; everything is listed anew")
                 self.version = None
                 self.known = dict.fromkeys(self.known, "")
@@ -257,12 +257,12 @@ class Reflector:
             self.listed()
 
     async def _compare(self) -> None:
-        """Asks for the collection's resourceVersion. Raises OtherHistory if it is below ours."""
+        """Asks for the collection's resourceVersion. Raises ResourceVersionRegressed if it is below ours."""
         async with self.client.get(self.path, {**self.params, "limit": "1"}, LIST_READ) as response:
             meta, _ = decode.page(self.kind, await response.read())
         theirs, ours = meta.resource_version, self.version or ""
         if theirs.isdecimal() and ours.isdecimal() and int(theirs) < int(ours):
-            raise OtherHistory(f"the API's resourceVersion {theirs} is below {ours}, which it had before")
+            raise ResourceVersionRegressed(f"the API's resourceVersion {theirs} is below {ours}, which it had before")
         self.broken = False
 
     # Watches.
@@ -328,7 +328,7 @@ class Reflector:
         if code == 410:
             raise Expired(message)
         if "Too large resource version" in message:
-            raise OtherHistory(message)
+            raise ResourceVersionRegressed(message)
         raise ApiError(f"{code} {message}", code=code)
 
     def _event(self, line: bytes) -> None:
@@ -378,7 +378,7 @@ class Reflector:
     def apply(self, key: str, raw: Raw) -> bool:
         """Brings one object into the state; says whether anything is different now."""
         try:
-            obj = self.trim(raw)
+            obj = self.project(raw)
         except BadObject as error:
             self.set_aside(raw.metadata, str(error))
             return False

@@ -5,24 +5,24 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kdns.kube.cluster import Cluster
-from kdns.kube.objects import PLAIN, Detail, Object, Raw, trim
+from kdns.kube.objects import PLAIN, Object, Projection, Raw, project
 from kdns.kube.selector import EVERYTHING, Selector
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WatchScope:
     """Which objects a source brings, and how much of them. `labels` selects Services, slices and Pods."""
 
     slices: bool = True
     pods: bool = False
     imports: bool = False
-    detail: Detail = PLAIN
+    detail: Projection = PLAIN
     labels: Selector = EVERYTHING
     namespace_labels: Selector = EVERYTHING
 
-    def trim(self, raw: Raw) -> Object | None:
+    def project(self, raw: Raw) -> Object | None:
         """The slim form of a raw object, with as much of it as is wanted. Raises BadObject."""
-        return trim(raw, self.detail)
+        return project(raw, self.detail)
 
 
 class Source(Protocol):

@@ -1,6 +1,7 @@
-"""Sockets: listeners for UDP and TCP, and a small HTTP server. They carry bytes; what the bytes mean is the handler's.
+"""Sockets: listeners for UDP and TCP, and HTTP. They carry bytes; what the bytes mean is the handler's.
 
-A handler takes `(data, peer, local)` and gives the reply's bytes, None for no reply, a `Later` that will, or (over TCP) `Frames`.
+A handler takes `(data, client, local)` and gives the reply's bytes, None for no reply, a `PendingReply` that will, or, over TCP,
+a `MessageStream`.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,14 +10,14 @@ from typing import Any, Protocol
 Address = tuple[Any, ...]
 
 
-class Later(Protocol):
+class PendingReply(Protocol):
     """A reply that is not there yet."""
 
     def add(self, callback: Callable[[Any], None]) -> None:
         """Calls back with the reply's bytes, or None for no reply."""
 
 
-class Frames:
+class MessageStream:
     """A reply of several messages (a zone transfer), made one by one while they are sent. Over TCP only."""
 
     __slots__ = ("messages",)
@@ -25,4 +26,4 @@ class Frames:
         self.messages = messages
 
 
-Handler = Callable[[bytes, Address, Address | None], bytes | Later | Frames | None]
+Handler = Callable[[bytes, Address, Address | None], bytes | PendingReply | MessageStream | None]

@@ -12,10 +12,10 @@ import time
 from typing import Final
 
 from kdns.metrics import Counter, Gauge
-from kdns.net import Address, Frames, Handler
+from kdns.net import Address, Handler, MessageStream
 
-TURN_FRAMES: Final = 64
-TURN_SECONDS: Final = 0.001
+BATCH_FRAMES: Final = 64
+BATCH_SECONDS: Final = 0.001
 FIRST_READ: Final = 3.0  # seconds for the first query (CoreDNS's `timeouts read`)
 # Seconds between queries. CoreDNS closes after 10, and its clients keep connections for 10: a second more, so that
 # a client is never the second to close.
@@ -95,7 +95,7 @@ class _Connection(asyncio.Protocol):
         self.scheduled = False
         self.eof = False
         self.queries = 0
-        self.streams: list[Frames] = []
+        self.streams: list[MessageStream] = []
         self.peer: Address = ()
         self.timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
@@ -180,13 +180,13 @@ class _Connection(asyncio.Protocol):
             stop = off + 2 + (buffer[off] << 8 | buffer[off + 1])
             if stop > total:
                 break
-            if frames == TURN_FRAMES or self.pending >= MAX_PENDING:
+            if frames == BATCH_FRAMES or self.pending >= MAX_PENDING:
                 more = True
                 break
             if frames & 7 == 7:
                 now = time.monotonic()
                 if not end:
-                    end = now + TURN_SECONDS
+                    end = now + BATCH_SECONDS
                 elif now > end:
                     more = True
                     break
@@ -199,7 +199,7 @@ class _Connection(asyncio.Protocol):
             if type(reply) is bytes:
                 out.append(len(reply).to_bytes(2, "big"))
                 out.append(reply)
-            elif type(reply) is Frames:
+            elif type(reply) is MessageStream:
                 self._stream(reply)
             elif reply is not None:
                 self.pending += 1
@@ -229,7 +229,7 @@ class _Connection(asyncio.Protocol):
             self.paused = True
             self.transport.pause_reading()
 
-    def _stream(self, frames: Frames) -> None:
+    def _stream(self, frames: MessageStream) -> None:
         self.pending += 1
         self.streams.append(frames)
         if len(self.streams) == 1:
@@ -250,13 +250,13 @@ class _Connection(asyncio.Protocol):
         if self.streams:
             self.loop.call_soon(self._pump)
 
-    def _ready(self, reply: bytes | Frames | None) -> None:
+    def _ready(self, reply: bytes | MessageStream | None) -> None:
         """A reply that had to wait."""
         self.pending -= 1
         transport = self.transport
         if transport is None:
             return
-        if isinstance(reply, Frames):
+        if isinstance(reply, MessageStream):
             self._stream(reply)
         elif reply is not None:
             transport.write(len(reply).to_bytes(2, "big") + reply)

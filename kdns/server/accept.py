@@ -8,24 +8,24 @@ of them.
 from typing import Final
 
 from kdns.dns import iana, reply
-from kdns.dns.answer import SHAPE_CD, SHAPE_RD
+from kdns.dns.answer import REPLY_CD, REPLY_RD
 
-MORE: Final = 1 << 8  # beside a shape's bits: records are claimed behind the question
+MORE: Final = 1 << 8  # beside REPLY_*: records are claimed behind the question
 
 
-def _shapes() -> dict[bytes, int]:
+def _reply_flags() -> dict[bytes, int]:
     out = {}
     for rd in (0, 1):
         for ad in (0, 0x20):
             for cd in (0, 0x10):
                 for additional in (0, 1):
                     header = bytes((rd, ad | cd, 0, 1, 0, 0, 0, 0, 0, additional))
-                    out[header] = (SHAPE_RD if rd else 0) | (SHAPE_CD if cd else 0) | (MORE if additional else 0)
+                    out[header] = (REPLY_RD if rd else 0) | (REPLY_CD if cd else 0) | (MORE if additional else 0)
     return out
 
 
-# The usual headers behind the id, and the shapes of their replies.
-SHAPES: Final = _shapes()
+# The usual headers behind the id, and the bits that their replies repeat.
+REPLY_FLAGS: Final = _reply_flags()
 # Types that are no data and cannot be asked for: OPT and TSIG belong to a message (RFC 6891, 6.1; RFC 8945, 4.2).
 META: Final = frozenset((iana.OPT, iana.TSIG, iana.TKEY))
 

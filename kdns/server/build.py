@@ -15,14 +15,15 @@ from typing import Final, NamedTuple
 
 from kdns import log
 from kdns.address import host_port
-from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, parse
+from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, ServerBlock, parse
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.order import BUILT, ORDER, RANK, place
-from kdns.pipeline.plugin import Plugin
-from kdns.server import files
+from kdns.plugin import readers
+from kdns.plugin.base import Plugin
+from kdns.server import plugin_files
+from kdns.server.block import Block
 from kdns.server.dispatch import Dispatcher
+from kdns.server.order import BUILT, ORDER, RANK, place
 
 ENTRY_POINTS: Final = "kdns.plugins"
 # The schemes whose listeners are built.
@@ -74,7 +75,7 @@ class Instance:
         self.dispatchers.clear()
         for block in self.blocks:
             options = [found for plugin in block.plugins if (found := plugin.listener()) is not None]
-            for key in block.keys.keys:
+            for key in block.parsed.keys:
                 for host in block.hosts or ("",):
                     group = Group(key.scheme, host, key.port)
                     dispatcher = self.dispatchers.get(group)
@@ -84,7 +85,7 @@ class Instance:
                     for option in options:
                         dispatcher.fold(option)
         for dispatcher in self.dispatchers.values():
-            dispatcher.seal()
+            dispatcher.ready()
 
 
 def read(
@@ -110,7 +111,7 @@ def read(
 
 def known() -> set[str]:
     """The directives there are: the fixed order's, and those of installed packages."""
-    return {*ORDER, files.NAME, *(entry.name for entry in _foreign())}
+    return {*ORDER, plugin_files.NAME, *(entry.name for entry in _foreign())}
 
 
 def built() -> list[str]:
@@ -142,18 +143,17 @@ def build(corefile: Corefile) -> Instance:
     """Plugin objects for each block, in the fixed order. Raises CorefileError. Opens nothing."""
     blocks = []
     for parsed in corefile.blocks:
-        keys = BlockKeys(tuple(parsed.keys), parsed.at)
         for key in parsed.keys:
             _check_key(key)
-        block = Block.of(keys)
+        block = Block(parsed)
         ranked: list[tuple[tuple[float, str], list[Plugin]]] = []
         for name, directives in parsed.directives.items():
-            if name == files.NAME:
+            if name == plugin_files.NAME:
                 for directive in directives:
-                    cls, read_as = files.load(directive)
-                    ranked.append(((_before(cls), cls.name), [cls(config) for config in cls.parse([read_as], keys)]))
+                    cls, read_as = plugin_files.load(directive)
+                    ranked.append(((_before(cls), cls.name), _parsed(cls, [read_as], parsed)))
             else:
-                ranked.append((_rank(name), _plugins(name, directives, keys)))
+                ranked.append((_rank(name), _plugins(name, directives, parsed)))
         for _, made in sorted(ranked, key=lambda item: item[0]):
             block.plugins += made
         blocks.append(block)
@@ -178,14 +178,23 @@ def _before(cls: type[Plugin]) -> float:
     return RANK.get(cls.before, len(RANK)) - 0.5
 
 
-def _plugins(name: str, directives: list[Directive], keys: BlockKeys) -> list[Plugin]:
+def _plugins(name: str, directives: list[Directive], block: ServerBlock) -> list[Plugin]:
     cls = plugin_class(name)
     if cls is None:
         raise CorefileError(
             directives[0].at,
             f'plugin "{name}" is known from CoreDNS, but this version of kdns does not have it yet',
         )
-    return [cls(config) for config in cls.parse(directives, keys)]
+    return _parsed(cls, directives, block)
+
+
+def _parsed(cls: type[Plugin], directives: list[Directive], block: ServerBlock) -> list[Plugin]:
+    """The plugins that a class makes of its directives. One without a `parse` of its own takes no arguments."""
+    if cls.parse.__func__ is Plugin.parse.__func__:  # type: ignore[attr-defined]
+        for directive in directives:
+            readers.bare(directive)
+        return [cls(None) for _ in directives]
+    return [cls(config) for config in cls.parse(directives, block)]
 
 
 def _check_key(key: Key) -> None:
@@ -203,7 +212,7 @@ def check_duplicates(blocks: list[Block]) -> None:
     """Raises CorefileError where two keys claim the same zone, transport and port on the same or overlapping addresses."""
     exact: dict[tuple[str, str, str, int], Key] = {}
     for block in blocks:
-        for key in block.keys.keys:
+        for key in block.parsed.keys:
             for host in block.hosts or ("",):
                 identity = (key.scheme, key.zone, host, key.port)
                 overlap = _overlap(exact, key, host)

@@ -1,35 +1,40 @@
-"""From a query's bytes to a reply's: accept checks, the choice of a block, the reply. One dispatcher a listener.
+"""From a query's octets to a reply's. One dispatcher for each listener.
 
-The accept checks come first (server.accept), then the body: FORMERR; the EDNS version: BADVERS (RFC 6891); the class: REFUSED.
-Then the block of the longest zone. What was answered before is often answered again for one look-up (server.kept). What needs
-no I/O is answered in the same call; what does waits in a bounded table (server.waiting).
+    datagram -> the reply cache: one look-up answers what may be repeated      (server.replycache)
+             -> accept checks, question, EDNS; the longest zone -> its block   (server.accept, dns.query)
+             -> the block's chain of plugins -> outcome, observed              (server.chain)
+             -> reply: header, question as asked, body, OPT; truncated to fit  (dns.reply)
+
+What needs no I/O is answered in the same call. What does waits in a bounded table (server.pending).
 """
 
 import asyncio
 import traceback
 from collections.abc import Callable, Iterator
+from random import random
 from time import monotonic
-from typing import Any, final
+from typing import Any, Final, final
 
 from kdns import log
-from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
-from kdns.dns.answer import SHAPE_EDNS, Answer, render
+from kdns.dns.answer import REPLY_EDNS, Answer
 from kdns.dns.errors import FormatError
 from kdns.dns.query import parse
+from kdns.dns.render import render
 from kdns.metrics import Counter
-from kdns.net import Address, Frames
-from kdns.pipeline.block import Block
-from kdns.pipeline.outcome import Bare, Drop, Outcome, Pending, Stream
-from kdns.pipeline.plugin import ListenerOptions
-from kdns.pipeline.request import Request
-from kdns.server.accept import META, MORE, SHAPES, check, readable_question
-from kdns.server.kept import WAYS, Kept
-from kdns.server.waiting import Waiting
+from kdns.net import Address, MessageStream
+from kdns.plugin.base import ListenerOptions, Plugin
+from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
+from kdns.plugin.request import Request
+from kdns.server.accept import META, MORE, REPLY_FLAGS, check, readable_question
+from kdns.server.block import Block
+from kdns.server.pending import PendingTable
+from kdns.server.replycache import IPV6, TCP, UDP, Entry, ReplyCache, entry_for
 
-PANICS = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
+PANICS: Final = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
+_TRANSPORTS: Final = ("udp", "udp", "tcp", "tcp")  # by UDP and TCP of the reply cache
 
-_log = log.Logger()
+_log: Final = log.Logger()
 
 
 @final
@@ -43,17 +48,15 @@ class Dispatcher:
         self.any_class = False
         self.debug = False
         self.stacktrace = False
-        self.read = self.idle = 0.0
+        self.read = 0.0
+        self.idle = 0.0
         self.max_queries = 0
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.panics = PANICS.slot()
-        self.waiting = Waiting(label, self._finished)
-        self.detach = self.waiting.detach  # for requests: bounded work that outlives the reply
-        self.kept = Kept()
-        # Looked at for each query.
-        self.repeats = self.kept.replies
-        self.neighbours = self.kept.neighbours
-        self.repeatable = False
+        self.waiting = PendingTable(label, self.finish)
+        self.replies = ReplyCache()
+
+    # Called by the build.
 
     def add(self, zone: bytes, block: Block) -> None:
         """Serves a zone with a block; blocks of one zone are tried in the order they were added."""
@@ -71,97 +74,121 @@ class Dispatcher:
         if options.dropped is not None and options.dropped not in self.dropped:
             self.dropped.append(options.dropped)
 
-    def seal(self) -> None:
+    def ready(self) -> None:
         """Called once all is added: finds out whether there is a choice of blocks at all."""
         blocks = self.zones.get(b"\0", [])
-        if len(self.zones) == 1 and len(blocks) == 1 and not blocks[0].admits and not blocks[0].pipeline.empty:
+        if len(self.zones) == 1 and len(blocks) == 1 and not blocks[0].admits and not blocks[0].chain.empty:
             self.only = blocks[0]
-        every = [block for those in self.zones.values() for block in those]
-        self.repeatable = all(block.pipeline.repeatable and not block.admits for block in every)
 
     # Called by the listeners.
 
-    def frame(self, data: bytes, peer: Address, local: Address | None) -> bytes | Pending | Frames | None:
-        """The reply to a query that came over TCP."""
-        return self.datagram(data, peer, local, "tcp")
+    def datagram(self, data: bytes, client: Address, local: Address | None) -> bytes | Pending | MessageStream | None:
+        """The reply to a query that came over UDP, None for none, or a Pending of either."""
+        return self.answer(data, client, local, UDP if len(client) == 2 else UDP | IPV6)
 
-    def datagram(self, data: bytes, peer: Address, local: Address | None, proto: str = "udp") -> bytes | Pending | Frames | None:
-        """The reply to a query, None for none, or a Pending of either."""
-        way = b"" if proto == "udp" and len(peer) == 2 else WAYS[proto, len(peer)]
-        known = self.repeats.get(way + data[2:])
-        if known is not None:
-            if known.holder.alive and (not known.until or known.until > monotonic()):
-                for settle in known.settles:
-                    settle(len(data), known.size)
-                return data[:2] + known.reply
-            del self.repeats[way + data[2:]]
-        if self.neighbours and len(data) > 12:
-            denied = self.kept.deny(way, data)
-            if denied is not None:
-                return denied
-        shape = SHAPES.get(data[2:12])
-        if shape is None:
+    def message(self, data: bytes, client: Address, local: Address | None) -> bytes | Pending | MessageStream | None:
+        """The reply to a query that came over TCP."""
+        return self.answer(data, client, local, TCP if len(client) == 2 else TCP | IPV6)
+
+    def answer(self, data: bytes, client: Address, local: Address | None, way: int) -> bytes | Pending | MessageStream | None:
+        """The reply to a query; `way` is how it came (server.replycache)."""
+        replies = self.replies
+        entry = replies.get(data, way)
+        if entry is not None:
+            for meter in entry.meters:
+                meter(len(data), entry.size)
+            if entry.observers:
+                self._show(entry, data, client, local, way)
+            return b"".join((data[:2], entry.head, data[12 : replies.end], entry.tail()))
+        return self._in_full(data, client, local, way)
+
+    def _in_full(self, data: bytes, client: Address, local: Address | None, way: int) -> bytes | Pending | MessageStream | None:
+        """The reply that the plugins give."""
+        flags = REPLY_FLAGS.get(data[2:12], -1)
+        if flags < 0:
             refusal = check(data)
             if refusal is not None:
                 return refusal or None
-            shape = reply.shape_of(data, None) | MORE
+            flags = reply.flags_of(data) | MORE
         try:
-            question, end, edns = parse(data, shape & MORE != 0)
-            shape &= ~MORE
+            question, end, edns, options = parse(data, flags & MORE != 0)
         except FormatError:
             return reply.refusal(data, iana.FORMERR, False, readable_question(data))
+        flags &= ~MORE
         if edns is not None:
-            shape |= SHAPE_EDNS
+            flags |= REPLY_EDNS
             if edns.version:
                 # RFC 6891, section 6.1.3. Ours is version 0.
                 return reply.bare(data, end, iana.BADVERS, edns)
-        request = Request(self, data, end, question, edns, shape, peer, local, proto, monotonic())
+        if question.type in META:
+            return reply.refusal(data, iana.FORMERR, False, data[12:end])
+        request = Request(self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[way], monotonic())
+        key = self.replies.key if self.replies.wanted() else b""
         if question.cls != iana.IN and not self.any_class:
             outcome: Outcome | Pending = self._drop(request, iana.REFUSED)
-        elif question.type in META:
-            return reply.refusal(data, iana.FORMERR, False, data[12:end])
         else:
-            outcome = self.route(request)
+            outcome = self._route(request)
         if type(outcome) is Pending:
-            waited: bytes | Pending | Frames | None = self.waiting.add(request, outcome)
+            waited: bytes | Pending | MessageStream | None = self.waiting.add(request, outcome)
             return waited
-        if type(outcome) is Answer and self.repeatable and request.question is question:
-            if outcome.alive or request.repeat is not None:
-                packed = self._pack(request, outcome)
-                if isinstance(packed, bytes):
-                    self.kept.keep(way, request, outcome, packed)
-                return packed
-            if request.denial is not None and self.only is not None:
-                self.kept.meet(way, request, outcome, request.denial)
-        return self._pack(request, outcome)
+        made = self.finish(request, outcome)
+        if key and type(outcome) is Answer and type(made) is bytes:
+            self._store(request, outcome, key, made)
+        return made
 
-    # Called by the pipeline and requests.
+    # Called by requests.
 
     def route(self, request: Request) -> Outcome | Pending:
-        """Takes a request through the block that its question belongs to."""
-        block = self.only
-        if block is None:
-            block = self._find(request)
-            if block is None:
-                return self._drop(request, iana.REFUSED)
-        request.block = block
-        return block.pipeline.run(request)
+        """Takes a child request through the block that its question belongs to, and lets the block observe what comes."""
+        outcome = self._route(request)
+        if type(outcome) is not Pending:
+            self._observe(request, outcome)
+        else:
+            outcome.add(lambda value: self._observe(request, value))
+        return outcome
 
-    def failed(self, request: Request, error: BaseException) -> Bare:
+    def below(self, request: Request, plugin: Plugin) -> Outcome | Pending:
+        """Takes a child request through the plugins below one of its block."""
+        chain = request.block.chain.below(plugin)
+        out: Outcome | Pending = chain.run(request)
+        return out
+
+    def detach(self, awaitable: Any) -> None:
+        """Lets bounded work outlive the reply."""
+        self.waiting.detach(awaitable)
+
+    def watch_option(self, code: int) -> None:
+        """From now on queries with this EDNS option (-1: with any) are answered in full."""
+        self.replies.watch(code)
+
+    def failed(self, request: Request, error: BaseException) -> RcodeOnly:
         """An exception in a plugin: SERVFAIL, counted and logged with the listener's name."""
+        request.root.personal = True
         if isinstance(error, asyncio.CancelledError):
-            return Bare(iana.SERVFAIL, "the query was cancelled")
+            return RcodeOnly(iana.SERVFAIL, "the query was cancelled")
         self.panics[0] += 1
         text = f'Recovered from panic in server: "{self.label}" {type(error).__name__}: {error}'
         if self.stacktrace or self.debug:
             text += " " + "".join(traceback.format_exception(error))
         _log.error(text)
-        return Bare(iana.SERVFAIL, error)
+        return RcodeOnly(iana.SERVFAIL, error)
 
     # Routing.
 
-    def _find(self, request: Request) -> Block | None:
+    def _route(self, request: Request) -> Outcome | Pending:
+        try:
+            block = self.find(request)
+        except Exception as error:
+            return self.failed(request, error)
+        if block is None:
+            return self._drop(request, iana.REFUSED)
+        request.block = block
+        return block.chain.run(request)
+
+    def find(self, request: Request) -> Block | None:
         """The block of the longest zone that the question is in; for DS the shortest, as the parent has it."""
+        if self.only is not None:
+            return self.only
         name = request.question.name
         zones = self.zones
         is_ds = request.question.type == iana.DS
@@ -171,62 +198,109 @@ class Dispatcher:
             blocks = zones.get(name[off:])
             if blocks is not None:
                 for block in blocks:
-                    if block.admits and not all(admit(request) for admit in block.admits):
+                    if block.admits and not all([admit(request) for admit in block.admits]):
                         continue
                     if not is_ds:
-                        return None if block.pipeline.empty else block
+                        return None if block.chain.empty else block
                     found = block
             off += size + 1
         if found is not None:
-            return None if found.pipeline.empty else found
+            return None if found.chain.empty else found
         for block in zones.get(b"\0", ()):
-            if not block.pipeline.empty and all(admit(request) for admit in block.admits):
+            if not block.chain.empty and all([admit(request) for admit in block.admits]):
                 return block
         return None
 
-    def _drop(self, request: Request, rcode: int) -> Bare:
-        outcome = Bare(rcode)
+    def _drop(self, request: Request, rcode: int) -> RcodeOnly:
+        outcome = RcodeOnly(rcode)
         if not request.depth:
             for dropped in self.dropped:
                 dropped(request, outcome)
         return outcome
 
-    # Replies.
+    # Outcomes and replies.
 
-    def _pack(self, request: Request, outcome: Outcome) -> bytes | Frames | None:
-        if type(outcome) is Answer:
-            asked = request.asked
+    def finish(self, request: Request, value: Any) -> bytes | MessageStream | None:
+        """The reply that an outcome, an exception or nothing gives, once the block has observed it."""
+        if isinstance(value, BaseException):
+            value = self.failed(request, value)
+        outcome: Outcome = value if value is not None else RcodeOnly(iana.SERVFAIL, "no outcome")
+        return self._packed(request, self._observe(request, outcome))
+
+    def _observe(self, request: Request, outcome: Any) -> Any:
+        """Shows an outcome to the block's observers. What they read of the request is not noted."""
+        block: Block | None = request.block
+        if block is None:
+            return outcome
+        root = request.root
+        notes = (root.personal, root.repeatable, root.validities, root.until)
+        seen = outcome
+        for observe in block.observers:
             try:
-                if request.question is not asked and outcome.name != asked.name:
-                    body = render(asked.name, outcome.sections)
-                else:
-                    kept = outcome.body
-                    fits = not outcome.name or outcome.name == asked.name
-                    body = kept if kept is not None and fits else outcome.rendered(asked.name)
-                data, end, shape, edns = request.data, request.end, request.shape, request.edns
-                out = reply.pack(outcome, body, data, end, shape, edns)
-                if len(out) > _edns.MIN_SIZE and len(out) > request.limit:
-                    return reply.pack_cut(outcome, body, data, end, shape, edns, request.limit)
-                return out
+                observe(request, seen)
+            except Exception as error:
+                outcome = self.failed(request, error)
+        if outcome is seen:
+            root.personal, root.repeatable, root.validities, root.until = notes
+        return outcome
+
+    def _packed(self, request: Request, outcome: Outcome) -> bytes | MessageStream | None:
+        if type(outcome) is Answer:
+            try:
+                rotations = outcome.rotations
+                if rotations:
+                    outcome = rotations[int(random() * len(rotations))]
+                return self._pack(request, outcome)
             except Exception as error:
                 outcome = self.failed(request, error)
         if type(outcome) is Drop:
             return None
-        if type(outcome) is Stream:
-            return Frames(_messages(request, outcome))
-        assert type(outcome) is Bare
-        return reply.bare(request.data, request.end, outcome.rcode, request.edns, outcome.options)
+        if type(outcome) is Transfer:
+            return MessageStream(_messages(request, outcome))
+        assert type(outcome) is RcodeOnly
+        return reply.bare(request._data, request._end, outcome.rcode, request.edns, outcome.options)
 
-    def _finished(self, request: Request, value: Any) -> bytes | Frames | None:
-        """The reply of a query that has waited."""
-        if isinstance(value, BaseException):
-            value = self.failed(request, value)
-        return self._pack(request, value if value is not None else Bare(iana.SERVFAIL, "no outcome"))
+    def _pack(self, request: Request, answer: Answer) -> bytes:
+        """The whole reply of an answer. A body fits one question's name; for another one it is rendered anew."""
+        asked = request.asked
+        if answer.name:
+            body = answer.rendered(asked.name)
+        elif request.question is asked or request.question.name == asked.name:
+            body = answer.body or answer.rendered(asked.name)
+        else:
+            body = render(asked.name, answer.sections)
+        return reply.pack(answer, body, request._data, request._end, request.reply_flags, request.edns, request.limit)
+
+    def _store(self, request: Request, outcome: Answer, key: bytes, made: bytes) -> None:
+        """Puts a reply into the cache, if it may be given again."""
+        rotations = outcome.rotations
+        if outcome.validity is None or request.personal or not request.repeatable:
+            return
+        packed = [self._pack(request, each) for each in rotations] if rotations else [made]
+        entry = entry_for(request, outcome, key, packed, request.block.counting)
+        if entry is not None:
+            self.replies.put(entry)
+
+    def _show(self, entry: Entry, data: bytes, client: Address, local: Address | None, way: int) -> None:
+        """Shows a repeated reply to the observers that want to see each query."""
+        question, end, edns, options = parse(data, True)
+        flags = reply.flags_of(data) | (REPLY_EDNS if edns is not None else 0)
+        request = Request(self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[way], monotonic())
+        if entry.question is not None:
+            request.question = entry.question
+        block: Block = entry.block
+        request.block = block
+        try:
+            request.metadata = block.metadata
+            for observe in entry.observers:
+                observe(request, entry.answer)
+        except Exception as error:
+            self.failed(request, error)
 
 
-def _messages(request: Request, stream: Stream) -> Iterator[bytes]:
+def _messages(request: Request, transfer: Transfer) -> Iterator[bytes]:
     """The messages of a zone transfer, each with the question (RFC 5936, section 2.2)."""
-    for records in stream.messages:
-        answer = Answer(iana.NOERROR, stream.flags, records)
+    for records in transfer.messages:
+        answer = Answer(iana.NOERROR, transfer.flags, records)
         body = answer.rendered(request.asked.name)
-        yield reply.pack(answer, body, request.data, request.end, request.shape, request.edns)
+        yield reply.pack(answer, body, request._data, request._end, request.reply_flags, request.edns, 65535)

@@ -16,9 +16,9 @@ from kdns.kube.hold import set_holder
 from kdns.metrics import REFRESH, Counter, Gauge
 from kdns.net.tcp import TcpListener
 from kdns.net.udp import UdpListener
-from kdns.pipeline.plugin import Plugin
-from kdns.pipeline.runtime import Runtime
-from kdns.server import collection
+from kdns.plugin.base import Plugin
+from kdns.plugin.runtime import Runtime
+from kdns.server import gc_policy
 from kdns.server.build import Group, Instance, build
 from kdns.server.listeners import Listeners, open_group, probe
 
@@ -51,7 +51,7 @@ class Server:
         self.reread = reread
         self.share_port = share_port
         self.runtime = Runtime()
-        set_holder(collection.hold)
+        set_holder(gc_policy.hold)
         self.runtime.reload = self.reload
         self.runtime.fingerprint = lambda: reread().fingerprint
         self.instance: Instance | None = None
@@ -62,7 +62,7 @@ class Server:
 
     async def start(self, corefile: Corefile) -> None:
         """Loads, starts the plugins, opens the sockets. Raises CorefileError or OSError; then nothing is left open."""
-        collection.suspend()
+        gc_policy.suspend()
         for warning in corefile.warnings:
             _log.warning(warning)
         try:
@@ -71,14 +71,14 @@ class Server:
             self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(instance)
         except BaseException:
-            collection.release()
+            gc_policy.release()
             raise
         self.instance = instance
         self.listeners = opened
         self.opened()
         self._announce()
         REFRESH.append(self._refresh)
-        collection.settle()
+        gc_policy.settle()
 
     async def reload(self) -> bool:
         """Reads the Corefile again and serves by it; says whether it worked. If not, all stays as it was."""
@@ -98,7 +98,7 @@ class Server:
     async def _replace(self, corefile: Corefile) -> None:
         old = self.instance
         assert old is not None
-        over = collection.hold()
+        over = gc_policy.hold()
         new = build(corefile)
         for warning in corefile.warnings:
             _log.warning(warning)
@@ -201,14 +201,14 @@ class Server:
             await _stop(self.instance.plugins)
             self.instance = None
         STATE.slot()[0] = 0
-        collection.release()
+        gc_policy.release()
 
     def banner(self) -> list[str]:
         """A line for each zone and listener, as CoreDNS prints them."""
         lines = []
         assert self.instance is not None
         for block in self.instance.blocks:
-            for key in block.keys.keys:
+            for key in block.parsed.keys:
                 for host in block.hosts or ("",):
                     on = f" on {host}" if host else ""
                     lines.append(f"{key}{on}")

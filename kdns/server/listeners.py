@@ -27,7 +27,7 @@ class Listeners:
         for udp in self.udp:
             udp.handler = dispatcher.datagram
         for tcp in self.tcp:
-            tcp.handler = dispatcher.frame
+            tcp.handler = dispatcher.message
             _limit(tcp, dispatcher)
 
     async def start(self) -> None:
@@ -67,7 +67,7 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
             sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
             out.udp.append(UdpListener(sock, dispatcher.datagram, label, wildcard=wildcard))
             sock = sockets.bind(socket.SOCK_STREAM, host, group.port, reuse_port=True)
-            out.tcp.append(TcpListener(sock, dispatcher.frame, label))
+            out.tcp.append(TcpListener(sock, dispatcher.message, label))
             _limit(out.tcp[-1], dispatcher)
         if wildcard:
             out.udp += _own_addresses(group, dispatcher, label)

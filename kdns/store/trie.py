@@ -3,29 +3,29 @@
     index[b"\\x03web\\x02n1\\x03svc\\x07cluster\\x05local\\0"] -> Node
     Node.children[b"web"]                                     -> Node, one label further from the root
 
-Laws: a node exists only if it or something below it does, so a node without RRsets and answers is an empty
-non-terminal (RFC 8020, section 2). Nodes are lean: a dict only when it has something in it, RRsets a tuple.
-`generation` grows with every change. Nothing here decides what an answer is; that is `Zone`'s and its users'.
+Laws: a node exists only if it or something below it does, so a node without RRsets and answers is an empty non-terminal
+(RFC 8020, section 2). Nodes are lean: a dict only when it has something in it, RRsets a tuple. A node owns the validity
+of what is rendered for it: whatever replaces or removes any of that ends it.
 """
 
-from collections.abc import Iterator
 from typing import Final, final
 
-from kdns.dns.answer import Answer
+from kdns.dns.answer import Answer, Validity
 from kdns.dns.name import ROOT, labels
 from kdns.dns.rrset import RRset
 
-APEX: Final = 1  # a zone begins here
-CUT: Final = 2  # NS below the apex: a delegation (RFC 1034, section 4.2.1)
-WILDCARD: Final = 4  # has a child `*` (RFC 4592)
 _NONE: Final[dict[int, Answer]] = {}
 
 
 @final
 class Node:
-    """One name: its RRsets by type, and answers rendered for it by query type."""
+    """One name: its RRsets by type, and the answers rendered for it.
 
-    __slots__ = ("answers", "children", "flags", "label", "name", "parent", "rrsets")
+    `answers` holds what was rendered, by query type. Once `nodata` is set, `types` are all the types there are, and every
+    other one gets that answer.
+    """
+
+    __slots__ = ("_validity", "answers", "children", "label", "name", "nodata", "parent", "rrsets", "types")
 
     def __init__(self, name: bytes, label: bytes, parent: "Node | None") -> None:
         self.name = name
@@ -34,7 +34,9 @@ class Node:
         self.children: dict[bytes, Node] | None = None
         self.rrsets: tuple[RRset, ...] = ()
         self.answers: dict[int, Answer] = _NONE
-        self.flags = 0
+        self.types: tuple[int, ...] = ()
+        self.nodata: Answer | None = None
+        self._validity: Validity | None = None
 
     def rrset(self, rtype: int) -> RRset | None:
         """The RRset of this type, if there is one."""
@@ -43,22 +45,47 @@ class Node:
                 return rrset
         return None
 
-    def keep(self, rtype: int, answer: Answer) -> None:
-        """Remembers a rendered answer for a query type, until the node changes or goes; it is alive until then."""
-        old = self.answers.get(rtype)
-        if old is not None and old is not answer:
-            old.alive = False
-        answer.alive = True
-        if self.answers is _NONE:
-            self.answers = {rtype: answer}
-        else:
-            self.answers[rtype] = answer
+    @property
+    def validity(self) -> Validity:
+        """How long what is said of this name holds: until the node changes or goes."""
+        made = self._validity
+        if made is None:
+            made = self._validity = Validity()
+        return made
 
-    def forget(self) -> None:
-        """Drops the rendered answers."""
-        for answer in self.answers.values():
-            answer.alive = False
+    def find(self, qtype: int) -> Answer | None:
+        """The answer for a query type, if it was rendered before or there is no such type here."""
+        answer = self.answers.get(qtype)
+        if answer is None and self.nodata is not None and qtype not in self.types:
+            return self.nodata
+        return answer
+
+    def put(self, qtype: int, answer: Answer) -> None:
+        """Holds a rendered answer for a query type, until the node changes or goes."""
+        if qtype in self.answers:
+            self.invalidate()
+        answer.validity = self.validity
+        if self.answers is _NONE:
+            self.answers = {qtype: answer}
+        else:
+            self.answers[qtype] = answer
+
+    def put_types(self, types: tuple[int, ...], nodata: Answer) -> None:
+        """Says which types there are, and what all others get."""
+        if self.nodata is not None:
+            self.invalidate()
+        nodata.validity = self.validity
+        self.types = types
+        self.nodata = nodata
+
+    def invalidate(self) -> None:
+        """Drops all that was rendered; none of it holds any more."""
+        if self._validity is not None:
+            self._validity.end()
+            self._validity = None
         self.answers = _NONE
+        self.types = ()
+        self.nodata = None
 
 
 @final
@@ -68,7 +95,6 @@ class Store:
     def __init__(self) -> None:
         self.root = Node(ROOT, b"", None)
         self.index: dict[bytes, Node] = {}
-        self.generation = 0
 
     def get(self, name: bytes) -> Node | None:
         """The node of exactly this name."""
@@ -85,7 +111,7 @@ class Store:
             off += size + 1
         return self.root, off
 
-    def add(self, name: bytes, flags: int = 0) -> Node:
+    def add(self, name: bytes) -> Node:
         """The node of this name, made with all that lead to it where it is missing."""
         node = self.index.get(name)
         if node is None:
@@ -102,73 +128,51 @@ class Store:
                         node.children = {}
                     node.children[part] = child
                     self.index[child.name] = child
-                    if part == b"*":
-                        node.flags |= WILDCARD
                 node = child
-            self.generation += 1
-        node.flags |= flags
         return node
 
     def put(self, rrset: RRset) -> Node:
         """Sets an RRset, in the place of one of the same owner and type."""
         node = self.add(rrset.owner.lower())
-        node.rrsets = (*(old for old in node.rrsets if old.type != rrset.type), rrset)
-        node.forget()
-        self.generation += 1
+        node.rrsets = (*[old for old in node.rrsets if old.type != rrset.type], rrset)
+        node.invalidate()
         return node
 
-    def discard(self, name: bytes, rtype: int | None = None) -> None:
+    def remove(self, name: bytes, rtype: int | None = None) -> None:
         """Removes an RRset, or all of a name's; nodes that then hold nothing go too."""
         node = self.index.get(name)
         if node is None:
             return
-        node.rrsets = tuple(r for r in node.rrsets if rtype is not None and r.type != rtype)
-        node.forget()
-        if not node.rrsets:
-            node.flags &= ~APEX
-        self.generation += 1
+        node.rrsets = tuple([r for r in node.rrsets if rtype is not None and r.type != rtype])
+        node.invalidate()
         self._prune(node)
 
-    def drop(self, name: bytes) -> None:
+    def remove_subtree(self, name: bytes) -> None:
         """Removes a name and everything below it at once; parents that then hold nothing go too."""
         node = self.index.get(name)
         if node is None:
             return
-        self.generation += 1
         parent = node.parent
         pending = [node]
         while pending:
             gone = pending.pop()
             self.index.pop(gone.name, None)
-            gone.forget()
+            gone.invalidate()
             if gone.children is not None:
                 pending.extend(gone.children.values())
             gone.parent = gone.children = None
         if parent is not None and parent.children is not None:
             parent.children.pop(node.label, None)
-            if node.label == b"*":
-                parent.flags &= ~WILDCARD
             self._prune(parent)
 
-    def walk(self, name: bytes) -> Iterator[Node]:
-        """A node and all below it, parents first."""
-        node = self.root if name == ROOT else self.index.get(name)
-        pending = [node] if node is not None else []
-        while pending:
-            node = pending.pop()
-            yield node
-            if node.children is not None:
-                pending.extend(node.children.values())
-
     def _prune(self, node: Node) -> None:
-        while not (node.children or node.rrsets or node.answers or node.flags & APEX) and node.parent is not None:
+        while not (node.children or node.rrsets or node.answers or node.nodata is not None) and node.parent is not None:
             parent = node.parent
             del self.index[node.name]
+            node.invalidate()
             assert parent.children is not None
             del parent.children[node.label]
             if not parent.children:
                 parent.children = None
-            if node.label == b"*":
-                parent.flags &= ~WILDCARD
             node.parent = None
             node = parent

@@ -17,8 +17,8 @@ from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, Stre
 from h2.exceptions import ProtocolError
 
 from kdns.address import host_port
+from kdns.deadlines import Deadline, Deadlines
 from kdns.dns.query import Question
-from kdns.upstream.deadlines import Deadline, Deadlines
 from kdns.upstream.exchange import Done, UpstreamError, matching_reply, os_text
 from kdns.upstream.udp import HITS, MISSES
 

@@ -8,8 +8,8 @@ import contextlib
 import ssl
 from typing import Final, final
 
+from kdns.deadlines import Deadline, Deadlines
 from kdns.dns.query import Question
-from kdns.upstream.deadlines import Deadline, Deadlines
 from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id, os_text
 from kdns.upstream.udp import HITS, MISSES
 

@@ -13,9 +13,9 @@ from time import monotonic
 from typing import Any, Final, final
 
 from kdns.address import address, family_of, host_port
+from kdns.deadlines import Deadline, Deadlines
 from kdns.dns.query import Question
 from kdns.metrics import Counter
-from kdns.upstream.deadlines import Deadline, Deadlines
 from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id, os_text
 
 MAX_USES: Final = 100  # queries through one port

@@ -13,12 +13,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, final
 
 from kdns.address import host_port
+from kdns.deadlines import Deadlines
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.message import pack_query
 from kdns.dns.query import Question
 from kdns.metrics import TIME_BUCKETS, Counter, Histogram
-from kdns.upstream.deadlines import Deadlines
 from kdns.upstream.exchange import Done, Result, UpstreamError
 from kdns.upstream.tcp import TcpConnections
 from kdns.upstream.udp import UdpSockets

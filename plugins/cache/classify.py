@@ -3,8 +3,9 @@
 from typing import Final, NamedTuple
 
 from kdns.dns import iana
-from kdns.dns.answer import Answer, Outline
+from kdns.dns.answer import Answer
 from kdns.dns.name import is_within
+from kdns.dns.render import RecordSummary
 from kdns.plugins.cache.config import MIN_TTL
 
 _PROOFS: Final = frozenset((iana.NSEC, 50, iana.RRSIG))
@@ -25,7 +26,7 @@ class Verdict(NamedTuple):
 def judge(qtype: int, name: bytes, answer: Answer) -> Verdict:
     """What is to be done with an answer to a question."""
     body = answer.body
-    outline = answer.outline
+    outline = answer.summary
     if outline and body is not None and body.counts[0] == len(outline) and not answer.rcode and not answer.flags & iana.TC:
         # The usual answer: records of the name and type, and nothing else.
         ttl = outline[0][2]
@@ -66,7 +67,7 @@ def _kind(qtype: int, name: bytes, answer: Answer) -> str:
     return "denial" if has_soa else "none"
 
 
-def _chain(name: bytes, records: list[Outline]) -> set[bytes]:
+def _chain(name: bytes, records: list[RecordSummary]) -> set[bytes]:
     """The names that the question leads to over CNAMEs, itself first; the records may come in any order."""
     targets: dict[bytes, list[bytes]] = {}
     for owner, rtype, _, target in records:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from kdns.corefile import Directive, Line, Token
+from kdns.corefile import Directive, Line, ServerBlock, Token
 from kdns.corefile.keys import plugin_zones
-from kdns.pipeline import setup
-from kdns.pipeline.block import BlockKeys
+from kdns.plugin import readers
 
 CAPACITY: Final = 9984
 MAX_TTL: Final = 3600
@@ -62,19 +61,19 @@ _OPTIONS: Final = (
 )
 
 
-def parse(directive: Directive, block: BlockKeys) -> Config:
+def parse(directive: Directive, block: ServerBlock) -> Config:
     """Reads one directive. Raises CorefileError."""
     words = list(directive.args)
     success, denial = Limits(), Limits(most=MAX_DENIAL_TTL)
     if words and words[0].text.lstrip("+-").isdecimal():
-        ttl = setup.integer(words.pop(0), 1)
+        ttl = readers.integer(words.pop(0), 1)
         success, denial = replace(success, most=ttl), replace(denial, most=ttl)
-    texts = setup.zones(words, block)
-    config = Config(setup.wire_zones(texts), ",".join(texts), success, denial)
+    texts = readers.zones(words, block)
+    config = Config(readers.wire_zones(texts), ",".join(texts), success, denial)
     for line in directive.body or ():
         config = _option(line, config)
     if config.prefer_positive and not config.stale:
-        raise setup.fail(directive, "serve_stale_policy needs serve_stale")
+        raise readers.fail(directive, "serve_stale_policy needs serve_stale")
     return config
 
 
@@ -88,80 +87,80 @@ def _option(line: Line, config: Config) -> Config:
     if name == "serve_stale":
         return _serve_stale(line, config)
     if name == "serve_stale_policy":
-        word = setup.one(line, "prefer_positive")
+        word = readers.one(line, "prefer_positive")
         if word.text != "prefer_positive":
-            raise setup.fail(word, f'expected prefer_positive, found "{word.text}"')
+            raise readers.fail(word, f'expected prefer_positive, found "{word.text}"')
         return replace(config, prefer_positive=True)
     if name == "servfail":
-        word = setup.one(line, "a duration")
-        value = setup.seconds(word)
+        word = readers.one(line, "a duration")
+        value = readers.seconds(word)
         if value > MAX_SERVFAIL:
-            raise setup.fail(word, "caching SERVFAIL responses over 5 minutes is not permitted (RFC 2308, section 7.1)")
+            raise readers.fail(word, "caching SERVFAIL responses over 5 minutes is not permitted (RFC 2308, section 7.1)")
         return replace(config, servfail=value)
     if name == "disable":
-        setup.arguments(line, 1, None, "success or denial")
+        readers.arguments(line, 1, None, "success or denial")
         kind = line.args[0]
         if kind.text not in ("success", "denial"):
-            raise setup.fail(kind, f'expected success or denial, found "{kind.text}"')
-        zones = setup.wire_zones(plugin_zones(list(line.args[1:]))) if len(line.args) > 1 else (b"\0",)
+            raise readers.fail(kind, f'expected success or denial, found "{kind.text}"')
+        zones = readers.wire_zones(plugin_zones(list(line.args[1:]))) if len(line.args) > 1 else (b"\0",)
         return replace(config, no_success=zones) if kind.text == "success" else replace(config, no_denial=zones)
     if name == "keepttl":
-        setup.arguments(line, 0, 0)
+        readers.arguments(line, 0, 0)
         return replace(config, keepttl=True)
     if name == "nxdomain_cut":
-        setup.arguments(line, 0, 0)
+        readers.arguments(line, 0, 0)
         return replace(config, cut=True)
-    raise setup.unknown(line, _OPTIONS)
+    raise readers.unknown(line, _OPTIONS)
 
 
 def _limits(line: Line, limits: Limits) -> Limits:
-    setup.arguments(line, 1, None, "CAPACITY [TTL [MINTTL]]")
-    limits = replace(limits, capacity=max(setup.integer(line.args[0], 0), 1))
+    readers.arguments(line, 1, None, "CAPACITY [TTL [MINTTL]]")
+    limits = replace(limits, capacity=max(readers.integer(line.args[0], 0), 1))
     if len(line.args) > 1:
-        limits = replace(limits, most=setup.integer(line.args[1], 1))
+        limits = replace(limits, most=readers.integer(line.args[1], 1))
     if len(line.args) > 2:
-        limits = replace(limits, least=setup.integer(line.args[2], 0))
+        limits = replace(limits, least=readers.integer(line.args[2], 0))
     return limits
 
 
 def _prefetch(line: Line, config: Config) -> Config:
-    setup.arguments(line, 1, 3, "AMOUNT [DURATION [PERCENTAGE%]]")
-    config = replace(config, prefetch=setup.integer(line.args[0], 0))
+    readers.arguments(line, 1, 3, "AMOUNT [DURATION [PERCENTAGE%]]")
+    config = replace(config, prefetch=readers.integer(line.args[0], 0))
     if len(line.args) > 1:
-        config = replace(config, prefetch_gap=setup.seconds(line.args[1]))
+        config = replace(config, prefetch_gap=readers.seconds(line.args[1]))
     if len(line.args) > 2:
         word = line.args[2]
         if not word.text.endswith("%"):
-            raise setup.fail(word, f'expected a percentage such as 10%, found "{word.text}"')
-        part = setup.integer(word._replace(text=word.text[:-1]), 10, 90)
+            raise readers.fail(word, f'expected a percentage such as 10%, found "{word.text}"')
+        part = readers.integer(word._replace(text=word.text[:-1]), 10, 90)
         config = replace(config, prefetch_part=part / 100)
     return config
 
 
 def _serve_stale(line: Line, config: Config) -> Config:
-    setup.arguments(line, 0, 5)
+    readers.arguments(line, 0, 5)
     words = list(line.args)
-    config = replace(config, stale=setup.seconds(words.pop(0)) if words else 3600.0)
+    config = replace(config, stale=readers.seconds(words.pop(0)) if words else 3600.0)
     mode = words.pop(0) if words else None
     if mode is not None and mode.text not in ("immediate", "verify"):
-        raise setup.fail(mode, f'expected immediate or verify, found "{mode.text}"')
+        raise readers.fail(mode, f'expected immediate or verify, found "{mode.text}"')
     if mode is not None and mode.text == "verify":
-        config = replace(config, verify=True, verify_timeout=setup.seconds(words.pop(0)) if words else 0.0)
+        config = replace(config, verify=True, verify_timeout=readers.seconds(words.pop(0)) if words else 0.0)
     if words:
         config = replace(config, stale_ttl=_whole(words.pop(0)))
     if words:
         word = words.pop(0)
-        recheck = setup.seconds(word)
+        recheck = readers.seconds(word)
         if recheck > MAX_SERVFAIL:
-            raise setup.fail(word, "RECHECK is at most 5m")
+            raise readers.fail(word, "RECHECK is at most 5m")
         config = replace(config, recheck=recheck)
     if words:
-        raise setup.fail(words[0], f'unexpected argument "{words[0].text}"')
+        raise readers.fail(words[0], f'unexpected argument "{words[0].text}"')
     return config
 
 
 def _whole(word: Token) -> int:
-    value = setup.seconds(word)
+    value = readers.seconds(word)
     if value != int(value):
-        raise setup.fail(word, f'expected whole seconds, found "{word.text}"')
+        raise readers.fail(word, f'expected whole seconds, found "{word.text}"')
     return int(value)

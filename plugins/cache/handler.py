@@ -3,25 +3,23 @@
 import math
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from functools import partial
 from time import monotonic
 from typing import ClassVar, Final, final
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
+from kdns.deadlines import Deadlines
 from kdns.dns import edns, iana
-from kdns.dns.answer import Answer
+from kdns.dns.answer import Answer, Validity
 from kdns.dns.name import closest, is_within
 from kdns.metrics import Counter, Gauge, Slot
-from kdns.pipeline import Bare, Outcome, Pending, Plugin, Request, setup, then
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.outcome import adopt
-from kdns.pipeline.protocols import Forwards
-from kdns.pipeline.request import Repeat
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Outcome, Pending, Plugin, RcodeOnly, Request, readers, then
+from kdns.plugin.base import BlockInfo, Meter
+from kdns.plugin.outcome import ensure_pending
+from kdns.plugin.providers import Forwards
+from kdns.plugin.runtime import Runtime
 from kdns.plugins.cache import config as _config
 from kdns.plugins.cache.classify import judge
 from kdns.plugins.cache.config import Config
-from kdns.upstream.deadlines import Deadlines
 from kdns.upstream.exchange import UpstreamError
 
 ENTRY_OCTETS: Final = 4096  # on the average; a usual answer has 100 to 500
@@ -48,14 +46,14 @@ STALE: Final = Counter("coredns_cache_served_stale_total", "The number of reques
 
 
 @final
-class Entry:
+class CacheEntry:
     """A kept answer. Times are monotonic seconds; `ttl` is what it was kept with."""
 
-    __slots__ = ("aged", "alive", "answer", "asked", "checked", "expires", "fresh", "hits", "left", "octets", "ttl")
+    __slots__ = ("aged", "answer", "asked", "checked", "expires", "fresh", "hits", "left", "octets", "ttl", "validity")
 
     def __init__(self, answer: Answer, now: float, ttl: float) -> None:
         self.answer = answer
-        self.octets = len(answer.name) + answer.size_of_body
+        self.octets = len(answer.name) + (len(answer.body.data) if answer.body is not None else 0)
         self.expires = now + ttl
         self.ttl = ttl
         self.left = -1
@@ -63,12 +61,13 @@ class Entry:
         self.hits = 0
         self.asked = now
         self.fresh = False  # a refresh is under way
-        self.alive = True  # while it is in the cache
+        self.validity = Validity(self.expires, ages=True)  # of what is served of it while it is in the cache
         self.checked = -1e9  # when a refresh failed last
 
-    def let_go(self) -> None:
-        """Replies made of it are not repeated any more."""
-        self.alive = False
+    def met(self, now: float, gap: float) -> None:
+        """Counts a hit; after a gap of so many seconds the count begins anew."""
+        self.hits = 1 if now - self.asked > gap else self.hits + 1
+        self.asked = now
 
 
 @final
@@ -79,7 +78,7 @@ class Table:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.entries: dict[bytes, Entry] = {}
+        self.entries: dict[bytes, CacheEntry] = {}
         self.octets = 0
         # Keys in the order they came; one that was dropped meanwhile stands here until its turn. (The first key of a dict
         # that others were deleted from in front is found by stepping over all of those.)
@@ -88,7 +87,7 @@ class Table:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def keep(self, key: bytes, entry: Entry, capacity: int) -> int:
+    def keep(self, key: bytes, entry: CacheEntry, capacity: int) -> int:
         """Keeps an entry, in the place of an older one under its key; how many others had to go."""
         entries = self.entries
         old = entries.get(key)
@@ -96,7 +95,7 @@ class Table:
         if old is not None:
             self.octets -= old.octets
             entry.hits = old.hits
-            old.let_go()
+            old.validity.end()
         else:
             if len(self.order) > 2 * capacity:
                 self.order = deque(entries)
@@ -122,7 +121,7 @@ class Table:
         if entry is None:
             return 0
         self.octets -= entry.octets
-        entry.let_go()
+        entry.validity.end()
         return 1
 
 
@@ -136,26 +135,36 @@ class _Meters:
         self.stale: Slot = STALE.slot(*plain)
         self.hits = {kind: HITS.slot(server, kind, zones, view) for kind in ("success", "denial")}
         self.evictions = {kind: EVICTIONS.slot(server, kind, zones, view) for kind in ("success", "denial")}
-        self.again = {kind: partial(self._hit, self.hits[kind]) for kind in ("success", "denial")}
         self.entries = {kind: ENTRIES.slot(server, kind, zones, view) for kind in ("success", "denial")}
 
-    def _hit(self, hits: Slot, asked: int, said: int) -> None:
+
+@final
+class RepeatedHits:
+    """Counts hits that are given without asking the plugin; with `prefetch` (`gap` in seconds) also for its entry."""
+
+    def __init__(self, meters: _Meters, kind: str, entry: CacheEntry, gap: float) -> None:
+        self.requests = meters.requests
+        self.hits = meters.hits[kind]
+        self.entry = entry
+        self.gap = gap
+
+    def count(self, asked: int, said: int) -> None:
+        """Counts one more."""
         self.requests[0] += 1
-        hits[0] += 1
+        self.hits[0] += 1
+        if self.gap:
+            self.entry.met(monotonic(), self.gap)
 
 
 class Cache(Plugin):
     """Keeps what comes from below."""
 
     name: ClassVar[str] = "cache"
-    client_dependent = False
-    looks_aside = True
-    finishes_own = False
-    settles_answers = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        return [_config.parse(setup.once(directives), block)]
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        return [_config.parse(readers.once(directives), block)]
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -164,21 +173,21 @@ class Cache(Plugin):
         self.success = Table("success")
         self.denial = Table("denial")
         # Names that do not exist, whatever the type: wire name -> its entry.
-        self.cuts: dict[bytes, Entry] = {}
+        self.cuts: dict[bytes, CacheEntry] = {}
         self.block_zones: tuple[bytes, ...] = ()
         self.subnets = False  # whether a client's ECS option goes upstream, so that answers depend on it
         self.meters: dict[str, _Meters] = {}
-        self.block: Block | None = None
+        self.block: BlockInfo | None = None
         self.everything = config.zones == (b"\0",)
         self.deadlines = Deadlines()
 
-    def wire(self, block: Block) -> None:
+    def wire(self, block: BlockInfo) -> None:
         self.block = block
-        forwards = block.all(Forwards)  # type: ignore[type-abstract]
+        forwards = block.all(Forwards)
         self.subnets = any(plugin.passes_subnet for plugin in forwards)
         self.block_zones = (*block.every_zone(), *(zone for plugin in forwards for zone in plugin.forwarded_zones()))
 
-    def ttl_bound(self, name: bytes, denial: bool) -> int:
+    def ttl_limit(self, name: bytes, denial: bool) -> int:
         """What is not kept here because we own it gets no longer a TTL than if it were."""
         config = self.config
         disabled = config.no_denial if denial else config.no_success
@@ -217,14 +226,12 @@ class Cache(Plugin):
         left = entry.expires - now
         if left > 0:
             meters.hits[kind][0] += 1
+            request.slots[self.position] = (meters, kind, entry)
             if self.config.prefetch:
                 self._count(request, entry, key, left, meters)
-            ttl = max(int(left), 1)
-            answer = self._serve(request, entry, ttl)
-            if answer is entry.aged and not self.config.prefetch:
-                # The same question gets the same reply until the TTL in it changes.
-                request.repeat = Repeat(answer, entry, entry.expires - (ttl if ttl > 1 else 0), meters.again[kind])
-            return answer
+                # From then on each query must be seen here.
+                request.expires(entry.expires - math.ceil(self.config.prefetch_part * entry.ttl))
+            return self._serve(request, entry, max(int(left), 1))
         if left + self.config.stale > 0:
             return self._stale(request, entry, key, kind, meters)
         meters.misses[0] += 1
@@ -244,33 +251,41 @@ class Cache(Plugin):
                 return Answer(iana.NXDOMAIN, entry.answer.flags & iana.RA, (), soa)
         return None
 
-    def _keeps(self, positive: Entry, now: float) -> bool:
+    def _keeps(self, positive: CacheEntry, now: float) -> bool:
         return self.config.prefer_positive and positive.expires + self.config.stale > now
 
-    def _serve(self, request: Request, entry: Entry, ttl: int) -> Answer:
+    def _serve(self, request: Request, entry: CacheEntry, ttl: int) -> Answer:
         """The entry's answer with this TTL, rendered once a second at most."""
         if entry.left != ttl:
             entry.left = ttl
             answer = entry.answer
             body = answer.rendered(answer.name or request.question.name)
             shown = body if self.config.keepttl and ttl else body.with_ttl(ttl)
-            entry.aged = answer.with_body(shown, answer.flags)
+            # A stale answer, or an error, is given once; whether it still is to be is for the next query to find out.
+            lasting = ttl > 0 and request.now < entry.expires and answer.rcode != iana.SERVFAIL
+            entry.aged = answer.with_body(shown, answer.flags, entry.validity if lasting else None)
         answer = entry.aged
         # RFC 6840, section 5.7: AD only for those who say that they understand it.
         if answer.flags & iana.AD and not (request.ad or (request.edns is not None and request.edns.do)):
-            return answer.replace(flags=answer.flags & ~iana.AD)
+            return answer.replace(flags=answer.flags & ~iana.AD, validity=answer.validity)
         return answer
 
-    def _count(self, request: Request, entry: Entry, key: bytes, left: float, meters: _Meters) -> None:
+    def meter(self, request: Request, answer: Answer) -> Meter | None:
+        hit = request.slots[self.position]
+        if hit is None:
+            return None
+        meters, kind, entry = hit
+        return RepeatedHits(meters, kind, entry, self.config.prefetch_gap if self.config.prefetch else 0.0).count
+
+    def _count(self, request: Request, entry: CacheEntry, key: bytes, left: float, meters: _Meters) -> None:
         config = self.config
-        entry.hits = 1 if request.now - entry.asked > config.prefetch_gap else entry.hits + 1
-        entry.asked = request.now
+        entry.met(request.now, config.prefetch_gap)
         if entry.hits >= config.prefetch and left <= math.ceil(config.prefetch_part * entry.ttl) and not entry.fresh:
             meters.prefetches[0] += 1
             self._refresh(request, entry, key)
 
     def _stale(
-        self, request: Request, entry: Entry, key: bytes, kind: str, meters: _Meters
+        self, request: Request, entry: CacheEntry, key: bytes, kind: str, meters: _Meters
     ) -> Outcome | Awaitable[Outcome | None] | None:
         config = self.config
         rests = config.recheck and request.now - entry.checked < config.recheck
@@ -296,7 +311,7 @@ class Cache(Plugin):
         pending.add(settle)
         return result
 
-    def _refresh(self, request: Request, entry: Entry, key: bytes) -> Pending:
+    def _refresh(self, request: Request, entry: CacheEntry, key: bytes) -> Pending:
         """Asks again below, and keeps what comes; one at a time for an entry."""
         entry.fresh = True
 
@@ -307,25 +322,25 @@ class Cache(Plugin):
             entry.checked = request.now
             return outcome
 
-        found = then(request.rest(self, request.question), came)
+        found = then(request.below(self, request.question), came)
         if type(found) is not Pending:
             done = Pending()
             done.resolve(found)
             return done
-        request.server.detach(found)
-        return adopt(found)
+        request.detach(found)
+        return ensure_pending(found)
 
     # Answers.
 
-    def finish(self, request: Request, answer: Answer) -> Answer:
-        if answer.own or (not self.everything and closest(request.question.name, self.config.zones) is None):
+    def on_answer(self, request: Request, answer: Answer) -> Answer:
+        if answer.local or (not self.everything and closest(request.question.name, self.config.zones) is None):
             return answer
         return self._keep(request, self._key(request), answer)
 
-    def settle(self, request: Request, outcome: Outcome) -> None:
-        """That no upstream had a reply is kept for a moment too, so that their clients' repeats do not become theirs."""
+    def on_failure(self, request: Request, failure: Outcome) -> None:
+        """Stores upstream failures for a moment, so that repeated questions do not go upstream again (RFC 9520)."""
         config = self.config
-        if type(outcome) is not Bare or not isinstance(outcome.error, UpstreamError) or not config.servfail:
+        if type(failure) is not RcodeOnly or not isinstance(failure.error, UpstreamError) or not config.servfail:
             return
         name = request.question.name
         if closest(name, config.zones) is None or closest(name, config.no_denial) is not None:
@@ -335,7 +350,7 @@ class Cache(Plugin):
         now = monotonic()  # the request's is from before the wait
         if known is None or known.expires <= now:
             answer = Answer(iana.SERVFAIL, 0, options=_CACHED_ERROR, name=name)
-            entry = Entry(answer, now, min(UNREACHED, config.servfail))
+            entry = CacheEntry(answer, now, min(UNREACHED, config.servfail))
             self._put(request, key, entry, self.denial, config.denial.capacity)
 
     def _keep(self, request: Request, key: bytes, answer: Answer) -> Answer:
@@ -353,7 +368,7 @@ class Cache(Plugin):
             ttl = config.servfail
         else:
             ttl = min(max(lifetime, limits.least), limits.most)
-        outline = kept.outline
+        outline = kept.summary
         answer = kept
         body = answer.rendered(question.name)
         whole = int(ttl)
@@ -361,14 +376,14 @@ class Cache(Plugin):
             served = answer
         else:
             served = answer.with_body(body.with_ttl(whole), answer.flags)
-            served.outline = outline
+            served.summary = outline
         disabled = config.no_success if positive else config.no_denial
         if (disabled and closest(question.name, disabled) is not None) or ttl <= 0 or len(body.ends) > MAX_RECORDS:
             return served
         flags = answer.flags & ~iana.AA  # not authoritative: these are others' data (RFC 1035, section 4.1.1)
         kept = Answer(answer.rcode, flags, options=answer.options, name=answer.name, body=body)
-        kept.turns = () if answer.turns == () else None
-        entry = Entry(kept, request.now, ttl)
+        entry = CacheEntry(kept, request.now, ttl)
+        entry.validity.ages = not config.keepttl
         mine, other = (self.success, self.denial) if positive else (self.denial, self.success)
         if other.entries and (positive or (kind == "denial" and not config.prefer_positive)):
             other.drop(key)
@@ -377,7 +392,7 @@ class Cache(Plugin):
             self._note_cut(question.name, answer.rcode, entry, limits.capacity)
         return served
 
-    def _put(self, request: Request, key: bytes, entry: Entry, table: Table, capacity: int) -> None:
+    def _put(self, request: Request, key: bytes, entry: CacheEntry, table: Table, capacity: int) -> None:
         meters = self.meters.get(request.server.label) or self._meters(request.server.label)
         evicted = table.keep(key, entry, capacity)
         if evicted:
@@ -385,7 +400,7 @@ class Cache(Plugin):
         meters.entries["success"][0] = len(self.success.entries)
         meters.entries["denial"][0] = len(self.denial.entries)
 
-    def _note_cut(self, name: bytes, rcode: int, entry: Entry, capacity: int) -> None:
+    def _note_cut(self, name: bytes, rcode: int, entry: CacheEntry, capacity: int) -> None:
         if rcode == iana.NXDOMAIN and self._may_cut(name):
             if len(self.cuts) >= capacity:
                 self.cuts.clear()
@@ -402,9 +417,10 @@ class Cache(Plugin):
         key = _key(request)
         if request.added:
             key += request.added
-        if self.subnets and request.edns is not None and request.edns.options:
-            options = edns.options(request.edns.options)
-            key += b"".join(edns.option(code, data) for code, data in options if code == edns.SUBNET)
+        if self.subnets:
+            subnet = request.option(edns.SUBNET)
+            if subnet is not None:
+                key += edns.option(edns.SUBNET, subnet)
         return key
 
     def _meters(self, server: str) -> _Meters:
@@ -417,7 +433,7 @@ _BITS: Final = (b"\0", b"\1", b"\2", b"\3")
 
 
 def _key(request: Request) -> bytes:
-    return request.question.wire + _BITS[request.shape & 2 | (request.edns is not None and request.edns.do)]
+    return request.question.wire + _BITS[request.reply_flags & 2 | (request.edns is not None and request.edns.do)]
 
 
 def _replaces(answer: Answer) -> bool:

@@ -5,25 +5,25 @@ import os
 import ssl
 
 from kdns.corefile import Token
-from kdns.pipeline import setup
-from kdns.pipeline.block import Block
+from kdns.plugin import readers
+from kdns.plugin.base import BlockInfo
 from kdns.plugins.forward.config import Config, target
 from kdns.plugins.forward.lookup import look_up
 from kdns.upstream.upstream import Address
 
 
-def addresses(config: Config, block: Block) -> list[Address]:
+def addresses(config: Config, block: BlockInfo) -> list[Address]:
     """The upstreams' addresses, without repeats. Reads resolv.conf files and looks host names up. Raises CorefileError."""
     out: dict[tuple[str, str, int], Address] = {}
     for word in config.targets:
         for where in _target(word, config, block):
             out.setdefault((where.transport, where.host, where.port), where)
     if not out:
-        raise setup.fail(config.targets[0], "no valid upstream addresses found")
+        raise readers.fail(config.targets[0], "no valid upstream addresses found")
     return list(out.values())
 
 
-def _target(word: Token, config: Config, block: Block) -> list[Address]:
+def _target(word: Token, config: Config, block: BlockInfo) -> list[Address]:
     where = target(word)
     bare, _, zone = where.host.partition("%")
     try:
@@ -36,12 +36,12 @@ def _target(word: Token, config: Config, block: Block) -> list[Address]:
         if os.path.isfile(path):
             return [Address("dns", host, 53) for host in _nameservers(path, word)]
         if "/" in word.text:
-            raise setup.fail(word, f'"{word.text}" is neither an address nor a file that can be read')
+            raise readers.fail(word, f'"{word.text}" is neither an address nor a file that can be read')
     try:
         found = look_up(where.host, config.resolver)
     except OSError as error:
         text = f'"{word.text}" is no address and no file, and it cannot be resolved: {error.strerror or error}'
-        raise setup.fail(word, text) from None
+        raise readers.fail(word, text) from None
     server_name = where.server_name or (where.host if where.transport != "dns" else "")
     return [Address(where.transport, host, where.port, server_name) for host in found]
 
@@ -51,7 +51,7 @@ def _nameservers(path: str, word: Token) -> list[str]:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = file.read().splitlines()
     except OSError as error:
-        raise setup.fail(word, f"{path}: {error.strerror or error}") from None
+        raise readers.fail(word, f"{path}: {error.strerror or error}") from None
     out = []
     for line in lines:
         words = line.split()

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from kdns.corefile import Directive, Line, Position, Token
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import iana
-from kdns.pipeline import setup
+from kdns.plugin import readers
 from kdns.upstream.upstream import PORTS, Options
 
 MAX_UPSTREAMS: Final = 15
@@ -54,31 +54,31 @@ class Config:
 def parse(directive: Directive) -> Config:
     """Reads one directive. Raises CorefileError."""
     if len(directive.args) < 2:
-        raise setup.fail(directive, "expected FROM TO... after forward")
+        raise readers.fail(directive, "expected FROM TO... after forward")
     zones = plugin_zones([directive.args[0]])
     warnings = []
     if not zones:
-        raise setup.fail(directive.args[0], f'"{directive.args[0].text}" is no zone')
+        raise readers.fail(directive.args[0], f'"{directive.args[0].text}" is no zone')
     if len(zones) > 1:
         warnings.append(
             f"Unsupported CIDR notation: '{directive.args[0].text}' expands to multiple zones. Using only '{zones[0]}'."
         )
     targets = directive.args[1:]
     if len(targets) > MAX_UPSTREAMS:
-        raise setup.fail(targets[MAX_UPSTREAMS], f"more than {MAX_UPSTREAMS} TOs configured: {len(targets)}")
+        raise readers.fail(targets[MAX_UPSTREAMS], f"more than {MAX_UPSTREAMS} TOs configured: {len(targets)}")
     for word in targets:
         target(word)
     found: dict[str, object] = {}
     options: dict[str, object] = {}
     for line in directive.body or ():
-        setup.no_block(line)
+        readers.no_block(line)
         _option(line, found, options)
     made = Options(**options)  # type: ignore[arg-type]
     if made.max_age and made.max_age < made.expire:
-        raise setup.fail(directive, "max_age must not be less than expire")
+        raise readers.fail(directive, "max_age must not be less than expire")
     if made.server_name and any("%" in word.text and word.text.startswith("tls://") for word in targets):
-        raise setup.fail(directive, "tls_servername and a server name behind % cannot both be set")
-    zone = setup.wire_zones(zones[:1])
+        raise readers.fail(directive, "tls_servername and a server name behind % cannot both be set")
+    zone = readers.wire_zones(zones[:1])
     return Config(zone[0], targets, directive.at, options=made, warnings=tuple(warnings), **found)  # type: ignore[arg-type]
 
 
@@ -90,9 +90,9 @@ def target(word: Token) -> Target:
         host, port = (word.text, 53) if "/" in word.text else _host_and_port(word, word.text, 53)
         return Target("dns", host, port, "", True)
     if scheme not in PORTS:
-        raise setup.fail(word, f'unknown scheme "{scheme}": expected dns://, tls:// or https://')
+        raise readers.fail(word, f'unknown scheme "{scheme}": expected dns://, tls:// or https://')
     if scheme == "https" and "/" in rest.rstrip("/"):
-        raise setup.fail(word, f'"{word.text}" has a path: queries go to /dns-query always')
+        raise readers.fail(word, f'"{word.text}" has a path: queries go to /dns-query always')
     host, port = _host_and_port(word, rest.rstrip("/"), PORTS[scheme])
     if scheme == "dns":
         return Target(scheme, host, port, "", False)
@@ -108,86 +108,86 @@ def _host_and_port(word: Token, text: str, default: int) -> tuple[str, int]:
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
     if port and not (port.isascii() and port.isdecimal() and 0 < int(port) <= 65535):
-        raise setup.fail(word, f'"{port}" is no port, in "{word.text}"')
+        raise readers.fail(word, f'"{port}" is no port, in "{word.text}"')
     return host, int(port) if port else default
 
 
 def _option(line: Line, found: dict[str, object], options: dict[str, object]) -> None:
     name = line.name.text
     if name == "except":
-        setup.arguments(line, 1, None, "names")
-        found["excepted"] = (*found.get("excepted", ()), *setup.wire_zones(plugin_zones(list(line.args))))  # type: ignore[misc]
+        readers.arguments(line, 1, None, "names")
+        found["excepted"] = (*found.get("excepted", ()), *readers.wire_zones(plugin_zones(list(line.args))))  # type: ignore[misc]
     elif name in ("force_tcp", "prefer_udp", "next_on_nodata", "client_subnet", "failfast_all_unhealthy_upstreams"):
-        setup.arguments(line, 0, 0)
+        readers.arguments(line, 0, 0)
         if name == "force_tcp":
             options[name] = True
         else:
             found["failfast" if name.startswith("failfast") else name] = True
     elif name in ("max_fails", "max_idle_conns", "max_concurrent", "max_connect_attempts"):
-        number = setup.integer(setup.one(line), 0, 0xFFFFFFFF)
+        number = readers.integer(readers.one(line), 0, 0xFFFFFFFF)
         if name in ("max_fails", "max_idle_conns"):
             options[name.removesuffix("_conns")] = number
         else:
             found["attempts" if name == "max_connect_attempts" else name] = number
     elif name in ("expire", "max_age"):
-        options[name] = setup.seconds(setup.one(line, "a duration"))
+        options[name] = readers.seconds(readers.one(line, "a duration"))
     elif name == "read_timeout":
-        options["timeout"] = setup.seconds(setup.one(line, "a duration"), 0.001)
+        options["timeout"] = readers.seconds(readers.one(line, "a duration"), 0.001)
     elif name == "health_check":
         _health_check(line, options)
     elif name == "tls":
-        found["tls"] = tuple(setup.arguments(line, 0, 3))
+        found["tls"] = tuple(readers.arguments(line, 0, 3))
     elif name == "tls_servername":
-        options["server_name"] = setup.one(line, "a name").text
+        options["server_name"] = readers.one(line, "a name").text
     elif name == "policy":
-        word = setup.one(line, "random, round_robin or sequential")
+        word = readers.one(line, "random, round_robin or sequential")
         if word.text not in ("random", "round_robin", "sequential"):
-            raise setup.fail(word, f'expected random, round_robin or sequential, found "{word.text}"')
+            raise readers.fail(word, f'expected random, round_robin or sequential, found "{word.text}"')
         found["policy"] = word.text
     elif name in ("next", "failover"):
         found["next_rcodes" if name == "next" else name] = _rcodes(line)
     elif name == "source_address":
-        options["source"] = _address(setup.one(line, "an address"))
+        options["source"] = _address(readers.one(line, "an address"))
     elif name == "source_ports":
-        word = setup.one(line, "fresh")
+        word = readers.one(line, "fresh")
         if word.text != "fresh":
-            raise setup.fail(word, f'expected fresh, found "{word.text}"')
+            raise readers.fail(word, f'expected fresh, found "{word.text}"')
         options["fresh_ports"] = True
     elif name == "resolver":
-        setup.arguments(line, 1, None, "addresses")
+        readers.arguments(line, 1, None, "addresses")
         found["resolver"] = tuple(_resolver(word) for word in line.args)
     elif name == "doh_method":
-        word = setup.one(line, "GET or POST")
+        word = readers.one(line, "GET or POST")
         if word.text not in ("GET", "POST"):
-            raise setup.fail(word, f'expected GET or POST, found "{word.text}"')
+            raise readers.fail(word, f'expected GET or POST, found "{word.text}"')
         options["doh_get"] = word.text == "GET"
     else:
-        raise setup.unknown(line, _OPTIONS)
+        raise readers.unknown(line, _OPTIONS)
 
 
 def _health_check(line: Line, options: dict[str, object]) -> None:
-    setup.arguments(line, 1, 4, "DURATION [no_rec] [domain NAME]")
-    options["interval"] = setup.seconds(line.args[0])
+    readers.arguments(line, 1, 4, "DURATION [no_rec] [domain NAME]")
+    options["interval"] = readers.seconds(line.args[0])
     rest = list(line.args[1:])
     while rest:
         word = rest.pop(0)
         if word.text == "no_rec":
             options["probe_rd"] = False
         elif word.text == "domain" and rest:
-            options["probe_name"] = setup.name(rest.pop(0))
+            options["probe_name"] = readers.name(rest.pop(0))
         else:
-            raise setup.fail(word, f'expected no_rec or domain NAME, found "{word.text}"')
+            raise readers.fail(word, f'expected no_rec or domain NAME, found "{word.text}"')
 
 
 def _rcodes(line: Line) -> frozenset[int]:
-    setup.arguments(line, 1, None, "response codes such as NXDOMAIN")
+    readers.arguments(line, 1, None, "response codes such as NXDOMAIN")
     out = set()
     for word in line.args:
         number = iana.rcode_number(word.text)
         if number is None:
-            raise setup.fail(word, f'"{word.text}" is no response code')
+            raise readers.fail(word, f'"{word.text}" is no response code')
         if number == iana.NOERROR and line.name.text == "failover":
-            raise setup.fail(word, "NOERROR cannot be used in failover")
+            raise readers.fail(word, "NOERROR cannot be used in failover")
         out.add(number)
     return frozenset(out)
 
@@ -197,11 +197,11 @@ def _resolver(word: Token) -> tuple[str, int]:
     try:
         return str(ipaddress.ip_address(host)), port
     except ValueError:
-        raise setup.fail(word, f'expected an IP address, with or without a port, found "{word.text}"') from None
+        raise readers.fail(word, f'expected an IP address, with or without a port, found "{word.text}"') from None
 
 
 def _address(word: Token) -> str:
     try:
         return str(ipaddress.ip_address(word.text))
     except ValueError:
-        raise setup.fail(word, f'expected an IP address, found "{word.text}"') from None
+        raise readers.fail(word, f'expected an IP address, found "{word.text}"') from None

@@ -8,20 +8,19 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import ClassVar, Final
 
-from kdns.corefile import CorefileError, Directive
+from kdns.corefile import CorefileError, Directive, ServerBlock
+from kdns.deadlines import Deadlines
 from kdns.dns import edns, iana
 from kdns.dns.answer import Answer
 from kdns.dns.message import pack_query
 from kdns.dns.name import is_within
 from kdns.metrics import Counter
-from kdns.pipeline import Bare, Outcome, Pending, Plugin, Request
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.plugin import ListenerOptions
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Outcome, Pending, Plugin, RcodeOnly, Request
+from kdns.plugin.base import BlockInfo, ListenerOptions
+from kdns.plugin.runtime import Runtime
 from kdns.plugins.forward import config as _config
 from kdns.plugins.forward.addresses import addresses, tls_context
 from kdns.plugins.forward.config import Config
-from kdns.upstream.deadlines import Deadlines
 from kdns.upstream.exchange import Result, UpstreamError
 from kdns.upstream.upstream import Address, Upstream
 
@@ -48,10 +47,10 @@ class Forward(Plugin):
     """Sends on the names of one zone."""
 
     name: ClassVar[str] = "forward"
-    client_dependent = False
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         return [_config.parse(directive) for directive in directives]
 
     def __init__(self, config: Config) -> None:
@@ -63,7 +62,7 @@ class Forward(Plugin):
         self.deadlines = Deadlines()
         self.turn = 0
         self.concurrent = 0
-        self.flights: dict[bytes, _Try] = {}
+        self.flights: dict[bytes, ForwardAttempt] = {}
         self.has_next = False
 
     def listener(self) -> ListenerOptions:
@@ -71,7 +70,7 @@ class Forward(Plugin):
 
     # Life.
 
-    def load(self, block: Block) -> None:
+    def load(self, block: BlockInfo) -> None:
         config = self.config
         self.addresses = addresses(config, block)
         transports = {where.transport for where in self.addresses if where.transport != "dns"} or (
@@ -86,7 +85,7 @@ class Forward(Plugin):
     def warnings(self) -> Sequence[str]:
         return self.config.warnings
 
-    def wire(self, block: Block) -> None:
+    def wire(self, block: BlockInfo) -> None:
         at = block.plugins.index(self)
         self.has_next = at + 1 < len(block.plugins) and isinstance(block.plugins[at + 1], Forward)
 
@@ -116,23 +115,29 @@ class Forward(Plugin):
             return None
         if config.max_concurrent and self.concurrent >= config.max_concurrent:
             REJECTS.slot()[0] += 1
-            return Bare(iana.REFUSED, f"concurrent queries exceeded maximum {config.max_concurrent}")
+            return RcodeOnly(iana.REFUSED, f"concurrent queries exceeded maximum {config.max_concurrent}")
         opt = self.opt(request)
         query = pack_query(0, question, rd=request.rd, cd=request.cd, ad=request.ad, opt=opt)
-        proto = "udp" if config.prefer_udp else request.proto
+        proto = "udp" if config.prefer_udp else request.transport
         key = query + proto.encode()
         running = self.flights.get(key)
         if running is not None:
             COALESCED.slot()[0] += 1
         elif len(self.flights) >= MAX_FLIGHTS:
-            return Bare(iana.SERVFAIL, "too many questions in flight")
+            return RcodeOnly(iana.SERVFAIL, "too many questions in flight")
         else:
             self.concurrent += 1
-            running = self.flights[key] = _Try(self, request, query, proto, key)
+            running = self.flights[key] = ForwardAttempt(self, request, query, proto, key)
             running.next()
-        if request.labels is not None:
-            request.labels["forward/upstream"] = running.upstream
+        request.slots[self.position] = running
         return running.flight
+
+    def label(self, request: Request, name: str) -> str | None:
+        """`forward/upstream`: which upstream answered."""
+        if name != "forward/upstream":
+            return None
+        running: ForwardAttempt | None = request.slots[self.position]
+        return running.answered if running is not None else ""
 
     def opt(self, request: Request) -> bytes:
         """The OPT that goes upstream: the client's DO and size; of options only what the configuration wants."""
@@ -140,9 +145,10 @@ class Forward(Plugin):
         options = request.added
         if sent is None:
             return edns.opt(options=options) if options else b""
-        if self.config.client_subnet and sent.options:
-            options += b"".join(edns.option(code, data) for code, data in edns.options(sent.options) if code == edns.SUBNET)
-        return edns.opt(size=sent.limit, do=sent.do, options=options)
+        subnet = request.option(edns.SUBNET) if self.config.client_subnet else None
+        if subnet is not None:
+            options += edns.option(edns.SUBNET, subnet)
+        return edns.opt(size=sent.size, do=sent.do, options=options)
 
     def order(self) -> list[Upstream]:
         """The upstreams in the order that the policy asks them."""
@@ -156,7 +162,7 @@ class Forward(Plugin):
         # By time of answer, in steps of BAND, so that near ones share the load; who is not known yet is tried first.
         return sorted(upstreams, key=lambda upstream: (int(upstream.rtt / BAND), random.random()))
 
-    def landed(self, done: "_Try", outcome: Outcome | None) -> None:
+    def landed(self, done: "ForwardAttempt", outcome: Outcome | None) -> None:
         """A flight is over."""
         self.concurrent -= 1
         self.flights.pop(done.key, None)
@@ -168,7 +174,7 @@ class Forward(Plugin):
         return self.config.client_subnet
 
 
-class _Try:
+class ForwardAttempt:
     """One question on its way through the upstreams."""
 
     __slots__ = (
@@ -185,7 +191,7 @@ class _Try:
         self.flight = Pending()
         self.answered = ""  # by which upstream
         # Whether the client's own subnet was sent: then it gets the answer's scope.
-        self.subnet = forward.config.client_subnet and request.edns is not None and bool(request.edns.options)
+        self.subnet = forward.config.client_subnet and request.has_option(edns.SUBNET)
         self.list = forward.order()
         self.pos = 0
         self.attempts = 0
@@ -260,10 +266,6 @@ class _Try:
         if not self.over:
             self.finish(_failure(f"read ->{upstream.to}: i/o timeout"))
 
-    def upstream(self) -> str:
-        """Who answered, for metadata."""
-        return self.answered
-
     def finish(self, outcome: Outcome | None) -> None:
         """The question is answered; what still comes is late."""
         self.over = True
@@ -302,8 +304,8 @@ class _Try:
         self.finish(result)
 
 
-def _failure(text: str) -> Bare:
-    return Bare(iana.SERVFAIL, UpstreamError(text), _NETWORK_ERROR)
+def _failure(text: str) -> RcodeOnly:
+    return RcodeOnly(iana.SERVFAIL, UpstreamError(text), _NETWORK_ERROR)
 
 
 def _without_subnet(answer: Answer) -> Answer:

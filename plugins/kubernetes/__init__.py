@@ -91,6 +91,6 @@ The default of kubeadm:
   `coredns_kubernetes_rest_client_rate_limiter_duration_seconds{verb,host}`, which is always 0: there is no limiter.
 """
 
-from kdns.plugins.kubernetes.handler import Kubernetes
+from kdns.plugins.kubernetes.plugin import Kubernetes
 
 __all__ = ["Kubernetes"]

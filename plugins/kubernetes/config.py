@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from kdns.corefile import Directive, Line
+from kdns.corefile import Directive, Line, ServerBlock
 from kdns.dns.reverse import is_reverse
 from kdns.kube.selector import EVERYTHING, BadSelector, Selector
 from kdns.kube.selector import parse as parse_selector
-from kdns.pipeline import setup
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.setup import Fallthrough
+from kdns.plugin import readers
+from kdns.plugin.readers import Fallthrough
 
 DEFAULT_TTL: Final = 5  # seconds; CoreDNS's
 MAX_TTL: Final = 3600
@@ -65,12 +64,12 @@ class Config:
         return next((zone for zone in forward if zone not in self.multicluster), forward[0])
 
 
-def parse(directives: Sequence[Directive], block: BlockKeys) -> list[Config]:
+def parse(directives: Sequence[Directive], block: ServerBlock) -> list[Config]:
     """Reads the directive. Raises CorefileError."""
-    directive = setup.once(directives)
-    zones = setup.zone_names(directive.args, block)
+    directive = readers.once(directives)
+    zones = readers.zone_names(directive.args, block)
     if not any(not is_reverse(zone) for zone in zones):
-        raise setup.fail(directive, "kubernetes needs a zone that is not a reverse zone: non-reverse zone name must be used")
+        raise readers.fail(directive, "kubernetes needs a zone that is not a reverse zone: non-reverse zone name must be used")
     found: dict[str, object] = {}
     namespaces: list[str] = []
     warnings: list[str] = []
@@ -79,58 +78,58 @@ def parse(directives: Sequence[Directive], block: BlockKeys) -> list[Config]:
     if namespaces:
         found["namespaces"] = frozenset(namespaces)
     if namespaces and "namespace_labels" in found:
-        raise setup.fail(directive, "namespaces and namespace_labels cannot both be set")
+        raise readers.fail(directive, "namespaces and namespace_labels cannot both be set")
     if "multicluster" in found:
         found["multicluster"] = _known_zones(directive, zones)
     if "zonal" in found and "noendpoints" in found:
-        raise setup.fail(directive, "zonal and noendpoints cannot both be set: zones are those of endpoints")
+        raise readers.fail(directive, "zonal and noendpoints cannot both be set: zones are those of endpoints")
     if "snapshot" in found and "manifests" in found:
-        raise setup.fail(directive, "snapshot is for what comes from the API: manifests are files already")
+        raise readers.fail(directive, "snapshot is for what comes from the API: manifests are files already")
     sources = [name for name in ("endpoint", "kubeconfig", "manifests") if name in found]
     if "manifests" in found and len(sources) > 1:
-        raise setup.fail(directive, f"manifests and {sources[0]} cannot both be set: choose where objects come from")
+        raise readers.fail(directive, f"manifests and {sources[0]} cannot both be set: choose where objects come from")
     return [Config(zones, warnings=tuple(warnings), **found)]  # type: ignore[arg-type]
 
 
 def _option(line: Line, found: dict[str, object], namespaces: list[str], warnings: list[str]) -> None:
     name = line.name.text
-    setup.no_block(line)
+    readers.no_block(line)
     if name == "endpoint":
-        urls = setup.arguments(line, 1, None, "the URL of the API server")
+        urls = readers.arguments(line, 1, None, "the URL of the API server")
         found["endpoint"] = urls[0]
         if len(urls) > 1:
             warnings.append("multiple endpoints have been deprecated, only the first specified endpoint is used")
     elif name == "tls":
-        cert, key, ca = setup.arguments(line, 3, 3, "CERT KEY CA")
+        cert, key, ca = readers.arguments(line, 3, 3, "CERT KEY CA")
         found["tls"] = (cert, key, ca)
     elif name == "kubeconfig":
-        words = setup.arguments(line, 1, 2, "the path of a kubeconfig file")
+        words = readers.arguments(line, 1, 2, "the path of a kubeconfig file")
         found["kubeconfig"], found["context"] = words[0], words[1] if len(words) > 1 else ""
     elif name == "manifests":
-        found["manifests"] = tuple(setup.arguments(line, 1, None, "files or folders of YAML"))
+        found["manifests"] = tuple(readers.arguments(line, 1, None, "files or folders of YAML"))
     elif name == "namespaces":
-        namespaces += setup.arguments(line, 1, None, "the names of namespaces")
+        namespaces += readers.arguments(line, 1, None, "the names of namespaces")
     elif name in ("namespace_labels", "labels"):
         found[name] = _selector(line)
     elif name == "pods":
-        mode = setup.one(line, "disabled, insecure or verified")
+        mode = readers.one(line, "disabled, insecure or verified")
         if mode.text not in ("disabled", "insecure", "verified"):
-            raise setup.fail(mode, f'expected disabled, insecure or verified, found "{mode.text}"')
+            raise readers.fail(mode, f'expected disabled, insecure or verified, found "{mode.text}"')
         found["pods"] = mode.text
     elif name in ("endpoint_pod_names", "noendpoints", "zonal"):
-        setup.arguments(line, 0, 0)
+        readers.arguments(line, 0, 0)
         found[name] = True
     elif name == "ttl":
-        setup.arguments(line, 1, None, "a TTL in seconds")
-        found["ttl"] = setup.integer(line.args[0], 0, MAX_TTL)
+        readers.arguments(line, 1, None, "a TTL in seconds")
+        found["ttl"] = readers.integer(line.args[0], 0, MAX_TTL)
     elif name == "fallthrough":
         found["fallthrough"] = Fallthrough.parse(line)
     elif name == "ignore":
         if line.args and line.args[0].text != "empty_service":
-            raise setup.fail(line.args[0], f'expected empty_service, found "{line.args[0].text}"')
+            raise readers.fail(line.args[0], f'expected empty_service, found "{line.args[0].text}"')
         found["ignore_empty"] = bool(line.args)
     elif name == "startup_timeout":
-        found["startup_timeout"] = setup.seconds(setup.one(line, "a duration"))
+        found["startup_timeout"] = readers.seconds(readers.one(line, "a duration"))
     elif name.startswith("apiserver_") and name in _OPTIONS:
         _limit(line)
     elif name == "multicluster":
@@ -139,14 +138,14 @@ def _option(line: Line, found: dict[str, object], namespaces: list[str], warning
         else:
             warnings.append("multicluster without zones has no effect")
     elif name == "snapshot":
-        words = setup.arguments(line, 1, 2, "PATH [MAX_AGE]")
+        words = readers.arguments(line, 1, 2, "PATH [MAX_AGE]")
         found["snapshot"] = words[0]
         if len(words) > 1:
-            found["snapshot_age"] = setup.seconds(line.args[1])
+            found["snapshot_age"] = readers.seconds(line.args[1])
     elif name in _REMOVED:
-        raise setup.fail(line, f'unknown property "{name}": {_REMOVED[name]}')
+        raise readers.fail(line, f'unknown property "{name}": {_REMOVED[name]}')
     else:
-        raise setup.unknown(line, _OPTIONS)
+        raise readers.unknown(line, _OPTIONS)
 
 
 def _known_zones(directive: Directive, zones: tuple[bytes, ...]) -> frozenset[bytes]:
@@ -154,30 +153,30 @@ def _known_zones(directive: Directive, zones: tuple[bytes, ...]) -> frozenset[by
     out = set()
     for line in directive.body or ():
         for word in line.args if line.name.text == "multicluster" else ():
-            zone = setup.name(word)
+            zone = readers.name(word)
             if zone not in zones:
-                raise setup.fail(word, f'multicluster zone "{word.text}" is none of the zones of this kubernetes directive')
+                raise readers.fail(word, f'multicluster zone "{word.text}" is none of the zones of this kubernetes directive')
             out.add(zone)
     return frozenset(out)
 
 
 def _selector(line: Line) -> Selector:
-    setup.arguments(line, 1, None, "a label selector")
+    readers.arguments(line, 1, None, "a label selector")
     text = " ".join(line.words())
     try:
         return parse_selector(text)
     except BadSelector as error:
-        raise setup.fail(line.args[0], str(error)) from None
+        raise readers.fail(line.args[0], str(error)) from None
 
 
 def _limit(line: Line) -> None:
-    word = setup.one(line)
+    word = readers.one(line)
     if line.name.text == "apiserver_qps":
         try:
             value = float(word.text)
         except ValueError:
-            raise setup.fail(word, f'expected a number, found "{word.text}"') from None
+            raise readers.fail(word, f'expected a number, found "{word.text}"') from None
         if not 0 <= value < float("inf"):
-            raise setup.fail(word, f"{word.text} is out of range: expected at least 0")
+            raise readers.fail(word, f"{word.text} is out of range: expected at least 0")
     else:
-        setup.integer(word, 0)
+        readers.integer(word, 0)

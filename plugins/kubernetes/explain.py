@@ -1,20 +1,20 @@
 """Why a name is answered as it is: which object stands behind it, or what is missing. For `kdns explain`, not for queries."""
 
 from kdns.dns.reverse import address_of
-from kdns.kube.cluster import Cluster, Entry
-from kdns.kube.names import endpoint_label, undashed
+from kdns.kube.cluster import Cluster, ServiceState
 from kdns.kube.objects import EXTERNAL, HEADLESS, Service
-from kdns.pipeline.request import Request
+from kdns.plugin.request import Request
 from kdns.plugins.kubernetes.config import Config
-from kdns.plugins.kubernetes.index import Zone
-from kdns.plugins.kubernetes.records import Records
+from kdns.plugins.kubernetes.endpoints import endpoint_label, undashed
+from kdns.plugins.kubernetes.index import Index, Zone
 
 MAX_NAMED = 8  # names listed in one line
 
 
-def reason(records: Records, cluster: Cluster, config: Config, request: Request, zone: Zone, count: int) -> str:
+def reason(index: Index, request: Request, zone: Zone, count: int) -> str:
     """A sentence for the name of a request, which is `count` labels below one of the plugin's zones; may be empty."""
     question = request.question
+    cluster, config = index.cluster, index.config
     if not cluster.synced:
         return "the API has not been listed yet"
     if zone.reverse:
@@ -26,7 +26,7 @@ def reason(records: Records, cluster: Cluster, config: Config, request: Request,
     space = parts[-2]
     if parts[-1] == "pod" and config.pods == "disabled":
         return "names of Pods are not served: `pods` is disabled"
-    if not records.is_namespace(space.encode("latin-1")):
+    if not index.is_namespace(space.encode("latin-1")):
         if config.namespaces is not None and space not in config.namespaces:
             return f"the namespace {space} is not among those that `namespaces` serves"
         return f"there is no namespace {space}" + _elsewhere(cluster, parts[-3] if count > 2 and parts[-1] == "svc" else "")
@@ -34,7 +34,7 @@ def reason(records: Records, cluster: Cluster, config: Config, request: Request,
         return f"namespace {space}"
     if parts[-1] == "pod":
         return _of_pod(cluster, config, space, parts[:-2])
-    table = records.imports if zone.imports else records.entries
+    table = index.imports if zone.imports else index.entries
     entry = table.get(question.name[question.starts[count - 3] : question.starts[count - 1]])
     if entry is None or entry.service is None:
         slices = " (there are EndpointSlices for one)" if entry is not None else ""
@@ -61,7 +61,7 @@ def _of_pod(cluster: Cluster, config: Config, space: str, labels: list[str]) -> 
     return f"a Pod of namespace {space}" + (" has" if cluster.has_pod(space, address) else ": none has") + " this address"
 
 
-def _of_service(config: Config, entry: Entry, service: Service, below: list[str]) -> str:
+def _of_service(config: Config, entry: ServiceState, service: Service, below: list[str]) -> str:
     ready = sum(len(part.packed) // part.width for part in entry.parts())
     if service.kind == EXTERNAL:
         return f"Service {entry.namespace}/{entry.name}, ExternalName {service.external}" + (

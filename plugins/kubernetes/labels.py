@@ -1,33 +1,19 @@
-"""Metadata of cluster names and of the Pods that ask (see `metadata`): each value is worked out when it is read."""
+"""Metadata of cluster names and of the Pods that ask (see `metadata`): worked out when it is read."""
 
 import ipaddress
-from collections.abc import Callable
-from functools import cache, partial
+from typing import Final
 
 from kdns.kube.cluster import Cluster
-from kdns.pipeline import Request
-from kdns.pipeline.protocols import Labels
+from kdns.plugin import Request
 
-_FIELDS = ("port-name", "protocol", "endpoint", "cluster", "zone", "service", "namespace", "kind", "parse-error")
+CLIENT: Final = "kubernetes/client-"
 
 
-def of_name(parts: Callable[[], list[bytes]], imports: bool) -> Labels:
-    """The labels of a name; `parts` gives what stands below the zone, from the left.
+def of_name(labels: list[str], imports: bool) -> dict[str, str]:
+    """What the labels left of a zone stand for, by the field behind `kubernetes/`.
 
     `imports`: the zone is one of several clusters.
     """
-
-    @cache
-    def parsed() -> dict[str, str]:
-        return _parse([part.decode("latin-1") for part in parts()], imports)
-
-    def value(field: str) -> str:
-        return parsed().get(field, "")
-
-    return {f"kubernetes/{field}": partial(value, field) for field in _FIELDS}
-
-
-def _parse(labels: list[str], imports: bool) -> dict[str, str]:
     if not labels:
         return {}
     kind = labels[-1]
@@ -51,14 +37,16 @@ def _parse(labels: list[str], imports: bool) -> dict[str, str]:
     return out
 
 
-def of_client(request: Request, cluster: Cluster) -> Labels:
-    """The labels of the Pod that asks, and what it is called; nothing for others."""
+def of_client(request: Request, cluster: Cluster, field: str) -> str:
+    """A field of the Pod that asks: `namespace`, `pod-name` or `label/KEY`; empty for others."""
     try:
-        pod = cluster.pod_of(ipaddress.ip_address(str(request.peer[0]).partition("%")[0]).packed)
+        pod = cluster.pod_of(ipaddress.ip_address(str(request.client[0]).partition("%")[0]).packed)
     except ValueError:
         pod = None
     if pod is None:
-        return {}
-    found = {"client-namespace": pod.namespace, "client-pod-name": pod.name}
-    found |= {f"client-label/{key}": value for key, value in pod.labels}
-    return {f"kubernetes/{field}": partial(str, value) for field, value in found.items()}
+        return ""
+    if field == "namespace":
+        return pod.namespace
+    if field == "pod-name":
+        return pod.name
+    return dict(pod.labels).get(field.removeprefix("label/"), "")

@@ -42,7 +42,7 @@ import asyncio
 import platform
 from bisect import bisect_left
 from collections import Counter as Multiset
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -50,25 +50,22 @@ from typing import ClassVar, Final
 
 from kdns import __version__, log, metrics
 from kdns.address import host_port
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns.answer import Answer
 from kdns.metrics import TIME_BUCKETS
 from kdns.net.http import HttpServer, Response
-from kdns.pipeline import Outcome, Plugin, Request, setup
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.outcome import Bare
-from kdns.pipeline.plugin import ListenerOptions
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
+from kdns.plugin.base import BlockInfo, ListenerOptions, Meter
+from kdns.plugin.runtime import Runtime
 from kdns.plugins.prometheus import process, webconfig
 from kdns.plugins.prometheus.rows import (
-    BARE,
     BUILD,
+    BY_SERVER,
     COUNTED_TYPES,
     ENABLED,
     FIRST_BUCKET,
-    MAX_TALLY,
     NO_REPLY,
-    REPEATED,
+    RepeatedReplies,
     Row,
     dropped,
 )  # fmt: skip
@@ -89,28 +86,28 @@ class Config:
 
 
 class Prometheus(Plugin):
-    """Settles every outcome into counters."""
+    """Counts every outcome."""
 
     name: ClassVar[str] = "prometheus"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        host, port = setup.http_address(directive, DEFAULT)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        host, port = readers.http_address(directive, DEFAULT)
         web = ""
         for line in directive.body or ():
             if line.name.text == "runtime_metrics":
-                setup.arguments(line, 0, 0)  # Go's runtime; Python's are always there
+                readers.arguments(line, 0, 0)  # Go's runtime; Python's are always there
             elif line.name.text == "tls":
-                web = setup.one(line, "a web configuration file").text
+                web = readers.one(line, "a web configuration file").text
             else:
-                raise setup.unknown(line, ("runtime_metrics", "tls"))
+                raise readers.unknown(line, ("runtime_metrics", "tls"))
         return [Config(host, port, web)]
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.rows: dict[tuple[object, ...], Row] = {}
-        self.block: Block | None = None
+        self.block: BlockInfo | None = None
         self.web = webconfig.WebConfig()
         # Plain HTTP is shared with whoever serves on the same address.
         self.endpoint = ("http", config.host, config.port, *((config.web,) if config.web else ()))
@@ -119,25 +116,24 @@ class Prometheus(Plugin):
         self.runtime: Runtime | None = None
         self.server: HttpServer | None = None
         self.enabled: list[tuple[str, str, str, str]] = []
-        self.touched: list[Row] = []
 
-    def load(self, block: Block) -> None:
+    def load(self, block: BlockInfo) -> None:
         if self.config.web:
             self.web = webconfig.read(block.path(self.config.web))
 
     def listener(self) -> ListenerOptions:
         return ListenerOptions(dropped=dropped)
 
-    def wire(self, block: Block) -> None:
+    def wire(self, block: BlockInfo) -> None:
         self.block = block
         self.one_zone = block.zone_text(block.zones[0]) if len(block.zones) == 1 else ""
-        names = block.chain()
+        names = block.query_plugins()
         # The plugin right behind this one, whatever answers: that is what the original's label holds.
         at = names.index(self.name)
         self.next = names[at + 1] if at + 1 < len(names) else ""
-        zone = block.keys.zones[0]
+        zone = block.parsed.zones[0]
         hosts = block.hosts or ("",)
-        for key in block.keys.keys:
+        for key in block.parsed.keys:
             for host in hosts:
                 server = f"{key.scheme}://{host_port(host, key.port)}"
                 self.enabled += [(server, zone, block.view, name) for name in names]
@@ -147,7 +143,7 @@ class Prometheus(Plugin):
         for labels in self.enabled:
             _enabled[labels] += 1
             ENABLED.slot(*labels)[0] = 1
-        metrics.REFRESH.append(self.pour)
+        metrics.REFRESH.append(self.flush)
         config = self.config
         try:
             web = self.web
@@ -162,9 +158,9 @@ class Prometheus(Plugin):
         self.server.add("/metrics", expose)
 
     async def stop(self) -> None:
-        self.pour()
-        if self.pour in metrics.REFRESH:
-            metrics.REFRESH.remove(self.pour)
+        self.flush()
+        if self.flush in metrics.REFRESH:
+            metrics.REFRESH.remove(self.flush)
         for labels in self.enabled:
             _enabled[labels] -= 1
             if not _enabled[labels]:
@@ -175,86 +171,52 @@ class Prometheus(Plugin):
             await self.runtime.release(self.endpoint)
             self.server = None
 
-    def settle(self, request: Request, outcome: Outcome) -> None:
+    def observe(self, request: Request, outcome: Outcome) -> None:
         if request.depth:
             return
-        question = request.question
-        key = (request.server, request.proto, len(request.peer), question.type)
-        row = self.rows.get(key) or self._row(request, key)
+        row = self._row(request)
         took = monotonic() - request.now
         slot = row.duration
         slot[0] += took
         slot[1 if took <= FIRST_BUCKET else bisect_left(TIME_BUCKETS, took) + 1] += 1
         if request.edns is not None and request.edns.do:
             row.do[0] += 1
+        asked, end = request.size, request.question_end
         if type(outcome) is Answer:
             body = outcome.body
             if body is None:
                 body = outcome.rendered(request.asked.name)
-            size = request.end + len(body.data)
-            code = len(request.data) << 32 | (size if size < 0xFFFF else 0xFFFF) << 16 | outcome.rcode
+            size = end + len(body.data)
+            row.count(asked << 32 | (size if size < 0xFFFF else 0xFFFF) << 16 | outcome.rcode)
         elif outcome.rcode < 0:
-            code = len(request.data) << 32 | NO_REPLY
+            row.count(asked << 32 | NO_REPLY)
+        elif type(outcome) is RcodeOnly and not outcome.written:
+            row.count(asked << 32 | end << 16 | outcome.rcode | BY_SERVER)
         else:
-            code = len(request.data) << 32 | request.end << 16 | outcome.rcode
-            if type(outcome) is Bare and not outcome.written:
-                code |= BARE
-        tally = row.tally
-        if code in tally:
-            tally[code] += 1
-        else:
-            self._new(row, code)
+            row.count(asked << 32 | end << 16 | outcome.rcode)
 
-    def _new(self, row: Row, code: int) -> None:
-        if len(row.tally) >= MAX_TALLY:
-            row.pour()
-        row.tally[code] = 1
-        if row not in self.touched:
-            self.touched.append(row)
+    def meter(self, request: Request, answer: Answer) -> Meter:
+        return RepeatedReplies(self._row(request), answer.rcode, request.edns is not None and request.edns.do).count
 
-    def pour(self) -> None:
-        """Before a scrape: brings all tallies into the slots."""
-        touched, self.touched = self.touched, []
-        for row in touched:
-            row.pour()
+    def flush(self) -> None:
+        """Before a scrape: brings all pending counts into the slots."""
+        for row in self.rows.values():
+            row.flush()
 
-    def repeat(self, request: Request, answer: Answer) -> Callable[[int, int], None] | None:
-        key = (request.server, request.proto, len(request.peer), request.question.type)
+    def _row(self, request: Request) -> Row:
+        """The row that a query is counted in. There are as many as zones, transports and counted types allow."""
+        qtype = request.question.type
+        zone = self.one_zone
+        if not zone:
+            assert self.block is not None
+            zone = self.block.zone_text(request.question.name)
+        # Types that are counted as `other` share a row: there are 65,536 of them to ask for.
+        key = (request.server, request.transport, request.family, qtype if qtype in COUNTED_TYPES else -1, zone)
         row = self.rows.get(key)
         if row is None:
-            return None
-        rcode = answer.rcode
-        duration = row.duration
-        do = request.edns is not None and request.edns.do
-
-        def again(asked: int, said: int) -> None:
-            code = asked << 32 | said << 16 | rcode
-            tally = row.tally
-            if code in tally:
-                tally[code] += 1
-            else:
-                self._new(row, code)
-            # A repeated reply takes a few microseconds: the first bucket, and a fixed sum, without asking the clock.
-            duration[0] += REPEATED
-            duration[1] += 1
-            if do:
-                row.do[0] += 1
-
-        return again
-
-    def _row(self, request: Request, key: tuple[object, ...]) -> Row:
-        """The row of a request that `key` does not lead to yet. As many as zones, transports and counted types allow."""
-        assert self.block is not None
-        zone = self.one_zone or self.block.zone_text(request.question.name)
-        qtype = request.question.type
-        # Types that are counted as `other` share a row: there are 65,536 of them to ask for.
-        full = (*key[:3], qtype if qtype in COUNTED_TYPES else -1, zone)
-        row = self.rows.get(full)
-        if row is None:
-            family = "2" if len(request.peer) == 4 else "1"
-            row = Row(request.server.label, zone, self.block.view, request.proto, family, qtype, self.next)
-            self.rows[full] = row
-        if self.one_zone and qtype in COUNTED_TYPES:
+            assert self.block is not None
+            family = "1" if request.family == 4 else "2"
+            row = Row(request.server.label, zone, self.block.view, request.transport, family, qtype, self.next)
             self.rows[key] = row
         return row
 

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from kdns.corefile import CorefileError, Directive, Line, Token
 from kdns.dns import edns, iana
-from kdns.pipeline import setup
+from kdns.plugin import readers
 from kdns.regex import compile_regex
 
 KINDS: Final = ("exact", "prefix", "suffix", "substring", "regex")
@@ -72,12 +72,6 @@ class Rule:
     option: "Option | None" = None
     parts: tuple[Part, ...] = ()
 
-    def looks_at_client(self) -> bool:
-        """Whether it does other things for other clients."""
-        return any(isinstance(part, Label) for part in self.parts) or (
-            self.option is not None and self.option.variable not in ("", "qname", "qtype")
-        )
-
 
 def read(directive: Directive) -> Rule:
     """One directive's rule. Raises CorefileError."""
@@ -88,7 +82,7 @@ def read(directive: Directive) -> Rule:
     if words and words[0].text in ("continue", "stop"):
         stop = words.pop(0).text == "stop"
     if not words:
-        raise setup.fail(directive, f"expected a field: {', '.join(FIELDS)}")
+        raise readers.fail(directive, f"expected a field: {', '.join(FIELDS)}")
     field = words.pop(0)
     if field.text in ("type", "class"):
         return _numbers_rule(field, words, stop)
@@ -107,7 +101,7 @@ def read(directive: Directive) -> Rule:
         return Rule("cname", False, match, words[0].text.lower() if match.kind == "regex" else _dotted(words[0].text))
     if field.text == "edns0":
         return Rule("edns0", stop, option=_option(field, words))
-    raise setup.unknown(Line(field, ()), FIELDS)
+    raise readers.unknown(Line(field, ()), FIELDS)
 
 
 def _words(line: Line) -> list[Token]:
@@ -116,13 +110,13 @@ def _words(line: Line) -> list[Token]:
 
 def _numbers_rule(field: Token, words: list[Token], stop: bool) -> Rule:
     if len(words) != 2:
-        raise setup.fail(field, f"rewrite {field.text} takes FROM TO")
+        raise readers.fail(field, f"rewrite {field.text} takes FROM TO")
     read = iana.type_number if field.text == "type" else iana.class_number
     numbers = []
     for word in words:
         number = read(word.text)
         if number is None:
-            raise setup.fail(word, f'"{word.text}" is no {field.text}')
+            raise readers.fail(word, f'"{word.text}" is no {field.text}')
         numbers.append(number)
     return Rule(field.text, stop, numbers=(numbers[0], numbers[1]))
 
@@ -133,13 +127,13 @@ def _match(field: Token, words: list[Token], behind: int) -> tuple[Match, list[T
     if len(words) == behind + 2 and words[0].text in KINDS:
         kind = words.pop(0).text
     if len(words) != behind + 1:
-        raise setup.fail(field, f"rewrite {field.text}: wrong number of arguments")
+        raise readers.fail(field, f"rewrite {field.text}: wrong number of arguments")
     return _made(kind, words[0]), words[1:]
 
 
 def _made(kind: str, word: Token) -> Match:
     if kind == "regex":
-        setup.regex(word)
+        readers.regex(word)
         return Match(kind, word.text)
     return Match(kind, _dotted(word.text))
 
@@ -154,24 +148,24 @@ def _final_dot(text: str) -> str:
 
 def _name_rule(field: Token, words: list[Token], stop: bool) -> Rule:
     if len(words) < 2:
-        raise setup.fail(field, "rewrite name takes [exact|prefix|suffix|substring|regex] FROM TO")
+        raise readers.fail(field, "rewrite name takes [exact|prefix|suffix|substring|regex] FROM TO")
     kind = "exact"
     if len(words) > 2:
         if words[0].text not in KINDS:
-            raise setup.fail(words[0], f'expected {", ".join(KINDS)}, found "{words[0].text}"')
+            raise readers.fail(words[0], f'expected {", ".join(KINDS)}, found "{words[0].text}"')
         kind = words.pop(0).text
     if len(words) < 2:
-        raise setup.fail(field, "rewrite name takes [exact|prefix|suffix|substring|regex] FROM TO")
+        raise readers.fail(field, "rewrite name takes [exact|prefix|suffix|substring|regex] FROM TO")
     match, to = _made(kind, words[0]), words[1]
     behind = words[2:]
     parts: tuple[Part, ...] = ()
     if behind and behind[0].text == "metadata":
         if kind != "regex":
-            raise setup.fail(behind[0], "metadata is for regex rules only")
-        parts = _parts(to, setup.regex(words[0]).groups)
+            raise readers.fail(behind[0], "metadata is for regex rules only")
+        parts = _parts(to, readers.regex(words[0]).groups)
         behind = behind[1:]
     elif kind == "regex":
-        _references(to, setup.regex(words[0]).groups)
+        _references(to, readers.regex(words[0]).groups)
     answers = _answers(behind, kind)
     if kind == "exact":
         answers = (AnswerRule("auto"), *(answer for answer in answers if answer.kind != "auto"))
@@ -185,7 +179,7 @@ def _references(to: Token, groups: int) -> None:
 
 
 def _no_group(to: Token, groups: int, number: int) -> CorefileError:
-    return setup.fail(to, f"the regular expression has {groups} groups, and {{{number}}} is not one of them")
+    return readers.fail(to, f"the regular expression has {groups} groups, and {{{number}}} is not one of them")
 
 
 def _parts(to: Token, groups: int) -> tuple[Part, ...]:
@@ -195,7 +189,7 @@ def _parts(to: Token, groups: int) -> tuple[Part, ...]:
     while rest:
         text, brace, rest = rest.partition("{")
         if "}" in text or (brace and "}" not in rest):
-            raise setup.fail(to, f'a brace in "{to.text}" has no other')
+            raise readers.fail(to, f'a brace in "{to.text}" has no other')
         if text:
             out.append(text.lower())
         if not brace:
@@ -208,7 +202,7 @@ def _parts(to: Token, groups: int) -> tuple[Part, ...]:
         elif all(inner.partition("/")) and "{" not in inner:
             out.append(Label(inner))
         else:
-            raise setup.fail(to, f'expected a group or a label such as {{kubernetes/client-namespace}}, found "{{{inner}}}"')
+            raise readers.fail(to, f'expected a group or a label such as {{kubernetes/client-namespace}}, found "{{{inner}}}"')
     return tuple(out)
 
 
@@ -220,18 +214,18 @@ def _answers(words: list[Token], kind: str) -> tuple[AnswerRule, ...]:
         if word.text == "answer" and rest:
             word = rest.pop(0)
         elif not out and word.text != "answer":
-            raise setup.fail(word, f'expected "answer", found "{word.text}"')
+            raise readers.fail(word, f'expected "answer", found "{word.text}"')
         if word.text == "auto":
             out.append(AnswerRule("auto"))
         elif word.text in ("name", "value") and len(rest) >= 2:
             regex, to = rest.pop(0), rest.pop(0)
-            _references(to, setup.regex(regex).groups)
+            _references(to, readers.regex(regex).groups)
             out.append(AnswerRule(word.text, regex.text, to.text))
         else:
-            raise setup.fail(word, f'expected auto, name REGEX TO or value REGEX TO, found "{word.text}"')
+            raise readers.fail(word, f'expected auto, name REGEX TO or value REGEX TO, found "{word.text}"')
     kinds = [answer.kind for answer in out]
     if "auto" in kinds and "name" in kinds:
-        raise setup.fail(words[0], "answer auto and answer name cannot both be set")
+        raise readers.fail(words[0], "answer auto and answer name cannot both be set")
     return tuple(out)
 
 
@@ -246,9 +240,9 @@ def _bounds(word: Token) -> tuple[int, int]:
             return int(text), int(text)
         bounds = (int(low or 0), int(high or most))
     except ValueError:
-        raise setup.fail(word, f'expected SECONDS, A-B, A- or -B, found "{text}"') from None
+        raise readers.fail(word, f'expected SECONDS, A-B, A- or -B, found "{text}"') from None
     if bounds[0] > bounds[1]:
-        raise setup.fail(word, f'the bounds "{text}" are the wrong way round')
+        raise readers.fail(word, f'the bounds "{text}" are the wrong way round')
     return bounds
 
 
@@ -257,7 +251,7 @@ def _rcode(word: Token) -> int:
     if number is None and word.text.isdecimal() and int(word.text) <= 23:
         number = int(word.text)
     if number is None:
-        raise setup.fail(word, f'"{word.text}" is no response code')
+        raise readers.fail(word, f'"{word.text}" is no response code')
     return number
 
 
@@ -267,23 +261,23 @@ def _rcode(word: Token) -> int:
 def _option(field: Token, words: Sequence[Token]) -> Option:
     usage = "rewrite edns0 takes local, nsid or subnet, then set, append, replace or unset"
     if len(words) < 2:
-        raise setup.fail(field, usage)
+        raise readers.fail(field, usage)
     kind, action, *rest = words
     if kind.text not in ("local", "nsid", "subnet"):
-        raise setup.fail(kind, f'{usage}; found "{kind.text}"')
+        raise readers.fail(kind, f'{usage}; found "{kind.text}"')
     if action.text not in ("set", "append", "replace", "unset"):
-        raise setup.fail(action, f'{usage}; found "{action.text}"')
+        raise readers.fail(action, f'{usage}; found "{action.text}"')
     if rest and rest[-1].text == "revert" and action.text != "unset":
         rest.pop()  # no reply shows the options in any case
     unset = action.text == "unset"
     wanted = {"local": 1 if unset else 2, "nsid": 0, "subnet": 0 if unset else 2}[kind.text]
     if len(rest) != wanted:
         what = {"local": "CODE" if unset else "CODE DATA", "nsid": "nothing more", "subnet": "nothing more" if unset else "V4 V6"}
-        raise setup.fail(action, f"rewrite edns0 {kind.text} {action.text} takes {what[kind.text]}")
+        raise readers.fail(action, f"rewrite edns0 {kind.text} {action.text} takes {what[kind.text]}")
     if kind.text == "nsid":
         return Option(action.text, edns.NSID)
     if kind.text == "subnet":
-        bits = (0, 0) if unset else (setup.integer(rest[0], 0, 32), setup.integer(rest[1], 0, 128))
+        bits = (0, 0) if unset else (readers.integer(rest[0], 0, 32), readers.integer(rest[1], 0, 128))
         return Option(action.text, edns.SUBNET, variable="subnet", bits=bits)
     code = _code(rest[0])
     if unset:
@@ -297,7 +291,7 @@ def _code(word: Token) -> int:
     except ValueError:
         code = -1
     if not 0 <= code <= 65535:
-        raise setup.fail(word, f'expected an option code of 0 to 65535, found "{word.text}"')
+        raise readers.fail(word, f'expected an option code of 0 to 65535, found "{word.text}"')
     return code
 
 
@@ -306,15 +300,15 @@ def _local(action: str, code: int, word: Token) -> Option:
     if text.startswith("{") and text.endswith("}"):
         variable = text[1:-1]
         if variable not in VARIABLES and "/" not in variable:
-            raise setup.fail(word, f'unknown variable "{text}": there are {", ".join(VARIABLES)}, and metadata with a / in it')
+            raise readers.fail(word, f'unknown variable "{text}": there are {", ".join(VARIABLES)}, and metadata with a / in it')
         return Option(action, code, variable=variable)
     if text.startswith("0x"):
         try:
             data = bytes.fromhex(text[2:])
         except ValueError:
-            raise setup.fail(word, f'"{text}" is not hexadecimal, two digits an octet') from None
+            raise readers.fail(word, f'"{text}" is not hexadecimal, two digits an octet') from None
     else:
         data = text.encode()
     if len(data) > MAX_DATA:
-        raise setup.fail(word, f"an option of {len(data)} octets, at most {MAX_DATA} are allowed")
+        raise readers.fail(word, f"an option of {len(data)} octets, at most {MAX_DATA} are allowed")
     return Option(action, code, data)

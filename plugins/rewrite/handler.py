@@ -5,15 +5,14 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from kdns import log
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana, rdata, wire
 from kdns.dns.answer import Answer
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text, to_text
 from kdns.dns.query import Question
 from kdns.dns.rrset import RRset, Section
-from kdns.pipeline import Bare, Outcome, Plugin, Request, then
-from kdns.pipeline.block import BlockKeys
+from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, then
 from kdns.plugins.rewrite.config import AnswerRule, Label, Match, Part, Rule, read
 from kdns.plugins.rewrite.options import apply
 from kdns.regex import compile_regex
@@ -34,15 +33,15 @@ class Rewrite(Plugin):
     """Takes a request through the rules, and its answer back."""
 
     name: ClassVar[str] = "rewrite"
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[Rule, ...]]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[tuple[Rule, ...]]:
         return [tuple(read(directive) for directive in directives)]
 
     def __init__(self, config: tuple[Rule, ...]) -> None:
         super().__init__(config)
         self.rules = [(rule, rule.match.compiled()) for rule in config]
-        self.client_dependent = any(rule.looks_at_client() for rule in config)
 
     def handle(self, request: Request) -> Outcome | None:
         changes = Changes([], [], [])
@@ -50,7 +49,7 @@ class Rewrite(Plugin):
             try:
                 acted = self._apply(rule, regex, request, changes)
             except BadName as error:
-                return Bare(iana.SERVFAIL, f"invalid name after rewrite: {error}")
+                return RcodeOnly(iana.SERVFAIL, f"invalid name after rewrite: {error}")
             if acted and rule.stop:
                 break
         if any(changes):
@@ -95,14 +94,14 @@ class Rewrite(Plugin):
             changes.records.append(_change(rule, answer, text, to_text(name)))
         return True
 
-    def finish(self, request: Request, answer: Answer) -> Answer | Awaitable[Answer]:
+    def on_answer(self, request: Request, answer: Answer) -> Answer | Awaitable[Answer]:
         changes: Changes | None = request.slots[self.position]
         if changes is None:
             return answer
         if changes.targets and any(rrset.type == iana.CNAME for rrset in answer.answer):
             found: Answer | Awaitable[Answer] = self._retarget(request, answer, changes)
             return found
-        return self._changed(changes, answer)
+        return self._changed(request, changes, answer)
 
     def _retarget(self, request: Request, answer: Answer, changes: Changes) -> Any:
         """Gives the first CNAME that a rule meets its new target, and what that resolves to (then the other changes)."""
@@ -118,18 +117,18 @@ class Rewrite(Plugin):
                     target = from_text(_replaced(rule, found, text)).lower()
                 except BadName as error:
                     _log.error(f"invalid name after rewrite: {error}")
-                    return self._changed(changes, answer)
+                    return self._changed(request, changes, answer)
                 # A chain may come in any order; what led here stays.
                 kept = [known for known in answer.answer[:i] if known.type == iana.CNAME]
                 kept.append(rrset._replace(rdatas=(target,)))
                 looked_up = request.lookup(target, request.question.type)
-                return then(looked_up, partial(self._joined, changes, answer, kept))
-        return self._changed(changes, answer)
+                return then(looked_up, partial(self._joined, request, changes, answer, kept))
+        return self._changed(request, changes, answer)
 
-    def _joined(self, changes: Changes, answer: Answer, kept: list[RRset], outcome: Outcome) -> Answer:
+    def _joined(self, request: Request, changes: Changes, answer: Answer, kept: list[RRset], outcome: Outcome) -> Answer:
         if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN):
             _log.error(f"upstream lookup failed: {outcome!r}")
-            return self._changed(changes, answer)
+            return self._changed(request, changes, answer)
         # RFC 6604, section 3: the code is that of the last name.
         joined = answer.replace(
             rcode=outcome.rcode,
@@ -137,22 +136,25 @@ class Rewrite(Plugin):
             answer=(*kept, *outcome.answer),
             authority=outcome.authority,
             additional=(),
+            validity=request.inherit(answer),  # that of the target was noted by the look-up
         )
-        return self._changed(changes, joined)
+        return self._changed(request, changes, joined)
 
-    def _changed(self, changes: Changes, answer: Answer) -> Answer:
+    def _changed(self, request: Request, changes: Changes, answer: Answer) -> Answer:
         rcode = answer.rcode
         for before, after in changes.codes:
             if rcode == before:
                 rcode = after
         if not changes.records:
-            return answer if rcode == answer.rcode else answer.replace(rcode=rcode)
+            return answer if rcode == answer.rcode else answer.replace(rcode=rcode, validity=answer.validity)
         sections: list[Section] = []
         for section in answer.sections:
             for change in reversed(changes.records):
                 section = tuple(change(rrset) for rrset in section)
             sections.append(section)
-        return answer.replace(rcode=rcode, answer=sections[0], authority=sections[1], additional=sections[2])
+        return answer.replace(
+            rcode=rcode, answer=sections[0], authority=sections[1], additional=sections[2], validity=request.inherit(answer)
+        )
 
 
 def _met(match: Match, regex: Any, text: str) -> Any:

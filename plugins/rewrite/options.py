@@ -4,17 +4,16 @@ import ipaddress
 
 from kdns.dns import edns
 from kdns.dns.name import to_text
-from kdns.pipeline import Request
+from kdns.plugin import Request
 from kdns.plugins.rewrite.config import Option
 
 
 def apply(option: Option, request: Request) -> bool:
     """Does what a rule says; whether it fitted."""
     before = edns.options(request.added)
-    theirs = edns.options(request.edns.options) if request.edns is not None else []
-    there = any(code == option.code for code, _ in (*before, *theirs))
+    there = any(code == option.code for code, _ in before) or request.has_option(option.code)
     if option.action == "unset":
-        _leave(request, option.code, before, theirs)
+        _remove(request, option.code, before)
         return there
     # What changes from client to client is added once; a constant may stand beside others.
     if (option.action == "replace" and not there) or (option.action == "append" and there and option.variable):
@@ -23,17 +22,15 @@ def apply(option: Option, request: Request) -> bool:
     if data is None:
         return False
     if option.action != "append":
-        _leave(request, option.code, before, theirs)
+        _remove(request, option.code, before)
     request.added += edns.option(option.code, data)
     return True
 
 
-def _leave(request: Request, code: int, before: list[tuple[int, bytes]], theirs: list[tuple[int, bytes]]) -> None:
+def _remove(request: Request, code: int, before: list[tuple[int, bytes]]) -> None:
     """Takes an option out of the query, the client's own too."""
     request.added = b"".join(edns.option(c, payload) for c, payload in before if c != code)
-    if request.edns is not None and any(c == code for c, _ in theirs):
-        left = b"".join(edns.option(c, payload) for c, payload in theirs if c != code)
-        request.edns = request.edns._replace(options=left)
+    request.remove_option(code)
 
 
 def _data(option: Option, request: Request) -> bytes | None:
@@ -47,13 +44,13 @@ def _data(option: Option, request: Request) -> bytes | None:
     if variable == "qtype":
         return question.type.to_bytes(2, "big")
     if variable == "protocol":
-        return request.proto.encode()
+        return request.transport.encode()
     if variable == "subnet":
         return _subnet(request, option.bits)
     if "/" in variable:
         value = request.label(variable)
         return value.encode()[:1024] if value else None
-    address = request.peer if variable.startswith("client") else request.local
+    address = request.client if variable.startswith("client") else request.local
     if address is None:
         return None
     return _packed(address[0]) if variable.endswith("_ip") else int(address[1]).to_bytes(2, "big")
@@ -68,7 +65,7 @@ def _packed(host: str) -> bytes | None:
 
 def _subnet(request: Request, bits: tuple[int, int]) -> bytes | None:
     """The client's network as an ECS option's data (RFC 7871, section 6): family, prefix length, scope 0, address."""
-    packed = _packed(str(request.peer[0]))
+    packed = _packed(str(request.client[0]))
     if packed is None:
         return None
     length = bits[0] if len(packed) == 4 else bits[1]

@@ -9,15 +9,14 @@ from importlib import resources
 from typing import Any, ClassVar, Final
 
 from kdns import __version__, metrics
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import to_text
 from kdns.metrics import REGISTRY, TIME_BUCKETS
 from kdns.net.http import HttpServer, Response
-from kdns.pipeline import Outcome, Plugin, Request, setup
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.runtime import Runtime
+from kdns.plugin import Outcome, Plugin, Request, readers
+from kdns.plugin.runtime import Runtime
 from kdns.plugins.status.topk import TopK
 
 DEFAULT: Final = ("127.0.0.1", 8053)
@@ -38,10 +37,10 @@ class Status(Plugin):
     name: ClassVar[str] = "status"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[str, int]]:
-        directive = setup.once(directives)
-        setup.no_block(directive)
-        return [setup.http_address(directive, DEFAULT)]
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[tuple[str, int]]:
+        directive = readers.once(directives)
+        readers.no_block(directive)
+        return [readers.http_address(directive, DEFAULT)]
 
     def __init__(self, config: tuple[str, int]) -> None:
         super().__init__(config)
@@ -77,7 +76,7 @@ class Status(Plugin):
             for top in (self.names, self.clients, self.denied):
                 top.fade()
 
-    def settle(self, request: Request, outcome: Outcome) -> None:
+    def observe(self, request: Request, outcome: Outcome) -> None:
         if request.depth:
             return
         self.queries += 1
@@ -90,7 +89,7 @@ class Status(Plugin):
         self.times[place] += 1
         name = request.asked.name
         self.names.add(name)
-        self.clients.add(request.peer[0])
+        self.clients.add(request.client[0])
         if rcode == iana.NXDOMAIN and type(outcome) is Answer:
             # A search list's waste shows in what stands behind the first label.
             self.denied.add(name[name[0] + 1 :] if name[0] else name)

@@ -53,14 +53,14 @@ A CNAME that answers a question for addresses brings the records of its target.
 """
 
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final
 
 from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
 
-from kdns.corefile import Directive, Line
+from kdns.corefile import Directive, Line, ServerBlock
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import edns, iana
 from kdns.dns.answer import Answer
@@ -70,11 +70,11 @@ from kdns.dns.rrset import RRset
 from kdns.expression import RESERVED, EvaluationError, Expression
 from kdns.expression.values import text
 from kdns.metrics import Counter
-from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.facts import OF_THE_QUESTION, WITH_GROUPS, Facts, compiled
-from kdns.pipeline.records import answer_of
-from kdns.pipeline.setup import Fallthrough
+from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, then
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.query_env import WITH_GROUPS, QueryEnv, compiled
+from kdns.plugin.readers import Fallthrough
+from kdns.plugin.records import answer_of
 from kdns.plugins.template.language import BadTemplate, Template
 from kdns.regex import compile_regex
 
@@ -109,14 +109,19 @@ class Config:
     fallthrough: Fallthrough | None = None
     ignored: str = ""  # an option that is taken and has no effect
 
+    def names(self, field: str) -> bool:
+        """Whether a template names this field."""
+        return any(f".{field}" in text for _, text in self.records)
+
 
 class TemplatePlugin(Plugin):
     """Asks the templates of its block in order."""
 
     name: ClassVar[str] = "template"
+    pure = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[tuple[Config, ...]]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[tuple[Config, ...]]:
         return [tuple(_parse(directive, block) for directive in directives)]
 
     def __init__(self, config: tuple[Config, ...]) -> None:
@@ -125,15 +130,15 @@ class TemplatePlugin(Plugin):
             (rule, [compile_regex(text) for text in rule.matches], [(s, t, Template(t)) for s, t in rule.records])
             for rule in config
         ]
-        # What depends on who asks is kept by no cache: then it is our own data, asked for before a cache right above.
-        self.client_dependent = self.owner = any(_looks_at_client(rule) for rule in config)
         self.view = ""
+        self.limit: Callable[[bytes, bool], int] = lambda name, denial: iana.MAX_TTL
 
     def warnings(self) -> Sequence[str]:
         return [rule.ignored for rule, _, _ in self.rules if rule.ignored]
 
-    def wire(self, block: Block) -> None:
+    def wire(self, block: BlockInfo) -> None:
         self.view = block.view
+        self.limit = block.ttl_limit
 
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
         question = request.question
@@ -150,15 +155,17 @@ class TemplatePlugin(Plugin):
             found = next((match for regex in regexes if (match := regex.search(name)) is not None), None)
             variables: dict[str, Any] = {}
             if found is not None and rule.expressions:
+                if any("now" in expression.calls for _, expression in rule.expressions):
+                    request.once()
                 try:
                     if not _holds(rule, request, found, variables):
                         found = None
                 except EvaluationError as error:
-                    return Bare(iana.SERVFAIL, f"template expression: {error}")
+                    return RcodeOnly(iana.SERVFAIL, f"template expression: {error}")
             if found is None:
-                if rule.fallthrough is not None and rule.fallthrough.through(question.name):
+                if rule.fallthrough is not None and rule.fallthrough.falls_through(question.name):
                     continue
-                return Bare(iana.SERVFAIL)
+                return RcodeOnly(iana.SERVFAIL)
             fields = _fields(request, rule, to_text(zone), name, found)
             fields["Var"] = {key: text(value) for key, value in variables.items()}
             return self._answer(request, rule, templates, fields)
@@ -173,21 +180,30 @@ class TemplatePlugin(Plugin):
         labels = (request.server.label, fields["Zone"], self.view, fields["Class"], kind)
         MATCHES.slot(*labels)[0] += 1
         if rule.rcode == iana.SERVFAIL:
-            return Bare(rule.rcode, options=rule.options)
+            return RcodeOnly(rule.rcode, options=rule.options)
         made: dict[str, list[RRset]] = {section: [] for section in SECTIONS}
         for section, source, template in templates:
             try:
                 filled = template.fill(fields)
             except BadTemplate as error:
                 FAILURES.slot(*labels, section, source)[0] += 1
-                return Bare(iana.SERVFAIL, f"template {source!r}: {error}")
+                return RcodeOnly(iana.SERVFAIL, f"template {source!r}: {error}")
             try:
-                made[section].append(record(filled))
+                found = record(filled)
+                denial = section == "authority" and not made["answer"]
+                made[section].append(found._replace(ttl=min(found.ttl, self.limit(question.name, denial))))
             except FormatError as error:
                 RR_FAILURES.slot(*labels, section, source)[0] += 1
-                return Bare(iana.SERVFAIL, f"template {source!r} made {filled!r}: {error}")
+                return RcodeOnly(iana.SERVFAIL, f"template {source!r} made {filled!r}: {error}")
         answer = Answer(
-            rule.rcode, iana.AA, made["answer"], made["authority"], made["additional"], own=self.owner, options=rule.options
+            rule.rcode,
+            iana.AA,
+            made["answer"],
+            made["authority"],
+            made["additional"],
+            local=True,
+            options=rule.options,
+            validity=ALWAYS,
         )
         last = made["answer"][-1] if made["answer"] else None
         if last is not None and last.type == iana.CNAME and question.type in (iana.A, iana.AAAA):
@@ -197,18 +213,12 @@ class TemplatePlugin(Plugin):
         return answer
 
 
-def _looks_at_client(rule: Config) -> bool:
-    """Whether two queries with one question may fare differently."""
-    texts = [source for _, source in rule.records]
-    return any(field in text for text in texts for field in (".Remote", ".Meta", ".Message")) or any(
-        expression.calls - OF_THE_QUESTION for _, expression in rule.expressions
-    )
-
-
 def _joined(answer: Answer, outcome: Outcome) -> Answer:
     if type(outcome) is not Answer:
         return answer
-    return answer.replace(answer=(*answer.answer, *outcome.answer), flags=answer.flags | outcome.flags & iana.TC)
+    return answer.replace(
+        answer=(*answer.answer, *outcome.answer), flags=answer.flags | outcome.flags & iana.TC, validity=answer.validity
+    )
 
 
 def _groups(match: Any) -> dict[str, str]:
@@ -219,9 +229,9 @@ def _groups(match: Any) -> dict[str, str]:
 
 def _holds(rule: Config, request: Request, match: Any, variables: dict[str, Any]) -> bool:
     """Works out the variables, and whether all that must be true is. Raises EvaluationError."""
-    facts = Facts(request, request.label, _groups(match))
+    env = QueryEnv(request, request.label, _groups(match))
     for name, expression in rule.expressions:
-        value = expression.value(facts, variables)
+        value = expression.value(env, variables)
         if name:
             variables[name] = value
         elif value is not True:
@@ -240,7 +250,10 @@ def _fields(request: Request, rule: Config, zone: str, name: str, match: Any) ->
         "Name": name, "Zone": zone, "Class": cls, "Type": kind, "Match": groups,
         "Group": _groups(match),
         "Question": {"Name": name, "Qtype": question.type, "Qclass": question.cls},
-        "Message": {"Id": request.id}, "Remote": str(request.peer[0]), "Meta": request.label,
+        "Meta": request.label,
+        # Reading these makes the reply this client's own.
+        **({"Message": {"Id": request.id}} if rule.names("Message") else {}),
+        **({"Remote": str(request.client[0])} if rule.names("Remote") else {}),
     }  # fmt: skip
 
 
@@ -262,16 +275,16 @@ def record(text: str) -> RRset:
 # Reading the directive.
 
 
-def _parse(directive: Directive, block: BlockKeys) -> Config:
-    setup.arguments(directive, 2, None, "CLASS TYPE [ZONES...] after template")
+def _parse(directive: Directive, block: ServerBlock) -> Config:
+    readers.arguments(directive, 2, None, "CLASS TYPE [ZONES...] after template")
     numbers = []
     for word, table in zip(directive.args, (iana.CLASSES, iana.TYPES), strict=False):
         number = table.get(word.text)
         if number is None:
-            raise setup.fail(word, f'"{word.text}" is no {"class" if table is iana.CLASSES else "query type"} (upper case)')
+            raise readers.fail(word, f'"{word.text}" is no {"class" if table is iana.CLASSES else "query type"} (upper case)')
         numbers.append(number)
     words = list(directive.args[2:])
-    zones = setup.wire_zones(plugin_zones(words) if words else block.zones)
+    zones = readers.wire_zones(plugin_zones(words) if words else block.zones)
     found: dict[str, Any] = {"matches": (), "records": (), "expressions": ()}
     for line in directive.body or ():
         _option(line, found)
@@ -282,27 +295,27 @@ def _parse(directive: Directive, block: BlockKeys) -> Config:
 def _option(line: Line, found: dict[str, Any]) -> None:
     name = line.name.text
     if name == "match":
-        setup.arguments(line, 1, None, "regular expressions")
+        readers.arguments(line, 1, None, "regular expressions")
         for word in line.args:
-            setup.regex(word)
+            readers.regex(word)
         found["matches"] += tuple(line.words())
     elif name in SECTIONS:
-        setup.arguments(line, 1, None, "templates")
+        readers.arguments(line, 1, None, "templates")
         for word in line.args:
             try:
                 Template(word.text)
             except BadTemplate as error:
-                raise setup.fail(word, f"bad template: {error}") from None
+                raise readers.fail(word, f"bad template: {error}") from None
             found["records"] += ((name, word.text),)
     elif name == "rcode":
-        word = setup.one(line, "a response code")
+        word = readers.one(line, "a response code")
         number = iana.RCODES.get(word.text)
         if number is None:
-            raise setup.fail(word, f'"{word.text}" is no response code (upper case)')
+            raise readers.fail(word, f'"{word.text}" is no response code (upper case)')
         found["rcode"] = number
     elif name == "ederror":
-        setup.arguments(line, 1, 2, "CODE [TEXT]")
-        code = setup.integer(line.args[0], 0, 65535)
+        readers.arguments(line, 1, 2, "CODE [TEXT]")
+        code = readers.integer(line.args[0], 0, 65535)
         text = line.args[1].text.encode() if len(line.args) > 1 else b""
         found["options"] = edns.extended_error(code, text)
     elif name == "fallthrough":
@@ -312,22 +325,22 @@ def _option(line: Line, found: dict[str, Any]) -> None:
     elif name == "upstream":
         found["ignored"] = f"line {line.at.line}: upstream has been without effect since CoreDNS 1.5; remove the line"
     else:
-        raise setup.unknown(line, _OPTIONS)
+        raise readers.unknown(line, _OPTIONS)
 
 
 def _expression(line: Line, before: tuple[tuple[str, Expression], ...]) -> tuple[str, Expression]:
     """`var NAME EXPRESSION` or `expr EXPRESSION`, which may use the variables before it."""
     known = {name: made.type for name, made in before if name}
     if line.name.text == "expr":
-        setup.arguments(line, 1, None, "an expression")
+        readers.arguments(line, 1, None, "an expression")
         made = compiled(line.args, WITH_GROUPS, known)
         if made.type not in ("bool", "any"):
-            raise setup.fail(line, f"expr must be true or false, this one is of type {made.type}")
+            raise readers.fail(line, f"expr must be true or false, this one is of type {made.type}")
         return "", made
-    setup.arguments(line, 2, None, "NAME EXPRESSION")
+    readers.arguments(line, 2, None, "NAME EXPRESSION")
     name = line.args[0]
     if not name.text.isidentifier() or name.text in known:
-        raise setup.fail(name, f'"{name.text}" is no name of a new variable')
+        raise readers.fail(name, f'"{name.text}" is no name of a new variable')
     if name.text in RESERVED or name.text in WITH_GROUPS:
-        raise setup.fail(name, f'"{name.text}" is a word of the language: variables need other names')
+        raise readers.fail(name, f'"{name.text}" is a word of the language: variables need other names')
     return name.text, compiled(line.args[1:], WITH_GROUPS, known)

@@ -146,7 +146,7 @@ in-addr.arpa:53 {
 def test_the_default_corefile_builds_unchanged(text: str) -> None:
     instance = build.build(build.read(text, "Corefile", environ={}))
     build.check_duplicates(instance.blocks)
-    assert all(not block.pipeline.empty for block in instance.blocks)
+    assert all(not block.chain.empty for block in instance.blocks)
 
 
 def test_a_plugin_that_is_not_built_is_named_with_its_line() -> None:
@@ -159,5 +159,5 @@ def test_a_plugin_that_is_not_built_is_named_with_its_line() -> None:
 
 def test_the_chain_is_in_the_fixed_order_whatever_the_corefile_says() -> None:
     block = build.build(build.read(KUBEADM, "Corefile", environ={})).blocks[0]
-    expected = ["prometheus", "errors", "loadbalance", "cache", "kubernetes", "loop", "forward"]
-    assert block.chain() == expected
+    expected = ["prometheus", "errors", "loadbalance", "kubernetes", "cache", "loop", "forward"]
+    assert block.query_plugins() == expected

@@ -75,7 +75,7 @@ def test_values_of_the_original_chart_work_unchanged(tmp_path: Path) -> None:
     objects = rendered(tmp_path, THEIRS)
     corefile = one(objects, "ConfigMap")["data"]["Corefile"]
     built = build.build(build.read(corefile, "Corefile", reader=None))
-    assert [[str(key) for key in block.keys.keys] for block in built.blocks] == [
+    assert [[str(key) for key in block.parsed.keys] for block in built.blocks] == [
         [".:53"],
         ["corp.example.org.:5353", "lab.example.org.:5353"],
     ]

@@ -24,7 +24,7 @@ def test_a_denial_made_for_a_name_with_hostmaster_in_it_was_malformed_for_others
                 continue
             query = b"\0\1\1\0\0\1\0\0\0\0\0\0" + asked + b"\0\1\0\1"
             answer = negative(name, ZONE, iana.NXDOMAIN, iana.AA, 30, SOA)
-            message = dns.message.from_wire(reply.pack(answer, body, query, len(query), 1, None))
+            message = dns.message.from_wire(reply.pack(answer, body, query, len(query), 1, None, 512))
             record = message.authority[0][0]
             assert str(message.authority[0].name) == "cluster.local."
             assert (str(record.mname), str(record.rname)) == ("ns.dns.cluster.local.", "hostmaster.cluster.local.")  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdns.dns import edns, iana, message, name, query, rdata, reply, reverse, wire
-from kdns.dns.answer import Answer, behind_alias, render
+from kdns.dns.answer import Answer, render, with_cname_prefix
 from kdns.dns.errors import BadName, FormatError
 from kdns.dns.rrset import RRset
 
@@ -109,11 +109,11 @@ def test_replies_of_all_kinds_are_read_as_dnspython_wrote_them() -> None:
         made.additional.append(dns.rrset.from_text("ns1.example.org.", 300, "IN", "A", "192.0.2.53"))
         found = message.parse_reply(made.to_wire())
         sent = query.parse(asked.to_wire())
-        packed = reply.pack(found.answer, found.answer.rendered(sent[0].name), asked.to_wire(), sent[1], 5, sent[2])
+        packed = reply.pack(found.answer, found.answer.rendered(sent[0].name), asked.to_wire(), sent[1], 5, sent[2], 65535)
         back = dns.message.from_wire(packed)
         assert (back.answer, back.authority, back.additional) == (made.answer, made.authority, made.additional), rtype
         anew = Answer(0, 0, *found.answer.sections)
-        packed = reply.pack(anew, anew.rendered(sent[0].name), asked.to_wire(), sent[1], 5, sent[2])
+        packed = reply.pack(anew, anew.rendered(sent[0].name), asked.to_wire(), sent[1], 5, sent[2], 65535)
         assert dns.message.from_wire(packed).answer == made.answer, rtype
 
 
@@ -177,7 +177,7 @@ def test_addresses_behind_an_alias_are_what_a_rendering_would_be(found: list[byt
     target, asked = name.from_text("api.example.net."), name.from_text("api.example.net.n1.svc.cluster.local.")
     rtype = iana.AAAA if v6 else iana.A
     rdatas = tuple(data * 4 if v6 else data for data in found)
-    made = behind_alias(asked, target, render(target, ((RRset(target, rtype, ttl, rdatas),), (), ())), most)
+    made = with_cname_prefix(asked, target, render(target, ((RRset(target, rtype, ttl, rdatas),), (), ())), most)
     cname = RRset(asked, iana.CNAME, min(ttl, most), (target,))
     expected = render(asked, ((cname, RRset(target, rtype, ttl, rdatas)), (), ()))
     assert made is not None and (made.data, made.counts) == (expected.data, expected.counts)
@@ -192,4 +192,4 @@ def test_what_is_more_than_addresses_of_the_target_takes_a_rendering() -> None:
         ((address,), (address,), ()), ((address,), (), (address,)), ((), (), ()), ((RRset(target, iana.TXT, 60, (b"\1x",)),), (), ()),
         ((RRset(name.from_text("c.org."), iana.A, 60, (b"\n\0\0\1",)),), (), ()), ((address._replace(cls=3),), (), ()),
     ):  # fmt: skip
-        assert behind_alias(asked, target, render(target, sections), 60) is None
+        assert with_cname_prefix(asked, target, render(target, sections), 60) is None

@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from kdns.kube import api as api_module
-from kdns.kube import healing, informer, reflector
+from kdns.kube import informer, reflector, resync
 from kdns.kube.informer import ApiSource
 from kdns.metrics import REFRESH, REGISTRY
 from tests.apiserver import ApiServer
@@ -263,8 +263,8 @@ def test_a_watch_finds_a_dead_peer_within_45_seconds(serve: Serve, api: ApiServe
 def test_an_event_that_was_lost_is_healed_and_counted(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch, lines: list[str], what: str
 ) -> None:
-    monkeypatch.setattr(healing, "INTERVAL", (0.1, 0.2))
-    monkeypatch.setattr(healing, "GRACE", 0.2)
+    monkeypatch.setattr(resync, "INTERVAL", (0.1, 0.2))
+    monkeypatch.setattr(resync, "GRACE", 0.2)
     api.put(service("n1/web", "10.0.0.2"))
     server = start(serve, api)
     before = count("kdns_kubernetes_healed_total", "Service")
@@ -283,8 +283,8 @@ def test_an_event_that_was_lost_is_healed_and_counted(
 
 
 def test_healing_beside_a_busy_watch_finds_nothing_to_mend(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(healing, "INTERVAL", (0.02, 0.05))
-    monkeypatch.setattr(healing, "GRACE", 0.2)
+    monkeypatch.setattr(resync, "INTERVAL", (0.02, 0.05))
+    monkeypatch.setattr(resync, "GRACE", 0.2)
     monkeypatch.setitem(reflector.PAGE, "Service", 5)
     api.page_delay = 0.005
     server = start(serve, api)
@@ -300,14 +300,14 @@ def test_healing_beside_a_busy_watch_finds_nothing_to_mend(serve: Serve, api: Ap
 
 
 def test_removals_between_two_healings_are_not_remembered(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[healing.Healer] = []
-    init = healing.Healer.__init__
+    made: list[resync.Resync] = []
+    init = resync.Resync.__init__
 
-    def kept(self: healing.Healer, of: reflector.Reflector) -> None:
+    def kept(self: resync.Resync, of: reflector.Reflector) -> None:
         init(self, of)
         made.append(self)
 
-    monkeypatch.setattr(healing.Healer, "__init__", kept)
+    monkeypatch.setattr(resync.Resync, "__init__", kept)
     server = start(serve, api)
     for i in range(100):
         api.put(service(f"n1/s{i}", f"10.0.6.{i}"))
@@ -483,10 +483,10 @@ def test_churn_under_load_shows_each_change_and_nothing_wrong(serve: Serve, api:
 
 
 def test_a_clock_that_is_set_back_lets_no_serial_fall(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdns.plugins.kubernetes import handler
+    from kdns.plugins.kubernetes import plugin
 
     offset = [0.0]
-    monkeypatch.setattr(handler.time, "time", lambda: 1_900_000_000.0 + offset[0])
+    monkeypatch.setattr(plugin.time, "time", lambda: 1_900_000_000.0 + offset[0])
     server = start(serve, api)
 
     def serial() -> int:

@@ -44,7 +44,7 @@ def test_the_documented_plugin_answers_as_the_documentation_shows(
 def test_a_plugin_that_breaks_breaks_its_query_alone(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
     path = tmp_path / "bad.py"
     path.write_text(
-        'from kdns.pipeline import Plugin\nclass Bad(Plugin):\n name = "bad"\n def handle(self, request):\n  if request.name == "x.org.":\n   1 / 0\n'
+        'from kdns.plugin import Plugin\nclass Bad(Plugin):\n name = "bad"\n def handle(self, request):\n  if request.name == "x.org.":\n   1 / 0\n'
     )
     server = serve(f".:{{port}} {{\n bind 127.0.0.1\n plugin {path}\n whoami\n}}")
     assert code(server.ask("x.org.")) == "SERVFAIL" and code(server.ask("y.org.")) == "EMPTY"
@@ -53,7 +53,7 @@ def test_a_plugin_that_breaks_breaks_its_query_alone(serve: Serve, tmp_path: Pat
 
 def test_its_place_among_the_others_is_its_own_choice(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "first.py"
-    path.write_text('from kdns.pipeline import Plugin\nclass First(Plugin):\n name = "first"\n before = "rewrite"\n')
+    path.write_text('from kdns.plugin import Plugin\nclass First(Plugin):\n name = "first"\n before = "rewrite"\n')
     server = serve(f".:{{port}} {{\n bind 127.0.0.1\n whoami\n plugin {path}\n rewrite name a.org b.org\n errors\n}}")
     assert server.server.instance is not None
     assert [p.name for p in server.server.instance.plugins] == ["bind", "errors", "first", "rewrite", "whoami"]
@@ -62,9 +62,9 @@ def test_its_place_among_the_others_is_its_own_choice(serve: Serve, tmp_path: Pa
 @pytest.mark.parametrize(("text", "expected"), [
     ("def (", "line 1: SyntaxError"), ("x = 1\n1 / 0", "line 2: ZeroDivisionError"), ("import nope_nope", "line 1: ModuleNotFoundError"),
     ("", "expected one class that extends Plugin, found 0"), ("raise SystemExit(3)", "SystemExit"),
-    ("from kdns.pipeline import Plugin\nclass A(Plugin): pass", "has no `name`"),
-    ("from kdns.pipeline import Plugin\nclass A(Plugin): name='a'\nclass B(Plugin): name='b'", "found 2"),
-    ("from kdns.pipeline import Plugin\nclass A(Plugin): name='a'", "unexpected argument"),
+    ("from kdns.plugin import Plugin\nclass A(Plugin): pass", "has no `name`"),
+    ("from kdns.plugin import Plugin\nclass A(Plugin): name='a'\nclass B(Plugin): name='b'", "found 2"),
+    ("from kdns.plugin import Plugin\nclass A(Plugin): name='a'", "unexpected argument"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_file_is_said_with_its_place(serve: Serve, tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "p.py"

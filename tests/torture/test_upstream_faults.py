@@ -18,11 +18,11 @@ import dns.rrset
 import pytest
 import yaml
 
+from kdns.deadlines import Deadlines
 from kdns.dns.query import Question
 from kdns.plugins.forward.handler import COALESCED
-from kdns.server import waiting
+from kdns.server import pending
 from kdns.upstream import exchange
-from kdns.upstream.deadlines import Deadlines
 from kdns.upstream.udp import UdpSockets, _Socket
 from kdns.upstream.upstream import Address, Options
 from kdns.upstream.upstream import Upstream as Real
@@ -164,8 +164,8 @@ def test_aliases_are_followed_ten_deep_and_no_further(serve: Serve, upstream: St
 def test_queries_in_flight_are_bounded_for_all_and_for_each_client(
     serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "MAX_PENDING", 6)
-    monkeypatch.setattr(waiting, "MAX_PENDING_CLIENT", 4)
+    monkeypatch.setattr(pending, "MAX_PENDING", 6)
+    monkeypatch.setattr(pending, "MAX_PENDING_CLIENT", 4)
     up = upstream(mute)
     server = serve(".:{port} {\n forward . " + up.address + " {\n read_timeout 10s\n }\n}")
     dispatcher = next(iter(server.server.instance.dispatchers.values()))  # type: ignore[union-attr]

@@ -39,20 +39,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Final
 
-from kdns.corefile import CorefileError, Directive
+from kdns.corefile import CorefileError, Directive, ServerBlock
 from kdns.dns import iana, rdata
 from kdns.dns.answer import Answer, negative
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text, offsets
 from kdns.dns.reverse import address_of, is_reverse
 from kdns.dns.rrset import RRset
-from kdns.kube.cluster import Entry
-from kdns.kube.names import endpoint_label
+from kdns.kube.cluster import ServiceState
 from kdns.kube.objects import HEADLESS, Port
-from kdns.pipeline import Bare, Outcome, Plugin, Request, setup, then
-from kdns.pipeline.block import Block, BlockKeys
-from kdns.pipeline.protocols import ClusterServices
-from kdns.pipeline.setup import Fallthrough
+from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, then
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.readers import Fallthrough
+from kdns.plugins.kubernetes.endpoints import endpoint_label
+from kdns.plugins.kubernetes.plugin import Kubernetes
 
 REFRESH, RETRY, EXPIRE = 7200, 1800, 86400  # the SOA's timers, as of the cluster's own zones
 MAX_TTL: Final = 3600
@@ -75,32 +75,31 @@ class K8sExternal(Plugin):
     """Answers for Services as they are seen from outside."""
 
     name: ClassVar[str] = "k8s_external"
-    client_dependent = False
-    owner = True
-    serves_outside = True
+    pure = True
+    serves_external = True
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: BlockKeys) -> Sequence[Config]:
-        directive = setup.once(directives)
-        zones = setup.zone_names(directive.args, block)
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        zones = readers.zone_names(directive.args, block)
         found: dict[str, object] = {}
         for line in directive.body or ():
-            setup.no_block(line)
+            readers.no_block(line)
             name = line.name.text
             if name == "apex":
-                word = setup.one(line, "a label")
+                word = readers.one(line, "a label")
                 if not word.text or len(word.text) > 63 or "." in word.text:
-                    raise setup.fail(word, f'expected one label, found "{word.text}"')
+                    raise readers.fail(word, f'expected one label, found "{word.text}"')
                 found["apex"] = word.text.lower().encode()
             elif name == "ttl":
-                found["ttl"] = setup.integer(setup.one(line, "a TTL in seconds"), 0, MAX_TTL)
+                found["ttl"] = readers.integer(readers.one(line, "a TTL in seconds"), 0, MAX_TTL)
             elif name == "headless":
-                setup.arguments(line, 0, 0)
+                readers.arguments(line, 0, 0)
                 found["headless"] = True
             elif name == "fallthrough":
                 found["fallthrough"] = Fallthrough.parse(line)
             else:
-                raise setup.unknown(line, _OPTIONS)
+                raise readers.unknown(line, _OPTIONS)
         return [Config(zones, **found)]  # type: ignore[arg-type]
 
     def __init__(self, config: Config) -> None:
@@ -108,17 +107,16 @@ class K8sExternal(Plugin):
         self.config: Config = config
         self.zones = sorted(config.zones, key=len, reverse=True)
         self.primary = next((zone for zone in config.zones if not is_reverse(zone)), b"\0")
-        self.cluster: ClusterServices | None = None
+        self.cluster: Kubernetes | None = None
         self.ttl = config.ttl
-        self.block: Block | None = None
+        self.block: BlockInfo | None = None
 
-    def wire(self, block: Block) -> None:
+    def wire(self, block: BlockInfo) -> None:
         self.block = block
-        bound = block.ttl_bounds(self)
-        self.ttl = min(self.config.ttl, *(bound(zone, denial) for zone in self.zones for denial in (False, True)))
-        clusters = block.all(ClusterServices)  # type: ignore[type-abstract]
+        self.ttl = min(self.config.ttl, *(block.ttl_limit(zone, denial) for zone in self.zones for denial in (False, True)))
+        clusters = block.all(Kubernetes)
         if not clusters:
-            raise CorefileError(block.keys.at, "plugin/k8s_external: it needs the plugin kubernetes in the same server block")
+            raise CorefileError(block.parsed.at, "plugin/k8s_external: it needs the plugin kubernetes in the same server block")
         self.cluster = clusters[0]
 
     # Queries.
@@ -129,8 +127,10 @@ class K8sExternal(Plugin):
         for zone in self.zones:
             excess = len(question.name) - len(zone)
             if excess >= 0 and excess in starts and question.name[excess:] == zone:
-                if question.cls != iana.IN:
-                    return None
+                if question.cls != iana.IN and question.cls != iana.ANY:
+                    return RcodeOnly(iana.REFUSED)  # no other class has these names
+                assert self.cluster is not None
+                request.depends_on(self.cluster.index.changes)
                 count = starts.index(excess)
                 return self._in_zone(request, zone, [question.name[starts[i] + 1 : starts[i + 1]] for i in range(count)])
         return None
@@ -139,7 +139,7 @@ class K8sExternal(Plugin):
         assert self.cluster is not None
         name, qtype = request.question.name, request.question.type
         if qtype in (iana.AXFR, iana.IXFR):
-            return Bare(iana.REFUSED)
+            return RcodeOnly(iana.REFUSED)
         if not self.cluster.is_ready():
             return self._none(name, zone, iana.SERVFAIL)
         if not labels:
@@ -149,36 +149,40 @@ class K8sExternal(Plugin):
         if is_reverse(zone):
             return self._reverse(request, zone)
         if len(labels) == 1:
-            return self._none(name, zone, iana.NOERROR) if self.cluster.is_namespace(labels[0]) else self._missing(request, zone)
-        entry = self.cluster.service_entry(labels[-2], labels[-1])
+            return (
+                self._none(name, zone, iana.NOERROR)
+                if self.cluster.index.is_namespace(labels[0])
+                else self._missing(request, zone)
+            )
+        entry = self.cluster.service(labels[-2], labels[-1])
         if entry is None or len(labels) > 4:
             return self._missing(request, zone)
         return self._service(request, zone, entry, labels[:-2])
 
     def _missing(self, request: Request, zone: bytes) -> Outcome | None:
-        if self.config.fallthrough.through(request.question.name):
+        if self.config.fallthrough.falls_through(request.question.name):
             return None
         return self._none(request.question.name, zone, iana.NXDOMAIN)
 
     def _none(self, name: bytes, zone: bytes, rcode: int) -> Answer:
-        return negative(name, zone, rcode, _AA, self.ttl, self._soa(zone))
+        return negative(name, zone, rcode, _AA, self.ttl, self._soa(zone), ALWAYS)
 
     def _soa(self, zone: bytes) -> bytes:
         assert self.cluster is not None
         apex = bytes((len(self.config.apex),)) + self.config.apex + zone
         mname, rname = b"\x03ns1" + apex, b"\x0ahostmaster" + apex
-        return rdata.soa(mname, rname, self.cluster.soa_serial(), REFRESH, RETRY, EXPIRE, self.ttl)
+        return rdata.soa(mname, rname, self.cluster.index.serial, REFRESH, RETRY, EXPIRE, self.ttl)
 
     # The apex, and the name server's name below it.
 
     def _apex(self, zone: bytes, qtype: int) -> Answer | None:
         ttl = self.ttl
         if qtype == iana.SOA:
-            return Answer(iana.NOERROR, _AA, (RRset(zone, iana.SOA, ttl, (self._soa(zone),)),), own=True)
+            return Answer(iana.NOERROR, _AA, (RRset(zone, iana.SOA, ttl, (self._soa(zone),)),), local=True, validity=ALWAYS)
         if qtype == iana.NS:
             server = b"\x03ns1" + bytes((len(self.config.apex),)) + self.config.apex + zone
             glue = self._address_sets(server, self._server_addresses())
-            return Answer(iana.NOERROR, _AA, (RRset(zone, iana.NS, ttl, (server,)),), (), glue, own=True)
+            return Answer(iana.NOERROR, _AA, (RRset(zone, iana.NS, ttl, (server,)),), (), glue, local=True, validity=ALWAYS)
         return None
 
     def _server(self, name: bytes, zone: bytes, labels: list[bytes], qtype: int) -> Answer:
@@ -187,13 +191,13 @@ class K8sExternal(Plugin):
         if labels != [b"ns1"]:
             return self._none(name, zone, iana.NXDOMAIN)
         found = [rrset for rrset in self._address_sets(name, self._server_addresses()) if rrset.type == qtype]
-        return Answer(iana.NOERROR, _AA, found, own=True) if found else self._none(name, zone, iana.NOERROR)
+        return Answer(iana.NOERROR, _AA, found, local=True, validity=ALWAYS) if found else self._none(name, zone, iana.NOERROR)
 
     def _server_addresses(self) -> list[bytes]:
         """Where this server is reached from outside: its Services' external addresses, else this machine's."""
         assert self.cluster is not None
-        found = [a for entry in self.cluster.own_entries() if entry.service is not None for a in entry.service.outside]
-        return list(dict.fromkeys(found)) or list(self.cluster.own_addresses())
+        found = [a for entry in self.cluster.server_services() if entry.service is not None for a in entry.service.outside]
+        return list(dict.fromkeys(found)) or list(self.cluster.addresses)
 
     def _address_sets(self, owner: bytes, addresses: Iterable[bytes]) -> list[RRset]:
         every = tuple(dict.fromkeys(addresses))
@@ -203,7 +207,7 @@ class K8sExternal(Plugin):
     # Services.
 
     def _service(
-        self, request: Request, zone: bytes, entry: Entry, labels: list[bytes]
+        self, request: Request, zone: bytes, entry: ServiceState, labels: list[bytes]
     ) -> Outcome | Awaitable[Outcome | None] | None:
         service = entry.service
         assert service is not None
@@ -227,7 +231,9 @@ class K8sExternal(Plugin):
             return self._srv(name, base, ports, service.outside, service.outside_hosts)
         if service.outside:
             found = [rrset for rrset in self._address_sets(name, service.outside) if rrset.type == qtype]
-            return Answer(iana.NOERROR, _AA, found, own=True) if found else self._none(name, zone, iana.NOERROR)
+            return (
+                Answer(iana.NOERROR, _AA, found, local=True, validity=ALWAYS) if found else self._none(name, zone, iana.NOERROR)
+            )
         return self._alias(request, zone, service.outside_hosts)
 
     def _alias(self, request: Request, zone: bytes, hosts: tuple[str, ...]) -> Outcome | Awaitable[Outcome | None]:
@@ -238,7 +244,7 @@ class K8sExternal(Plugin):
             return self._none(name, zone, iana.NOERROR)
         cname = RRset(name, iana.CNAME, self.ttl, (target,))
         if qtype == iana.CNAME:
-            return Answer(iana.NOERROR, _AA, (cname,), own=True)
+            return Answer(iana.NOERROR, _AA, (cname,), local=True, validity=ALWAYS)
         found: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, qtype), partial(_joined, cname))
         return found
 
@@ -247,9 +253,11 @@ class K8sExternal(Plugin):
         weight = max(100 // max(len(addresses) * len(ports), 1), 1)
         srvs = tuple(dict.fromkeys(rdata.srv(0, weight, p.number, target) for p in ports if p.number >= 0))
         glue = self._address_sets(base, addresses)
-        return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),) if srvs else (), (), glue, own=True)
+        return Answer(
+            iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),) if srvs else (), (), glue, local=True, validity=ALWAYS
+        )
 
-    def _headless(self, request: Request, zone: bytes, entry: Entry, endpoint: bytes, ports: list[Port]) -> Outcome | None:
+    def _headless(self, request: Request, zone: bytes, entry: ServiceState, endpoint: bytes, ports: list[Port]) -> Outcome | None:
         name, qtype = request.question.name, request.question.type
         found: dict[bytes, bytes] = {}
         for part in entry.parts():
@@ -266,21 +274,21 @@ class K8sExternal(Plugin):
             weight = max(100 // len(found), 1)
             srvs = tuple(dict.fromkeys(rdata.srv(0, weight, p.number, label + base) for label in found.values() for p in ports))
             glue = [rrset for address, label in found.items() for rrset in self._address_sets(label + base, (address,))]
-            return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),), (), glue, own=True)
+            return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),), (), glue, local=True, validity=ALWAYS)
         sets = [rrset for rrset in self._address_sets(name, found) if rrset.type == qtype]
-        return Answer(iana.NOERROR, _AA, sets, own=True) if sets else self._none(name, zone, iana.NOERROR)
+        return Answer(iana.NOERROR, _AA, sets, local=True, validity=ALWAYS) if sets else self._none(name, zone, iana.NOERROR)
 
     def _reverse(self, request: Request, zone: bytes) -> Outcome | None:
         assert self.cluster is not None
         name = request.question.name
         address = address_of(name)
-        entry = self.cluster.outside_owner(address) if address is not None else None
+        entry = self.cluster.cluster.outside_owner(address) if address is not None else None
         if entry is None:
             return self._missing(request, zone)
         if request.question.type != iana.PTR:
             return self._none(name, zone, iana.NOERROR)
         target = _name(entry) + self.primary
-        return Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, self.ttl, (target,)),), own=True)
+        return Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, self.ttl, (target,)),), local=True, validity=ALWAYS)
 
     # Transfers.
 
@@ -293,10 +301,10 @@ class K8sExternal(Plugin):
         assert self.cluster is not None
         if not self.cluster.is_ready():
             return None
-        entries = sorted(self.cluster.service_entries(), key=lambda entry: (entry.namespace, entry.name))
+        entries = sorted(self.cluster.services(), key=lambda entry: (entry.namespace, entry.name))
         return self._all(zone, [(_name(entry) + zone, entry) for entry in entries])
 
-    def _all(self, zone: bytes, entries: list[tuple[bytes, Entry]]) -> Iterator[RRset]:
+    def _all(self, zone: bytes, entries: list[tuple[bytes, ServiceState]]) -> Iterator[RRset]:
         for qtype in (iana.SOA, iana.NS):
             answer = self._apex(zone, qtype)
             for section in answer.sections if answer is not None else ():
@@ -317,7 +325,7 @@ class K8sExternal(Plugin):
                     yield from self._srv(owner, base, [port], service.outside, service.outside_hosts).answer
 
 
-def _name(entry: Entry) -> bytes:
+def _name(entry: ServiceState) -> bytes:
     labels = entry.name.lower().encode(), entry.namespace.lower().encode()
     return b"".join(bytes((len(label),)) + label for label in labels)
 
@@ -339,8 +347,8 @@ def _target(hosts: tuple[str, ...]) -> bytes | None:
 
 def _joined(cname: RRset, outcome: Outcome) -> Answer:
     if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN):
-        return Answer(iana.NOERROR, _AA, (cname,), own=True)
+        return Answer(iana.NOERROR, _AA, (cname,), local=True)
     # RFC 6604, section 3: the code is the last name's.
     authority = () if outcome.answer else outcome.authority
     flags = _AA | outcome.flags & (iana.TC | iana.RA)
-    return Answer(outcome.rcode, flags, (cname, *outcome.answer), authority, own=True)
+    return Answer(outcome.rcode, flags, (cname, *outcome.answer), authority, local=True, validity=ALWAYS)

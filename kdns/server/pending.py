@@ -8,11 +8,11 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, final
 
+from kdns.deadlines import Deadlines
 from kdns.dns import iana
 from kdns.metrics import Counter
-from kdns.pipeline.outcome import DROP, Bare, Pending, adopt
-from kdns.pipeline.request import Request
-from kdns.upstream.deadlines import Deadlines
+from kdns.plugin.outcome import DROP, Pending, RcodeOnly, ensure_pending
+from kdns.plugin.request import Request
 
 # Queries that may wait for an upstream, in all. Each costs some 2 KB; a burst beyond is answered SERVFAIL at once.
 MAX_PENDING: Final = 20_000
@@ -30,7 +30,7 @@ Finish = Callable[[Request, Any], Any]
 
 
 @final
-class Waiting:
+class PendingTable:
     """The queries of one listener that wait."""
 
     def __init__(self, label: str, finish: Finish) -> None:
@@ -46,19 +46,19 @@ class Waiting:
         """A Pending of the finished reply; the reply itself where it is there already, or where there is no room."""
         if pending.done:
             return self.finish(request, pending.value)
-        host = request.peer[0]
+        host = request._client[0]
         waiters = self.clients.get(host, 0)
         if len(self.table) >= MAX_PENDING or waiters >= MAX_PENDING_CLIENT:
             OVERFLOWS.slot(self.label)[0] += 1
-            return self.finish(request, Bare(iana.SERVFAIL, "too many queries wait for an upstream"))
+            return self.finish(request, RcodeOnly(iana.SERVFAIL, "too many queries wait for an upstream"))
         result = Pending()
         self.clients[host] = waiters + 1
         self.table[result] = (request.now + DEADLINE, request)
         if self.timer is None:
             self.timer = asyncio.get_running_loop().call_later(DEADLINE, self._sweep)
         pending.add(partial(self._land, request, result))
-        if request.patience and not result.done:
-            self.deadlines.add(request.patience, partial(self._land, request, result, DROP))
+        if request.timeout and not result.done:
+            self.deadlines.add(request.timeout, partial(self._land, request, result, DROP))
         return result
 
     def detach(self, awaitable: Any) -> None:
@@ -67,7 +67,7 @@ class Waiting:
             if asyncio.iscoroutine(awaitable):
                 awaitable.close()
             return
-        pending = adopt(awaitable)
+        pending = ensure_pending(awaitable)
         if not pending.done:
             self.detached.add(pending)
             pending.add(lambda _: self.detached.discard(pending))
@@ -78,7 +78,7 @@ class Waiting:
             result.resolve(self.finish(request, value))
 
     def _leave(self, request: Request) -> None:
-        host = request.peer[0]
+        host = request._client[0]
         left = self.clients[host] - 1
         if left:
             self.clients[host] = left
@@ -98,4 +98,4 @@ class Waiting:
             del self.table[result]
             self._leave(request)
             EXPIRED.slot(self.label)[0] += 1
-            result.resolve(self.finish(request, Bare(iana.SERVFAIL, "no plugin answered in time")))
+            result.resolve(self.finish(request, RcodeOnly(iana.SERVFAIL, "no plugin answered in time")))

@@ -9,7 +9,7 @@ from typing import Any
 from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
 
 from kdns.dns import reply
-from kdns.dns.answer import Answer
+from kdns.dns.answer import Answer, Validity
 from kdns.dns.edns import Edns
 from kdns.dns.errors import FormatError
 from kdns.dns.message import pack_query, parse_reply
@@ -24,27 +24,35 @@ def decode(data: bytes) -> Any:
         raise FormatError(f"dnslib cannot read the message: {error}") from None
 
 
-def record_of(answer: Answer, question: Question, shape: int = 0, edns: Edns | None = None) -> Any:
-    """The `dnslib.DNSRecord` of a reply to a question; `shape` and `edns` are the query's (dns.reply). Raises FormatError."""
+def record_of(answer: Answer, question: Question, reply_flags: int = 0, edns: Edns | None = None) -> Any:
+    """The `dnslib.DNSRecord` of a reply to a question. Raises FormatError.
+
+    `reply_flags` (REPLY_*) and `edns` are those of the query.
+    """
     query = pack_query(0, question)
-    return decode(reply.pack(answer, answer.rendered(question.name), query, 12 + len(question.wire), shape, edns))
+    body = answer.rendered(question.name)
+    return decode(reply.pack(answer, body, query, 12 + len(question.wire), reply_flags, edns, 65535))
 
 
-def answered(*lines: str, aa: bool = True) -> Answer:
-    """An Answer with records such as `www.example.org. 60 IN A 192.0.2.1`, as in a zone file. Raises FormatError."""
+def answered(*lines: str, aa: bool = True, validity: Validity | None = None) -> Answer:
+    """An Answer with records such as `www.example.org. 60 IN A 192.0.2.1`, as in a zone file. Raises FormatError.
+
+    `validity` says how long the same question may get it (kdns.plugin.ALWAYS: as long as the configuration serves);
+    without one it is given once.
+    """
     made = DNSRecord(DNSHeader(qr=1, aa=int(aa)), q=DNSQuestion("."))
     for line in lines:
         try:
             made.add_answer(*RR.fromZone(line))
         except Exception as error:
             raise FormatError(f"{line!r} is no record: {error}") from None
-    return answer_of(made)
+    return answer_of(made, validity=validity)
 
 
-def answer_of(record: Any, *, own: bool = True) -> Answer:
+def answer_of(record: Any, *, local: bool = True, validity: Validity | None = None) -> Answer:
     """The Answer that a `dnslib.DNSRecord` reply holds. Raises FormatError where it cannot be packed."""
     try:
         packed = bytes(record.pack())
     except Exception as error:
         raise FormatError(f"dnslib cannot pack the reply: {error}") from None
-    return parse_reply(packed).answer.replace(own=own)
+    return parse_reply(packed).answer.replace(local=local, validity=validity)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from kdns.dns.answer import Validity
 from kdns.dns.rrset import RRset
-from kdns.kube.cluster import Entry
 
 if TYPE_CHECKING:
-    from kdns.pipeline.request import Request
-
-Labels = dict[str, "Callable[[], str]"]
+    from kdns.plugin.request import Request
 
 
 @runtime_checkable
@@ -38,20 +36,17 @@ class SearchBase(NamedTuple):
 class ClusterNames(Protocol):
     """A plugin that serves a cluster's names: what a search list's first name says.
 
-    `version` changes whenever a Service or a Namespace comes or goes.
+    `names` holds until a Service or a Namespace comes or goes.
     """
 
     @property
-    def version(self) -> int: ...
+    def names(self) -> Validity: ...
 
     def search_base(self, name: bytes, starts: list[int]) -> SearchBase | None:
         """The parts of a name below an existing namespace; None for other names, and before the first sync."""
 
     def is_cluster_label(self, label: bytes) -> bool:
         """Whether any Service or Namespace has this name."""
-
-    def has_nothing_below(self, label: bytes) -> bool:
-        """Whether all names in `LABEL.svc.ZONE` and `LABEL.ZONE` are denied by it, and not passed on."""
 
     def cluster_zones(self) -> tuple[bytes, ...]:
         """The zones of its Services."""
@@ -69,16 +64,16 @@ class ClusterFamilies(Protocol):
 class LabelSource(Protocol):
     """A plugin that publishes metadata."""
 
-    def labels(self, request: Request) -> Labels:
-        """What it knows of a query before any plugin has seen it: label -> a function for its value."""
+    def label(self, request: Request, name: str) -> str | None:
+        """The value of a label; None for those of other plugins. It may read all of the request."""
 
 
 @runtime_checkable
 class LabelCollector(Protocol):
     """The plugin that gathers metadata."""
 
-    def collect(self, request: Request) -> Labels:
-        """All labels of a query in its zones."""
+    def value(self, request: Request, name: str) -> str:
+        """A label's value for a query; empty where it has none."""
 
 
 @runtime_checkable
@@ -104,46 +99,17 @@ class TransferSource(Protocol):
 
 
 @runtime_checkable
-class OutsideNames(Protocol):
+class ExternalAddresses(Protocol):
     """A plugin that serves the addresses that Services have outside the cluster."""
 
-    serves_outside: bool
+    serves_external: bool
 
 
 @runtime_checkable
-class ClusterServices(Protocol):
-    """A plugin that knows a cluster's Services themselves."""
-
-    def is_ready(self) -> bool:
-        """Whether everything has been listed once."""
-
-    def service_entry(self, name: bytes, namespace: bytes) -> Entry | None:
-        """The Service of this name and namespace (lower-cased labels), if it is served."""
-
-    def is_namespace(self, namespace: bytes) -> bool:
-        """Whether this namespace (a lower-cased label) is served."""
-
-    def service_entries(self) -> list[Entry]:
-        """All Services that are served."""
-
-    def outside_owner(self, address: bytes) -> Entry | None:
-        """The Service that has this address outside the cluster."""
-
-    def own_entries(self) -> list[Entry]:
-        """The Services that lead to this machine."""
-
-    def own_addresses(self) -> tuple[bytes, ...]:
-        """This machine's addresses."""
-
-    def soa_serial(self) -> int:
-        """A serial that grows with every change."""
-
-
-@runtime_checkable
-class BoundsTtl(Protocol):
+class TtlLimit(Protocol):
     """A plugin that lets no TTL through that is above its own."""
 
-    def ttl_bound(self, name: bytes, denial: bool) -> int:
+    def ttl_limit(self, name: bytes, denial: bool) -> int:
         """The most seconds for answers, or denials, of a name; MAX_TTL where it sets no bound."""
 
 

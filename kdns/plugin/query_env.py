@@ -8,11 +8,11 @@ from kdns.corefile import Token
 from kdns.dns import iana
 from kdns.dns.name import to_text
 from kdns.expression import BadExpression, EvaluationError, Expression, Function, compile_expression
-from kdns.pipeline import setup
-from kdns.pipeline.request import Request
+from kdns.plugin import readers
+from kdns.plugin.request import Request
 
 
-class Facts(NamedTuple):
+class QueryEnv(NamedTuple):
     """The environment of an expression: the query, how its labels are read, and a regular expression's groups."""
 
     request: Request
@@ -28,7 +28,7 @@ def _port(address: tuple[object, ...] | None) -> str:
     return "" if not address else str(address[1])
 
 
-def _in_cidr(facts: Facts, address: str, network: str) -> bool:
+def _in_cidr(env: QueryEnv, address: str, network: str) -> bool:
     try:
         host = ipaddress.ip_address(address.partition("%")[0])
         return host in ipaddress.ip_network(network, strict=False)
@@ -36,38 +36,29 @@ def _in_cidr(facts: Facts, address: str, network: str) -> bool:
         raise EvaluationError(str(error)) from None
 
 
-def _bufsize(facts: Facts) -> int:
-    request = facts.request
-    if request.proto != "udp":
-        return 65535
-    return 512 if request.edns is None else max(512, request.edns.size)
-
-
 def _of(kind: str, read: Callable[[Request], object]) -> Function:
-    return Function((), kind, lambda facts: read(facts.request))
+    return Function((), kind, lambda env: read(env.request))
 
 
 FUNCTIONS: Final[dict[str, Function]] = {
     "name": _of("string", lambda r: to_text(r.question.name)),
     "type": _of("string", lambda r: iana.type_text(r.question.type)),
     "class": _of("string", lambda r: iana.class_text(r.question.cls)),
-    "client_ip": _of("string", lambda r: _host(r.peer)),
+    "client_ip": _of("string", lambda r: _host(r.client)),
     "server_ip": _of("string", lambda r: _host(r.local)),
-    "port": _of("string", lambda r: _port(r.peer)),
+    "port": _of("string", lambda r: _port(r.client)),
     "server_port": _of("string", lambda r: _port(r.local)),
-    "proto": _of("string", lambda r: r.proto),
+    "proto": _of("string", lambda r: r.transport),
     "id": _of("int", lambda r: r.id),
-    "opcode": _of("int", lambda r: r.data[2] >> 3 & 15),
-    "size": _of("int", lambda r: len(r.data)),
-    "bufsize": Function((), "int", _bufsize),
+    "opcode": _of("int", lambda r: r.opcode),
+    "size": _of("int", lambda r: r.size),
+    "bufsize": _of("int", lambda r: r.bufsize),
     "do": _of("bool", lambda r: r.edns is not None and r.edns.do),
     "incidr": Function(("string", "string"), "bool", _in_cidr),
-    "metadata": Function(("string",), "string", lambda facts, label: facts.label(label)),
+    "metadata": Function(("string",), "string", lambda env, label: env.label(label)),
 }
-# What of them depends on the question alone, and not on who asks and how.
-OF_THE_QUESTION: Final = frozenset(("name", "type", "class", "opcode", "incidr", "group"))
 # For expressions beside a regular expression's match.
-WITH_GROUPS: Final = {**FUNCTIONS, "group": Function(("any",), "string", lambda facts, name: facts.groups.get(str(name), ""))}
+WITH_GROUPS: Final = {**FUNCTIONS, "group": Function(("any",), "string", lambda env, name: env.groups.get(str(name), ""))}
 
 
 def compiled(words: tuple[Token, ...], functions: Mapping[str, Function], names: Mapping[str, str]) -> Expression:
@@ -76,4 +67,4 @@ def compiled(words: tuple[Token, ...], functions: Mapping[str, Function], names:
     try:
         return compile_expression(text, functions, names)
     except BadExpression as error:
-        raise setup.fail(words[0], f"bad expression: {error}, at character {error.at + 1} of {text!r}") from None
+        raise readers.fail(words[0], f"bad expression: {error}, at character {error.at + 1} of {text!r}") from None

@@ -1,6 +1,6 @@
 """Plugins as files: `plugin PATH [ARGUMENTS...] { ... }` in a server block loads a Python file, without a rebuild.
 
-The file holds one class that extends `kdns.pipeline.Plugin`. It is read anew at each load of the Corefile, so an edit takes
+The file holds one class that extends `kdns.plugin.Plugin`. It is read anew at each load of the Corefile, so an edit takes
 effect with SIGUSR1. Whoever may edit the Corefile may run code in the server: the file counts as part of it.
 """
 
@@ -10,22 +10,22 @@ import os
 from typing import Final
 
 from kdns.corefile import CorefileError, Directive
-from kdns.pipeline import setup
-from kdns.pipeline.plugin import Plugin
+from kdns.plugin import readers
+from kdns.plugin.base import Plugin
 
 NAME: Final = "plugin"
 
 
 def load(directive: Directive) -> tuple[type[Plugin], Directive]:
     """The class in a directive's file, and the directive as that class reads it. Raises CorefileError."""
-    setup.arguments(directive, 1, None, "the path of a Python file")
+    readers.arguments(directive, 1, None, "the path of a Python file")
     word = directive.args[0]
     path = word.text
     if not os.path.isfile(path):
-        raise setup.fail(word, f"plugin {path}: no such file")
+        raise readers.fail(word, f"plugin {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"kdns_plugin_{os.path.basename(path).partition('.')[0]}", path)
     if spec is None or spec.loader is None:
-        raise setup.fail(word, f"plugin {path}: not a Python file (its name ends in .py)")
+        raise readers.fail(word, f"plugin {path}: not a Python file (its name ends in .py)")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -34,16 +34,16 @@ def load(directive: Directive) -> tuple[type[Plugin], Directive]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise setup.fail(word, f"plugin {path}: {_where(error, path)}{type(error).__name__}: {error}") from None
+        raise readers.fail(word, f"plugin {path}: {_where(error, path)}{type(error).__name__}: {error}") from None
     found = [
         cls
         for cls in vars(module).values()
         if inspect.isclass(cls) and issubclass(cls, Plugin) and cls is not Plugin and cls.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise setup.fail(word, f"plugin {path}: expected one class that extends Plugin, found {len(found)}")
+        raise readers.fail(word, f"plugin {path}: expected one class that extends Plugin, found {len(found)}")
     if not isinstance(getattr(found[0], "name", None), str):
-        raise setup.fail(word, f"plugin {path}: the class {found[0].__name__} has no `name`")
+        raise readers.fail(word, f"plugin {path}: the class {found[0].__name__} has no `name`")
     return found[0], Directive(word._replace(text=found[0].name), directive.args[1:], directive.body)
 
 

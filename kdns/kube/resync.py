@@ -24,7 +24,7 @@ HEALED = Counter("kdns_kubernetes_healed_total", "Objects that were not as the A
 _log = log.plugin("kubernetes")
 
 
-class Healer:
+class Resync:
     """Heals one reflector's state."""
 
     def __init__(self, reflector: Reflector) -> None:
@@ -40,7 +40,7 @@ class Healer:
             try:
                 await self.heal()
             except Exception as error:  # the reflector says what is wrong with the API
-                _log.debug(f"healing {self.reflector.kind}: {type(error).__name__}: {error}")
+                _log.debug(f"resync of {self.reflector.kind}: {type(error).__name__}: {error}")
 
     def _heard(self, key: str, version: str) -> None:
         """The watch brought something: then it was not lost."""

@@ -1,9 +1,9 @@
 """The fixed order of plugins, and where each is found.
 
-A query feels the plugins below the one that handles it, and none above; that is all the order means. It is
-that of CoreDNS 1.15.0, with kdns's own (searchpath, family) put where they belong. A name without a module is known but not
-built: using it is an error that says so. Plugins of others come through the entry-point group `kdns.plugins` (see
-server.build).
+A query meets the plugins from top to bottom until one answers it; the answer goes back up through those above. The order
+is that of CoreDNS 1.15.0, with kdns's own plugins put where they belong, and with `cache` below all local data: what is
+ours is never cached. A name without a module is known but not built: using it is an error that says so. Plugins of
+others come through the entry-point group `kdns.plugins` (see server.build).
 """
 
 from typing import Final
@@ -48,25 +48,25 @@ ORDER: Final[dict[str, str | None]] = {
     "autopath": "autopath:Autopath",
     "searchpath": "searchpath:Searchpath",
     "acl": "acl:Acl",
-    "cache": "cache:Cache",
     "header": "header:Header",
     "dnssec": None,
     "tls": None,
     "minimal": "minimal:Minimal",
     "template": "template:TemplatePlugin",
-    "transfer": "transfer:Transfer",
+    "transfer": "transfer:TransferPlugin",
     "dynupdate": None,
     "hosts": "hosts:Hosts",
     "route53": None,
     "azure": None,
     "clouddns": None,
-    "k8s_external": "k8s_external:K8sExternal",
+    "k8s_external": "kubernetes.external:K8sExternal",
     "kubernetes": "kubernetes:Kubernetes",
     "file": None,
     "auto": None,
     "secondary": None,
-    "etcd": None,
     "family": "family:Family",
+    "cache": "cache:Cache",
+    "etcd": None,
     "loop": "loop:Loop",
     "forward": "forward:Forward",
     "grpc": None,

@@ -1,22 +1,24 @@
-"""What a query comes to, now or later.
+"""What comes of a query, now or later.
 
-`Answer` is a reply's content, `Bare` a response code and nothing else, `Stream` a zone transfer, `DROP` no reply at all. What is not there yet
-is an awaitable; `Pending` is ours: it calls back without a task or a loop's turn, so a forwarded query costs two
-function calls more than a cached one.
+`Answer` is a reply's content, `RcodeOnly` a response code and nothing else, `Transfer` a zone transfer, `DROP` no reply at
+all. What is not there yet is an awaitable. `Pending` is our own: it calls back without a task or a turn of the loop, so a
+forwarded query costs two function calls more than a cached one.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, Final, final
 
+from kdns import log
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.rrset import RRset
+from kdns.metrics import Counter
 
 
 @final
-class Bare:
-    """A response code and nothing else; `error` is for logs, `options` are EDNS options for clients that use EDNS."""
+class RcodeOnly:
+    """A response code and nothing else. `error` is for logs, `options` are EDNS options for clients that use EDNS."""
 
     __slots__ = ("error", "options", "rcode")
 
@@ -27,38 +29,51 @@ class Bare:
 
     @property
     def written(self) -> bool:
-        """Whether a plugin has made a reply of it, which says why; not where something failed, and the server replies."""
+        """Whether a plugin has made a reply of it, which says why; not where something failed and the server replies."""
         return self.error is None and bool(self.options)
 
     def __repr__(self) -> str:
-        return f"Bare({iana.rcode_text(self.rcode)}, {self.error!r})"
+        return f"RcodeOnly({iana.rcode_text(self.rcode)}, {self.error!r})"
 
 
 @final
 class Drop:
     """No reply. There is one: DROP."""
 
-    __slots__ = ()
-    rcode = -1
+    __slots__ = ("rcode",)
+
+    def __init__(self) -> None:
+        self.rcode = -1
 
 
 @final
-class Stream:
-    """A zone transfer: the records of each message, made one by one while they are sent (RFC 5936). Over TCP only."""
+class Transfer:
+    """A zone transfer (RFC 5936): the records of each message, made one by one while they are sent. Over TCP only."""
 
-    __slots__ = ("flags", "messages")
-    rcode = iana.NOERROR
+    __slots__ = ("flags", "messages", "rcode")
 
     def __init__(self, messages: "Iterator[tuple[RRset, ...]]", flags: int = iana.AA) -> None:
         self.messages = messages
         self.flags = flags
+        self.rcode = iana.NOERROR
 
 
 DROP: Final = Drop()
-Outcome = Answer | Bare | Drop | Stream
-OUTCOMES: Final = frozenset((Answer, Bare, Drop, Stream))
+Outcome = Answer | RcodeOnly | Drop | Transfer
+OUTCOMES: Final = frozenset((Answer, RcodeOnly, Drop, Transfer))
 
-_tasks: set["asyncio.Task[None]"] = set()
+INTERNAL_ERRORS: Final = Counter("kdns_internal_errors_total", "Exceptions in callbacks, timers and tasks of kdns itself.")
+_log: Final = log.Logger()
+_tasks: Final[set["asyncio.Task[None]"]] = set()
+
+
+def guarded(callback: Callable[..., object], *args: Any) -> None:
+    """Calls back; an exception of the callback is a line in the log and a count, and nothing else."""
+    try:
+        callback(*args)
+    except Exception as error:
+        INTERNAL_ERRORS.slot()[0] += 1
+        _log.error(f"exception in a callback: {type(error).__name__}: {error}")
 
 
 @final
@@ -71,11 +86,11 @@ class Pending:
         self.done = False
         self.value: Any = None
         # Nearly always one waits, so the first needs no list.
-        self._callback: Callable[[Any], None] | None = None
-        self._more: list[Callable[[Any], None]] | None = None
+        self._callback: Callable[[Any], object] | None = None
+        self._more: list[Callable[[Any], object]] | None = None
 
     def resolve(self, value: Any) -> None:
-        """Sets the value and calls who waits, in order. An exception counts as a value: the pipeline makes it SERVFAIL."""
+        """Sets the value and calls who waits, in order. An exception counts as a value: the chain makes it SERVFAIL."""
         if self.done:
             return
         self.done = True
@@ -83,12 +98,12 @@ class Pending:
         callback, more = self._callback, self._more
         self._callback = self._more = None
         if callback is not None:
-            callback(value)
+            guarded(callback, value)
         if more is not None:
             for each in more:
-                each(value)
+                guarded(each, value)
 
-    def add(self, callback: Callable[[Any], None]) -> None:
+    def add(self, callback: Callable[[Any], object]) -> None:
         """Calls back with the value, at once if it is there."""
         if self.done:
             callback(self.value)
@@ -109,7 +124,7 @@ class Pending:
         return self.value
 
 
-def adopt(awaitable: Awaitable[Any]) -> Pending:
+def ensure_pending(awaitable: Awaitable[Any]) -> Pending:
     """A Pending for any awaitable: a coroutine becomes a task, held until it ends; its exception becomes the value."""
     if isinstance(awaitable, Pending):
         return awaitable
@@ -133,17 +148,17 @@ async def _drive(awaitable: Awaitable[Any], pending: Pending) -> None:
 def then(value: Any, fn: Callable[[Any], Any]) -> Any:
     """`fn(value)`, now if the value is an outcome or None, else when it is there.
 
-    What `fn` returns may again be an awaitable. An exception of the awaited becomes `Bare(SERVFAIL, error)`
+    What `fn` returns may again be an awaitable. An exception of the awaited becomes `RcodeOnly(SERVFAIL, error)`
     before `fn` sees it.
     """
     if value is None or type(value) in OUTCOMES:
         return fn(value)
-    source = adopt(value)
+    source = ensure_pending(value)
     result = Pending()
 
     def go_on(found: Any) -> None:
         if isinstance(found, BaseException):
-            found = Bare(iana.SERVFAIL, found)
+            found = RcodeOnly(iana.SERVFAIL, found)
         try:
             out = fn(found)
         except Exception as error:
@@ -152,7 +167,7 @@ def then(value: Any, fn: Callable[[Any], Any]) -> Any:
         if out is None or type(out) in OUTCOMES:
             result.resolve(out)
         else:
-            adopt(out).add(result.resolve)
+            ensure_pending(out).add(result.resolve)
 
     source.add(go_on)
     return result

@@ -8,16 +8,15 @@ from typing import Any
 import dnslib
 import pytest
 
-from kdns.corefile import Directive
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
 from kdns.dns.rrset import RRset
 from kdns.metrics import REGISTRY
-from kdns.pipeline import DROP, Bare, Outcome, Pending, Plugin, Request, then
-from kdns.pipeline.block import BlockKeys
-from kdns.pipeline.records import answer_of, decode
-from kdns.server import build, waiting
+from kdns.plugin import DROP, Outcome, Pending, Plugin, RcodeOnly, Request, then
+from kdns.plugin.records import answer_of, decode
+from kdns.server import build, pending
 from tests.running import Running, code, data
 
 Serve = Callable[..., Running]
@@ -25,7 +24,7 @@ Handle = Callable[[Request], Outcome | Awaitable[Outcome | None] | None]
 
 
 def plugin(handle: Handle, **members: Any) -> type[Plugin]:
-    def parse(cls: type[Plugin], directives: Sequence[Directive], block: BlockKeys) -> list[None]:
+    def parse(cls: type[Plugin], directives: Sequence[Directive], block: ServerBlock) -> list[None]:
         return [None]
 
     body = {"name": "mine", "parse": classmethod(parse), "handle": lambda self, request: handle(request), **members}
@@ -76,7 +75,7 @@ def test_what_comes_later_may_also_be_nothing_a_code_a_drop_or_an_exception(mine
         return handle
 
     assert code(mine(later(None), "whoami").ask("x.org.")) == "EMPTY"
-    assert code(mine(later(Bare(iana.REFUSED))).ask("x.org.")) == "REFUSED"
+    assert code(mine(later(RcodeOnly(iana.REFUSED))).ask("x.org.")) == "REFUSED"
     assert code(mine(later(ValueError("boom"))).ask("x.org.")) == "SERVFAIL"
     with pytest.raises(Exception, match="timed out"):
         mine(later(DROP)).ask("x.org.", timeout=0.3)
@@ -85,21 +84,21 @@ def test_what_comes_later_may_also_be_nothing_a_code_a_drop_or_an_exception(mine
 def test_finish_and_settle_see_what_comes_from_below(mine: Callable[..., Running]) -> None:
     settled: list[int] = []
 
-    async def finish(self: Plugin, request: Request, answer: Answer) -> Answer:
+    async def on_answer(self: Plugin, request: Request, answer: Answer) -> Answer:
         await asyncio.sleep(0)
         return answer.replace(rcode=iana.NXDOMAIN)
 
     server = mine(
-        lambda request: None, "whoami", finish=finish, settle=lambda self, request, outcome: settled.append(outcome.rcode)
+        lambda request: None, "whoami", on_answer=on_answer, observe=lambda self, request, outcome: settled.append(outcome.rcode)
     )
     assert code(server.ask("x.org.")) == "NXDOMAIN" and settled == [iana.NXDOMAIN]
 
 
 def test_an_exception_in_finish_is_servfail(mine: Callable[..., Running]) -> None:
-    def finish(self: Plugin, request: Request, answer: Answer) -> Answer:
+    def on_answer(self: Plugin, request: Request, answer: Answer) -> Answer:
         raise RuntimeError("boom")
 
-    assert code(mine(lambda request: None, "whoami", finish=finish).ask("x.org.")) == "SERVFAIL"
+    assert code(mine(lambda request: None, "whoami", on_answer=on_answer).ask("x.org.")) == "SERVFAIL"
 
 
 def test_a_lookup_asks_the_whole_server_and_ends_ten_deep(mine: Callable[..., Running]) -> None:
@@ -120,13 +119,13 @@ def test_rest_asks_only_the_plugins_below(mine: Callable[..., Running]) -> None:
         assert request.block is not None
         me = next(each for each in request.block.plugins if each.name == "mine")
         found.append(me)
-        return then(request.rest(me, request.question), lambda outcome: outcome.replace(rcode=iana.NXDOMAIN))
+        return then(request.below(me, request.question), lambda outcome: outcome.replace(rcode=iana.NXDOMAIN))
 
     assert code(mine(handle, "whoami").ask("x.org.")) == "NXDOMAIN" and len(found) == 1
 
 
 def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "DEADLINE", 0.2)
+    monkeypatch.setattr(pending, "DEADLINE", 0.2)
     server = mine(lambda request: Pending())
     began = time.monotonic()
     assert code(server.ask("x.org.")) == "SERVFAIL" and time.monotonic() - began < 2
@@ -135,8 +134,8 @@ def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Running]
 
 
 def test_queries_that_wait_are_bounded(mine: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MAX_PENDING", 3)
-    monkeypatch.setattr(waiting, "DEADLINE", 3.0)
+    monkeypatch.setattr(pending, "MAX_PENDING", 3)
+    monkeypatch.setattr(pending, "DEADLINE", 3.0)
     server = mine(lambda request: Pending() if b"wait" in request.question.name else ok(request))
     for i in range(3):
         assert server.raw(b"\0\1\1\0\0\1\0\0\0\0\0\0\x05wait%d\0\0\1\0\1" % i, timeout=0.05) is None

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from kdns.address import split_host_port
-from kdns.corefile import CorefileError, Directive, Line, Token
+from kdns.corefile import CorefileError, Directive, Line, ServerBlock, Token
 from kdns.corefile.errors import did_you_mean
 from kdns.corefile.keys import plugin_zones
 from kdns.dns.errors import BadName
 from kdns.dns.name import closest, from_text, is_within
-from kdns.pipeline.block import BlockKeys
 from kdns.regex import BadRegex, compile_regex
 
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -124,12 +123,12 @@ def duration_text(value: float) -> str:
     return f"{int(minutes)}m{text}" if minutes else text
 
 
-def zones(words: Sequence[Token], block: BlockKeys) -> list[str]:
+def zones(words: Sequence[Token], block: ServerBlock) -> list[str]:
     """Zone arguments, or the block's zones where there are none."""
     return plugin_zones(list(words)) if words else block.zones
 
 
-def zone_names(words: Sequence[Token], block: BlockKeys) -> tuple[bytes, ...]:
+def zone_names(words: Sequence[Token], block: ServerBlock) -> tuple[bytes, ...]:
     """Zone arguments as wire names, or the block's where there are none."""
     return wire_zones(zones(words, block))
 
@@ -151,16 +150,6 @@ def name(word: Token) -> bytes:
         return from_text(word.text).lower()
     except BadName as error:
         raise fail(word, str(error)) from None
-
-
-def search_list(text: str) -> list[bytes]:
-    """The names of a resolv.conf's last `search` line as wire names (resolv.conf(5))."""
-    found: list[str] = []
-    for line in text.splitlines():
-        words = line.split()
-        if words and words[0] == "search":
-            found = words[1:]
-    return list(wire_zones(found))
 
 
 def http_address(directive: Directive, default: tuple[str, int]) -> tuple[str, int]:
@@ -193,12 +182,16 @@ class Fallthrough:
         """From an option's line: no arguments mean every name."""
         return cls(wire_zones(plugin_zones(list(line.args))) if line.args else (b"\0",))
 
-    def through(self, name: bytes) -> bool:
-        """Whether this lower-cased name goes on."""
+    def falls_through(self, name: bytes) -> bool:
+        """Whether this lower-cased name goes on to the next plugin."""
         return self.zones is not None and closest(name, self.zones) is not None
 
-    def meets(self, zone: bytes) -> bool:
-        """Whether any name in this zone could go on."""
+    def covers(self, zone: bytes) -> bool:
+        """Whether all names in this zone fall through."""
+        return closest(zone, self.zones or ()) is not None
+
+    def overlaps(self, zone: bytes) -> bool:
+        """Whether any name in this zone could fall through."""
         return any(is_within(zone, other) or is_within(other, zone) for other in self.zones or ())
 
     def __eq__(self, other: object) -> bool:

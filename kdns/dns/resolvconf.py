@@ -1,0 +1,35 @@
+"""What a resolv.conf says, as far as kdns reads it (resolv.conf(5))."""
+
+import ipaddress
+
+from kdns.dns.errors import BadName
+from kdns.dns.name import from_text
+
+
+def nameservers(text: str) -> list[str]:
+    """The addresses of its `nameserver` lines, without zone ids; lines that hold no address are left out."""
+    out = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver":
+            try:
+                out.append(str(ipaddress.ip_address(words[1].partition("%")[0])))
+            except ValueError:
+                continue
+    return out
+
+
+def search_list(text: str) -> list[bytes]:
+    """The names of its last `search` line as lower-cased wire names; those that no name can be are left out."""
+    found: list[str] = []
+    for line in text.splitlines():
+        words = line.split()
+        if words and words[0] == "search":
+            found = words[1:]
+    out = []
+    for word in found:
+        try:
+            out.append(from_text(word).lower())
+        except BadName:
+            continue
+    return out

@@ -1,0 +1,76 @@
+"""A server block, built: its plugins in the fixed order, and what is compiled of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, final
+
+from kdns.corefile import ServerBlock
+from kdns.dns.iana import MAX_TTL
+from kdns.dns.name import closest, from_text, to_text
+from kdns.plugin.base import Plugin, in_query_path, overrides
+from kdns.plugin.outcome import Outcome
+from kdns.plugin.providers import Admission, LabelCollector, TtlLimit
+from kdns.plugin.request import Request
+from kdns.server.chain import Chain
+
+P = TypeVar("P")
+
+
+@final
+class Block:
+    """One block of a server. `hosts` are the addresses of `bind`; empty: every address. `siblings` are all its blocks."""
+
+    def __init__(self, parsed: ServerBlock) -> None:
+        self.parsed = parsed
+        self.zones = tuple([from_text(zone) for zone in parsed.zones])
+        self.plugins: list[Plugin] = []
+        self.hosts: tuple[str, ...] = ()
+        self.root = ""
+        self.view = ""
+        self.siblings: list[Block] = []
+        self.chain = Chain(())
+        self.observers: tuple[Callable[[Request, Outcome], None], ...] = ()
+        self.counting: tuple[Plugin, ...] = ()  # the plugins that meter or observe
+        self.metadata: LabelCollector | None = None
+        self.admits: tuple[Callable[[Request], bool], ...] = ()
+
+    def all(self, protocol: Callable[..., P]) -> list[P]:
+        """The plugins of this block that follow a protocol of kdns.plugin.providers, in order."""
+        return cast(list[P], [plugin for plugin in self.plugins if isinstance(plugin, cast(Any, protocol))])
+
+    def path(self, text: str) -> str:
+        """A path of the Corefile, joined to `root` where it is relative."""
+        return os.path.join(self.root, text) if self.root else text
+
+    def zone_text(self, name: bytes) -> str:
+        """The longest of the block's zones that a name is in, as text; `.` if there is none."""
+        zone = closest(name, self.zones)
+        return "." if zone is None else to_text(zone)
+
+    def every_zone(self) -> tuple[bytes, ...]:
+        """The zones of all blocks of this server."""
+        return tuple(dict.fromkeys([zone for block in self.siblings or [self] for zone in block.zones]))
+
+    def query_plugins(self) -> list[str]:
+        """The names of the plugins that queries meet, in order."""
+        return [plugin.name for plugin in self.plugins if in_query_path(plugin)]
+
+    def ttl_limit(self, name: bytes, denial: bool) -> int:
+        """The most seconds that the block's plugins let an answer (or a denial) of a name live."""
+        limits = self.all(TtlLimit)
+        return min([limit.ttl_limit(name, denial) for limit in limits], default=MAX_TTL)
+
+    def compile(self) -> None:
+        """Makes the chain of the plugins."""
+        for i, plugin in enumerate(self.plugins):
+            plugin.position = i
+        gates = self.all(Admission)
+        self.admits = tuple([gate.admit for gate in gates])
+        self.view = gates[0].view if gates else ""
+        collectors = self.all(LabelCollector)
+        self.metadata = collectors[0] if collectors else None
+        self.observers = tuple([plugin.observe for plugin in self.plugins if overrides(plugin, "observe")])
+        self.counting = tuple([p for p in self.plugins if overrides(p, "observe") or overrides(p, "meter")])
+        self.chain = Chain(self.plugins)

@@ -1,0 +1,311 @@
+"""The reply cache: finished replies for questions that were asked before, given again for one look-up.
+
+What may be given again is decided by the notes of the query that made the reply (kdns.plugin.request): nothing was read
+but what the key holds, and every validity still holds. So a reply depends on the data and the question, and never on who
+asked before: the same table serves positive, negative, cached and rotated answers.
+
+Key: transport and address family, RD, AD and CD, the lower-cased name, type and class, and of an OPT its DO bit, the
+octets a reply may have, and which of a few well-known options are there. Other options are left out of it, because
+nobody reads them (RFC 6891, section 6.1.2: an option that is not understood is ignored); once a plugin has read one,
+queries that carry it are answered in full. The question itself is echoed from the query, with its letter case.
+
+A query that is unusual in any way has no key and is answered in full: other header bits, client subnets, a TSIG,
+another EDNS version, a malformed option.
+
+Bounds: octets, in two generations. New entries go into the young one; when that is full it becomes the old one, and the
+old one's entries are gone, but for those that were asked for since. A reply is stored when its question comes for the
+second time: most of the names that do not exist are asked for once.
+"""
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final, final
+
+from kdns.dns import edns as _edns
+from kdns.dns import iana
+from kdns.dns.answer import FOREVER, Answer, Validity
+from kdns.dns.edns import OPTIONS_MAX, UDP_SIZE, cookie_fits
+from kdns.dns.query import Question
+from kdns.dns.render import aged
+from kdns.plugin.base import Meter, Plugin, overrides
+from kdns.plugin.outcome import Outcome
+from kdns.plugin.request import Request
+
+# Octets of all entries, both generations; some 450 an entry, so about 37,000 replies. A cluster of 10,000 Services whose
+# clients ask for A and AAAA fits.
+MAX_OCTETS: Final = 16 << 20
+# What an entry costs beside its key and its reply: the object, a dictionary's slot, tuples.
+ENTRY_OCTETS: Final = 320
+# Questions whose first time is remembered, in two generations; eight octets each.
+MAX_SEEN: Final = 32_768
+
+UDP: Final = 0
+TCP: Final = 2
+IPV6: Final = 1  # beside the transport: an address tuple of IPv6 has four parts
+
+_OPT_TYPE: Final = b"\0\0\x29"
+# The usual headers behind the id: RD, AD, CD in any combination, one question, and perhaps one additional record.
+_HEADERS: Final = {
+    bytes((rd, ad | cd, 0, 1, 0, 0, 0, 0, 0, additional)): rd << 1 | (ad >> 3) | (cd >> 1) | additional
+    for rd in (0, 1)
+    for ad in (0, 0x20)
+    for cd in (0, 0x10)
+    for additional in (0, 1)
+}
+# Which of the options whose presence is in the key a query has.
+_PRESENT: Final = {_edns.NSID: 1, _edns.COOKIE: 2, _edns.KEEPALIVE: 4, _edns.PADDING: 8}
+_ANY_OPTION: Final = -1
+
+
+@final
+class Entry:
+    """A finished reply. `changes` is when its TTLs age, `dies` when it is another reply (monotonic seconds)."""
+
+    __slots__ = (
+        "answer", "block", "changes", "dies", "head", "key", "meters", "observers", "octets", "question", "size", "tails", "ttls",
+        "turn", "validities", "validity",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: bytes,
+        answer: Answer,
+        validity: Validity,
+        validities: list[Validity] | None,
+        dies: float,
+        head: bytes,
+        tails: list[bytes],
+        ttls: list[list[int]],
+        size: int,
+    ) -> None:
+        self.key = key
+        self.answer = answer
+        self.validity = validity
+        self.validities = validities
+        self.dies = dies
+        self.changes = 0.0 if validity.ages else dies
+        self.head = head  # ten octets behind the id
+        self.tails = tails  # what follows the question: one for each order of the records
+        self.ttls = ttls  # where the TTLs stand in each of them
+        self.turn = 0
+        self.size = size  # octets of the reply without its OPT
+        # For observers: the block that answered, and the question as its plugins left it.
+        self.block: Any = None
+        self.question: Question | None = None
+        self.meters: tuple[Meter, ...] = ()
+        self.observers: tuple[Callable[[Request, Outcome], None], ...] = ()
+        self.octets = ENTRY_OCTETS + len(key) + sum([len(tail) + 33 for tail in tails])
+
+    def tail(self) -> bytes:
+        """What follows the question, the records in the next of their orders."""
+        tails = self.tails
+        count = len(tails)
+        if count == 1:
+            return tails[0]
+        turn = self.turn + 1
+        if turn >= count:
+            turn = 0
+        self.turn = turn
+        return tails[turn]
+
+    def holds(self) -> bool:
+        """Whether this is still what the question gets; brings its TTLs up to date."""
+        if not self.validity.valid:
+            return False
+        if self.validities is not None:
+            for validity in self.validities:
+                if not validity.valid:
+                    return False
+        if self.changes != FOREVER:
+            now = monotonic()
+            if now >= self.changes:
+                return self._age(now)
+        return True
+
+    def _age(self, now: float) -> bool:
+        if now >= self.dies:
+            return False
+        left = self.validity.until - now
+        ttl = int(left)
+        if ttl < 1:
+            ttl = 1
+        self.changes = min(self.dies, self.validity.until - ttl if ttl > 1 else self.dies)
+        for i, places in enumerate(self.ttls):
+            self.tails[i] = aged(self.tails[i], places, ttl)
+        return True
+
+
+@final
+class ReplyCache:
+    """The finished replies of one listener."""
+
+    def __init__(self, max_octets: int = MAX_OCTETS) -> None:
+        self.half = max_octets // 2
+        self.young: dict[bytes, Entry] = {}
+        self.old: dict[bytes, Entry] = {}
+        self.octets = 0  # of the young entries
+        self.seen: set[int] = set()
+        self.seen_before: set[int] = set()
+        self.watched: set[int] = set()  # options that a plugin has read, so that queries with them are not alike
+        # Of the query that was looked up last: its key (empty: it has none), and where its question ends.
+        self.key = b""
+        self.end = 0
+
+    def __len__(self) -> int:
+        return len(self.young) + len(self.old)
+
+    def clear(self) -> None:
+        """Forgets all replies."""
+        self.young = {}
+        self.old = {}
+        self.octets = 0
+
+    def watch(self, code: int) -> None:
+        """From now on queries with this option (-1: with any) are answered in full."""
+        if code not in self.watched:
+            self.watched.add(code)
+            self.clear()
+
+    def get(self, data: bytes, way: int) -> Entry | None:
+        """The reply to a query, if there is one; `key` and `end` are set in any case."""
+        self.key = b""
+        form = _HEADERS.get(data[2:12])
+        if form is None:
+            return None
+        total = len(data)
+        off = 12
+        try:
+            size = data[12]
+            while size:
+                if size > 63:
+                    return None
+                off += size + 1
+                size = data[off]
+        except IndexError:
+            return None
+        end = off + 5
+        if off > 266:  # a name over 255 octets
+            return None
+        if form & 1:
+            mark = self._opt(data, end, total)
+            if mark < 0:
+                return None
+        elif end != total:
+            return None
+        else:
+            mark = 0
+        # Lower-casing the header and the counts is safe: none of their octets is a letter. Type and class may be.
+        tag = ((way << 4 | form) << 16 | mark).to_bytes(4, "big")
+        key = b"".join((tag, data[12:off].lower(), data[off:end]))
+        self.key = key
+        self.end = end
+        entry = self.young.get(key)
+        if entry is None:
+            entry = self.old.get(key)
+            if entry is None:
+                return None
+            del self.old[key]
+            if not entry.holds():
+                return None
+            self._keep(entry)
+            return entry
+        if entry.holds():
+            return entry
+        del self.young[key]
+        self.octets -= entry.octets
+        return None
+
+    def _opt(self, data: bytes, end: int, total: int) -> int:
+        """What the key holds of an OPT that is the last record: size << 5 | DO << 4 | options; -1: no key."""
+        at = end + 11
+        if at > total or data[end : end + 3] != _OPT_TYPE or data[end + 6] or data[end + 5]:
+            return -1  # another record, another version, an extended code in a query
+        if at + (data[end + 9] << 8 | data[end + 10]) != total:
+            return -1
+        size = data[end + 3] << 8 | data[end + 4]
+        if size > UDP_SIZE:
+            size = UDP_SIZE
+        elif size < 512:
+            size = 512
+        mark = size << 5 | (data[end + 7] & 0x80) >> 3
+        if at == total:
+            return mark
+        if _ANY_OPTION in self.watched:
+            return -1
+        count = 0
+        while at < total:
+            count += 1
+            if at + 4 > total or count > OPTIONS_MAX:
+                return -1
+            code = data[at] << 8 | data[at + 1]
+            length = data[at + 2] << 8 | data[at + 3]
+            at += 4 + length
+            if code == _edns.SUBNET or (code == _edns.COOKIE and not cookie_fits(length)):
+                return -1
+            if code in self.watched:
+                return -1
+            mark |= _PRESENT.get(code, 0)
+        return mark if at == total else -1
+
+    def wanted(self) -> bool:
+        """Whether the reply to the query that was looked up last should be stored: its question came before."""
+        if not self.key:
+            return False
+        mark = hash(self.key)
+        if mark in self.seen or mark in self.seen_before:
+            return True
+        if len(self.seen) >= MAX_SEEN // 2:
+            self.seen_before = self.seen
+            self.seen = set()
+        self.seen.add(mark)
+        return False
+
+    def put(self, entry: Entry) -> None:
+        """Stores a reply, in the place of an older one."""
+        before = self.young.get(entry.key)
+        if before is not None:
+            self.octets -= before.octets
+        self._keep(entry)
+
+    def _keep(self, entry: Entry) -> None:
+        if self.octets + entry.octets > self.half:
+            self.old = self.young
+            self.young = {}
+            self.octets = 0
+        self.young[entry.key] = entry
+        self.octets += entry.octets
+
+
+def entry_for(request: Request, answer: Answer, key: bytes, replies: list[bytes], counting: tuple[Plugin, ...]) -> Entry | None:
+    """The entry for a reply that was just made, or None where it may not be given again.
+
+    `replies` are the whole replies, one for each order of the records; `counting` the block's plugins that meter or observe.
+    """
+    validity = answer.validity
+    root = request.root
+    if validity is None or not validity.valid or root.personal or not root.repeatable:
+        return None
+    if answer.rcode == iana.SERVFAIL or replies[0][2] & 2:  # TC
+        return None
+    if root.validities is not None and not all([noted.valid for noted in root.validities]):
+        return None
+    end = request._end
+    name = request.asked.name
+    bodies = [each.rendered(name) for each in answer.rotations] if answer.rotations else [answer.rendered(name)]
+    entry = Entry(
+        key, answer, validity, root.validities, min(root.until, validity.until), replies[0][2:12],
+        [reply[end:] for reply in replies], [list(body.ttls) for body in bodies], end + len(bodies[0].data),
+    )  # fmt: skip
+    entry.block = request.block
+    entry.question = request.question
+    meters: list[Meter] = []
+    observers: list[Callable[[Request, Outcome], None]] = []
+    for plugin in counting:
+        meter = plugin.meter(request, answer)
+        if meter is not None:
+            meters.append(meter)
+        elif overrides(plugin, "observe"):
+            observers.append(plugin.observe)
+    entry.meters = tuple(meters)
+    entry.observers = tuple(observers)
+    return entry

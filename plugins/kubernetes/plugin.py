@@ -1,0 +1,318 @@
+"""The plugin `kubernetes`: its life, and what other plugins ask of it. What it answers is in `names`."""
+
+import asyncio
+import ipaddress
+import os
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from typing import Any, ClassVar, Final
+
+from kdns import log
+from kdns.address import family_of
+from kdns.corefile import CorefileError, Directive, ServerBlock
+from kdns.dns import iana
+from kdns.dns.answer import Validity
+from kdns.dns.name import to_text
+from kdns.dns.resolvconf import search_list
+from kdns.dns.rrset import RRset
+from kdns.kube.api import ApiConfig
+from kdns.kube.cluster import Cluster, ServiceState
+from kdns.kube.informer import ApiSource, SnapshotFile
+from kdns.kube.manifests import ManifestSource
+from kdns.kube.objects import IMPORT, NAMESPACE, SERVICE, SLICE, Projection
+from kdns.kube.objects import POD as POD_KIND
+from kdns.kube.podspec import pod_spec
+from kdns.kube.source import Source, WatchScope
+from kdns.metrics import REFRESH, Gauge
+from kdns.net.interfaces import addresses
+from kdns.plugin import Outcome, Plugin, Request
+from kdns.plugin.base import BlockInfo
+from kdns.plugin.providers import ExternalAddresses, LabelCollector, SearchBase
+from kdns.plugin.runtime import Runtime
+from kdns.plugins.kubernetes import config as _config
+from kdns.plugins.kubernetes import labels
+from kdns.plugins.kubernetes.config import Config
+from kdns.plugins.kubernetes.explain import reason
+from kdns.plugins.kubernetes.index import SVC, Index
+from kdns.plugins.kubernetes.names import Names
+from kdns.plugins.kubernetes.records import Records
+from kdns.plugins.kubernetes.transfer import transfer
+
+SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.")
+OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",))
+
+_log = log.plugin("kubernetes")
+_INVALIDATED: Final = 500  # nodes invalidated in a turn of the loop: some 0.2 ms
+_WAIT_LOG: Final = 0.5  # seconds between lines while the API is waited for, as CoreDNS writes them
+
+
+class Kubernetes(Plugin):
+    """Serves the names of one cluster."""
+
+    name: ClassVar[str] = "kubernetes"
+    pure = True
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        return _config.parse(directives, block)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config: Config = config
+        self.addresses: tuple[bytes, ...] = ()  # this machine's
+        self.limit: Callable[[bytes, bool], int] = lambda name, denial: iana.MAX_TTL
+        self.suffixes: list[bytes] = []  # what this machine's resolv.conf adds to search lists
+        self.paths: tuple[str, ...] = ()  # of manifests
+        self.snapshot = ""
+        self.api: ApiConfig | None = None
+        self.runtime: Runtime | None = None
+        self.key: Hashable = None
+        self.waiting: asyncio.Task[None] | None = None
+        self.publishes = False  # whether the block has metadata
+        self.external = False  # whether the block serves Services' addresses outside the cluster
+        self.source: Source | None = None
+        self.invalidating: asyncio.Task[None] | None = None
+        self.attach(Cluster())
+
+    def attach(self, cluster: Cluster) -> None:
+        """Serves this cluster's state from now on."""
+        self.cluster = cluster
+        self.index = Index(cluster, self.config, time.time, self.addresses, self._freshened, self.limit)
+        self.records = Records(self.index)
+        self.queries = Names(self.index, self.records)
+
+    # Life.
+
+    def load(self, block: BlockInfo) -> None:
+        self.limit = block.ttl_limit
+        self.addresses = _local_addresses(block.hosts)
+        self.suffixes = _own_search_list()
+        if self.config.manifests:
+            self.paths = tuple(os.path.abspath(block.path(path)) for path in self.config.manifests)
+            for path, text in zip(self.paths, self.config.manifests, strict=True):
+                if not os.path.exists(path):
+                    raise CorefileError(block.parsed.at, f"plugin/kubernetes: manifests {text}: no such file or folder")
+            return
+        config = self.config
+        if config.snapshot:
+            self.snapshot = os.path.abspath(block.path(config.snapshot))
+        try:
+            self.api = ApiConfig.load(
+                endpoint=config.endpoint,
+                tls=tuple(block.path(path) for path in config.tls) if config.tls else None,
+                kubeconfig=block.path(config.kubeconfig) if config.kubeconfig else "",
+                context=config.context,
+            )
+        except (OSError, ValueError) as error:
+            raise CorefileError(block.parsed.at, f"plugin/kubernetes: {error}") from None
+
+    def warnings(self) -> Sequence[str]:
+        return self.config.warnings
+
+    def wire(self, block: BlockInfo) -> None:
+        self.publishes = bool(block.all(LabelCollector))
+        self.external = bool(block.all(ExternalAddresses))
+
+    async def start(self, runtime: Runtime) -> None:
+        config = self.config
+        scope = WatchScope(
+            slices=not config.noendpoints,
+            pods=config.pods == "verified",
+            imports=bool(config.multicluster),
+            detail=Projection(
+                pod_names=config.endpoint_pod_names,
+                pod_labels=config.pods == "verified" and self.publishes,
+                zones=config.zonal,
+                outside=self.external,
+                imports=bool(config.multicluster),
+            ),
+            labels=config.labels,
+            namespace_labels=config.namespace_labels,
+        )
+        file = SnapshotFile(self.snapshot, config.snapshot_age) if self.snapshot else None
+        # Which addresses are below a reverse name matters only where such names do not all fall through.
+        ordered = any(zone.reverse and not config.fallthrough.covers(zone.name) for zone in self.index.zones)
+        self.key = ("kubernetes", self.paths or self.api, scope, file, ordered)
+
+        def make() -> Source:
+            if self.api is not None:
+                return ApiSource(self.api, scope, Cluster(ordered), file)
+            return ManifestSource(self.paths, scope, Cluster(ordered))
+
+        self.runtime = runtime
+        self.source = await runtime.acquire(self.key, make)
+        self.index.close()
+        self.attach(self.source.cluster)
+        REFRESH.append(self._count)
+        if not self.cluster.synced:
+            self.waiting = asyncio.create_task(self._wait(), name="kubernetes-wait")
+
+    async def stop(self) -> None:
+        self.index.close()
+        if self._count in REFRESH:
+            REFRESH.remove(self._count)
+        if self.invalidating is not None:
+            self.invalidating.cancel()
+        if self.waiting is not None:
+            self.waiting.cancel()
+        if self.runtime is not None:
+            await self.runtime.release(self.key)
+            self.runtime = None
+
+    async def _wait(self) -> None:
+        """Says what is being waited for. Serving has begun: outside names need no API."""
+        end = time.monotonic() + self.config.startup_timeout
+        while not self.cluster.synced:
+            if time.monotonic() >= end:
+                _log.warning("starting server with unsynced Kubernetes API")
+                return
+            _log.info("waiting for Kubernetes API: cluster names are SERVFAIL until it has listed, all others are answered")
+            await asyncio.sleep(min(_WAIT_LOG, max(end - time.monotonic(), 0.01)))
+
+    def _count(self) -> None:
+        cluster = self.cluster
+        SYNCED.slot()[0] = float(self.source is not None and self.source.listed())
+        for kind, count in (
+            (SERVICE, sum(entry.service is not None for entry in cluster.entries.values())),
+            (SLICE, cluster.slices), (NAMESPACE, len(cluster.namespaces)), (POD_KIND, len(cluster.pods)),
+            (IMPORT, len(cluster.imports)),
+        ):  # fmt: skip
+            OBJECTS.slot(kind)[0] = count
+
+    def _freshened(self) -> None:
+        """Answers say from now on that they are stale, or do not any more: what was rendered does not hold."""
+        if self.invalidating is None or self.invalidating.done():
+            self.invalidating = asyncio.create_task(self._invalidate(), name="kubernetes-freshness")
+
+    async def _invalidate(self) -> None:
+        for i, node in enumerate(list(self.index.store.index.values())):
+            node.invalidate()
+            if i % _INVALIDATED == _INVALIDATED - 1:
+                await asyncio.sleep(0)
+
+    # Queries.
+
+    def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
+        return self.queries.handle(request)
+
+    def explain(self, request: Request) -> str:
+        where = self.queries.zone(request.question.name, request.question.starts)
+        return reason(self.index, request, *where) if where is not None else ""
+
+    # What other plugins ask of it (kdns.plugin.providers).
+
+    def is_ready(self) -> bool:
+        """Whether everything has been listed once; it stays so while the API is away."""
+        return self.cluster.synced
+
+    def search_base(self, name: bytes, starts: list[int]) -> SearchBase | None:
+        """The parts of `X.NS.svc.ZONE`, if the cluster is synced and the namespace exists."""
+        found = self.queries.zone(name, starts) if self.cluster.synced else None
+        if found is None or found[0].reverse:
+            return None
+        zone, count = found
+        if count < 3 or name[starts[count - 1] : starts[count]] != SVC:
+            return None
+        namespace = name[starts[count - 2] : starts[count - 1]]
+        if namespace not in self.index.exposed:
+            return None
+        parts = [name[starts[i] + 1 : starts[i + 1]] for i in range(count - 2)]
+        return SearchBase(parts, name[: starts[count - 2]], namespace[1:], zone.name, self.config.ttl)
+
+    @property
+    def names(self) -> Validity:
+        """What holds until a Service or a Namespace comes or goes."""
+        return self.index.names
+
+    def is_cluster_label(self, label: bytes) -> bool:
+        """Whether any Service or Namespace has this name."""
+        return label in self.index.service_names or self.index.is_namespace(label)
+
+    def cluster_zones(self) -> tuple[bytes, ...]:
+        """The zones of Services."""
+        return tuple(zone.name for zone in self.index.forward)
+
+    def search_path(self, host: str) -> list[bytes]:
+        """The search list of the Pod with this address, the server's own suffixes behind the cluster's."""
+        try:
+            pod = self.cluster.pod_of(ipaddress.ip_address(host.partition("%")[0]).packed)
+        except ValueError:
+            return []
+        if pod is None:
+            return []
+        zone = self.index.primary
+        first = bytes((len(pod.namespace),)) + pod.namespace.encode() + SVC + zone
+        return [first, SVC + zone, zone, *self.suffixes, b"\0"]
+
+    def search_problem(self) -> str:
+        """Why it cannot know who asks."""
+        return "" if self.config.pods == "verified" else "kubernetes must have `pods verified` to know which Pod asks"
+
+    def label(self, request: Request, name: str) -> str | None:
+        """Metadata of a query: of its name, and of the Pod that asks."""
+        if name.startswith(labels.CLIENT):
+            verified = self.config.pods == "verified"
+            return labels.of_client(request, self.cluster, name.removeprefix(labels.CLIENT)) if verified else ""
+        if not name.startswith("kubernetes/"):
+            return None
+        asked = request.asked
+        where = self.queries.zone(asked.name, asked.starts)
+        if where is None or where[0].reverse:
+            return ""
+        starts, count = asked.starts, where[1]
+        parts = [asked.name[starts[i] + 1 : starts[i + 1]].decode("latin-1") for i in range(count)]
+        return labels.of_name(parts, where[0].imports).get(name.removeprefix("kubernetes/"), "")
+
+    def search_zone(self) -> str:
+        """The zone of Pods' search lists."""
+        return to_text(self.config.primary).rstrip(".")
+
+    async def pod_spec(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """A Pod's spec, asked for anew."""
+        return await pod_spec(self.api, self.paths, namespace, name)
+
+    def has_ipv6(self) -> bool:
+        """Whether any Service or endpoint has an IPv6 address; True until that is known."""
+        return self.cluster.ipv6 > 0 or not self.cluster.synced
+
+    def transfer_zones(self) -> tuple[bytes, ...]:
+        """The zones of Services."""
+        return tuple(zone.name for zone in self.index.forward if not zone.imports)
+
+    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
+        """All records of a zone; None before the first sync."""
+        found = next((known for known in self.index.forward if known.name == zone), None)
+        return transfer(self.index, self.records, found) if found is not None and self.cluster.synced else None
+
+    # What k8s_external asks of it.
+
+    def service(self, name: bytes, namespace: bytes) -> ServiceState | None:
+        """The Service of this name and namespace (lower-cased labels), if it is served."""
+        where = bytes((len(namespace),)) + namespace
+        if where not in self.index.exposed:
+            return None
+        return self.index.entries.get(bytes((len(name),)) + name + where)
+
+    def services(self) -> list[ServiceState]:
+        """All Services that are served."""
+        return [e for e in self.index.entries.values() if self.index.is_namespace(e.namespace.lower().encode())]
+
+    def server_services(self) -> list[ServiceState]:
+        """The Services that lead to this machine."""
+        return list(dict.fromkeys(entry for address in self.addresses for entry in self.cluster.owners(address)))
+
+
+def _local_addresses(hosts: tuple[str, ...]) -> tuple[bytes, ...]:
+    """This machine's addresses that others may ask: those of `bind`, else all that are neither loopback nor link-local."""
+    if hosts:
+        return tuple(ipaddress.ip_address(host.partition("%")[0]).packed for host in hosts if family_of(host))
+    return tuple(found.packed for found in addresses() if not found.loopback and not found.link_local)
+
+
+def _own_search_list() -> list[bytes]:
+    """What this machine's resolv.conf adds to search lists: Pods get the same behind the cluster's own."""
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            return search_list(file.read())
+    except OSError:
+        return []
