@@ -35,10 +35,9 @@ from typing import Any, ClassVar, Final
 from kdns import log
 from kdns.corefile import Directive, Line, ServerBlock
 from kdns.dns import iana
-from kdns.dns.answer import Answer
 from kdns.dns.name import to_text
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
-from kdns.plugin.base import ListenerOptions, Meter
+from kdns.plugin.base import ListenerOptions
 from kdns.regex import compile_regex
 
 _log = log.plugin("errors")
@@ -64,9 +63,10 @@ class Config:
 
 
 class Errors(Plugin):
-    """Settles outcomes that carry an error."""
+    """Logs failures that carry an error."""
 
     name: ClassVar[str] = "errors"
+    pure = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
@@ -97,12 +97,9 @@ class Errors(Plugin):
         for window in self.rules:
             window.flush()
 
-    def meter(self, request: Request, answer: Answer) -> Meter:
-        return _no_error
-
-    def observe(self, request: Request, outcome: Outcome) -> None:
-        if type(outcome) is RcodeOnly and outcome.error is not None:
-            self._log(request, outcome)
+    def on_failure(self, request: Request, failure: Outcome) -> None:
+        if type(failure) is RcodeOnly and failure.error is not None:
+            self._log(request, failure)
 
     def _log(self, request: Request, outcome: RcodeOnly) -> None:
         text = str(outcome.error) or type(outcome.error).__name__
@@ -112,10 +109,6 @@ class Errors(Plugin):
             if window.take(text, line):
                 return
         _log.error(line)
-
-
-def _no_error(asked: int, said: int) -> None:
-    """An answer is no error: there is nothing to log."""
 
 
 class _Window:

@@ -190,7 +190,7 @@ def _plugins(name: str, directives: list[Directive], block: ServerBlock) -> list
 
 def _parsed(cls: type[Plugin], directives: list[Directive], block: ServerBlock) -> list[Plugin]:
     """The plugins that a class makes of its directives. One without a `parse` of its own takes no arguments."""
-    if cls.parse.__func__ is Plugin.parse.__func__:  # type: ignore[attr-defined]
+    if next(each for each in cls.__mro__ if "parse" in vars(each)) is Plugin:
         for directive in directives:
             readers.bare(directive)
         return [cls(None) for _ in directives]

@@ -70,9 +70,17 @@ class Chain:
                 outcome = RcodeOnly(iana.SERVFAIL, NoNextPlugin())
         except Exception as error:
             outcome = request.server.failed(request, error)
-        if type(outcome) in OUTCOMES:
+        if type(outcome) is Answer or type(outcome) in OUTCOMES:
             return self._ascend(request, i, outcome, 0)
         return self._wait(outcome, self._resume, request, i, 0)
+
+    def fail(self, request: Request, failure: Outcome) -> None:
+        """Shows a failure that no plugin gave, such as a query that waited too long, to all `on_failure`s."""
+        for hook in self.on_failures[-1]:
+            try:
+                hook(request, failure)
+            except Exception as error:
+                request.server.failed(request, error)
 
     def watched(self, watch: Callable[[Plugin, Handle], Handle]) -> "Chain":
         """The same chain, each plugin's `handle` replaced by what `watch` makes of it; for tools that tell what happens."""

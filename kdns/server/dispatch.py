@@ -53,7 +53,7 @@ class Dispatcher:
         self.max_queries = 0
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.panics = PANICS.slot()
-        self.waiting = PendingTable(label, self.finish)
+        self.waiting = PendingTable(label, self.finish, self.give_up)
         self.replies = ReplyCache()
 
     # Called by the build.
@@ -99,7 +99,7 @@ class Dispatcher:
                 meter(len(data), entry.size)
             if entry.observers:
                 self._show(entry, data, client, local, way)
-            return b"".join((data[:2], entry.head, data[12 : replies.end], entry.tail()))
+            return b"".join((data[:2], entry.head, data[12 : replies.end], entry.next_tail()))
         return self._in_full(data, client, local, way)
 
     def _in_full(self, data: bytes, client: Address, local: Address | None, way: int) -> bytes | Pending | MessageStream | None:
@@ -131,8 +131,10 @@ class Dispatcher:
         if type(outcome) is Pending:
             waited: bytes | Pending | MessageStream | None = self.waiting.add(request, outcome)
             return waited
+        # What observers read of the request is not noted.
+        stored = key and type(outcome) is Answer and outcome.validity is not None and request.repeatable and not request.personal
         made = self.finish(request, outcome)
-        if key and type(outcome) is Answer and type(made) is bytes:
+        if stored and type(outcome) is Answer and type(made) is bytes:
             self._store(request, outcome, key, made)
         return made
 
@@ -142,7 +144,10 @@ class Dispatcher:
         """Takes a child request through the block that its question belongs to, and lets the block observe what comes."""
         outcome = self._route(request)
         if type(outcome) is not Pending:
+            root = request.root
+            personal, repeatable = root.personal, root.repeatable
             self._observe(request, outcome)
+            root.personal, root.repeatable = personal, repeatable
         else:
             outcome.add(lambda value: self._observe(request, value))
         return outcome
@@ -224,24 +229,27 @@ class Dispatcher:
         """The reply that an outcome, an exception or nothing gives, once the block has observed it."""
         if isinstance(value, BaseException):
             value = self.failed(request, value)
-        outcome: Outcome = value if value is not None else RcodeOnly(iana.SERVFAIL, "no outcome")
-        return self._packed(request, self._observe(request, outcome))
+        elif value is None:
+            value = RcodeOnly(iana.SERVFAIL, "no outcome")
+        return self._packed(request, self._observe(request, value))
+
+    def give_up(self, request: Request, reason: str) -> bytes | MessageStream | None:
+        """The reply to a query that may not wait, or has waited too long."""
+        failure = RcodeOnly(iana.SERVFAIL, reason)
+        request.block.chain.fail(request, failure)
+        return self.finish(request, failure)
 
     def _observe(self, request: Request, outcome: Any) -> Any:
-        """Shows an outcome to the block's observers. What they read of the request is not noted."""
+        """Shows an outcome to the block's observers; what is made of it, where one of them raises."""
         block: Block | None = request.block
         if block is None:
             return outcome
-        root = request.root
-        notes = (root.personal, root.repeatable, root.validities, root.until)
         seen = outcome
         for observe in block.observers:
             try:
                 observe(request, seen)
             except Exception as error:
                 outcome = self.failed(request, error)
-        if outcome is seen:
-            root.personal, root.repeatable, root.validities, root.until = notes
         return outcome
 
     def _packed(self, request: Request, outcome: Outcome) -> bytes | MessageStream | None:
@@ -274,8 +282,6 @@ class Dispatcher:
     def _store(self, request: Request, outcome: Answer, key: bytes, made: bytes) -> None:
         """Puts a reply into the cache, if it may be given again."""
         rotations = outcome.rotations
-        if outcome.validity is None or request.personal or not request.repeatable:
-            return
         packed = [self._pack(request, each) for each in rotations] if rotations else [made]
         entry = entry_for(request, outcome, key, packed, request.block.counting)
         if entry is not None:

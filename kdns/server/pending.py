@@ -9,9 +9,8 @@ from time import monotonic
 from typing import Any, Final, final
 
 from kdns.deadlines import Deadlines
-from kdns.dns import iana
 from kdns.metrics import Counter
-from kdns.plugin.outcome import DROP, Pending, RcodeOnly, ensure_pending
+from kdns.plugin.outcome import DROP, Pending, ensure_pending
 from kdns.plugin.request import Request
 
 # Queries that may wait for an upstream, in all. Each costs some 2 KB; a burst beyond is answered SERVFAIL at once.
@@ -33,9 +32,10 @@ Finish = Callable[[Request, Any], Any]
 class PendingTable:
     """The queries of one listener that wait."""
 
-    def __init__(self, label: str, finish: Finish) -> None:
+    def __init__(self, label: str, finish: Finish, give_up: Callable[[Request, str], Any]) -> None:
         self.label = label
         self.finish = finish
+        self.give_up = give_up
         self.table: dict[Pending, tuple[float, Request]] = {}
         self.clients: dict[Any, int] = {}  # a client's host -> its queries in the table
         self.detached: set[Pending] = set()
@@ -50,7 +50,7 @@ class PendingTable:
         waiters = self.clients.get(host, 0)
         if len(self.table) >= MAX_PENDING or waiters >= MAX_PENDING_CLIENT:
             OVERFLOWS.slot(self.label)[0] += 1
-            return self.finish(request, RcodeOnly(iana.SERVFAIL, "too many queries wait for an upstream"))
+            return self.give_up(request, "too many queries wait for an upstream")
         result = Pending()
         self.clients[host] = waiters + 1
         self.table[result] = (request.now + DEADLINE, request)
@@ -98,4 +98,4 @@ class PendingTable:
             del self.table[result]
             self._leave(request)
             EXPIRED.slot(self.label)[0] += 1
-            result.resolve(self.finish(request, RcodeOnly(iana.SERVFAIL, "no plugin answered in time")))
+            result.resolve(self.give_up(request, "no plugin answered in time"))

@@ -17,7 +17,7 @@ old one's entries are gone, but for those that were asked for since. A reply is 
 second time: most of the names that do not exist are asked for once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, final
 
@@ -36,8 +36,8 @@ from kdns.plugin.request import Request
 MAX_OCTETS: Final = 16 << 20
 # What an entry costs beside its key and its reply: the object, a dictionary's slot, tuples.
 ENTRY_OCTETS: Final = 320
-# Questions whose first time is remembered, in two generations; eight octets each.
-MAX_SEEN: Final = 32_768
+# Places for marks of questions that came once; a power of two. An octet each: it stays in the processor's cache.
+SEEN: Final = 1 << 16
 
 UDP: Final = 0
 TCP: Final = 2
@@ -62,51 +62,40 @@ class Entry:
     """A finished reply. `changes` is when its TTLs age, `dies` when it is another reply (monotonic seconds)."""
 
     __slots__ = (
-        "answer", "block", "changes", "dies", "head", "key", "meters", "observers", "octets", "question", "size", "tails", "ttls",
-        "turn", "validities", "validity",
+        "answer", "block", "changes", "dies", "head", "key", "meters", "observers", "octets", "question", "rotations", "size",
+        "tail", "ttls", "turn", "validities", "validity",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        key: bytes,
-        answer: Answer,
-        validity: Validity,
-        validities: list[Validity] | None,
-        dies: float,
-        head: bytes,
-        tails: list[bytes],
-        ttls: list[list[int]],
-        size: int,
-    ) -> None:
+    def __init__(self, key: bytes, answer: Answer, validity: Validity, head: bytes, tail: bytes, size: int) -> None:
         self.key = key
         self.answer = answer
         self.validity = validity
-        self.validities = validities
-        self.dies = dies
-        self.changes = 0.0 if validity.ages else dies
+        self.validities: list[Validity] | None = None  # of what was looked up on the way
+        self.dies = FOREVER
+        self.changes = FOREVER
         self.head = head  # ten octets behind the id
-        self.tails = tails  # what follows the question: one for each order of the records
-        self.ttls = ttls  # where the TTLs stand in each of them
+        self.tail = tail  # what follows the question
+        self.rotations: list[bytes] | None = None  # tails, one for each order of the records
+        self.ttls: Sequence[Sequence[int]] = ()  # where the TTLs that age stand in the tail, or in each of the rotations
         self.turn = 0
         self.size = size  # octets of the reply without its OPT
+        self.octets = ENTRY_OCTETS + len(key) + len(tail)
+        self.meters: tuple[Meter, ...] = ()
         # For observers: the block that answered, and the question as its plugins left it.
+        self.observers: tuple[Callable[[Request, Outcome], None], ...] = ()
         self.block: Any = None
         self.question: Question | None = None
-        self.meters: tuple[Meter, ...] = ()
-        self.observers: tuple[Callable[[Request, Outcome], None], ...] = ()
-        self.octets = ENTRY_OCTETS + len(key) + sum([len(tail) + 33 for tail in tails])
 
-    def tail(self) -> bytes:
+    def next_tail(self) -> bytes:
         """What follows the question, the records in the next of their orders."""
-        tails = self.tails
-        count = len(tails)
-        if count == 1:
-            return tails[0]
+        rotations = self.rotations
+        if rotations is None:
+            return self.tail
         turn = self.turn + 1
-        if turn >= count:
+        if turn >= len(rotations):
             turn = 0
         self.turn = turn
-        return tails[turn]
+        return rotations[turn]
 
     def holds(self) -> bool:
         """Whether this is still what the question gets; brings its TTLs up to date."""
@@ -125,13 +114,18 @@ class Entry:
     def _age(self, now: float) -> bool:
         if now >= self.dies:
             return False
-        left = self.validity.until - now
-        ttl = int(left)
+        until = self.validity.until
+        ttl = int(until - now)
         if ttl < 1:
             ttl = 1
-        self.changes = min(self.dies, self.validity.until - ttl if ttl > 1 else self.dies)
-        for i, places in enumerate(self.ttls):
-            self.tails[i] = aged(self.tails[i], places, ttl)
+        changes = until - ttl
+        self.changes = changes if ttl > 1 and changes < self.dies else self.dies
+        rotations = self.rotations
+        if rotations is None:
+            self.tail = aged(self.tail, self.ttls[0], ttl)
+        else:
+            for i, places in enumerate(self.ttls):
+                rotations[i] = aged(rotations[i], places, ttl)
         return True
 
 
@@ -144,8 +138,7 @@ class ReplyCache:
         self.young: dict[bytes, Entry] = {}
         self.old: dict[bytes, Entry] = {}
         self.octets = 0  # of the young entries
-        self.seen: set[int] = set()
-        self.seen_before: set[int] = set()
+        self.seen = bytearray(SEEN)
         self.watched: set[int] = set()  # options that a plugin has read, so that queries with them are not alike
         # Of the query that was looked up last: its key (empty: it has none), and where its question ends.
         self.key = b""
@@ -248,16 +241,19 @@ class ReplyCache:
         return mark if at == total else -1
 
     def wanted(self) -> bool:
-        """Whether the reply to the query that was looked up last should be stored: its question came before."""
+        """Whether the reply to the query that was looked up last should be stored: its question came before.
+
+        Each question leaves a mark of eight bits at one of SEEN places, the next one there takes its place. Two questions
+        with the same mark and place are taken for one; then a reply is stored a little early.
+        """
         if not self.key:
             return False
         mark = hash(self.key)
-        if mark in self.seen or mark in self.seen_before:
+        place = mark & SEEN - 1
+        mark = mark >> 20 & 0xFF
+        if self.seen[place] == mark:
             return True
-        if len(self.seen) >= MAX_SEEN // 2:
-            self.seen_before = self.seen
-            self.seen = set()
-        self.seen.add(mark)
+        self.seen[place] = mark
         return False
 
     def put(self, entry: Entry) -> None:
@@ -279,11 +275,12 @@ class ReplyCache:
 def entry_for(request: Request, answer: Answer, key: bytes, replies: list[bytes], counting: tuple[Plugin, ...]) -> Entry | None:
     """The entry for a reply that was just made, or None where it may not be given again.
 
-    `replies` are the whole replies, one for each order of the records; `counting` the block's plugins that meter or observe.
+    The caller has seen that nothing was read that the key does not hold. `replies` are the whole replies, one for each
+    order of the records; `counting` are the block's plugins that meter or observe.
     """
     validity = answer.validity
     root = request.root
-    if validity is None or not validity.valid or root.personal or not root.repeatable:
+    if validity is None or not validity.valid:
         return None
     if answer.rcode == iana.SERVFAIL or replies[0][2] & 2:  # TC
         return None
@@ -291,13 +288,17 @@ def entry_for(request: Request, answer: Answer, key: bytes, replies: list[bytes]
         return None
     end = request._end
     name = request.asked.name
-    bodies = [each.rendered(name) for each in answer.rotations] if answer.rotations else [answer.rendered(name)]
-    entry = Entry(
-        key, answer, validity, root.validities, min(root.until, validity.until), replies[0][2:12],
-        [reply[end:] for reply in replies], [list(body.ttls) for body in bodies], end + len(bodies[0].data),
-    )  # fmt: skip
-    entry.block = request.block
-    entry.question = request.question
+    rotations = answer.rotations
+    body = (rotations[0] if rotations else answer).rendered(name)
+    entry = Entry(key, answer, validity, replies[0][2:12], replies[0][end:], end + len(body.data))
+    entry.validities = root.validities
+    entry.changes = entry.dies = min(root.until, validity.until)
+    if rotations:
+        entry.rotations = [reply[end:] for reply in replies]
+        entry.octets += sum([len(reply) + 33 for reply in replies])
+    if validity.ages:
+        entry.changes = 0.0
+        entry.ttls = [each.rendered(name).ttls for each in rotations] if rotations else (body.ttls,)
     meters: list[Meter] = []
     observers: list[Callable[[Request, Outcome], None]] = []
     for plugin in counting:
@@ -307,5 +308,8 @@ def entry_for(request: Request, answer: Answer, key: bytes, replies: list[bytes]
         elif overrides(plugin, "observe"):
             observers.append(plugin.observe)
     entry.meters = tuple(meters)
-    entry.observers = tuple(observers)
+    if observers:
+        entry.observers = tuple(observers)
+        entry.block = request.block
+        entry.question = request.question
     return entry

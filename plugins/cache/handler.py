@@ -367,7 +367,7 @@ class Cache(Plugin):
                 return answer
             ttl = config.servfail
         else:
-            ttl = min(max(lifetime, limits.least), limits.most)
+            ttl = float(min(max(lifetime, limits.least), limits.most))
         outline = kept.summary
         answer = kept
         body = answer.rendered(question.name)

@@ -65,7 +65,6 @@ from kdns.plugins.prometheus.rows import (
     ENABLED,
     FIRST_BUCKET,
     NO_REPLY,
-    RepeatedReplies,
     Row,
     dropped,
 )  # fmt: skip
@@ -196,7 +195,7 @@ class Prometheus(Plugin):
             row.count(asked << 32 | end << 16 | outcome.rcode)
 
     def meter(self, request: Request, answer: Answer) -> Meter:
-        return RepeatedReplies(self._row(request), answer.rcode, request.edns is not None and request.edns.do).count
+        return self._row(request).repeater(answer.rcode, request.edns is not None and request.edns.do)
 
     def flush(self) -> None:
         """Before a scrape: brings all pending counts into the slots."""

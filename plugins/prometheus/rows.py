@@ -5,6 +5,7 @@ counted by one integer; only a scrape, or too many different ones, brings them i
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
 from time import monotonic
 from typing import Final, final
 
@@ -67,7 +68,18 @@ class Row:
     octets of the query << 32 | octets of the reply << 16 | rcode.
     """
 
-    __slots__ = ("do", "duration", "labels", "pending", "plugin", "request_size", "requests", "response_size", "responses")
+    __slots__ = (
+        "do",
+        "duration",
+        "labels",
+        "pending",
+        "plugin",
+        "repeated",
+        "request_size",
+        "requests",
+        "response_size",
+        "responses",
+    )
 
     def __init__(self, server: str, zone: str, view: str, proto: str, family: str, qtype: int, plugin: str) -> None:
         text = iana.type_text(qtype) if qtype in COUNTED_TYPES else "other"
@@ -80,6 +92,15 @@ class Row:
         self.do: Slot = DO.slot(server, zone, view)
         self.responses: dict[int, Slot] = {}
         self.pending: dict[int, int] = {}
+        self.repeated: dict[int, Callable[[int, int], None]] = {}  # what counts repeated replies, by rcode << 1 | DO
+
+    def repeater(self, rcode: int, do: bool) -> Callable[[int, int], None]:
+        """What counts repeated replies with this code; one for all of them."""
+        key = rcode << 1 | int(do)
+        made = self.repeated.get(key)
+        if made is None:
+            made = self.repeated[key] = RepeatedReplies(self, rcode, do).count
+        return made
 
     def count(self, code: int) -> None:
         """Counts a query of these sizes and this code."""
