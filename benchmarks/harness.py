@@ -31,10 +31,12 @@ class Measured(NamedTuple):
 class Server:
     """A process pinned to the servers' core."""
 
-    def __init__(self, name: str, *words: str, port: int, cores: str = SERVER_CORE) -> None:
+    def __init__(self, name: str, *words: str, port: int, cores: str = SERVER_CORE, cwd: Path | None = None) -> None:
         self.name = name
         self.port = port
-        self.process = subprocess.Popen(["taskset", "-c", cores, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            ["taskset", "-c", cores, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=cwd
+        )
 
     def ticks(self) -> int:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()

@@ -64,8 +64,9 @@ class Request:
     """
 
     __slots__ = (
-        "_client", "_data", "_end", "_local", "_options", "_slots", "added", "asked", "block", "depth", "edns", "metadata", "now", "personal",
-        "question", "repeatable", "reply_flags", "root", "server", "timeout", "transport", "until", "validities",
+        "_client", "_data", "_end", "_local", "_options", "_root", "_slots", "added", "asked", "block", "depth", "edns",
+        "metadata", "now", "personal", "question", "repeatable", "reply_flags", "server", "timeout", "transport", "until",
+        "validities",
     )  # fmt: skip
 
     def __init__(
@@ -102,12 +103,17 @@ class Request:
         self.block: Any = None
         self.added = b""
         self.metadata: LabelCollector | None = None
+        self._root = root  # None where it is this one: a request that refers to itself would wait for the collector
         # The notes; those of the root count.
-        self.root: Request = self if root is None else root
         self.personal = False  # whether anything was read that is this client's own, or that chance decides
         self.repeatable = True  # whether all that was looked up says how long it holds
         self.until = FOREVER
         self.validities: list[Validity] | None = None
+
+    @property
+    def root(self) -> Request:
+        """The query's own request, on which notes are made in all passes."""
+        return self if self._root is None else self._root
 
     # What two clients with one question may differ in.
 
