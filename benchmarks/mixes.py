@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tests.objects import endpoint, endpointslice, namespace, service
+from kdns.testing.objects import endpoint, endpointslice, namespace, service
 
 SERVICES: Final = 10_000
 NAMESPACES: Final = 20

@@ -12,7 +12,7 @@ from typing import Final
 
 from benchmarks.harness import CLIENT_CORE, HERE, SERVER_CORE, Server
 from benchmarks.mixes import NAMESPACES, SERVICES
-from tests.running import free_port
+from kdns.testing import free_port
 
 COMPILED: Final = HERE.parent / "build" / "compiled"  # where `make compiled` puts the package
 COREFILE: Final = """

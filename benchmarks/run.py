@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import outside, peers
 from benchmarks.harness import CLIENT_CORE, HERE, RUNS, SECONDS, SERVER_CORE, Server, dnsperf, host
 from benchmarks.mixes import MIXES, Mix, cluster, questions
-from tests.apiserver import ApiServer
+from kdns.testing import ApiServer
 
 OUTSIDE_KNOT = "knot"  # it forwards nothing
 

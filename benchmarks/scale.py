@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 
 from benchmarks.harness import CLIENT_CORE, HERE, Server, host
-from tests.running import free_port
+from kdns.testing import free_port
 
 SERVICES, ENDPOINTS, PODS = 10_000, 150_000, 150_000
 COREFILE = """

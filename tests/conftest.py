@@ -7,9 +7,7 @@ import pytest
 from hypothesis import settings
 
 from kdns import log
-from tests.apiserver import ApiServer
-from tests.running import Running
-from tests.upstreams import Script, Upstream
+from kdns.testing import ApiServer, Script, Server, Upstream
 
 # The same examples in every run.
 settings.register_profile("fixed", derandomize=True)
@@ -17,12 +15,12 @@ settings.load_profile("fixed")
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Running]]:
+def serve() -> Iterator[Callable[..., Server]]:
     """Starts servers from Corefile texts; stops them after the test."""
-    running: list[Running] = []
+    running: list[Server] = []
 
-    def start(text: str, **options: Any) -> Running:
-        server = Running(text, **options)
+    def start(text: str, **options: Any) -> Server:
+        server = Server(text, **options)
         running.append(server)
         return server
 

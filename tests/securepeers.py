@@ -14,7 +14,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
 
-from tests.running import LoopThread, free_port
+from kdns.testing import LoopThread, free_port
 
 Script = Callable[[dns.message.Message], dns.message.Message | None]
 

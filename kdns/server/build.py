@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -119,8 +120,34 @@ def built() -> list[str]:
     return [*BUILT, *sorted(entry.name for entry in _foreign())]
 
 
-def _foreign() -> list[importlib.metadata.EntryPoint]:
-    return [entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS) if entry.name not in ORDER]
+class _Given:
+    """A plugin class that is used as if its package were installed."""
+
+    def __init__(self, cls: type[Plugin]) -> None:
+        self.name = cls.name
+        self.cls = cls
+
+    def load(self) -> type[Plugin]:
+        return self.cls
+
+
+_given: list[_Given] = []
+
+
+@contextmanager
+def given(*classes: type[Plugin]) -> Iterator[None]:
+    """Inside, Corefiles may use these plugins as if their packages were installed."""
+    before = list(_given)
+    _given.extend(_Given(cls) for cls in classes)
+    try:
+        yield
+    finally:
+        _given[:] = before
+
+
+def _foreign() -> list[importlib.metadata.EntryPoint | _Given]:
+    installed = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return [*_given, *(entry for entry in installed if entry.name not in ORDER)]
 
 
 def plugin_class(name: str) -> type[Plugin] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import free_port
+from kdns.testing import free_port
 
 ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
 ENV.pop("KUBERNETES_SERVICE_HOST", None)

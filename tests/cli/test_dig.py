@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from kdns.testing import free_port
 from tests.cli.test_commands import Process
-from tests.running import free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("dig") is None, reason="dig is not installed (bind9-dnsutils)")
 

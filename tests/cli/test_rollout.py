@@ -14,8 +14,8 @@ import dns.message
 import pytest
 
 from kdns import log
+from kdns.testing import Server, free_port
 from tests.cli.test_commands import Process, processes  # noqa: F401 (a fixture)
-from tests.running import Running, free_port
 
 WHOAMI = ".:{port} {{\n bind 127.0.0.1\n health 127.0.0.1:{http} {{\n  lameduck {lameduck}\n }}\n whoami\n}}\n"
 
@@ -83,7 +83,7 @@ def test_a_rolling_replacement_of_two_that_share_the_port_loses_nothing(
 
 def test_a_thousand_reloads_under_load_refuse_no_query() -> None:
     text = '.:{port} {\n bind 127.0.0.1\n template IN A {\n answer "{{ .Name }} 60 A 192.0.2.N"\n }\n}'
-    server = Running(text.replace("2.N", "2.1"))
+    server = Server(text.replace("2.N", "2.1"))
     try:
         with asking(server.port, threads=2) as lost:
             for i in range(1000):

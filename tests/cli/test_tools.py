@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,12 @@ from kdns.cli.plugins import all_manuals
 from kdns.corefile.format import formatted, same
 from kdns.metrics import REGISTRY
 from kdns.server import build
-from tests.apiserver import ApiServer
+from kdns.testing import ApiServer, answer
+from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
 from tests.cli.test_commands import kdns
-from tests.objects import endpoint, endpointslice, namespace, pod, service
-from tests.running import Running
+from tests.fixtures import Serve, Start
 from tests.securepeers import Authority, Doh, Dot, Peer
-from tests.upstreams import Upstream, answer
 
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
 UGLY = """# a comment
 .:53   {   # of a block
 errors

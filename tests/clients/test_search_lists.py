@@ -16,12 +16,10 @@ import dns.message
 import pytest
 import yaml
 
-from tests.objects import namespace, service
-from tests.running import Running
-from tests.upstreams import Upstream, answer, soa
+from kdns.testing import Server, answer, soa
+from kdns.testing.objects import namespace, service
+from tests.fixtures import Serve, Start
 
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
 HOST = "127.0.0.42"
 RESOLV = f"search n1.svc.cluster.local svc.cluster.local cluster.local corp.example.org\nnameserver {HOST}\noptions ndots:5 timeout:2 attempts:1\n"
 
@@ -142,7 +140,7 @@ def world(query: dns.message.Message, proto: str) -> dns.message.Message:
 
 
 @pytest.fixture
-def server(serve: Serve, upstream: Start, tmp_path: Path, lines: list[str]) -> Running:
+def server(serve: Serve, upstream: Start, tmp_path: Path, lines: list[str]) -> Server:
     path = tmp_path / "c.yaml"
     path.write_text(
         yaml.safe_dump_all([namespace("n1"), service("n1/web", "10.0.0.1"), service("n2/db", "10.0.0.2"), namespace("n2")])
@@ -162,24 +160,24 @@ def asked(lines: list[str]) -> list[str]:
     return [line.split('"')[1].split()[2] for line in lines if '"A IN' in line or '"AAAA IN' in line]
 
 
-def test_an_outside_name_takes_one_query_for_each_family(server: Running, resolve: Resolve, lines: list[str]) -> None:
+def test_an_outside_name_takes_one_query_for_each_family(server: Server, resolve: Resolve, lines: list[str]) -> None:
     assert resolve("api.example.com") == ["192.0.2.1", "2001:db8::1"]
     assert set(asked(lines)) == {"api.example.com.n1.svc.cluster.local."} and len(asked(lines)) == 2
 
 
 @pytest.mark.parametrize(("name", "expected"), [("v4.example.com", "192.0.2.4"), ("v6.example.com", "2001:db8::6")])
 def test_a_name_of_one_family_is_found_as_that(
-    server: Running, resolve: Resolve, lines: list[str], name: str, expected: str
+    server: Server, resolve: Resolve, lines: list[str], name: str, expected: str
 ) -> None:
     assert resolve(name) == [expected] and len(asked(lines)) == 2
 
 
-def test_names_of_the_cluster_and_of_the_node_are_found_as_without(server: Running, resolve: Resolve, lines: list[str]) -> None:
+def test_names_of_the_cluster_and_of_the_node_are_found_as_without(server: Server, resolve: Resolve, lines: list[str]) -> None:
     assert resolve("web") == resolve("web.n1") == resolve("web.n1.svc.cluster.local") == ["10.0.0.1"]
     assert resolve("db.n2.svc") == ["10.0.0.2"]
     assert resolve("intra") == ["192.0.2.9"]  # one label: the client walks itself
     assert resolve("api.example.com.") == ["192.0.2.1", "2001:db8::1"]
 
 
-def test_a_name_that_does_not_exist_is_not_found(server: Running, resolve: Resolve, lines: list[str]) -> None:
+def test_a_name_that_does_not_exist_is_not_found(server: Server, resolve: Resolve, lines: list[str]) -> None:
     assert resolve("nope.example.com") == [] and "nope.example.com." in asked(lines)

@@ -15,7 +15,7 @@ import yaml
 import kdns
 from kdns.metrics import REGISTRY
 from kdns.server import build
-from tests.running import free_port, http_get
+from kdns.testing import free_port, http_get
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 TREES = ("base", *(f"overlays/{path.name}" for path in sorted((DEPLOY / "overlays").iterdir())))

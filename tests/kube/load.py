@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import dns.message
 import dns.rcode
 
-from tests.running import Running, code, data, eventually
+from kdns.testing import Server, code, data, eventually
 
 
 @contextmanager
-def asking(server: Running, expected: dict[str, list[str] | str]) -> Iterator[list[str]]:
+def asking(server: Server, expected: dict[str, list[str] | str]) -> Iterator[list[str]]:
     """Asks for names without a pause while the block runs, and fails at its end if any answer was wrong or missing.
 
     `expected` has the data of an A answer, or a code such as NXDOMAIN, for each name below svc.cluster.local. Gives the list

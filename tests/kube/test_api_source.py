@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,11 @@ import yaml
 from kdns.kube import api as api_module
 from kdns.kube import decode, reflector
 from kdns.kube.decode import lines as cut_lines
-from tests.apiserver import ApiServer
-from tests.objects import endpoint, endpointslice, namespace, service
-from tests.running import Running, code, data, eventually, free_port, http_get
+from kdns.testing import ApiServer, Server, code, data, eventually, free_port, http_get
+from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from tests.fixtures import Serve
 
 COREFILE = ".:{port} {\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {\n SOURCE\n ttl 30\n }\n}\n"
-Serve = Callable[..., Running]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reflector, "BACKOFF", (0.02, 0.1))
 
 
-def start(serve: Serve, api: ApiServer) -> Running:
+def start(serve: Serve, api: ApiServer) -> Server:
     server = serve(COREFILE.replace("SOURCE", f"endpoint {api.url}"))
     eventually(lambda: code(server.ask("nothing.default.svc.cluster.local.")) == "NXDOMAIN")
     return server
@@ -46,7 +45,7 @@ def brought(api: ApiServer) -> list[str]:
     ]
 
 
-def a(server: Running, name: str) -> list[str] | str:
+def a(server: Server, name: str) -> list[str] | str:
     reply = server.ask(f"{name}.svc.cluster.local.")
     return data(reply) if reply.answer else code(reply)
 

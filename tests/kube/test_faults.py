@@ -19,13 +19,13 @@ from kdns.kube import api as api_module
 from kdns.kube import informer, reflector, resync
 from kdns.kube.informer import ApiSource
 from kdns.metrics import REFRESH, REGISTRY
-from tests.apiserver import ApiServer
+from kdns.testing import ApiServer, Server, code, data, eventually, free_port, http_get
+from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
+from tests.fixtures import Serve
 from tests.kube.load import asking
-from tests.objects import endpoint, endpointslice, namespace, pod, service
-from tests.running import Running, code, data, eventually, free_port, http_get
 
 COREFILE = ".:{port} {\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {\n SOURCE\n ttl 30\n }\n}\n"
-Serve = Callable[..., Running]
+
 KEPT: dict[str, list[str] | str] = {"kept.n1": ["10.0.0.1"], "db.n1": ["10.1.0.1"], "never.n1": "NXDOMAIN"}
 
 
@@ -47,18 +47,18 @@ def api(api: ApiServer) -> ApiServer:
 TCP_OPTIONS = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
 
 
-def start(serve: Serve, api: ApiServer, more: str = "") -> Running:
+def start(serve: Serve, api: ApiServer, more: str = "") -> Server:
     server = serve(COREFILE.replace("SOURCE", f"endpoint {api.url}\n {more}"))
     eventually(lambda: code(server.ask("nothing.default.svc.cluster.local.")) == "NXDOMAIN")
     return server
 
 
-def a(server: Running, name: str) -> list[str] | str:
+def a(server: Server, name: str) -> list[str] | str:
     reply = server.ask(f"{name}.svc.cluster.local.")
     return data(reply) if reply.answer else code(reply)
 
 
-def source(server: Running) -> Any:
+def source(server: Server) -> Any:
     return next(p for p in server.server.instance.plugins if p.name == "kubernetes").source  # type: ignore[union-attr, attr-defined]
 
 
@@ -536,7 +536,7 @@ def write(serve: Serve, api: ApiServer, path: Path) -> None:
     first.thread.run(first.server.stop(drain=0))
 
 
-def snapshot(serve: Serve, api: ApiServer, path: Path, more: str = "") -> Running:
+def snapshot(serve: Serve, api: ApiServer, path: Path, more: str = "") -> Server:
     return serve(COREFILE.replace("SOURCE", f"endpoint {api.url}\n pods verified\n snapshot {path} {more}"))
 
 

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,17 @@ import yaml
 
 from kdns.kube import manifests as module
 from kdns.kube.manifests import BrokenManifest, parse
-from tests.objects import endpoint, endpointslice, namespace, service
-from tests.running import Running, code, data, eventually
+from kdns.testing import Server, code, data, eventually
+from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from tests.fixtures import Serve
 
-Serve = Callable[..., Running]
 
-
-def start(serve: Serve, *paths: Path) -> Running:
+def start(serve: Serve, *paths: Path) -> Server:
     words = " ".join(str(path) for path in paths)
     return serve(f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local {{\n manifests {words}\n }}\n}}\n")
 
 
-def a(server: Running, name: str) -> list[str] | str:
+def a(server: Server, name: str) -> list[str] | str:
     reply = server.ask(f"{name}.svc.cluster.local.")
     return data(reply) if reply.answer else code(reply)
 

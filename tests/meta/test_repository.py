@@ -15,8 +15,8 @@ import pytest
 from kdns.corefile import CorefileError
 from kdns.server import build
 from kdns.server.order import BUILT, ORDER, place
+from kdns.testing import free_port
 from tests.cli.test_commands import Process, kdns
-from tests.running import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = sorted([*ROOT.glob("kdns/**/*.py"), *ROOT.glob("plugins/**/*.py")])

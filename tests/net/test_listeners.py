@@ -12,10 +12,9 @@ import pytest
 
 from kdns.metrics import REGISTRY
 from kdns.net import tcp as tcp_module
-from tests.running import Running, answers, code, data, eventually, free_port
-from tests.upstreams import Upstream, answer
+from kdns.testing import Server, Upstream, answer, answers, code, data, eventually, free_port
+from tests.fixtures import Serve
 
-Serve = Callable[..., Running]
 HOSTS = ".:{port} {\n hosts /nowhere {\n 192.0.2.1 a.example.org\n fallthrough\n }\n BODY\n}\n"
 
 
@@ -45,7 +44,7 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
 
 
 @pytest.fixture
-def server(serve: Serve) -> Running:
+def server(serve: Serve) -> Server:
     return serve(HOSTS.replace("BODY", "bind 127.0.0.1"))
 
 
@@ -88,7 +87,7 @@ def test_a_datagram_from_source_port_0_never_ends_the_listener_or_the_batch(serv
     assert any(labels[1] == "EINVAL" and slot[0] > 0 for labels, slot in errors.items())
 
 
-def test_a_client_that_has_gone_costs_only_its_reply(server: Running) -> None:
+def test_a_client_that_has_gone_costs_only_its_reply(server: Server) -> None:
     for _ in range(50):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect(("127.0.0.1", server.port))
@@ -113,7 +112,7 @@ def test_ipv6_is_served_like_ipv4(serve: Serve) -> None:
 # TCP.
 
 
-def test_pipelined_queries_are_all_answered(server: Running) -> None:
+def test_pipelined_queries_are_all_answered(server: Server) -> None:
     with server.connect() as sock:
         sock.sendall(framed(*(question(qid=i) for i in range(500))))
         ids = {int.from_bytes(read_frame(sock)[:2], "big") for _ in range(500)}
@@ -133,7 +132,7 @@ def test_answers_leave_as_they_become_ready_and_duplicate_ids_are_no_harm(
         assert [read_frame(sock)[1] for _ in range(3)] == [2, 2, 1]
 
 
-def test_a_frame_may_come_octet_by_octet(server: Running) -> None:
+def test_a_frame_may_come_octet_by_octet(server: Server) -> None:
     with server.connect() as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for octet in framed(question()):
@@ -142,7 +141,7 @@ def test_a_frame_may_come_octet_by_octet(server: Running) -> None:
 
 
 @pytest.mark.parametrize("junk", [b"\0\0", b"\0\1x", b"\0\x0bxxxxxxxxxxx"])
-def test_frames_too_short_for_a_header_are_passed_over(server: Running, junk: bytes) -> None:
+def test_frames_too_short_for_a_header_are_passed_over(server: Server, junk: bytes) -> None:
     with server.connect() as sock:
         sock.sendall(junk + framed(question()))
         assert read_frame(sock)[:2] == b"\0\7"
@@ -161,7 +160,7 @@ def test_half_a_close_still_gets_its_answers(serve: Serve, upstream: Callable[..
         assert sock.recv(1) == b""
 
 
-def test_a_reset_in_the_middle_costs_only_that_connection(server: Running) -> None:
+def test_a_reset_in_the_middle_costs_only_that_connection(server: Server) -> None:
     for _ in range(20):
         sock = server.connect()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -170,7 +169,7 @@ def test_a_reset_in_the_middle_costs_only_that_connection(server: Running) -> No
     assert data(server.ask("a.example.org.", tcp=True)) == ["192.0.2.1"]
 
 
-def test_a_client_that_does_not_read_stops_being_read(server: Running) -> None:
+def test_a_client_that_does_not_read_stops_being_read(server: Server) -> None:
     with server.connect() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setblocking(False)
@@ -190,12 +189,12 @@ def test_a_client_that_does_not_read_stops_being_read(server: Running) -> None:
         assert all(c.transport.get_write_buffer_size() < 4 << 20 for c in connections if c.transport)
 
 
-def _tcp(server: Running) -> list[tcp_module.TcpListener]:
+def _tcp(server: Server) -> list[tcp_module.TcpListener]:
     return [tcp for listeners in server.server.listeners.values() for tcp in listeners.tcp]
 
 
 @pytest.fixture
-def impatient(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+def impatient(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     init = tcp_module.TcpListener.__init__
 
     def shorter(self: tcp_module.TcpListener, *args: object, **options: object) -> None:
@@ -205,7 +204,7 @@ def impatient(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     yield serve(HOSTS.replace("BODY", "bind 127.0.0.1"))
 
 
-def test_deadlines_are_moved_by_whole_queries_only(impatient: Running) -> None:
+def test_deadlines_are_moved_by_whole_queries_only(impatient: Server) -> None:
     began = time.monotonic()
     with impatient.connect() as sock:  # says nothing
         assert sock.recv(1) == b""
@@ -225,7 +224,7 @@ def test_deadlines_are_moved_by_whole_queries_only(impatient: Running) -> None:
         assert sock.recv(1) == b""
 
 
-def test_connections_are_capped_and_udp_goes_on(impatient: Running) -> None:
+def test_connections_are_capped_and_udp_goes_on(impatient: Server) -> None:
     before = _tcp(impatient)[0].refused[0]
     held = [impatient.connect() for _ in range(30)]
     try:
@@ -238,7 +237,7 @@ def test_connections_are_capped_and_udp_goes_on(impatient: Running) -> None:
             sock.close()
 
 
-def test_closed_connections_leave_nothing_behind(server: Running) -> None:
+def test_closed_connections_leave_nothing_behind(server: Server) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         server.ask("a.example.org.", tcp=True)

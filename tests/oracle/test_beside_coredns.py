@@ -23,15 +23,13 @@ import dns.rcode
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.apiserver import ApiServer
-from tests.objects import endpoint, endpointslice, namespace, pod, service
-from tests.running import free_port
-from tests.upstreams import Upstream, answer, soa
+from kdns.testing import ApiServer, answer, free_port, soa
+from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
+from tests.fixtures import Start
 
 pytestmark = pytest.mark.skipif(shutil.which("coredns") is None, reason="coredns is not on PATH")
 COMMANDS = (["coredns"], [sys.executable, "-m", "kdns"])
 TYPES = ("A", "AAAA", "SRV", "PTR", "TXT", "SOA", "NS", "MX", "CNAME")
-Start = Callable[..., Upstream]
 
 
 class Reply(NamedTuple):

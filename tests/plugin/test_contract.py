@@ -17,9 +17,9 @@ from kdns.metrics import REGISTRY
 from kdns.plugin import DROP, Outcome, Pending, Plugin, RcodeOnly, Request, then
 from kdns.plugin.records import answer_of, decode
 from kdns.server import build, pending
-from tests.running import Running, code, data
+from kdns.testing import Server, code, data
+from tests.fixtures import Serve
 
-Serve = Callable[..., Running]
 Handle = Callable[[Request], Outcome | Awaitable[Outcome | None] | None]
 
 
@@ -32,7 +32,7 @@ def plugin(handle: Handle, **members: Any) -> type[Plugin]:
 
 
 @pytest.fixture
-def mine(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Running]:
+def mine(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
     """A server whose only plugin behaves as told; it comes in as an installed package's would."""
 
     class Entry:
@@ -41,7 +41,7 @@ def mine(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Running
         def __init__(self, cls: type[Plugin]) -> None:
             self.load = lambda: cls
 
-    def start(handle: Handle, more: str = "", **members: Any) -> Running:
+    def start(handle: Handle, more: str = "", **members: Any) -> Server:
         cls = plugin(handle, **members)
         monkeypatch.setattr(build, "_foreign", lambda: [Entry(cls)])
         return serve(f".:{{port}} {{\n bind 127.0.0.1\n errors\n mine\n {more}\n}}\n")
@@ -53,7 +53,7 @@ def ok(request: Request, last: int = 1) -> Answer:
     return Answer(0, iana.AA, (RRset(request.question.name, iana.A, 5, (bytes((192, 0, 2, last)),)),))
 
 
-def test_a_plugin_of_others_answers_at_once_or_later(mine: Callable[..., Running]) -> None:
+def test_a_plugin_of_others_answers_at_once_or_later(mine: Callable[..., Server]) -> None:
     assert data(mine(ok).ask("x.org.")) == ["192.0.2.1"]
 
     async def slowly(request: Request) -> Answer:
@@ -64,7 +64,7 @@ def test_a_plugin_of_others_answers_at_once_or_later(mine: Callable[..., Running
     assert data(mine(slowly).ask("x.org.", tcp=True)) == ["192.0.2.2"]
 
 
-def test_what_comes_later_may_also_be_nothing_a_code_a_drop_or_an_exception(mine: Callable[..., Running]) -> None:
+def test_what_comes_later_may_also_be_nothing_a_code_a_drop_or_an_exception(mine: Callable[..., Server]) -> None:
     def later(value: Any) -> Handle:
         async def handle(request: Request) -> Any:
             await asyncio.sleep(0)
@@ -81,7 +81,7 @@ def test_what_comes_later_may_also_be_nothing_a_code_a_drop_or_an_exception(mine
         mine(later(DROP)).ask("x.org.", timeout=0.3)
 
 
-def test_finish_and_settle_see_what_comes_from_below(mine: Callable[..., Running]) -> None:
+def test_finish_and_settle_see_what_comes_from_below(mine: Callable[..., Server]) -> None:
     settled: list[int] = []
 
     async def on_answer(self: Plugin, request: Request, answer: Answer) -> Answer:
@@ -94,14 +94,14 @@ def test_finish_and_settle_see_what_comes_from_below(mine: Callable[..., Running
     assert code(server.ask("x.org.")) == "NXDOMAIN" and settled == [iana.NXDOMAIN]
 
 
-def test_an_exception_in_finish_is_servfail(mine: Callable[..., Running]) -> None:
+def test_an_exception_in_finish_is_servfail(mine: Callable[..., Server]) -> None:
     def on_answer(self: Plugin, request: Request, answer: Answer) -> Answer:
         raise RuntimeError("boom")
 
     assert code(mine(lambda request: None, "whoami", on_answer=on_answer).ask("x.org.")) == "SERVFAIL"
 
 
-def test_a_lookup_asks_the_whole_server_and_ends_ten_deep(mine: Callable[..., Running]) -> None:
+def test_a_lookup_asks_the_whole_server_and_ends_ten_deep(mine: Callable[..., Server]) -> None:
     depths: list[int] = []
 
     def handle(request: Request) -> Any:
@@ -112,7 +112,7 @@ def test_a_lookup_asks_the_whole_server_and_ends_ten_deep(mine: Callable[..., Ru
     assert depths == list(range(11))
 
 
-def test_rest_asks_only_the_plugins_below(mine: Callable[..., Running]) -> None:
+def test_rest_asks_only_the_plugins_below(mine: Callable[..., Server]) -> None:
     found: list[Plugin] = []
 
     def handle(request: Request) -> Any:
@@ -124,7 +124,7 @@ def test_rest_asks_only_the_plugins_below(mine: Callable[..., Running]) -> None:
     assert code(mine(handle, "whoami").ask("x.org.")) == "NXDOMAIN" and len(found) == 1
 
 
-def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending, "DEADLINE", 0.2)
     server = mine(lambda request: Pending())
     began = time.monotonic()
@@ -133,7 +133,7 @@ def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Running]
     assert all(not dispatcher.waiting.table for dispatcher in server.server.instance.dispatchers.values())  # type: ignore[union-attr]
 
 
-def test_queries_that_wait_are_bounded(mine: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_that_wait_are_bounded(mine: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending, "MAX_PENDING", 3)
     monkeypatch.setattr(pending, "DEADLINE", 3.0)
     server = mine(lambda request: Pending() if b"wait" in request.question.name else ok(request))
@@ -144,7 +144,7 @@ def test_queries_that_wait_are_bounded(mine: Callable[..., Running], monkeypatch
     assert data(server.ask("other.")) == ["192.0.2.1"]
 
 
-def test_a_plugin_may_use_dnslibs_records(mine: Callable[..., Running]) -> None:
+def test_a_plugin_may_use_dnslibs_records(mine: Callable[..., Server]) -> None:
     def handle(request: Request) -> Answer:
         reply = request.message.reply()
         reply.add_answer(*dnslib.RR.fromZone("x.org. 60 A 192.0.2.7"))

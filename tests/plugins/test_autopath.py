@@ -1,6 +1,5 @@
 """autopath: the search list of the Pod that asks, or of a file, walked on the server."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import dns.message
@@ -8,12 +7,9 @@ import pytest
 import yaml
 
 from kdns.corefile import CorefileError
-from tests.objects import namespace, pod, service
-from tests.running import Running, answers, block, code, data
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from kdns.testing import answer, answers, block, code, data, soa
+from kdns.testing.objects import namespace, pod, service
+from tests.fixtures import Serve, Start
 
 
 def world(query: dns.message.Message, proto: str) -> dns.message.Message:

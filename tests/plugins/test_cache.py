@@ -1,7 +1,6 @@
 """cache: what is kept, for how long, and what never is."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import dns.flags
@@ -11,12 +10,9 @@ import pytest
 import yaml
 
 from kdns.plugins.cache import handler as cache_module
-from tests.objects import service
-from tests.running import Running, code, data, eventually, flags
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from kdns.testing import Upstream, answer, code, data, eventually, flags, soa
+from kdns.testing.objects import service
+from tests.fixtures import Serve, Start
 
 
 def cached(up: Upstream, cache: str = "cache 30", more: str = "") -> str:

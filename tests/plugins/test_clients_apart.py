@@ -1,23 +1,20 @@
 """Where an answer depends on who asks, nobody gets another's: not from the cache, and not from replies kept for repeating."""
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import dns.message
 import pytest
 import yaml
 
-from tests.objects import namespace, service
-from tests.running import Running, block, data
-from tests.upstreams import Upstream, answer
+from kdns.testing import Server, answer, block, data
+from kdns.testing.objects import namespace, service
+from tests.fixtures import Serve, Start
 
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
 HERE, THERE = "127.0.0.1", "127.0.0.2"
 
 
-def asked_from(server: Running, source: str, name: str, rtype: str = "A") -> list[str]:
+def asked_from(server: Server, source: str, name: str, rtype: str = "A") -> list[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((source, 0))
         sock.settimeout(5)
@@ -25,7 +22,7 @@ def asked_from(server: Running, source: str, name: str, rtype: str = "A") -> lis
         return data(dns.message.from_wire(sock.recv(512)))
 
 
-def each_in_turn(server: Running, name: str, rtype: str = "A") -> list[list[str]]:
+def each_in_turn(server: Server, name: str, rtype: str = "A") -> list[list[str]]:
     """What two clients get, twice each."""
     return [asked_from(server, source, name, rtype) for source in (HERE, THERE, HERE, THERE)]
 

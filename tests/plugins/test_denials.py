@@ -1,15 +1,11 @@
 """Denials of cluster names: true as long as they hold, for each name by itself, and counted."""
 
-from collections.abc import Callable
-
-from tests.apiserver import ApiServer
-from tests.objects import namespace, service
-from tests.running import Running, code, data, eventually, free_port, http_get
-
-Serve = Callable[..., Running]
+from kdns.testing import ApiServer, Server, code, data, eventually, free_port, http_get
+from kdns.testing.objects import namespace, service
+from tests.fixtures import Serve
 
 
-def start(serve: Serve, api: ApiServer, more: str = "", inside: str = "", below: str = "") -> Running:
+def start(serve: Serve, api: ApiServer, more: str = "", inside: str = "", below: str = "") -> Server:
     api.put(namespace("n1"), service("n1/web", "10.0.0.1"))
     head = f".:{{port}} {{\n bind 127.0.0.1\n {more}\n"
     server = serve(head + f" kubernetes cluster.local {{\n endpoint {api.url}\n {inside}\n }}\n {below}\n}}\n")
@@ -17,7 +13,7 @@ def start(serve: Serve, api: ApiServer, more: str = "", inside: str = "", below:
     return server
 
 
-def a(server: Running, label: str) -> list[str] | str:
+def a(server: Server, label: str) -> list[str] | str:
     reply = server.ask(f"{label}.n1.svc.cluster.local.")
     return data(reply) if reply.answer else code(reply)
 

@@ -11,11 +11,8 @@ import dns.message
 import pytest
 
 from kdns.metrics import REGISTRY
-from tests.running import Running, code, data, eventually, flags, free_port
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from kdns.testing import answer, code, data, eventually, flags, free_port, soa
+from tests.fixtures import Serve, Start
 
 
 def forward(*to: str, options: str = "", more: str = "") -> str:

@@ -13,11 +13,8 @@ import pytest
 
 from kdns.corefile import CorefileError
 from kdns.plugins.forward import lookup
-from tests.running import Running, data, free_port
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from kdns.testing import answer, data, free_port, soa
+from tests.fixtures import Serve, Start
 
 
 def forward(to: str, *options: str) -> str:

@@ -13,12 +13,9 @@ import pytest
 import trustme
 
 from kdns.corefile import CorefileError
-from tests.running import Running, code, data, eventually, free_port
+from kdns.testing import answer, code, data, eventually, free_port
+from tests.fixtures import Serve, Start
 from tests.securepeers import Authority, Doh, Dot, Peer, Script
-from tests.upstreams import Upstream, answer
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
 
 
 @pytest.fixture

@@ -11,13 +11,9 @@ import pytest
 import yaml
 
 from kdns.corefile import CorefileError
-from tests.apiserver import ApiServer
-from tests.objects import endpoint, endpointslice, namespace, service
-from tests.running import Running, additional, answers, code, data, eventually, flags
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from kdns.testing import ApiServer, Server, additional, answer, answers, code, data, eventually, flags, soa
+from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from tests.fixtures import Serve, Start
 
 
 def balanced(key: str, *ingress: dict[str, str], **spec: Any) -> dict[str, Any]:
@@ -34,7 +30,7 @@ OBJECTS = (
 
 
 @pytest.fixture
-def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., Running]:
+def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., Server]:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump_all(OBJECTS))
 
@@ -43,7 +39,7 @@ def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., Runnin
             return answer(query, "A 198.51.100.7") if query.question[0].rdtype == 1 else soa(answer(query))
         return soa(answer(query))
 
-    def make(options: str = "") -> Running:
+    def make(options: str = "") -> Server:
         up = upstream(world)
         return serve(
             f".:{{port}} {{\n bind 127.0.0.1\n k8s_external ext.org 2.0.192.in-addr.arpa {{\n ttl 60\n {options}\n }}\n"
@@ -66,7 +62,7 @@ def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., Runnin
     ("ns1.dns.ext.org.", "TXT", "NODATA"), ("1.2.0.192.in-addr.arpa.", "PTR", ["web.n1.ext.org."]), ("1.2.0.192.in-addr.arpa.", "A", "NODATA"),
     ("5.2.0.192.in-addr.arpa.", "PTR", "NXDOMAIN"),
 ])  # fmt: skip
-def test_names_from_outside(start: Callable[..., Running], name: str, rtype: str, expected: list[str] | str) -> None:
+def test_names_from_outside(start: Callable[..., Server], name: str, rtype: str, expected: list[str] | str) -> None:
     server = start()
     for _ in range(2):
         reply = server.ask(name, rtype)
@@ -74,7 +70,7 @@ def test_names_from_outside(start: Callable[..., Running], name: str, rtype: str
         assert "AA" in flags(reply) and all(rrset.ttl == 60 for rrset in reply.answer)
 
 
-def test_the_apex_has_a_soa_and_glue(start: Callable[..., Running]) -> None:
+def test_the_apex_has_a_soa_and_glue(start: Callable[..., Server]) -> None:
     server = start("apex ns")
     found = server.ask("ext.org.", "SOA").answer[0][0]
     assert str(found.mname) == "ns1.ns.ext.org." and str(found.rname) == "hostmaster.ns.ext.org." and found.minimum == 60
@@ -84,7 +80,7 @@ def test_the_apex_has_a_soa_and_glue(start: Callable[..., Running]) -> None:
     ]  # fmt: skip
 
 
-def test_headless_services_have_their_endpoints_where_that_is_asked_for(start: Callable[..., Running]) -> None:
+def test_headless_services_have_their_endpoints_where_that_is_asked_for(start: Callable[..., Server]) -> None:
     server = start("headless")
     assert data(server.ask("db.n1.ext.org.")) == ["10.1.0.1", "10.1.0.2"]
     assert data(server.ask("db-0.db.n1.ext.org.")) == ["10.1.0.1"] and code(server.ask("db-1.db.n1.ext.org.")) == "NXDOMAIN"
@@ -93,11 +89,11 @@ def test_headless_services_have_their_endpoints_where_that_is_asked_for(start: C
     assert "db-0.db.n1.ext.org. A 10.1.0.1" in additional(srv)
 
 
-def test_what_is_missing_falls_through_where_that_is_said(start: Callable[..., Running]) -> None:
+def test_what_is_missing_falls_through_where_that_is_said(start: Callable[..., Server]) -> None:
     assert code(start("fallthrough").ask("nope.n1.ext.org.")) == "NODATA"  # the upstream's
 
 
-def test_the_zone_can_be_transferred(start: Callable[..., Running]) -> None:
+def test_the_zone_can_be_transferred(start: Callable[..., Server]) -> None:
     server = start()
     zone = dns.zone.Zone("ext.org.", relativize=False)
     query, _ = dns.xfr.make_query(zone)

@@ -1,7 +1,6 @@
 """kubernetes: topology zones, ServiceImports, and what a change of a very large Service costs."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import yaml
 from kdns.corefile import CorefileError
 from kdns.kube import reflector
 from kdns.kube.cluster import Cluster
-from tests.apiserver import ApiServer
-from tests.objects import endpoint, endpointslice, namespace, service
-from tests.running import Running, additional, code, data, eventually
-
-Serve = Callable[..., Running]
+from kdns.testing import ApiServer, Server, additional, code, data, eventually
+from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from tests.fixtures import Serve
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +34,7 @@ def manifests(tmp_path: Path, *objects: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def zonal(serve: Serve, tmp_path: Path) -> Running:
+def zonal(serve: Serve, tmp_path: Path) -> Server:
     def at(zone: str, ip: str) -> dict[str, Any]:
         return {**endpoint(ip), "zone": zone}
 
@@ -58,7 +55,7 @@ def zonal(serve: Serve, tmp_path: Path) -> Running:
     ("zone-a.pin._zone.none", "A", "NXDOMAIN"), ("zone-a.pin._zone.nope", "A", "NXDOMAIN"),
     ("db", "A", ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"]),
 ])  # fmt: skip
-def test_names_of_topology_zones(zonal: Running, name: str, rtype: str, expected: list[str] | str) -> None:
+def test_names_of_topology_zones(zonal: Server, name: str, rtype: str, expected: list[str] | str) -> None:
     for _ in range(2):
         reply = zonal.ask(f"{name}.n1.svc.cluster.local.", rtype)
         assert (data(reply) if reply.answer else code(reply)) == expected
@@ -119,7 +116,7 @@ CASES = [
 ]  # fmt: skip
 
 
-def check_imports(server: Running) -> None:
+def check_imports(server: Server) -> None:
     for name, rtype, expected in CASES:
         reply = server.ask(name, rtype)
         assert (data(reply) if reply.answer else code(reply)) == expected, (name, rtype)

@@ -1,16 +1,16 @@
 """Every name of the specification and of CoreDNS's beyond it, from manifests and through an API server, over UDP and TCP."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.apiserver import ApiServer
-from tests.objects import endpoint, endpointslice, namespace, pod, service
-from tests.running import Running, additional, answers, code, data, eventually, flags
+from kdns.testing import ApiServer, Server, additional, answers, code, data, eventually, flags
+from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
+from tests.fixtures import Serve
 
 COREFILE = """
 .:{port} {
@@ -66,7 +66,7 @@ def objects() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module", params=["manifests", "api"])
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     api: ApiServer | None = None
     if request.param == "manifests":
         path = tmp_path_factory.mktemp("cluster") / "all.yaml"
@@ -76,7 +76,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         api = ApiServer()
         api.put(*objects())
         source = f"endpoint {api.url}"
-    server = Running(COREFILE.replace("SOURCE", source))
+    server = Server(COREFILE.replace("SOURCE", source))
     eventually(lambda: server.ask("web.n2.svc.cluster.local").answer and server.ask("10-1-7-7.n1.pod.cluster.local").answer)
     yield server
     server.close()
@@ -198,7 +198,7 @@ TABLE: list[tuple[str, str, list[str] | str]] = [
 @pytest.mark.parametrize(("name", "rtype", "expected"), TABLE, ids=lambda value: value if isinstance(value, str) else "data")
 @pytest.mark.parametrize("way", ["udp", "tcp", "udp6"])
 def test_a_name_comes_to_what_the_specification_or_coredns_says(
-    cluster: Running, name: str, rtype: str, expected: list[str] | str, way: str
+    cluster: Server, name: str, rtype: str, expected: list[str] | str, way: str
 ) -> None:
     reply = cluster.ask(name, rtype, tcp=way == "tcp", host="::1" if way == "udp6" else None)
     if isinstance(expected, str):
@@ -213,12 +213,12 @@ def test_a_name_comes_to_what_the_specification_or_coredns_says(
     assert all(rrset.ttl in (30, 28800) for rrset in reply.answer)
 
 
-def test_srv_brings_the_addresses_of_its_targets_in_both_families(cluster: Running) -> None:
+def test_srv_brings_the_addresses_of_its_targets_in_both_families(cluster: Server) -> None:
     assert additional(cluster.ask("_http._tcp.web" + N, "SRV")) == [f"web{N} A 10.96.1.5", f"web{N} AAAA fd00::5"]
     assert additional(cluster.ask("_pg._tcp.db" + N, "SRV")) == [f"10-1-0-2.db{N} A 10.1.0.2", f"db-0.db{N} A 10.1.0.1"]
 
 
-def test_the_question_comes_back_in_the_case_it_was_asked_in(cluster: Running) -> None:
+def test_the_question_comes_back_in_the_case_it_was_asked_in(cluster: Server) -> None:
     reply = cluster.ask("_HTTP._TCP.Web.N1.SVC.Cluster.LOCAL.", "SRV")
     assert str(reply.question[0].name) == "_HTTP._TCP.Web.N1.SVC.Cluster.LOCAL."
     assert str(reply.answer[0].name) == "_HTTP._TCP.Web.N1.SVC.Cluster.LOCAL."
@@ -227,7 +227,7 @@ def test_the_question_comes_back_in_the_case_it_was_asked_in(cluster: Running) -
     assert str(negative.authority[0].name) == "CLUSTER.local."
 
 
-def test_an_external_name_that_does_not_exist_keeps_its_cname(cluster: Running) -> None:
+def test_an_external_name_that_does_not_exist_keeps_its_cname(cluster: Server) -> None:
     reply = cluster.ask("nowhere" + N)
     assert answers(reply) == [f"nowhere{N} CNAME nothing{N}"]
     assert code(reply) == "NXDOMAIN"
@@ -235,12 +235,12 @@ def test_an_external_name_that_does_not_exist_keeps_its_cname(cluster: Running) 
     assert answers(none) == [f"inside{N} CNAME web{N}", f"web{N} AAAA fd00::5"]
 
 
-def test_external_names_that_lead_in_a_circle_end(cluster: Running) -> None:
+def test_external_names_that_lead_in_a_circle_end(cluster: Server) -> None:
     reply = cluster.ask("ring-a" + N)
     assert answers(reply) == [f"ring-a{N} CNAME ring-b{N}", f"ring-b{N} CNAME ring-a{N}"]
 
 
-def test_the_apex_has_a_soa_and_name_servers_with_addresses(cluster: Running) -> None:
+def test_the_apex_has_a_soa_and_name_servers_with_addresses(cluster: Server) -> None:
     soa = cluster.ask("cluster.local.", "SOA")
     assert data(soa)[0].startswith("ns.dns.cluster.local. hostmaster.cluster.local. ")
     servers = cluster.ask("cluster.local.", "NS")
@@ -250,16 +250,16 @@ def test_the_apex_has_a_soa_and_name_servers_with_addresses(cluster: Running) ->
     assert data(cluster.ask("NS.DNS.Cluster.Local.", "AAAA")) == ["::1"]
 
 
-def test_transfers_are_refused(cluster: Running) -> None:
+def test_transfers_are_refused(cluster: Server) -> None:
     assert code(cluster.ask("cluster.local.", "AXFR")) == "REFUSED"
 
 
-def test_a_name_outside_the_zones_is_nobodys(cluster: Running) -> None:
+def test_a_name_outside_the_zones_is_nobodys(cluster: Server) -> None:
     assert code(cluster.ask("www.example.org.")) == "SERVFAIL"
     assert code(cluster.ask("xcluster.local.")) == "SERVFAIL"
 
 
-def test_addresses_take_turns_at_being_first(cluster: Running) -> None:
+def test_addresses_take_turns_at_being_first(cluster: Server) -> None:
     firsts = {str(cluster.ask("halves" + N).answer[0][0]) for _ in range(60)}
     assert firsts == {"10.1.4.1", "10.1.4.2", "10.1.4.3"}
 
@@ -274,9 +274,6 @@ def manifests(tmp_path: Path) -> str:
     path = tmp_path / "all.json"
     path.write_text(json.dumps({"kind": "List", "items": objects()}))
     return f"manifests {path}"
-
-
-Serve = Callable[..., Running]
 
 
 def test_pods_disabled_hides_all_pod_names(serve: Serve, manifests: str) -> None:

@@ -4,7 +4,6 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import dns.edns
@@ -18,12 +17,9 @@ import yaml
 from kdns.corefile import CorefileError
 from kdns.plugins import family as family_module
 from kdns.plugins.family import without_hint
-from tests.objects import endpoint, endpointslice, service
-from tests.running import Running, block, code, data, eventually, flags, free_port, http_get
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from kdns.testing import answer, block, code, data, eventually, flags, free_port, http_get, soa
+from kdns.testing.objects import endpoint, endpointslice, service
+from tests.fixtures import Serve, Start
 
 
 def test_root_is_where_relative_paths_begin(serve: Serve, tmp_path: Path, lines: list[str]) -> None:

@@ -8,11 +8,8 @@ import dns.rrset
 import pytest
 
 from kdns.corefile import CorefileError
-from tests.running import Running, answers, block, code, data, eventually
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from kdns.testing import answer, answers, block, code, data, eventually, soa
+from tests.fixtures import Serve, Start
 
 
 @pytest.fixture

@@ -11,12 +11,10 @@ import dns.query
 import pytest
 import yaml
 
-from tests.objects import namespace, service
-from tests.running import Running, answers, code, data, eventually, flags
-from tests.upstreams import Upstream, answer, soa
+from kdns.testing import Server, Upstream, answer, answers, code, data, eventually, flags, soa
+from kdns.testing.objects import namespace, service
+from tests.fixtures import Serve, Start
 
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
 KNOWN = {"api.example.com.", "v6.example.com.", "web.corp.example.org.", "one."}
 
 
@@ -34,13 +32,13 @@ def world(query: dns.message.Message, proto: str) -> dns.message.Message:
 
 
 @pytest.fixture
-def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., tuple[Running, Upstream]]:
+def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., tuple[Server, Upstream]]:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump_all([
         namespace("n1"), namespace("sys"), service("n1/web", "10.0.0.1"), service("n1/app"), service("sys/web", "10.0.0.2"),
     ]))  # fmt: skip
 
-    def make(options: str = "", script: Callable[..., object] = world) -> tuple[Running, Upstream]:
+    def make(options: str = "", script: Callable[..., object] = world) -> tuple[Server, Upstream]:
         up = upstream(script)
         text = (
             f".:{{port}} {{\n bind 127.0.0.1\n searchpath {{\n suffixes corp.example.org\n {options}\n }}\n kubernetes cluster.local {{\n"
@@ -54,7 +52,7 @@ def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., tuple[
 S = ".n1.svc.cluster.local."
 
 
-def test_an_outside_name_takes_one_query(start: Callable[..., tuple[Running, Upstream]]) -> None:
+def test_an_outside_name_takes_one_query(start: Callable[..., tuple[Server, Upstream]]) -> None:
     server, up = start()
     reply = server.ask("api.example.com" + S)
     assert answers(reply) == ["api.example.com. A 192.0.2.1", f"api.example.com{S} CNAME api.example.com."]
@@ -62,7 +60,7 @@ def test_an_outside_name_takes_one_query(start: Callable[..., tuple[Running, Ups
     assert "api.example.com.corp.example.org." in [q.question[0].name.to_text() for q in up.queries]
 
 
-def test_existence_is_decided_once_for_all_types(start: Callable[..., tuple[Running, Upstream]]) -> None:
+def test_existence_is_decided_once_for_all_types(start: Callable[..., tuple[Server, Upstream]]) -> None:
     server, _ = start()
     none = server.ask("api.example.com" + S, "AAAA")
     assert answers(none) == [f"api.example.com{S} CNAME api.example.com."] and code(none) == "NOERROR" and none.authority
@@ -72,7 +70,7 @@ def test_existence_is_decided_once_for_all_types(start: Callable[..., tuple[Runn
     assert answers(server.ask("api.example.com" + S, "MX")) == [f"api.example.com{S} CNAME api.example.com."]
 
 
-def test_a_name_that_exists_under_a_suffix_wins_in_the_clients_order(start: Callable[..., tuple[Running, Upstream]]) -> None:
+def test_a_name_that_exists_under_a_suffix_wins_in_the_clients_order(start: Callable[..., tuple[Server, Upstream]]) -> None:
     server, up = start("single_labels")
     assert data(server.ask("web.n1.svc" + S)) == ["10.0.0.1", "web.n1.svc.cluster.local."] and not up.queries
     assert code(server.ask("web.corp" + S)) == "NXDOMAIN"
@@ -89,19 +87,19 @@ def test_a_name_that_exists_under_a_suffix_wins_in_the_clients_order(start: Call
     "api.example.com.svc.cluster.local.", "api.example.com.cluster.local.",
     "a." + "b" * 63 + "." + "c" * 63 + "." + "d" * 63 + S,
 ])  # fmt: skip
-def test_everything_else_is_answered_as_without_it(start: Callable[..., tuple[Running, Upstream]], name: str) -> None:
+def test_everything_else_is_answered_as_without_it(start: Callable[..., tuple[Server, Upstream]], name: str) -> None:
     server, _ = start("except sys")
     reply = server.ask(name)
     assert code(reply) == "NXDOMAIN" and str(reply.authority[0].name) == "cluster.local." and not reply.answer
 
 
 @pytest.mark.parametrize("rtype", ["DS", "DNSKEY", "RRSIG", "NSEC", "NSEC3", "SOA", "NS", "ANY"])
-def test_types_about_zones_are_left_alone(start: Callable[..., tuple[Running, Upstream]], rtype: str) -> None:
+def test_types_about_zones_are_left_alone(start: Callable[..., tuple[Server, Upstream]], rtype: str) -> None:
     server, up = start()
     assert code(server.ask("api.example.com" + S, rtype)) == "NXDOMAIN" and not up.queries
 
 
-def test_a_failing_or_slow_upstream_is_the_plain_answer_in_time(start: Callable[..., tuple[Running, Upstream]]) -> None:
+def test_a_failing_or_slow_upstream_is_the_plain_answer_in_time(start: Callable[..., tuple[Server, Upstream]]) -> None:
     def fails(query: dns.message.Message, proto: str) -> dns.message.Message:
         reply = answer(query)
         reply.set_rcode(2)
@@ -113,7 +111,7 @@ def test_a_failing_or_slow_upstream_is_the_plain_answer_in_time(start: Callable[
     assert code(server.ask("api.example.com" + S)) == "NXDOMAIN" and 0.15 < time.monotonic() - began < 1.8
 
 
-def test_no_more_look_ups_than_allowed(start: Callable[..., tuple[Running, Upstream]]) -> None:
+def test_no_more_look_ups_than_allowed(start: Callable[..., tuple[Server, Upstream]]) -> None:
     server, up = start("suffixes a.org b.org c.org d.org e.org\n lookups 3")
     assert code(server.ask("nothing.example.com" + S)) == "NXDOMAIN" and len(up.queries) == 3
 
@@ -132,7 +130,7 @@ def test_acl_sees_each_name_of_the_walk(serve: Serve, upstream: Start, tmp_path:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_query_for_aaaa_waits_for_the_walk_that_the_one_for_a_has_begun(
-    start: Callable[..., tuple[Running, Upstream]], fails: bool
+    start: Callable[..., tuple[Server, Upstream]], fails: bool
 ) -> None:
     both = threading.Event()
 
@@ -180,7 +178,7 @@ def test_names_that_others_have_in_the_clusters_zone_are_still_found(
     assert data(serve(text.replace("PORT", "{port}")).ask("api.example.com" + S))[0] == "10.9.9.9"
 
 
-def test_a_service_that_appears_takes_its_names_back(start: Callable[..., tuple[Running, Upstream]], tmp_path: Path) -> None:
+def test_a_service_that_appears_takes_its_names_back(start: Callable[..., tuple[Server, Upstream]], tmp_path: Path) -> None:
     server, _ = start()
     assert server.ask("api.example.com" + S).answer
     with (tmp_path / "c.yaml").open("a") as file:
@@ -189,7 +187,7 @@ def test_a_service_that_appears_takes_its_names_back(start: Callable[..., tuple[
 
 
 def test_a_walk_is_remembered_for_a_while_and_asked_anew_where_its_end_is_gone(
-    start: Callable[..., tuple[Running, Upstream]], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., tuple[Server, Upstream]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, up = start()
     for _ in range(3):
@@ -200,7 +198,7 @@ def test_a_walk_is_remembered_for_a_while_and_asked_anew_where_its_end_is_gone(
 
 
 def test_a_name_that_exists_nowhere_is_walked_once_and_found_when_its_denial_is_over(
-    start: Callable[..., tuple[Running, Upstream]], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., tuple[Server, Upstream]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def brief(query: dns.message.Message, proto: str) -> dns.message.Message:
         reply = world(query, proto)

@@ -3,7 +3,6 @@
 import re
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import dns.message
@@ -15,12 +14,8 @@ from kdns import log, metrics
 from kdns.corefile import CorefileError
 from kdns.net.interfaces import addresses
 from kdns.plugins.loadbalance import read_weights
-from tests.running import Running, additional, answers, block, code, data, eventually, free_port, http_get
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
-
+from kdns.testing import Server, Upstream, additional, answer, answers, block, code, data, eventually, free_port, http_get, soa
+from tests.fixtures import Serve, Start
 
 # whoami.
 
@@ -343,7 +338,7 @@ def test_a_hosts_file_is_followed_and_kept_when_it_vanishes(serve: Serve, tmp_pa
 # rewrite.
 
 
-def rewritten(serve: Serve, upstream: Start, *rules: str) -> tuple[Running, Upstream]:
+def rewritten(serve: Serve, upstream: Start, *rules: str) -> tuple[Server, Upstream]:
     def script(query: dns.message.Message, proto: str) -> dns.message.Message:
         return answer(query, "A 192.0.2.1", ttl=500)
 

@@ -4,21 +4,17 @@ import json
 import random
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdns.plugins.status.topk import SIZE, TopK
-from tests.running import Running, free_port, http_get
-from tests.upstreams import Upstream, answer
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from kdns.testing import Server, answer, free_port, http_get
+from tests.fixtures import Serve, Start
 
 
 @pytest.fixture
-def page(serve: Serve, upstream: Start) -> tuple[Running, int]:
+def page(serve: Serve, upstream: Start) -> tuple[Server, int]:
     port = free_port()
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     server = serve(
@@ -28,7 +24,7 @@ def page(serve: Serve, upstream: Start) -> tuple[Running, int]:
     return server, port
 
 
-def test_the_json_holds_what_was_asked(page: tuple[Running, int]) -> None:
+def test_the_json_holds_what_was_asked(page: tuple[Server, int]) -> None:
     server, port = page
     for _ in range(3):
         server.ask("popular.org.")
@@ -50,7 +46,7 @@ def test_the_page_and_the_metrics_may_share_an_address(serve: Serve) -> None:
         assert all(http_get(port, path)[0] == 200 for path in ("/", "/status.json", "/metrics"))
 
 
-def test_the_page_brings_all_it_needs(page: tuple[Running, int]) -> None:
+def test_the_page_brings_all_it_needs(page: tuple[Server, int]) -> None:
     status, text = http_get(page[1], "/")
     assert status == 200 and "Content-Security-Policy" in text and "{policy}" not in text
     assert "http://" not in text and "https://" not in text and " src=" not in text
@@ -59,7 +55,7 @@ def test_the_page_brings_all_it_needs(page: tuple[Running, int]) -> None:
 @pytest.mark.skipif(not any(map(shutil.which, ("chromium", "chromium-browser"))), reason="chromium is not installed")
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_a_browser_shows_it_at_phone_width_and_in_the_dark(
-    page: tuple[Running, int], tmp_path: Path, width: int, dark: bool
+    page: tuple[Server, int], tmp_path: Path, width: int, dark: bool
 ) -> None:
     server, port = page
     for i in range(40):

@@ -2,7 +2,6 @@
 
 import ipaddress
 import re
-from collections.abc import Callable
 
 import dns.message
 import pytest
@@ -13,13 +12,9 @@ from kdns.plugins.dns64 import embed
 from kdns.plugins.template import record
 from kdns.plugins.template.language import BadTemplate, Template
 from kdns.server import build
+from kdns.testing import additional, answer, answers, block, code, data, flags, free_port, http_get, soa
 from tests.corefile.test_real_world import AKS
-from tests.running import Running, additional, answers, block, code, data, flags, free_port, http_get
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
-
+from tests.fixtures import Serve, Start
 
 IP = r"""template IN A ip.example {
  match "^ip-(?P<a>[0-9]*)-(?P<b>[0-9]*)-([0-9]*)-([0-9]*)[.]ip[.]example[.]$"

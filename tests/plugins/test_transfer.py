@@ -3,7 +3,6 @@
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ import pytest
 import yaml
 
 from kdns.corefile import CorefileError
-from tests.apiserver import ApiServer
-from tests.objects import endpoint, endpointslice, namespace, service
-from tests.running import Running, code, data, eventually, free_port
-
-Serve = Callable[..., Running]
+from kdns.testing import ApiServer, Server, code, data, eventually, free_port
+from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from tests.fixtures import Serve
 
 
 def block(path: Path, *more: str) -> str:
@@ -42,7 +39,7 @@ def objects(tmp_path: Path) -> Path:
     return path
 
 
-def fetch(server: Running, zone: str = "cluster.local.", **options: Any) -> dns.zone.Zone:
+def fetch(server: Server, zone: str = "cluster.local.", **options: Any) -> dns.zone.Zone:
     made = dns.zone.Zone(zone, relativize=False)
     query, _ = dns.xfr.make_query(made, **options)
     dns.query.inbound_xfr("127.0.0.1", made, query, port=server.port, timeout=5, lifetime=10)

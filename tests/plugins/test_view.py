@@ -1,6 +1,5 @@
 """view, metadata, and who reads them: log, template, rewrite."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import dns.message
@@ -8,13 +7,9 @@ import pytest
 import yaml
 
 from kdns.corefile import CorefileError
-from tests.apiserver import ApiServer
-from tests.objects import namespace, pod, service
-from tests.running import Running, code, data, eventually, flags, free_port, http_get
-from tests.upstreams import Upstream, answer
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from kdns.testing import ApiServer, answer, code, data, eventually, flags, free_port, http_get
+from kdns.testing.objects import namespace, pod, service
+from tests.fixtures import Serve, Start
 
 
 def views(*blocks: str) -> str:

@@ -4,16 +4,14 @@ import base64
 import http.client
 import socket
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdns.corefile import CorefileError
-from tests.running import Running, block, free_port
+from kdns.testing import block, free_port
+from tests.fixtures import Serve
 from tests.securepeers import Authority
-
-Serve = Callable[..., Running]
 
 
 def test_metrics_are_served_behind_tls_as_a_web_configuration_says(serve: Serve, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import random
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import dns.edns
 import dns.flags
@@ -11,10 +11,10 @@ import dns.message
 import pytest
 
 from kdns.dns.name import from_text
-from tests.objects import endpoint, endpointslice, service
-from tests.running import Running, code, data, eventually, flags
+from kdns.testing import Server, code, data, eventually, flags
+from kdns.testing.objects import endpoint, endpointslice, service
+from tests.fixtures import Serve
 
-Serve = Callable[..., Running]
 COREFILE = """
 .:{port} {
     bind 127.0.0.1
@@ -27,7 +27,7 @@ COREFILE = """
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     import yaml
 
     path = tmp_path_factory.mktemp("m") / "all.yaml"
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         endpointslice("n1/some-1", "some", *some),
     ]
     path.write_text(yaml.safe_dump_all(objects))
-    made = Running(COREFILE.replace("PATH", str(path)))
+    made = Server(COREFILE.replace("PATH", str(path)))
     yield made
     made.close()
 
@@ -57,19 +57,19 @@ OPT = b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\x12\x34" * 5, query()[:11], query(flags=0x8100)], ids=range(5))
-def test_what_is_too_short_or_a_response_gets_no_reply(server: Running, data: bytes) -> None:
+def test_what_is_too_short_or_a_response_gets_no_reply(server: Server, data: bytes) -> None:
     assert server.raw(data, timeout=0.2) is None
 
 
 @pytest.mark.parametrize("opcode", [1, 2, 4, 5, 6, 15])
-def test_opcodes_other_than_query_are_notimp_with_sections_empty(server: Running, opcode: int) -> None:
+def test_opcodes_other_than_query_are_notimp_with_sections_empty(server: Server, opcode: int) -> None:
     assert server.raw(query(flags=opcode << 11 | 0x0110)) == struct.pack(
         "!6H", 0x1234, 0x8000 | opcode << 11 | 0x0110 | 4, 0, 0, 0, 0
     )
 
 
 @pytest.mark.parametrize("counts", [{"qd": 0}, {"qd": 2}, {"an": 2}, {"ns": 2}, {"ar": 3}])
-def test_odd_counts_are_formerr(server: Running, counts: dict[str, int]) -> None:
+def test_odd_counts_are_formerr(server: Server, counts: dict[str, int]) -> None:
     assert server.raw(query(**counts)) == struct.pack("!6H", 0x1234, 0x8101, 0, 0, 0, 0)
 
 
@@ -83,7 +83,7 @@ def test_odd_counts_are_formerr(server: Running, counts: dict[str, int]) -> None
     (b"\x3f" + b"a" * 63) * 4 + b"\0\0\1\0\1",  # 257 octets
     b"\0" * 4,
 ])  # fmt: skip
-def test_a_question_that_cannot_be_read_is_formerr(server: Running, body: bytes) -> None:
+def test_a_question_that_cannot_be_read_is_formerr(server: Server, body: bytes) -> None:
     reply = server.raw(query()[:12] + body)
     assert reply is not None and reply[3] & 15 == 1 and reply[:2] == b"\x12\x34"
 
@@ -96,33 +96,33 @@ def test_a_question_that_cannot_be_read_is_formerr(server: Running, body: bytes)
     b"\0\0\x29\x04\xd0\0\0\0\0\0\x07\0\x0a\0\x03abc",  # a cookie of three octets
     b"\0\0\1\0\1\0\0\0\0\0\x09",
 ])  # fmt: skip
-def test_records_of_a_query_that_cannot_be_read_are_formerr(server: Running, tail: bytes) -> None:
+def test_records_of_a_query_that_cannot_be_read_are_formerr(server: Server, tail: bytes) -> None:
     ar = 2 if tail == OPT + OPT else 1
     reply = server.raw(query(ar=ar) + tail)
     assert reply is not None and reply[3] & 15 == 1
 
 
-def test_trailing_octets_are_ignored_and_not_echoed(server: Running) -> None:
+def test_trailing_octets_are_ignored_and_not_echoed(server: Server) -> None:
     plain = server.raw(query())
     assert plain is not None
     assert server.raw(query() + b"trailing junk") == plain
 
 
-def test_the_header_copies_rd_and_cd_and_nothing_else(server: Running) -> None:
+def test_the_header_copies_rd_and_cd_and_nothing_else(server: Server) -> None:
     for word, expected in ((0, 0x8400), (0x0100, 0x8500), (0x0010, 0x8410), (0x0130, 0x8510)):
         reply = server.raw(query(flags=word))
         assert reply is not None and int.from_bytes(reply[2:4], "big") == expected
 
 
 @pytest.mark.parametrize("octets", [b"\0", b".", b"\\", b"\n", b'"', b"\xff", b" "])
-def test_odd_octets_in_names_come_back_as_they_went(server: Running, octets: bytes) -> None:
+def test_odd_octets_in_names_come_back_as_they_went(server: Server, octets: bytes) -> None:
     label = b"a" + octets + b"B"
     question = bytes((len(label),)) + label + from_text("n1.svc.cluster.local.") + b"\0\1\0\1"
     reply = server.raw(query()[:12] + question)
     assert reply is not None and reply[3] & 15 == 3 and reply[12 : 12 + len(question)] == question
 
 
-def test_a_suffix_is_a_matter_of_labels(server: Running) -> None:
+def test_a_suffix_is_a_matter_of_labels(server: Server) -> None:
     lie = b"\x0fx\x07cluster\x05local\0"  # one label, which ends in the octets of cluster.local.
     reply = server.raw(query()[:12] + lie + b"\0\1\0\1")
     assert reply is not None and reply[3] & 15 == 2 and reply[6:12] == b"\0" * 6
@@ -131,7 +131,7 @@ def test_a_suffix_is_a_matter_of_labels(server: Running) -> None:
 # EDNS.
 
 
-def test_edns_is_answered_with_our_size_and_the_clients_do_bit(server: Running) -> None:
+def test_edns_is_answered_with_our_size_and_the_clients_do_bit(server: Server) -> None:
     for size, do in ((512, False), (4096, True), (0, False), (65535, True)):
         reply = server.ask("web.n1.svc.cluster.local.", use_edns=0, payload=size, want_dnssec=do)
         assert (reply.edns, reply.payload, bool(reply.ednsflags & dns.flags.DO)) == (0, 1232, do)
@@ -140,18 +140,18 @@ def test_edns_is_answered_with_our_size_and_the_clients_do_bit(server: Running) 
 
 
 @pytest.mark.parametrize("version", [1, 100, 255])
-def test_another_edns_version_is_badvers_without_an_answer(server: Running, version: int) -> None:
+def test_another_edns_version_is_badvers_without_an_answer(server: Server, version: int) -> None:
     reply = server.ask("web.n1.svc.cluster.local.", use_edns=version)
     assert (dns.rcode.to_text(reply.rcode()), reply.answer, reply.edns) == ("BADVERS", [], 0)
 
 
-def test_options_are_not_echoed(server: Running) -> None:
+def test_options_are_not_echoed(server: Server) -> None:
     options = [dns.edns.GenericOption(code, b"x" * 8) for code in (3, 8, 9, 10, 11, 12, 65001) if code != 8]
     reply = server.ask("web.n1.svc.cluster.local.", use_edns=0, options=options)
     assert code(reply) == "NOERROR" and not reply.options
 
 
-def test_sixteen_thousand_empty_options_cost_no_time(server: Running) -> None:
+def test_sixteen_thousand_empty_options_cost_no_time(server: Server) -> None:
     raw = b"\xfd\xe9\0\0" * 16000
     message = query(ar=1) + b"\0\0\x29\x04\xd0\0\0\0\0" + len(raw).to_bytes(2, "big") + raw
     with server.connect() as sock:
@@ -162,19 +162,19 @@ def test_sixteen_thousand_empty_options_cost_no_time(server: Running) -> None:
 
 
 @pytest.mark.parametrize("rtype", ["OPT", "TSIG", "TKEY"])
-def test_types_that_are_no_data_are_refused_as_questions(server: Running, rtype: str) -> None:
+def test_types_that_are_no_data_are_refused_as_questions(server: Server, rtype: str) -> None:
     assert code(server.ask("web.n1.svc.cluster.local.", rtype)) == "FORMERR"
 
 
 @pytest.mark.parametrize("rdclass", ["CH", "HS", "ANY", "NONE"])
-def test_other_classes_are_refused(server: Running, rdclass: str) -> None:
+def test_other_classes_are_refused(server: Server, rdclass: str) -> None:
     assert code(server.ask("web.n1.svc.cluster.local.", "A", rdclass=rdclass)) == "REFUSED"
 
 
 # Size.
 
 
-def test_an_answer_that_does_not_fit_is_cut_to_whole_records_with_tc(server: Running) -> None:
+def test_an_answer_that_does_not_fit_is_cut_to_whole_records_with_tc(server: Server) -> None:
     reply = server.ask("some.n1.svc.cluster.local.", use_edns=False)
     assert "TC" in flags(reply) and len(reply.to_wire()) <= 512 and 20 < len(reply.answer[0]) < 60
     edns = server.ask("some.n1.svc.cluster.local.", use_edns=0, payload=1232)
@@ -183,14 +183,14 @@ def test_an_answer_that_does_not_fit_is_cut_to_whole_records_with_tc(server: Run
     assert "TC" not in flags(whole) and len(whole.answer[0]) == 60
 
 
-def test_a_lost_additional_section_alone_sets_no_tc(server: Running) -> None:
+def test_a_lost_additional_section_alone_sets_no_tc(server: Server) -> None:
     reply = server.ask("_http._tcp.host-1.some.n1.svc.cluster.local.", "SRV")
     assert code(reply) == "NXDOMAIN"
     cut = server.ask("host-1.some.n1.svc.cluster.local.", "SRV", use_edns=False)
     assert "TC" not in flags(cut) and len(cut.additional) == 1
 
 
-def test_the_cut_is_another_part_from_time_to_time(server: Running) -> None:
+def test_the_cut_is_another_part_from_time_to_time(server: Server) -> None:
     seen: set[str] = set()
 
     def grown() -> bool:
@@ -200,7 +200,7 @@ def test_the_cut_is_another_part_from_time_to_time(server: Running) -> None:
     eventually(grown)
 
 
-def test_over_tcp_a_set_over_64_kib_is_cut_too(server: Running) -> None:
+def test_over_tcp_a_set_over_64_kib_is_cut_too(server: Server) -> None:
     reply = server.ask("huge.n1.svc.cluster.local.", tcp=True)
     assert "TC" in flags(reply) and 4000 < len(reply.answer[0]) < 5000
     srv = server.ask("_http._tcp.huge.n1.svc.cluster.local.", "SRV", tcp=True)
@@ -226,7 +226,7 @@ def test_the_longest_zone_answers_and_ds_is_the_parents(serve: Serve) -> None:
 
 
 def test_keys_of_one_block_share_its_plugins_on_several_ports(serve: Serve) -> None:
-    from tests.running import free_port
+    from kdns.testing import free_port
 
     other = free_port()
     server = serve(f"a.org:{{port}} b.org:{other} 192.0.2.0/24:{{port}} {{\n bind 127.0.0.1\n whoami\n}}\n")
@@ -240,7 +240,7 @@ def test_keys_of_one_block_share_its_plugins_on_several_ports(serve: Serve) -> N
 # Anything at all.
 
 
-def test_mutated_queries_never_stop_the_server(server: Running) -> None:
+def test_mutated_queries_never_stop_the_server(server: Server) -> None:
     chance = random.Random(20261121)
     good = [dns.message.make_query("web.n1.svc.cluster.local.", "A", use_edns=0).to_wire(), query(ar=1) + OPT]
     import socket

@@ -21,12 +21,9 @@ import dns.rdatatype
 import dns.rdtypes.ANY.SOA
 import pytest
 
-from tests.apiserver import ApiServer
-from tests.objects import endpoint, endpointslice, namespace, service
-from tests.running import Running, eventually
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
+from kdns.testing import ApiServer, Server, Upstream, answer, eventually, soa
+from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from tests.fixtures import Serve
 
 ROUNDS = 5
 QUESTIONS = 220  # a round
@@ -226,7 +223,7 @@ def question(chance: random.Random) -> Asked:
 class Client:
     """Sends datagrams and frames to one server."""
 
-    def __init__(self, server: Running) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.settimeout(10)
@@ -323,7 +320,7 @@ def changes(api: ApiServer, chance: random.Random, turn: int) -> None:
     api.put(namespace(f"marker{turn}"), service(f"n1/m{turn}"), endpointslice(f"n1/m{turn}-1", f"m{turn}", endpoint("10.9.9.9")))
 
 
-def sees(server: Running, turn: int) -> bool:
+def sees(server: Server, turn: int) -> bool:
     """Whether a server has seen a round's marks: an object of each kind."""
     if not server.ask(f"m{turn}.n1.svc.cluster.local.").answer:
         return False

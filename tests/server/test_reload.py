@@ -1,18 +1,15 @@
 """Reloading: what did not change is kept, what is wrong changes nothing, and no query is lost."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from kdns.plugins import reload as reload_plugin
-from tests.apiserver import ApiServer
-from tests.objects import namespace, service
-from tests.running import Running, code, data, eventually, free_port, http_get
-
-Serve = Callable[..., Running]
+from kdns.testing import ApiServer, code, data, eventually, free_port, http_get
+from kdns.testing.objects import namespace, service
+from tests.fixtures import Serve
 
 
 def text(address: str, more: str = "") -> str:

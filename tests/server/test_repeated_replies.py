@@ -17,9 +17,9 @@ from kdns.dns.answer import Answer, Validity
 from kdns.dns.rrset import RRset
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, then
 from kdns.server import build
-from tests.running import Running, block, code, data, eventually, flags, free_port, http_get
+from kdns.testing import Server, block, code, data, eventually, flags, free_port, http_get
 
-Start = Callable[..., Running]
+Start = Callable[..., Server]
 
 
 def address(request: Request, last: int, validity: Validity | None = ALWAYS, ttl: int = 5) -> Answer:
@@ -29,10 +29,10 @@ def address(request: Request, last: int, validity: Validity | None = ALWAYS, ttl
 
 
 @pytest.fixture
-def mine(serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> Start:
+def mine(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> Start:
     """A server with a plugin `mine` of these members above (`more`) other plugins; pure unless it says otherwise."""
 
-    def start(*more: str, **members: Any) -> Running:
+    def start(*more: str, **members: Any) -> Server:
         cls = type("Mine", (Plugin,), {"name": "mine", "before": "hosts", "pure": True, **members})
 
         class Entry:
@@ -62,11 +62,11 @@ class Calls:
         return lambda plugin, request: self(plugin, request)
 
 
-def ask(server: Running, name: str = "x.org.", times: int = 6, **options: Any) -> list[list[str]]:
+def ask(server: Server, name: str = "x.org.", times: int = 6, **options: Any) -> list[list[str]]:
     return [data(server.ask(name, **options)) for _ in range(times)]
 
 
-def stored(server: Running) -> int:
+def stored(server: Server) -> int:
     assert server.server.instance is not None
     return sum(len(dispatcher.replies) for dispatcher in server.server.instance.dispatchers.values())
 
@@ -295,7 +295,7 @@ def test_a_plugin_that_looks_at_all_options_sees_each_query_that_has_any(mine: S
     assert calls.count == 5  # the first query was counted before anybody had looked at options
 
 
-def test_a_view_that_looks_at_the_client_is_asked_for_each_query(serve: Callable[..., Running]) -> None:
+def test_a_view_that_looks_at_the_client_is_asked_for_each_query(serve: Callable[..., Server]) -> None:
     inside = ".:{port} {\n bind 127.0.0.1\n view inside {\n expr client_ip() == '127.0.0.2'\n }\n hosts /nowhere {\n 192.0.2.2 x.org\n }\n}\n"
     server = serve(inside + block("hosts /nowhere {\n 192.0.2.1 x.org\n }"))
 
@@ -341,7 +341,7 @@ def test_a_plugin_that_does_not_claim_to_be_pure_sees_each_query(mine: Start, nu
     assert calls.count == 8 and not stored(server)
 
 
-def test_a_block_with_such_a_plugin_that_is_reached_by_a_look_up_counts_too(serve: Callable[..., Running], mine: Start) -> None:
+def test_a_block_with_such_a_plugin_that_is_reached_by_a_look_up_counts_too(serve: Callable[..., Server], mine: Start) -> None:
     numbers = itertools.count(1)
 
     def handle(self: Plugin, request: Request) -> Outcome | None:
@@ -427,7 +427,7 @@ def test_an_observer_that_fails_fails_for_its_query_only(mine: Start, lines: lis
     assert sum("boom" in line for line in lines) == 1
 
 
-def test_one_log_line_two_zones_header_and_whoami_switch_nothing_off(serve: Callable[..., Running], lines: list[str]) -> None:
+def test_one_log_line_two_zones_header_and_whoami_switch_nothing_off(serve: Callable[..., Server], lines: list[str]) -> None:
     port = free_port()
     server = serve(
         "example.org:{port} example.net:{port} {\n bind 127.0.0.1\n log\n errors\n header {\n response set ra\n }\n"

@@ -22,16 +22,13 @@ from kdns.deadlines import Deadlines
 from kdns.dns.query import Question
 from kdns.plugins.forward.handler import COALESCED
 from kdns.server import pending
+from kdns.testing import Upstream, answer, block, code, data, eventually, flags, free_port, soa
+from kdns.testing.objects import namespace, service
 from kdns.upstream import exchange
 from kdns.upstream.udp import UdpSockets, _Socket
 from kdns.upstream.upstream import Address, Options
 from kdns.upstream.upstream import Upstream as Real
-from tests.objects import namespace, service
-from tests.running import Running, block, code, data, eventually, flags, free_port
-from tests.upstreams import Upstream, answer, soa
-
-Serve = Callable[..., Running]
-Start = Callable[..., Upstream]
+from tests.fixtures import Serve, Start
 
 
 def mute(query: dns.message.Message, proto: str) -> None:

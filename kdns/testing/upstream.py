@@ -9,7 +9,7 @@ import dns.flags
 import dns.message
 import dns.rrset
 
-from tests.running import free_port
+from kdns.testing.loop import free_port
 
 Script = Callable[[dns.message.Message, str], list[bytes] | dns.message.Message | None]
 
@@ -72,7 +72,7 @@ class Upstream:
                 data, peer = self.udp.recvfrom(65535)
             except OSError:
                 return
-            if self.closing:
+            if not data:  # sent by `close`
                 return
             for part in self._play(data, "udp", peer[1]):
                 self.udp.sendto(part, peer)

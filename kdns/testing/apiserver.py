@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.running import LoopThread, free_port
+from kdns.testing.loop import LoopThread, free_port
 
 KINDS = {
     "namespaces": ("", "v1", "Namespace", False),
@@ -81,7 +81,7 @@ class ApiServer:
 
     def send_raw(self, plural: str, line: bytes) -> None:
         """Sends octets as a watch event of a kind."""
-        self.thread.call(lambda: [queue.put_nowait((plural, "RAW", line)) for queue in self.watchers])
+        self.thread.call(self._tell, (plural, "RAW", line))
 
     def cut(self) -> None:
         """Breaks all connections off, without an end."""
@@ -93,12 +93,12 @@ class ApiServer:
 
     def close_watches(self) -> None:
         """Ends all watches in the ordinary way."""
-        self.thread.call(lambda: [queue.put_nowait(None) for queue in self.watchers])
+        self.thread.call(self._tell, None)
 
     def send_error(self, code: int = 410) -> None:
         """Sends an ERROR event to all watches."""
         status = {"kind": "Status", "code": code, "message": "too old resource version"}
-        self.thread.call(lambda: [queue.put_nowait(("", "ERROR", status)) for queue in self.watchers])
+        self.thread.call(self._tell, ("", "ERROR", status))
 
     def down(self) -> None:
         """Stops listening and cuts all connections."""
@@ -144,6 +144,10 @@ class ApiServer:
                 await asyncio.sleep(0)
             await self.runner.cleanup()
             self.runner = None
+
+    def _tell(self, event: Any) -> None:
+        for queue in self.watchers:
+            queue.put_nowait(event)
 
     def _next(self) -> str:
         self.version += 1
@@ -340,8 +344,8 @@ def _discovery(path: str) -> dict[str, Any] | None:
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
         version = {"groupVersion": "discovery.k8s.io/v1", "version": "v1"}
-        group = {"name": "discovery.k8s.io", "versions": [version], "preferredVersion": version}
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]}
+        found = {"name": "discovery.k8s.io", "versions": [version], "preferredVersion": version}
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [found]}
     for prefix, group in (("/api/v1", ""), ("/apis/discovery.k8s.io/v1", "discovery.k8s.io")):
         if path == prefix:
             short = {"services": ["svc"], "namespaces": ["ns"], "pods": ["po"]}
