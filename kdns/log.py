@@ -1,9 +1,9 @@
 """Log lines: `[LEVEL] text` on stdout, as CoreDNS writes them, `plugin/NAME: ` before a plugin's text; or JSON, an object a line.
 
-Laws: a line is one line, whatever is in it; writing never blocks the loop. While a writer runs (`start_writer`),
-lines go through a bounded queue to a thread that only waits and writes; when it is full, lines are dropped and
-counted. Before and after, they are written at once. Of warnings and errors MAX_COMPLAINTS a second are written, and then how
-many were left out: what fails for every query would else be all there is to read.
+Laws: a line is one line, whatever is in it, and holds nothing that a terminal obeys; writing never blocks the loop. While a
+writer runs (`start_writer`), lines go through a bounded queue to a thread that only waits and writes; when it is full, lines
+are dropped and counted. Before and after, they are written at once. Of warnings and errors MAX_COMPLAINTS a second are written,
+and then how many were left out: what fails for every query would else be all there is to read.
 """
 
 import json
@@ -13,6 +13,8 @@ import time
 from collections import deque
 from typing import Final, TextIO
 
+from kdns.printable import printable
+
 # Lines that may wait for a slow reader: at some 150 bytes a line, 1.5 MB.
 QUEUE_LINES: Final = 10_000
 # The writer looks after the queue this often (seconds); a person does not notice, and 20,000 lines a second
@@ -20,8 +22,6 @@ QUEUE_LINES: Final = 10_000
 _INTERVAL: Final = 0.05
 
 MAX_COMPLAINTS: Final = 100  # lines of level WARNING or ERROR a second
-
-_CLEAN: Final = {i: f"\\x{i:02x}" for i in (*range(32), 127)} | {10: "\\n", 13: "\\r", 9: "\t"}
 
 
 class _State:
@@ -143,16 +143,15 @@ def _write(level: str, name: str, text: str) -> None:
         return
     if name:
         text = f"plugin/{name}: {text}"
-    if not text.isprintable():
-        text = text.translate(_CLEAN)
-    emit(f"[{level}] {text}\n")
+    emit(f"[{level}] {printable(text)}\n")
 
 
 def _object(level: str, name: str, fields: "dict[str, object]") -> str:
     now = time.time()
     when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1e6) % 1_000_000:06d}Z"
     head = {"time": when, "level": level, **({"plugin": name} if name else {})}
-    return json.dumps({**head, **fields}, ensure_ascii=True) + "\n"
+    # DEL is the one control that JSON lets stand.
+    return json.dumps({**head, **fields}, ensure_ascii=True).replace("\x7f", "\\u007f") + "\n"
 
 
 def emit(line: str) -> None:

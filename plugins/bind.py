@@ -62,24 +62,45 @@ class Bind(Plugin):
         by_interface: dict[str, list[str]] = {}
         for found in addresses():
             by_interface.setdefault(found.interface, []).append(found.address)
+
+        def expand(word: Token) -> list[str]:
+            if word.text in by_interface:
+                return by_interface[word.text]
+            address = _literal(word.text)
+            if not address:
+                known = ", ".join(sorted(by_interface))
+                raise readers.fail(word, f'"{word.text}" is neither an IP address nor an interface of this machine ({known})')
+            return [address]
+
         hosts: list[str] = []
         for words, left_out in self.config.lines:
-            without = {host for word in left_out for host in _expand(word, by_interface)}
-            hosts += [host for word in words for host in _expand(word, by_interface) if host not in without]
+            without = {host for word in left_out for host in expand(word)}
+            hosts += [host for word in words for host in expand(word) if host not in without]
+        block.hosts = self._some(hosts)
+
+    def named_hosts(self) -> tuple[str, ...]:
+        """What it listens on, as far as that can be said without a look at this machine: an interface stands for itself."""
+        hosts: list[str] = []
+        for words, left_out in self.config.lines:
+            without = sorted({_literal(word.text) or word.text for word in left_out})
+            for word in words:
+                address = _literal(word.text)
+                if not address:
+                    hosts.append(" except ".join((word.text, *without)))
+                elif address not in without:
+                    hosts.append(address)
+        return self._some(hosts)
+
+    def _some(self, hosts: list[str]) -> tuple[str, ...]:
         if not hosts:
             raise CorefileError(self.config.lines[0][0][0].at, "plugin/bind: no address is left to listen on")
-        block.hosts = tuple(dict.fromkeys(hosts))
+        return tuple(dict.fromkeys(hosts))
 
 
-def _expand(word: Token, by_interface: dict[str, list[str]]) -> list[str]:
-    text = word.text
-    if text in by_interface:
-        return by_interface[text]
+def _literal(text: str) -> str:
+    """An IP address in its one form, with its zone; empty for what is none."""
     bare, percent, zone = text.strip("[]").partition("%")
     try:
-        address = ipaddress.ip_address(bare)
+        return f"{ipaddress.ip_address(bare)}{percent}{zone}"
     except ValueError:
-        raise readers.fail(
-            word, f'"{text}" is neither an IP address nor an interface of this machine ({", ".join(sorted(by_interface))})'
-        ) from None
-    return [f"{address}{percent}{zone}"]
+        return ""

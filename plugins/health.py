@@ -8,7 +8,7 @@
         lameduck DURATION
     }
 
-* ADDRESS is where to listen; default `:8080`.
+* ADDRESS is where to listen; default `:8080`. `ready`, `prometheus` and `status` may share it.
 * `lameduck` keeps answering queries for this long after the process has been told to stop, while Services learn that
   it goes.
 
@@ -34,15 +34,15 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
 from kdns.address import host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.metrics import SLIM_TIME_BUCKETS, Counter, Histogram
-from kdns.net.http import HttpServer, Response
+from kdns.net.http import Response
 from kdns.plugin import Plugin, readers
+from kdns.plugin.endpoint import HttpEndpoint
 from kdns.plugin.runtime import Runtime
 
 DEFAULT: Final = ("", 8080)
@@ -87,12 +87,16 @@ class Health(Plugin):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.runtime: Runtime | None = None
-        self.server: HttpServer | None = None
+        self.server: HttpEndpoint | None = None
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def http(self) -> tuple[str, int, str]:
+        """Where it serves."""
+        return self.config.host, self.config.port, ""
+
     async def start(self, runtime: Runtime) -> None:
-        config = self.config
-        self.server = await runtime.acquire(("http", config.host, config.port), partial(HttpServer, config.host, config.port))
+        self.server = await HttpEndpoint.open(runtime, self.http)
         self.runtime = runtime
         self.server.add("/health", _ok)
         runtime.before_stop.append(self.lameduck)
@@ -102,11 +106,11 @@ class Health(Plugin):
     async def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
+            self.task = None
         if self.runtime is not None and self.server is not None:
-            self.server.remove("/health", _ok)
             if self.lameduck in self.runtime.before_stop:
                 self.runtime.before_stop.remove(self.lameduck)
-            await self.runtime.release(("http", self.config.host, self.config.port))
+            await self.server.close()
             self.server = None
 
     async def lameduck(self) -> None:

@@ -50,6 +50,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from kdns import log
+from kdns.address import unmapped
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer, Validity
@@ -63,6 +64,7 @@ from kdns.plugin.base import BlockInfo
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.store.trie import Store
+from kdns.turns import emptied
 
 DEFAULT_FILE: Final = "/etc/hosts"
 DEFAULT_TTL: Final = 3600
@@ -153,6 +155,8 @@ class Hosts(Plugin):
     async def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
+            self.task = None
+        await emptied(self.store)
 
     async def _follow(self) -> None:
         while True:
@@ -193,7 +197,9 @@ class Hosts(Plugin):
         store = Store()
         for _ in self._fill(store):
             await asyncio.sleep(0)
+        old = self.store
         self._use(store)
+        await emptied(old)
 
     def _use(self, store: Store) -> None:
         self.store = store
@@ -276,7 +282,7 @@ def read_line(line: str) -> tuple[bytes | None, list[bytes]]:
     if len(words) < 2:
         return None, []
     try:
-        address = ipaddress.ip_address(words[0].partition("%")[0]).packed
+        address = unmapped(ipaddress.ip_address(words[0].partition("%")[0]).packed)
     except ValueError:
         return None, []
     names = []

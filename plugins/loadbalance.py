@@ -12,13 +12,14 @@ Clients mostly take the first address, so each should be first equally often.
         reload DURATION
     }
 
-* `round_robin` (default) shuffles A, AAAA and MX records; CNAMEs come first. `prefer` puts addresses in these networks
+* `round_robin` (default) shuffles A, AAAA and MX records. `prefer` puts addresses in these networks
   before the others, in the order of the networks.
 * `weighted` puts one address first, by chance with the weights of FILE: a line with a name, then lines of an address
   and its weight, 1 to 255; `#` begins a comment. Addresses without a line weigh 1. FILE is read again every
   `reload` (default 30s, 0 never) when it has changed; a broken one keeps the weights there were.
 
-Of a large set some orders are kept and made anew after a while, so that shuffling costs nothing most of the time.
+CNAMEs come first, whatever order they came in. Of a large set some orders are kept and made anew after a while, so that
+shuffling costs nothing most of the time.
 
 ## Examples
 
@@ -41,6 +42,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple
 
 from kdns import log
+from kdns.address import unmapped
 from kdns.corefile import CorefileError, Directive, Position, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import FOREVER, Answer
@@ -64,9 +66,9 @@ _log = log.plugin("loadbalance")
 
 
 class Shuffled(NamedTuple):
-    """An answer with its orders, and until when it is given out (monotonic seconds)."""
+    """An answer with its orders (None: it has but one), and until when it is given out (monotonic seconds)."""
 
-    answer: Answer
+    answer: Answer | None
     until: float
 
 
@@ -149,6 +151,7 @@ class Loadbalance(Plugin):
     async def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
+            self.task = None
 
     async def _follow(self) -> None:
         while True:
@@ -186,14 +189,14 @@ class Loadbalance(Plugin):
             answer.memo = (self, made)
         if made.until != FOREVER:
             request.expires(made.until)
-        return made.answer
+        return made.answer or answer
 
     def _shuffle(self, answer: Answer, name: bytes, now: float) -> Shuffled:
-        """An answer with the orders its records may have; as it is where there is nothing to order."""
+        """An answer with the orders its records may have, if there is something to order."""
         prefer = bool(self.config.prefer)
         summary = answer.summary
         if summary is not None and not prefer and (len(summary) < 2 or not any([s.type in _ORDERED for s in summary])):
-            return Shuffled(answer, FOREVER)
+            return Shuffled(None, FOREVER)
         body = answer.rendered(name)
         run = body.address_run() if not prefer and body.counts[1] == 0 == body.counts[2] else None
         if run is not None:
@@ -210,7 +213,7 @@ class Loadbalance(Plugin):
             if count < 2:
                 ordered = _cnames_first(self._prefer(answer.answer) if prefer else answer.answer)
                 if ordered == answer.answer:
-                    return Shuffled(answer, FOREVER)
+                    return Shuffled(None, FOREVER)
                 return Shuffled(answer.replace(answer=ordered, validity=answer.validity), FOREVER)
             rotations = [self._rotation(answer, i) for i in range(min(count, ROTATIONS))]
         made = answer.replace(validity=answer.validity)
@@ -260,7 +263,7 @@ class Loadbalance(Plugin):
         weights = self.weights.get(request.question.name)
         if weights is None:
             return answer
-        sections = [tuple(_drawn(rrset, weights) for rrset in section) for section in answer.sections]
+        sections = [tuple(_drawn(rrset, weights) for rrset in _cnames_first(section)) for section in answer.sections]
         return answer.replace(answer=sections[0], authority=sections[1], additional=sections[2])
 
 
@@ -309,7 +312,7 @@ def read_weights(text: str, path: str) -> dict[bytes, dict[bytes, int]]:
             weight = int(words[1])
             if not 1 <= weight <= 255:
                 raise ValueError(f"weight {weight} is not within 1 to 255")
-            current[ipaddress.ip_address(words[0]).packed] = weight
+            current[unmapped(ipaddress.ip_address(words[0]).packed)] = weight
         except (ValueError, BadName) as error:
             raise ValueError(f"{path}:{number}: {error}") from None
     return out

@@ -99,6 +99,7 @@ class Loop(Plugin):
     async def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
+            self.task = None
         for upstream in self._upstreams():
             DETECTED.remove(upstream.to)
 

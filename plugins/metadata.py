@@ -58,6 +58,9 @@ class Metadata(Plugin):
     def wire(self, block: BlockInfo) -> None:
         self.sources = block.all(LabelSource)
 
+    async def stop(self) -> None:
+        self.sources = []  # some of them hold this plugin
+
     def value(self, request: Request, name: str) -> str:
         """A label's value for a query in its zones; empty for others, and where nobody knows it."""
         if closest(request.asked.name, self.zones) is not None:

@@ -9,7 +9,7 @@
         monitor until-ready|continuously
     }
 
-* ADDRESS is where to listen; default `:8181`.
+* ADDRESS is where to listen; default `:8181`. `health`, `prometheus` and `status` may share it.
 * `monitor until-ready` (default) does not ask a plugin again that has been ready once.
 
 ## Examples
@@ -22,16 +22,17 @@
 ~~~
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Final
 
 from kdns import log
 from kdns.corefile import Directive, ServerBlock
-from kdns.net.http import HttpServer, Response
+from kdns.net.http import Response
 from kdns.plugin import Plugin, readers
 from kdns.plugin.base import BlockInfo
+from kdns.plugin.endpoint import HttpEndpoint, bound_hosts
 from kdns.plugin.providers import Readiness
 from kdns.plugin.runtime import Runtime
 
@@ -51,18 +52,22 @@ class Config:
 class Endpoint:
     """One address: the plugins of all blocks that report there."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self.http = HttpServer(host, port)
+    def __init__(self, runtime: Runtime, where: tuple[str, int, str]) -> None:
+        self.runtime = runtime
+        self.where = where
+        self.http: HttpEndpoint | None = None
         self.waiting: dict[int, tuple[Readiness, bool]] = {}
         self.done: set[int] = set()
         self.said = ""
 
     async def start(self) -> None:
-        await self.http.start()
+        self.http = await HttpEndpoint.open(self.runtime, self.where)
         self.http.add("/ready", self.respond)
 
     async def stop(self) -> None:
-        await self.http.stop()
+        if self.http is not None:
+            await self.http.close()
+            self.http = None
 
     async def respond(self) -> Response:
         missing = []
@@ -104,33 +109,40 @@ class Ready(Plugin):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.runtime: Runtime | None = None
-        self.endpoint: Endpoint | None = None
+        self.endpoints: dict[Hashable, Endpoint] = {}
         self.peers: list[Readiness] = []
+
+    @property
+    def http(self) -> tuple[str, int, str]:
+        """Where it serves."""
+        return self.config.host, self.config.port, ""
 
     def wire(self, block: BlockInfo) -> None:
         self.peers = block.all(Readiness)
 
     async def start(self, runtime: Runtime) -> None:
-        config = self.config
+        self.runtime = runtime
+        host, port, web = self.http
         try:
-            self.endpoint = await runtime.acquire(
-                ("ready", config.host, config.port), partial(Endpoint, config.host, config.port)
-            )
+            for each in bound_hosts(host):
+                key = ("ready", each, port)
+                self.endpoints[key] = await runtime.acquire(key, partial(Endpoint, runtime, (each, port, web)))
         except OSError as error:
             # As in CoreDNS, not fatal: a server that answers is worth more than a probe that does.
             _log.error(str(error))
-            return
-        self.runtime = runtime
-        for peer in self.peers:
-            self.endpoint.waiting[id(peer)] = (peer, config.continuously)
+        for endpoint in self.endpoints.values():
+            for peer in self.peers:
+                endpoint.waiting[id(peer)] = (peer, self.config.continuously)
         runtime.before_stop.insert(0, self.stop)
 
     async def stop(self) -> None:
-        if self.endpoint is not None and self.runtime is not None:
-            if self.stop in self.runtime.before_stop:
-                self.runtime.before_stop.remove(self.stop)
+        if self.runtime is None:
+            return
+        if self.stop in self.runtime.before_stop:
+            self.runtime.before_stop.remove(self.stop)
+        endpoints, self.endpoints = self.endpoints, {}
+        for key, endpoint in endpoints.items():
             for peer in self.peers:
-                self.endpoint.waiting.pop(id(peer), None)
-                self.endpoint.done.discard(id(peer))
-            await self.runtime.release(("ready", self.config.host, self.config.port))
-            self.endpoint = None
+                endpoint.waiting.pop(id(peer), None)
+                endpoint.done.discard(id(peer))
+            await self.runtime.release(key)

@@ -32,14 +32,13 @@ for others than `to` names, the answer is REFUSED. Those that `to` names by addr
 
 import asyncio
 import contextlib
-import ipaddress
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from kdns import log
-from kdns.address import address, family_of, host_port
-from kdns.corefile import Directive, ServerBlock, Token
+from kdns.address import address, host_port
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana, wire
 from kdns.dns.errors import FormatError
 from kdns.dns.name import closest, to_text
@@ -101,6 +100,7 @@ class TransferPlugin(Plugin):
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks.clear()
 
     def handle(self, request: Request) -> Outcome | None:
         question = request.question
@@ -236,31 +236,13 @@ def _rule(directive: Directive, block: ServerBlock) -> Rule:
                 if word.text == "*":
                     everybody = True
                 else:
-                    where = _where(word)
+                    where = readers.ip_port(word, 53)
                     allowed.add(where[0])
                     notified.append(where)
         elif line.name.text == "source":
-            word = readers.one(line, "an address")
-            source = _where(word)[0]
+            source = readers.ip(readers.one(line, "an address"))
         else:
             raise readers.unknown(line, ("to", "source"))
     if not allowed and not everybody:
         raise readers.fail(directive, "transfer needs `to`: * or the addresses that may have the zone")
     return Rule(zones, None if everybody else frozenset(allowed), tuple(dict.fromkeys(notified)), source)
-
-
-def _where(word: Token) -> tuple[str, int]:
-    text, port = word.text, 53
-    if text.startswith("["):
-        text, _, rest = text[1:].partition("]")
-        port = int(rest[1:]) if rest[1:].isdecimal() else port
-    elif text.count(":") == 1:
-        text, _, rest = text.partition(":")
-        port = int(rest) if rest.isdecimal() else 0
-    try:
-        host = str(ipaddress.ip_address(text))
-    except ValueError:
-        raise readers.fail(word, f'expected an IP address or IP:PORT, found "{word.text}"') from None
-    if not 0 < port < 65536 or not family_of(host):
-        raise readers.fail(word, f'"{word.text}" has no valid port')
-    return host, port

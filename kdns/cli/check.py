@@ -71,7 +71,7 @@ def _check(path: str, port: int, load: bool) -> Summary:
     if load:
         instance.load()
     else:
-        build.check_duplicates(instance.blocks)
+        instance.check()
     warnings = list(corefile.warnings)
     if not instance.blocks:
         warnings.append("no server block: in its place kdns would serve its built-in Corefile (whoami)")

@@ -33,6 +33,7 @@ from kdns.plugin.providers import Pods, Readiness
 from kdns.plugin.records import record_of
 from kdns.plugin.request import Request
 from kdns.plugin.runtime import Runtime
+from kdns.printable import printable
 from kdns.server import build
 from kdns.server.chain import Handle
 from kdns.server.dispatch import Dispatcher
@@ -171,9 +172,8 @@ async def _one(dispatcher: Dispatcher, question: Question) -> object:
             outcome = await outcome
     finally:
         block.chain = untold
-    print("\n".join([*told, f"  = {_said(outcome)}"]))
-    for line in _records(outcome, question):
-        print(f"    {line}")
+    for line in (*told, f"  = {_said(outcome)}", *(f"    {line}" for line in _records(outcome, question))):
+        print(printable(line))
     return outcome
 
 

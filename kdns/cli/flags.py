@@ -59,7 +59,7 @@ def parse(
                 raise BadFlag(f"flag needs an argument: -{name}")
             text = rest.pop(0)
         if isinstance(flag.default, int):
-            if not text.isascii() or not text.isdecimal() or int(text) > 65535:
+            if not text.isascii() or not text.isdecimal() or len(text) > 5 or int(text) > 65535:
                 raise BadFlag(f'invalid value "{text}" for flag -{name}: expected a port, 0 to 65535')
             values[flag.names[0]] = int(text)
         else:

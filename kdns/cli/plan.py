@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
     log.start_writer(sys.stderr)
     try:
         instance = build.build(corefiles.read(path, int(values["dns.port"])))
-        build.check_duplicates(instance.blocks)
+        instance.check()
     except BrokenPipeError:
         raise
     except (CorefileError, OSError) as error:

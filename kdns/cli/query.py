@@ -22,6 +22,7 @@ from kdns.dns.message import pack_query
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
 from kdns.plugin.records import record_of
+from kdns.printable import printable
 from kdns.upstream.exchange import Result
 from kdns.upstream.upstream import PORTS, Address, Options, Upstream
 
@@ -67,10 +68,8 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
     except BadName as error:
         raise ValueError(str(error)) from None
     transport = "tls" if values["tls"] else "https" if values["https"] else "dns"
-    host, port = server, 0
-    if server.startswith("[") or server.count(":") == 1:
-        host, port = split_host_port(server)
-    port = int(values["p"]) or port or PORTS[transport]
+    host, port = split_host_port(server, PORTS[transport])
+    port = int(values["p"]) or port
     return Question(name, qtype), Address(transport, host, port, str(values["name"]))
 
 
@@ -98,7 +97,7 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
     finally:
         await upstream.close()
     if type(result) is not Answer:
-        sys.stderr.write(f"{result}\n")
+        sys.stderr.write(f"{printable(str(result))}\n")
         return NO_REPLY
     try:
         record = record_of(result, question, REPLY_RD | REPLY_EDNS, sent)
@@ -107,8 +106,9 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
         return NO_REPLY
     if values["short"]:
         for rr in record.rr:
-            print(rr.rdata)
+            print(printable(str(rr.rdata)))
     else:
-        print(record)
+        for line in str(record).split("\n"):
+            print(printable(line))
         print(f";; SERVER: {where.transport} {where.text}")
     return 0

@@ -13,6 +13,7 @@ from typing import Final
 from kdns import __version__, log
 from kdns.cli.flags import BadFlag, Flag, parse, refuse
 from kdns.corefile import Corefile, CorefileError, source
+from kdns.printable import printable
 from kdns.server import build, gc_policy
 from kdns.server.lifecycle import Server, pid_text
 
@@ -79,7 +80,7 @@ def run(
 
 def fail(text: str) -> int:
     """One line on stderr, and the exit code of a failed start."""
-    sys.stderr.write(text.rstrip("\n") + "\n")
+    sys.stderr.write(printable(text.rstrip("\n")) + "\n")
     return 1
 
 
@@ -207,7 +208,7 @@ class _Life:
             if log.is_json():
                 _log.info(line)
             else:
-                log.emit(line + "\n")
+                log.emit(printable(line) + "\n")
 
     def _write_pid(self) -> None:
         if self.pidfile:

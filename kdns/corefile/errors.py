@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from kdns.printable import printable
+
 
 class Position(NamedTuple):
     """A place in a file: its name as given, line and column from 1."""
@@ -13,15 +15,14 @@ class Position(NamedTuple):
     column: int = 1
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
+        return f"{printable(self.file)}:{self.line}:{self.column}"
 
 
 class CorefileError(Exception):
     """The configuration is at fault: `where` and what was expected. The text is one line."""
 
     def __init__(self, where: Position | None, message: str) -> None:
-        # One line, whatever the words were that it quotes.
-        message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)
+        message = printable(message)  # one line, whatever the words were that it quotes
         super().__init__(message)
         self.where = where
         self.message = message

@@ -50,8 +50,9 @@ def _split_port(text: str, token: Token) -> tuple[str, int | None]:
     if not tail:
         raise CorefileError(token.at, f'expected a port after the colon of "{token.text}"')
     if tail.isascii() and tail.isdecimal():
-        # 2001:db8::/32 has no port, and "::1" is not a zone with port 1: both hold a colon before the last.
-        return head, int(tail)
+        # A reverse zone is written with its length (2001:db8::/32), so a number behind the last colon is a port. More digits
+        # than a port has are an error however many there are.
+        return head, int(tail.lstrip("0")[:6] or "0")
     return text, None
 
 

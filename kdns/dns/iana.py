@@ -103,7 +103,7 @@ def _number(text: str, table: dict[str, int], prefix: str) -> int | None:
     if known is not None:
         return known
     digits = text.removeprefix(prefix)
-    if digits != text and digits.isascii() and digits.isdecimal() and int(digits) <= 0xFFFF:
+    if digits != text and digits.isascii() and digits.isdecimal() and len(digits) <= 5 and int(digits) <= 0xFFFF:
         return int(digits)
     return None
 

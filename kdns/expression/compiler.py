@@ -5,6 +5,7 @@ Each node is a function of a Scope, and the type of its value as far as it is kn
 tree of plain calls, without a look at the text.
 """
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -210,8 +211,12 @@ class _Parser:
     def primary(self) -> Node:
         kind, text = self.peek()
         if kind == "number":
+            try:
+                number = _number(text)
+            except (ValueError, OverflowError):
+                raise self.fail(f'the number "{text[:20]}" cannot be read') from None
             self.at += 1
-            return _constant(_number(text))
+            return _constant(number)
         if kind == "string":
             self.at += 1
             return _constant(_string(text))
@@ -491,10 +496,17 @@ def _constant(value: Value) -> Node:
 
 
 def _number(text: str) -> int | float:
+    """Raises ValueError for what is no number, or none of 64 bits (expr-lang's are Go's)."""
     plain = text.replace("_", "")
-    if plain[:2].lower() in ("0x", "0b", "0o"):
-        return int(plain, 0)
-    return float(plain) if any(c in plain for c in ".eE") else int(plain)
+    if plain[:2].lower() not in ("0x", "0b", "0o") and any(c in plain for c in ".eE"):
+        real = float(plain)
+        if math.isinf(real):
+            raise ValueError
+        return real
+    whole = int(plain, 0 if plain[1:2].isalpha() else 10)
+    if whole >= 1 << 63:
+        raise ValueError
+    return whole
 
 
 def _string(text: str) -> str:

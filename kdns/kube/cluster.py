@@ -10,6 +10,7 @@ from typing import Protocol, final
 
 from kdns.kube.addresses import AddressSet
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slice, Slices
+from kdns.turns import emptied
 
 
 @final
@@ -94,6 +95,13 @@ class Cluster:
             raise ValueError(kind)
         return changed
 
+    async def close(self) -> None:
+        """Lets go of all, once nobody watches or asks any more."""
+        await emptied(
+            self.entries, self.imports, self.cluster_ips, self.endpoint_ips, self.outside_ips, self.pods, self.pod_ips,
+            self._slice_owner,
+        )  # fmt: skip
+
     @property
     def slices(self) -> int:
         """How many EndpointSlices are held."""
@@ -175,9 +183,9 @@ class Cluster:
         entry.service = service
         self._tidy(key, entry)
         touched = [*before, *after]
-        if (old is None) != (service is None):
-            # Its endpoints get or lose their reverse names with it.
-            touched += [address for part in entry.parts() for address in part.addresses()]
+        if (old.kind if old is not None else "") != (service.kind if service is not None else ""):
+            # Its endpoints' addresses have names only while it has, and is no alias.
+            touched += (address for part in entry.parts() for address in part.addresses())
         self._tell(entry, touched)
         return True
 
@@ -229,7 +237,8 @@ class Cluster:
         for address in new - old:
             self._claim(self.endpoint_ips, address, entry)
         self._tidy(owner, entry)
-        self._tell(entry, list(old | new))
+        # Whether a Service shows at all may depend on whether anybody is behind it.
+        self._tell(entry, [*(old | new), *(entry.service.addresses if entry.service is not None else ())])
         return True
 
     def _tidy(self, key: str, entry: ServiceState) -> None:

@@ -22,6 +22,7 @@ from kdns.kube.resync import Resync
 from kdns.kube.snapshot import BadSnapshot
 from kdns.kube.source import WatchScope
 from kdns.metrics import REFRESH, Counter, Gauge, Histogram
+from kdns.turns import emptied
 
 SAVE: Final = 30.0  # seconds between two snapshots, at least
 TICK: Final = 1.0  # seconds between two looks at the age of the state
@@ -102,6 +103,13 @@ class ApiSource:
             self.cluster.watchers.remove(self)
             if self.dirty and self.cluster.synced:
                 await self.save()
+        # What holds this source goes, so that reference counting frees it; what is large goes in turns.
+        self.tasks.clear()
+        for reflector in self.reflectors:
+            reflector.heard.clear()
+            await emptied(reflector.known)
+        self.reflectors.clear()
+        await self.cluster.close()
 
     async def _supervise(
         self, what: str, kind: str, work: Callable[[], Coroutine[Any, Any, None]], again: Callable[[], None]

@@ -1,7 +1,5 @@
-"""Asking the API: what its refusals are, a list in pages, and turns, so that what is decoded holds nobody."""
+"""Asking the API: what its refusals are, and a list in pages."""
 
-import asyncio
-import time
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
@@ -11,7 +9,6 @@ from kdns.kube import decode
 from kdns.kube.decode import Unreadable
 from kdns.kube.objects import Raw
 
-TURN: Final = 0.001  # seconds of work before others run
 LIST_READ: Final = 60.0  # seconds without an octet of a page
 
 
@@ -44,21 +41,6 @@ class Client(Protocol):
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]: ...
 
     async def renew(self, *, force: bool = False) -> None: ...
-
-
-class Turn:
-    """Lets others run when work has held the loop for a millisecond. Objects differ in size, so they are not counted."""
-
-    __slots__ = ("end",)
-
-    def __init__(self) -> None:
-        self.end = time.monotonic() + TURN
-
-    async def pause(self) -> None:
-        """Gives way if it is time to."""
-        if time.monotonic() >= self.end:
-            await asyncio.sleep(0)
-            self.end = time.monotonic() + TURN
 
 
 class Pages:

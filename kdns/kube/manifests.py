@@ -23,7 +23,7 @@ import yaml
 
 from kdns import log
 from kdns.kube.cluster import Cluster
-from kdns.kube.objects import IMPORT, NAMESPACE, POD, RAW, SLICE, BadObject, Namespace, Object, from_mapping, project
+from kdns.kube.objects import IMPORT, NAMESPACE, POD, RAW, SLICE, BadObject, Namespace, Object, Slices, from_mapping, project
 from kdns.kube.source import WatchScope
 
 # Looked at this often (seconds): a change is read when it looks the same twice, and so served within 100 ms. With many
@@ -158,6 +158,8 @@ class ManifestSource:
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
+            self.task = None
+        await self.cluster.close()
 
     # Files.
 
@@ -276,6 +278,9 @@ class ManifestSource:
                 bad = True
                 self._complain(path, f"{path}:{line}: {kind} set aside: {error}")
                 continue
+            if isinstance(obj, Slices) and obj.left_out:
+                bad = True
+                self._complain(path, f"{path}:{line}: {obj.left_out}")
             if obj is not None:
                 new[(kind, key)] = obj
                 namespace = key.partition("/")[0]

@@ -12,11 +12,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct, field
 
+from kdns.address import unmapped
+
 SERVICE: Final = "Service"
 SLICE: Final = "EndpointSlice"
 NAMESPACE: Final = "Namespace"
 POD: Final = "Pod"
 IMPORT: Final = "ServiceImport"
+MAX_LABEL: Final = 63  # octets (RFC 1035, section 3.1)
 
 
 class BadObject(ValueError):
@@ -202,7 +205,8 @@ class Slice(NamedTuple):
 class Slices(NamedTuple):
     """What one EndpointSlice object comes to: nearly always one family, so one Slice.
 
-    `imported`: it belongs to a ServiceImport of that name, not to a Service.
+    `imported`: it belongs to a ServiceImport of that name, not to a Service. `left_out`: why an endpoint of it is not in
+    `parts`, where one cannot be served.
     """
 
     namespace: str
@@ -210,6 +214,7 @@ class Slices(NamedTuple):
     service: str
     parts: tuple[Slice, ...]
     imported: bool = False
+    left_out: str = ""
 
 
 class Namespace(NamedTuple):
@@ -236,9 +241,20 @@ Object = Service | Slices | Namespace | Pod
 def pack(text: str) -> bytes:
     """The packed form of an address. Raises BadObject."""
     try:
-        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+        return unmapped(socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text))
     except (OSError, ValueError):
         raise BadObject(f"{text[:60]!r} is no IP address") from None
+
+
+def _is_label(text: str) -> bool:
+    """Whether a name is one label of a domain name, in ASCII. API servers see to that; manifests are written by hand."""
+    return text.isascii() and 0 < len(text) <= MAX_LABEL and "." not in text
+
+
+def _check(what: str, text: str) -> None:
+    """Raises BadObject for a name that no label can be."""
+    if not _is_label(text):
+        raise BadObject(f"its {what} {text[:80]!r} is no DNS label (of at most {MAX_LABEL} octets)")
 
 
 def _ports(raw: list[RawServicePort] | list[RawEndpointPort] | None) -> tuple[Port, ...]:
@@ -254,6 +270,8 @@ def service(raw: RawService, *, outside: bool = False) -> Service:
     """A Service trimmed. Raises BadObject."""
     spec = raw.spec
     meta = raw.metadata
+    _check("name", meta.name)
+    _check("namespace", meta.namespace)
     ports = _ports(spec.ports)
     reached = _outside(raw) if outside else ((), ())
     if spec.type == EXTERNAL:
@@ -281,6 +299,8 @@ def _outside(raw: RawService) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
 def service_import(raw: RawImport) -> Service:
     """A ServiceImport trimmed to what it is for DNS: a Service of a set of clusters. Raises BadObject."""
     spec = raw.spec
+    _check("name", raw.metadata.name)
+    _check("namespace", raw.metadata.namespace)
     ports = _ports(spec.ports) if spec.ports else ()
     kind = HEADLESS if spec.type == HEADLESS else CLUSTER
     addresses = tuple(dict.fromkeys(pack(text) for text in spec.ips or () if text)) if kind == CLUSTER else ()
@@ -315,6 +335,9 @@ def slices(raw: RawSlice, detail: Projection = PLAIN) -> Slices | None:
         owner, imported = labels[IMPORTED], True
     if not owner:
         return None
+    if imported and SOURCE_CLUSTER in labels:
+        _check(f"label {SOURCE_CLUSTER}", labels[SOURCE_CLUSTER])
+    left_out = ""
     ports = _ports(raw.ports)
     found: dict[int, tuple[list[bytes], list[str], list[str], list[str]]] = {}
     for endpoint in raw.endpoints or ():
@@ -323,6 +346,9 @@ def slices(raw: RawSlice, detail: Projection = PLAIN) -> Slices | None:
         if conditions is not None and conditions.ready is False:
             continue
         host = (endpoint.hostname or "").lower()
+        if host and not _is_label(host):
+            left_out = f"endpoint {' '.join(endpoint.addresses or ())[:80]} set aside: its hostname {host[:80]!r} is no DNS label"
+            continue
         target = endpoint.target_ref
         pod = target.name or "" if detail.pod_names and target is not None else ""
         if len(pod) > 63:
@@ -350,7 +376,7 @@ def slices(raw: RawSlice, detail: Projection = PLAIN) -> Slices | None:
         )
         for width, (addresses, hosts, pods, zones) in found.items()
     )
-    return Slices(meta.namespace, meta.name, owner, parts, imported)
+    return Slices(meta.namespace, meta.name, owner, parts, imported, left_out)
 
 
 def pod(raw: RawPod, *, labels: bool = False) -> Pod | None:
@@ -361,6 +387,7 @@ def pod(raw: RawPod, *, labels: bool = False) -> Pod | None:
     found = tuple(dict.fromkeys(pack(text) for text in texts if text))
     if not found or status.phase in ("Succeeded", "Failed", "Unknown"):
         return None
+    _check("namespace", raw.metadata.namespace)
     kept = tuple((raw.metadata.labels or {}).items()) if labels else ()
     return Pod(raw.metadata.namespace, raw.metadata.name, found[0], kept, found[1:])
 
@@ -377,6 +404,7 @@ def project(raw: Raw, detail: Projection = PLAIN) -> Object | None:
         return pod(raw, labels=detail.pod_labels)
     if isinstance(raw, RawImport):
         return service_import(raw)
+    _check("name", raw.metadata.name)
     return Namespace(raw.metadata.name)
 
 

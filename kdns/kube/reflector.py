@@ -28,9 +28,10 @@ from kdns.kube import decode
 from kdns.kube.cluster import Cluster
 from kdns.kube.decode import Unreadable, lines
 from kdns.kube.hold import hold
-from kdns.kube.lists import LIST_READ, ApiError, Client, Expired, Pages, ResourceVersionRegressed, Turn, Unauthorized
-from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta
+from kdns.kube.lists import LIST_READ, ApiError, Client, Expired, Pages, ResourceVersionRegressed, Unauthorized
+from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta, Slices
 from kdns.metrics import Counter
+from kdns.turns import Turn
 
 PATHS: Final = {
     NAMESPACE: "/api/v1/namespaces",
@@ -346,7 +347,7 @@ class Reflector:
             self.remove(key)
         elif kind in ("ADDED", "MODIFIED"):
             if isinstance(obj, Unreadable):
-                self.set_aside(obj.meta, obj.why)
+                self.set_aside(obj.meta, f"set aside: {obj.why}")
             elif self.apply(key, obj) and self.applied is not None:
                 self.applied(obj)
         self.version = meta.resource_version or self.version
@@ -356,12 +357,12 @@ class Reflector:
     # Objects.
 
     def set_aside(self, meta: RawMeta, why: str) -> None:
-        """Quarantine: the object is named once and counted; the rest is served."""
+        """Quarantine: the object, of which all or a part is not served, is named once and counted; the rest is served."""
         key = f"{meta.namespace}/{meta.name}"
         if key not in self.complained and len(self.complained) < 1000:
             self.complained.add(key)
             QUARANTINED.slot(self.kind)[0] += 1
-            _log.warning(f"{self.kind} {key} set aside: {why}")
+            _log.warning(f"{self.kind} {key} {why}")
 
     def _put(self, raw: Raw | Unreadable, gone: dict[str, str]) -> None:
         """One object of a list; `gone` are the known ones that have not come yet."""
@@ -371,7 +372,7 @@ class Reflector:
         if known is not None:
             self.known[key] = known
         if isinstance(raw, Unreadable):
-            self.set_aside(raw.meta, raw.why)
+            self.set_aside(raw.meta, f"set aside: {raw.why}")
         elif not meta.resource_version or known != meta.resource_version:
             self.apply(key, raw)
 
@@ -380,9 +381,12 @@ class Reflector:
         try:
             obj = self.project(raw)
         except BadObject as error:
-            self.set_aside(raw.metadata, str(error))
+            self.set_aside(raw.metadata, f"set aside: {error}")
             return False
-        self.complained.discard(key)
+        if isinstance(obj, Slices) and obj.left_out:
+            self.set_aside(raw.metadata, f"has an {obj.left_out}")
+        else:
+            self.complained.discard(key)
         self.known[key] = raw.metadata.resource_version
         return self.cluster.apply(self.kind, key, obj)
 

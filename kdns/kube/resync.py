@@ -13,9 +13,10 @@ from typing import Final
 from kdns import log
 from kdns.kube.decode import Unreadable
 from kdns.kube.hold import hold
-from kdns.kube.lists import ApiError, Turn
+from kdns.kube.lists import ApiError
 from kdns.kube.reflector import Reflector
 from kdns.metrics import Counter
+from kdns.turns import Turn
 
 INTERVAL: Final = (600.0, 900.0)  # seconds between two: rare enough to cost nothing, often enough to matter
 GRACE: Final = 5.0  # seconds an event may be under way

@@ -18,12 +18,16 @@ class PendingReply(Protocol):
 
 
 class MessageStream:
-    """A reply of several messages (a zone transfer), made one by one while they are sent. Over TCP only."""
+    """A reply of several messages (a zone transfer), made one by one while they are sent. Over TCP only.
 
-    __slots__ = ("messages",)
+    `failed` is told of the exception that ends them too early; the connection is then closed.
+    """
 
-    def __init__(self, messages: Iterator[bytes]) -> None:
+    __slots__ = ("failed", "messages")
+
+    def __init__(self, messages: Iterator[bytes], failed: Callable[[Exception], None]) -> None:
         self.messages = messages
+        self.failed = failed
 
 
 Handler = Callable[[bytes, Address, Address | None], bytes | PendingReply | MessageStream | None]

@@ -9,8 +9,9 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
-from kdns.net.sockets import bind, wildcard_hosts
+from kdns.net.sockets import bind
 
 MAX_REQUEST: Final = 8 << 10
 TIMEOUT: Final = 5.0
@@ -40,7 +41,7 @@ Guard = Callable[[str], Awaitable[bool]]
 
 
 class HttpServer:
-    """Serves routes on one address. The last route added for a path answers; when it goes, the one before does."""
+    """Serves routes on one literal address. The last route added for a path answers; when it goes, the one before does."""
 
     def __init__(
         self, host: str, port: int, *, tls: ssl.SSLContext | None = None, headers: str = "", guard: Guard | None = None
@@ -52,7 +53,7 @@ class HttpServer:
         self.headers = headers
         self.guard = guard
         self.routes: dict[str, list[Route]] = {}
-        self.servers: list[asyncio.Server] = []
+        self.server: asyncio.Server | None = None
         self.open: set[asyncio.Task[None]] = set()
 
     def add(self, path: str, route: Route) -> None:
@@ -69,30 +70,22 @@ class HttpServer:
 
     async def start(self) -> None:
         """Binds and accepts. Raises BindError."""
-        hosts = [self.host] if self.host else wildcard_hosts()
-        if self.host == "localhost":
-            hosts = ["127.0.0.1"]
-        socks = []
-        try:
-            for host in hosts:
-                socks.append(bind(socket.SOCK_STREAM, host, self.port, reuse_port=True))
-            for sock in socks:
-                self.servers.append(await self._listen(sock))
-            self.port = socks[0].getsockname()[1]
-        except BaseException:
-            for sock in socks:
-                sock.close()
-            raise
-
-    async def _listen(self, sock: socket.socket) -> asyncio.Server:
+        sock = bind(socket.SOCK_STREAM, self.host, self.port, reuse_port=True)
+        self.port = sock.getsockname()[1]
         # A handshake that does not come to its end is given up like a request that does not.
         patience = TIMEOUT if self.tls is not None else None
-        return await asyncio.start_server(self._serve, sock=sock, limit=MAX_REQUEST, ssl=self.tls, ssl_handshake_timeout=patience)
+        try:
+            self.server = await asyncio.start_server(
+                self._serve, sock=sock, limit=MAX_REQUEST, ssl=self.tls, ssl_handshake_timeout=patience
+            )
+        except BaseException:
+            sock.close()
+            raise
 
     async def stop(self) -> None:
         """Closes everything."""
-        for server in self.servers:
-            server.close()
+        if self.server is not None:
+            self.server.close()
         for task in list(self.open):
             task.cancel()
         if self.open:
@@ -134,11 +127,13 @@ class HttpServer:
         elif self.guard is not None and not await self.guard(fields.get("authorization", "")):
             response = Response(401, b"Unauthorized\n")
         else:
-            response = await self._route(target.partition("?")[0])
+            response = await self._route(_path(target))
         await self._respond(writer, response, method, keep)
         return keep
 
-    async def _route(self, path: str) -> Response:
+    async def _route(self, path: str | None) -> Response:
+        if path is None:
+            return Response(400, b"bad request\n")
         routes = self.routes.get(path)
         if not routes:
             return Response(404, b"404 page not found\n")
@@ -159,3 +154,13 @@ class HttpServer:
         writer.write(head.encode() + (b"" if method == "HEAD" else body))
         with contextlib.suppress(ConnectionError):
             await asyncio.wait_for(writer.drain(), TIMEOUT)
+
+
+def _path(target: str) -> str | None:
+    """The path of a request's target: in origin-form, or behind the authority in absolute-form (RFC 9112, section 3.2)."""
+    if target[:7].lower() != "http://" and target[:8].lower() != "https://":
+        return target.partition("?")[0]
+    try:
+        return urlsplit(target).path or "/"
+    except ValueError:
+        return None

@@ -125,6 +125,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self.buffer = b""
+        self.streams.clear()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -241,7 +242,14 @@ class _Connection(asyncio.Protocol):
         if transport is None or self.full or not self.streams:
             return
         self.deadline = self.loop.time() + self.listener.idle
-        message = next(self.streams[0].messages, None)
+        frames = self.streams[0]
+        try:
+            message = next(frames.messages, None)
+        except Exception as error:
+            # What was sent already cannot be taken back: only the end of the connection says that the rest is missing.
+            frames.failed(error)
+            self.abort()
+            return
         if message is None:
             self.streams.pop(0)
             self._ready(None)
@@ -276,7 +284,8 @@ class _Connection(asyncio.Protocol):
 
     def _expire(self) -> None:
         left = self.deadline - self.loop.time()
-        if self.pending and left <= 0:
+        # Streams do not count: one that does not move is one that nobody reads.
+        if self.pending > len(self.streams) and left <= 0:
             left = 1.0  # an upstream is being waited for; its own deadline ends that
         if left > 0:
             self.timer = self.loop.call_later(left, self._expire)

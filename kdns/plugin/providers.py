@@ -61,6 +61,14 @@ class ClusterFamilies(Protocol):
 
 
 @runtime_checkable
+class NamesHosts(Protocol):
+    """A plugin that says where its block listens."""
+
+    def named_hosts(self) -> tuple[str, ...]:
+        """Addresses, and names of what stands for some on this machine. Raises CorefileError where none is left."""
+
+
+@runtime_checkable
 class LabelSource(Protocol):
     """A plugin that publishes metadata."""
 

@@ -1,5 +1,6 @@
 """Reading directives: the argument types that CoreDNS's plugins share, with errors that carry a place."""
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -13,6 +14,7 @@ from kdns.dns.name import closest, from_text, is_within
 from kdns.regex import BadRegex, compile_regex
 
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MOST_SECONDS: Final = 2.0**63 * 1e-9  # Go's durations are nanoseconds of 64 bits: 292 years
 _PART: Final = re.compile(r"([0-9]*\.?[0-9]*)(ns|us|µs|μs|ms|s|m|h)")
 
 
@@ -99,6 +101,8 @@ def seconds(word: Token, least: float | None = 0.0, bare: bool = False) -> float
             more = ": a unit is missing (30s, 5m)" if rest.isdecimal() else ""
             raise fail(word, f'expected a duration such as 500ms, 30s or 1h30m, found "{text}"{more}')
         value *= sign
+    if abs(value) > _MOST_SECONDS:
+        raise fail(word, f'the duration "{text}" is out of range')
     if least is not None and value < least:
         raise fail(word, f'the duration "{text}" is out of range: expected at least {duration_text(least)}')
     return value
@@ -150,6 +154,31 @@ def name(word: Token) -> bytes:
         return from_text(word.text).lower()
     except BadName as error:
         raise fail(word, str(error)) from None
+
+
+def host_port(word: Token, default: int) -> tuple[str, int]:
+    """A word `HOST[:PORT]` as host and port."""
+    try:
+        return split_host_port(word.text, default)
+    except ValueError as error:
+        raise fail(word, str(error)) from None
+
+
+def ip(word: Token) -> str:
+    """A word that is an IP address, in its one form."""
+    try:
+        return str(ipaddress.ip_address(word.text))
+    except ValueError:
+        raise fail(word, f'expected an IP address, found "{word.text}"') from None
+
+
+def ip_port(word: Token, default: int) -> tuple[str, int]:
+    """A word `IP[:PORT]` as address and port."""
+    host, port = host_port(word, default)
+    try:
+        return str(ipaddress.ip_address(host)), port
+    except ValueError:
+        raise fail(word, f'expected an IP address, with or without a port, found "{word.text}"') from None
 
 
 def http_address(directive: Directive, default: tuple[str, int]) -> tuple[str, int]:

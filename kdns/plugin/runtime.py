@@ -23,7 +23,7 @@ R = TypeVar("R", bound=Resource)
 class Runtime:
     """Shared resources by key, and hooks into the server's life.
 
-    `before_stop` are awaited when the server is told to stop, while it still answers (lameduck).
+    `before_stop` are awaited, all at once, when the server is told to stop, while it still answers (lameduck).
     `on_serving` are called once the sockets of a configuration are open, and then forgotten. `loaded` is what the
     configuration that is being started, or is served, comes to. `reload` reads the Corefile again and serves by it;
     `fingerprint` reads it and says what it comes to; `stop` ends the process with a code.

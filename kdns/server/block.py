@@ -71,6 +71,17 @@ class Block:
         self.view = gates[0].view if gates else ""
         collectors = self.all(LabelCollector)
         self.metadata = collectors[0] if collectors else None
-        self.observers = tuple([plugin.observe for plugin in self.plugins if overrides(plugin, "observe")])
-        self.counting = tuple([p for p in self.plugins if overrides(p, "observe") or overrides(p, "meter")])
+        upwards = list(reversed(self.plugins))  # who stands above sees what became of those below
+        self.observers = tuple([plugin.observe for plugin in upwards if overrides(plugin, "observe")])
+        self.counting = tuple([p for p in upwards if overrides(p, "observe") or overrides(p, "meter")])
         self.chain = Chain(self.plugins)
+
+    def close(self) -> None:
+        """Lets go of the plugins and of the other blocks: they hold this one."""
+        self.plugins = []
+        self.siblings = []
+        self.admits = ()
+        self.metadata = None
+        self.observers = ()
+        self.counting = ()
+        self.chain = Chain(())

@@ -16,11 +16,14 @@ from typing import Final, NamedTuple
 
 from kdns import log
 from kdns.address import host_port
-from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, ServerBlock, parse
+from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, ServerBlock, Token, parse
+from kdns.corefile.errors import did_you_mean
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
 from kdns.plugin import readers
 from kdns.plugin.base import Plugin
+from kdns.plugin.endpoint import ServesHttp, one_name
+from kdns.plugin.providers import NamesHosts
 from kdns.server import plugin_files
 from kdns.server.block import Block
 from kdns.server.dispatch import Dispatcher
@@ -70,9 +73,14 @@ class Instance:
             block.compile()
         self.group()
 
+    def check(self) -> None:
+        """Raises CorefileError where two blocks, or two plugins, claim the same. Before `load` interfaces are only names."""
+        _check_duplicates(self.blocks)
+        _check_endpoints(self.blocks)
+
     def group(self) -> None:
         """Makes the dispatchers. Raises CorefileError where two blocks claim the same."""
-        check_duplicates(self.blocks)
+        self.check()
         self.dispatchers.clear()
         for block in self.blocks:
             options = [found for plugin in block.plugins if (found := plugin.listener()) is not None]
@@ -87,6 +95,15 @@ class Instance:
                         dispatcher.fold(option)
         for dispatcher in self.dispatchers.values():
             dispatcher.ready()
+
+    def close(self) -> None:
+        """Takes apart what was stopped, or never started: objects that hold each other are garbage only a long pass would find."""
+        for dispatcher in self.dispatchers.values():
+            dispatcher.close()
+        for block in self.blocks:
+            block.close()
+        self.dispatchers.clear()
+        self.blocks.clear()
 
 
 def read(
@@ -174,13 +191,14 @@ def build(corefile: Corefile) -> Instance:
             _check_key(key)
         block = Block(parsed)
         ranked: list[tuple[tuple[float, str], list[Plugin]]] = []
+        folder = _folder(corefile, parsed)
         for name, directives in parsed.directives.items():
             if name == plugin_files.NAME:
                 for directive in directives:
-                    cls, read_as = plugin_files.load(directive)
-                    ranked.append(((_before(cls), cls.name), _parsed(cls, [read_as], parsed)))
+                    cls, read_as = plugin_files.load(directive, folder)
+                    ranked.append(((_before(cls, directive.args[0]), cls.name), _parsed(cls, [read_as], parsed)))
             else:
-                ranked.append((_rank(name), _plugins(name, directives, parsed)))
+                ranked.append((_rank(directives[0].name), _plugins(name, directives, parsed)))
         for _, made in sorted(ranked, key=lambda item: item[0]):
             block.plugins += made
         blocks.append(block)
@@ -192,17 +210,33 @@ def build(corefile: Corefile) -> Instance:
     return instance
 
 
-def _rank(name: str) -> tuple[float, str]:
-    """Where a directive's plugin stands: by the fixed order, or right before the plugin it names."""
+def _folder(corefile: Corefile, block: ServerBlock) -> str:
+    """Where the relative paths of a block's plugin files begin."""
+    if "root" in block.directives:
+        (root,) = _plugins("root", block.directives["root"], block)
+        return str(root.config)
+    return os.path.dirname(corefile.name)
+
+
+def _rank(word: Token) -> tuple[float, str]:
+    """Where a directive's plugin stands: by the fixed order, or right before the plugin it names. Raises CorefileError."""
+    name = word.text
     if name in RANK:
         return RANK[name], name
     cls = plugin_class(name)
-    return (_before(cls) if cls is not None else float(len(RANK))), name
+    return (_before(cls, word) if cls is not None else float(len(RANK))), name
 
 
-def _before(cls: type[Plugin]) -> float:
-    """The place right before the plugin that a class names."""
-    return RANK.get(cls.before, len(RANK)) - 0.5
+def _before(cls: type[Plugin], word: Token) -> float:
+    """The place right before the plugin that a class names. Raises CorefileError where there is none of that name."""
+    before: object = cls.before  # what an author wrote
+    rank = RANK.get(before) if isinstance(before, str) else None
+    if rank is None:
+        named = f'"{before}"' if isinstance(before, str) else repr(before)
+        raise CorefileError(
+            word.at, f"plugin {cls.name}: `before` names {named}, which is no plugin{did_you_mean(str(before), ORDER)}"
+        )
+    return rank - 0.5
 
 
 def _plugins(name: str, directives: list[Directive], block: ServerBlock) -> list[Plugin]:
@@ -235,12 +269,21 @@ def _check_key(key: Key) -> None:
         raise CorefileError(key.token.at, str(error)) from None
 
 
-def check_duplicates(blocks: list[Block]) -> None:
+def _hosts(block: Block) -> tuple[str, ...]:
+    """The addresses of a block; as `bind` names them where it is not loaded yet; an empty one for every address."""
+    if block.hosts:
+        return block.hosts
+    named = [host for plugin in block.all(NamesHosts) for host in plugin.named_hosts()]
+    return tuple(named) or ("",)
+
+
+def _check_duplicates(blocks: list[Block]) -> None:
     """Raises CorefileError where two keys claim the same zone, transport and port on the same or overlapping addresses."""
     exact: dict[tuple[str, str, str, int], Key] = {}
     for block in blocks:
+        hosts = _hosts(block)
         for key in block.parsed.keys:
-            for host in block.hosts or ("",):
+            for host in hosts:
                 identity = (key.scheme, key.zone, host, key.port)
                 overlap = _overlap(exact, key, host)
                 if overlap is not None:
@@ -254,6 +297,23 @@ def check_duplicates(blocks: list[Block]) -> None:
                 if identity in exact:
                     raise CorefileError(key.token.at, f"cannot serve {key} - it is already defined at {exact[identity].token.at}")
                 exact[identity] = key
+
+
+def _check_endpoints(blocks: list[Block]) -> None:
+    """Raises CorefileError where two plugins would serve HTTP on one address by different web configurations."""
+    known: dict[tuple[str, int], tuple[str, str]] = {}
+    for block in blocks:
+        for plugin in block.plugins:
+            if not isinstance(plugin, ServesHttp):
+                continue
+            host, port, web = plugin.http
+            other, its = known.setdefault((one_name(host), port), (plugin.name, web))
+            if its != web:
+                raise CorefileError(
+                    block.parsed.at,
+                    f"{other} and {plugin.name} cannot share {host_port(host, port)}: one of them has a web configuration of its own "
+                    "(tls). Give it another port",
+                )
 
 
 def _overlap(exact: dict[tuple[str, str, str, int], Key], key: Key, host: str) -> Key | None:

@@ -11,7 +11,7 @@ An exception at plugin i is RcodeOnly(SERVFAIL, error) from there. A cancelled q
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, cast, final
 
 from kdns.dns import iana
 from kdns.dns.answer import Answer
@@ -100,9 +100,7 @@ class Chain:
     def _resume(self, request: Request, i: int, j: int, found: Any) -> Outcome | Pending:
         if found is None:
             return self.run(request, i + 1)
-        if isinstance(found, BaseException):
-            found = request.server.failed(request, found)
-        return self._ascend(request, i, found, 0)
+        return self._ascend(request, i, self._checked(request, found), 0)
 
     def _ascend(self, request: Request, i: int, outcome: Outcome, j: int) -> Outcome | Pending:
         if type(outcome) is Answer:
@@ -130,9 +128,14 @@ class Chain:
         return outcome
 
     def _return(self, request: Request, i: int, j: int, found: Any) -> Outcome | Pending:
-        if isinstance(found, BaseException):
-            found = request.server.failed(request, found)
-        return self._ascend(request, i, found, j)
+        return self._ascend(request, i, self._checked(request, found), j)
+
+    def _checked(self, request: Request, found: Any) -> Outcome:
+        """What was waited for as an outcome: an exception, or what is none, is a failure."""
+        if type(found) in OUTCOMES:
+            return cast(Outcome, found)
+        error = found if isinstance(found, BaseException) else TypeError(f"a plugin gave no outcome but {found!r}")
+        return request.server.failed(request, error)
 
     def _wait(self, awaitable: Awaitable[Any], resume: Resume, request: Request, i: int, j: int) -> Outcome | Pending:
         try:

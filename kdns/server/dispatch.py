@@ -55,6 +55,7 @@ class Dispatcher:
         self.panics = PANICS.slot()
         self.waiting = PendingTable(label, self.finish, self.give_up)
         self.replies = ReplyCache()
+        self.closed = False
 
     # Called by the build.
 
@@ -80,6 +81,15 @@ class Dispatcher:
         if len(self.zones) == 1 and len(blocks) == 1 and not blocks[0].admits and not blocks[0].chain.empty:
             self.only = blocks[0]
 
+    def close(self) -> None:
+        """Ends for good: what still waits is answered SERVFAIL, and what holds this dispatcher is let go."""
+        self.waiting.close()
+        self.closed = True
+        self.zones.clear()
+        self.dropped.clear()
+        self.only = None
+        self.replies.clear()
+
     # Called by the listeners.
 
     def datagram(self, data: bytes, client: Address, local: Address | None) -> bytes | Pending | MessageStream | None:
@@ -93,14 +103,20 @@ class Dispatcher:
     def answer(self, data: bytes, client: Address, local: Address | None, way: int) -> bytes | Pending | MessageStream | None:
         """The reply to a query; `way` is how it came (server.replycache)."""
         replies = self.replies
-        entry = replies.get(data, way)
-        if entry is not None:
-            for meter in entry.meters:
-                meter(len(data), entry.size)
-            if entry.observers:
-                self._show(entry, data, client, local, way)
-            return b"".join((data[:2], entry.head, data[12 : replies.end], entry.next_tail()))
-        return self._in_full(data, client, local, way)
+        try:
+            entry = replies.get(data, way)
+            if entry is not None:
+                for meter in entry.meters:
+                    meter(len(data), entry.size)
+                if entry.observers:
+                    failed = self._show(entry, data, client, local, way)
+                    if failed:
+                        return failed
+                return b"".join((data[:2], entry.head, data[12 : replies.end], entry.next_tail()))
+            return self._in_full(data, client, local, way)
+        except Exception as error:
+            replies.clear()
+            return self._broken(data, error)
 
     def _in_full(self, data: bytes, client: Address, local: Address | None, way: int) -> bytes | Pending | MessageStream | None:
         """The reply that the plugins give."""
@@ -125,7 +141,7 @@ class Dispatcher:
         request = Request(self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[way], monotonic())
         key = self.replies.key if self.replies.wanted() else b""
         if question.cls != iana.IN and not self.any_class:
-            outcome: Outcome | Pending = self._drop(request, iana.REFUSED)
+            outcome: Outcome | Pending = self._drop(request, RcodeOnly(iana.REFUSED))
         else:
             outcome = self._route(request)
         if type(outcome) is Pending:
@@ -133,9 +149,10 @@ class Dispatcher:
             return waited
         # What observers read of the request is not noted.
         stored = key and type(outcome) is Answer and outcome.validity is not None and request.repeatable and not request.personal
-        made = self.finish(request, outcome)
-        if stored and type(outcome) is Answer and type(made) is bytes:
-            self._store(request, outcome, key, made)
+        seen: Outcome = self._observe(request, outcome)
+        made = self._packed(request, seen)
+        if stored and seen is outcome and type(seen) is Answer and type(made) is bytes:
+            self._store(request, seen, key, made)
         return made
 
     # Called by requests.
@@ -171,12 +188,31 @@ class Dispatcher:
         request.root.personal = True
         if isinstance(error, asyncio.CancelledError):
             return RcodeOnly(iana.SERVFAIL, "the query was cancelled")
+        if self.closed:
+            return RcodeOnly(iana.SERVFAIL, "the configuration was replaced")  # its plugins may have lost what they need
+        self._panic(error)
+        return RcodeOnly(iana.SERVFAIL, error)
+
+    def _panic(self, error: BaseException) -> None:
+        """Counts and logs an exception in a plugin, or of our own."""
         self.panics[0] += 1
-        text = f'Recovered from panic in server: "{self.label}" {type(error).__name__}: {error}'
+        try:
+            what = f"{type(error).__name__}: {error}"
+        except Exception:
+            what = type(error).__name__  # its text is an exception too
+        text = f'Recovered from panic in server: "{self.label}" {what}'
         if self.stacktrace or self.debug:
             text += " " + "".join(traceback.format_exception(error))
         _log.error(text)
-        return RcodeOnly(iana.SERVFAIL, error)
+
+    def _broken(self, data: bytes, error: Exception) -> bytes:
+        """SERVFAIL for a query that broke something outside of the chain."""
+        self._panic(error)
+        try:
+            _, end, edns, _ = parse(data)
+        except FormatError:
+            return reply.refusal(data, iana.SERVFAIL, False, readable_question(data))
+        return reply.bare(data, end, iana.SERVFAIL, edns)
 
     # Routing.
 
@@ -184,9 +220,9 @@ class Dispatcher:
         try:
             block = self.find(request)
         except Exception as error:
-            return self.failed(request, error)
+            return self._drop(request, self.failed(request, error))
         if block is None:
-            return self._drop(request, iana.REFUSED)
+            return self._drop(request, RcodeOnly(iana.REFUSED))
         request.block = block
         return block.chain.run(request)
 
@@ -216,11 +252,14 @@ class Dispatcher:
                 return block
         return None
 
-    def _drop(self, request: Request, rcode: int) -> RcodeOnly:
-        outcome = RcodeOnly(rcode)
+    def _drop(self, request: Request, outcome: RcodeOnly) -> RcodeOnly:
+        """The outcome of a query that no block has taken."""
         if not request.depth:
             for dropped in self.dropped:
-                dropped(request, outcome)
+                try:
+                    dropped(request, outcome)
+                except Exception as error:
+                    outcome = self.failed(request, error)
         return outcome
 
     # Outcomes and replies.
@@ -231,7 +270,10 @@ class Dispatcher:
             value = self.failed(request, value)
         elif value is None:
             value = RcodeOnly(iana.SERVFAIL, "no outcome")
-        return self._packed(request, self._observe(request, value))
+        try:
+            return self._packed(request, self._observe(request, value))
+        except Exception as error:
+            return self._broken(request._data, error)
 
     def give_up(self, request: Request, reason: str) -> bytes | MessageStream | None:
         """The reply to a query that may not wait, or has waited too long."""
@@ -240,14 +282,13 @@ class Dispatcher:
         return self.finish(request, failure)
 
     def _observe(self, request: Request, outcome: Any) -> Any:
-        """Shows an outcome to the block's observers; what is made of it, where one of them raises."""
+        """Shows an outcome to the block's observers; SERVFAIL where one of them raises, for those after it too."""
         block: Block | None = request.block
         if block is None:
             return outcome
-        seen = outcome
         for observe in block.observers:
             try:
-                observe(request, seen)
+                observe(request, outcome)
             except Exception as error:
                 outcome = self.failed(request, error)
         return outcome
@@ -264,7 +305,9 @@ class Dispatcher:
         if type(outcome) is Drop:
             return None
         if type(outcome) is Transfer:
-            return MessageStream(_messages(request, outcome))
+            if request.transport == "tcp":
+                return MessageStream(_messages(request, outcome), self._panic)
+            outcome = self.failed(request, TypeError("a plugin gave a zone transfer over UDP"))
         assert type(outcome) is RcodeOnly
         return reply.bare(request._data, request._end, outcome.rcode, request.edns, outcome.options)
 
@@ -287,8 +330,8 @@ class Dispatcher:
         if entry is not None:
             self.replies.put(entry)
 
-    def _show(self, entry: Entry, data: bytes, client: Address, local: Address | None, way: int) -> None:
-        """Shows a repeated reply to the observers that want to see each query."""
+    def _show(self, entry: Entry, data: bytes, client: Address, local: Address | None, way: int) -> bytes:
+        """Shows a repeated reply to the observers that want to see each query; what to reply if one of them raises."""
         question, end, edns, options = parse(data, True)
         flags = reply.flags_of(data) | (REPLY_EDNS if edns is not None else 0)
         request = Request(self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[way], monotonic())
@@ -301,7 +344,8 @@ class Dispatcher:
             for observe in entry.observers:
                 observe(request, entry.answer)
         except Exception as error:
-            self.failed(request, error)
+            return reply.bare(data, end, self.failed(request, error).rcode, edns)
+        return b""
 
 
 def _messages(request: Request, transfer: Transfer) -> Iterator[bytes]:

@@ -4,6 +4,9 @@ A full pass over an index of 150,000 endpoints takes 80 to 190 ms, over the impo
 collected while the server is built; once it is, everything there is frozen (moved where no pass looks). From then on
 a pass runs when some 8,000 new containers stand, and what survives it is frozen too. It is never off for good:
 tracebacks and HTTP clients make cycles.
+
+What is frozen and then becomes garbage is found by no pass: only reference counting frees it. So what lives long and ends
+before the process does (a configuration, a cluster's state) must not hold itself in a cycle: whoever stops it takes it apart.
 """
 
 import gc
@@ -82,7 +85,8 @@ def hold() -> Callable[[], None]:
     def over() -> None:
         _holds[0] -= 1
         if not _holds[0] and _settled[0]:
-            gc.freeze()
+            if gc.get_count()[0] > _YOUNG * _PASSES:
+                gc.freeze()  # too much for a pass; what is less goes through one, which finds what is garbage already
             gc.enable()
 
     return over

@@ -7,7 +7,7 @@ listeners only get another dispatcher, between two datagrams.
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from kdns import log
@@ -65,12 +65,15 @@ class Server:
         gc_policy.suspend()
         for warning in corefile.warnings:
             _log.warning(warning)
+        instance: Instance | None = None
         try:
             instance = build(corefile)
             instance.load()
             self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(instance)
         except BaseException:
+            if instance is not None:
+                instance.close()
             gc_policy.release()
             raise
         self.instance = instance
@@ -98,7 +101,6 @@ class Server:
     async def _replace(self, corefile: Corefile) -> None:
         old = self.instance
         assert old is not None
-        over = gc_policy.hold()
         new = build(corefile)
         for warning in corefile.warnings:
             _log.warning(warning)
@@ -111,7 +113,7 @@ class Server:
         except BaseException:
             self.runtime.loaded = before
             self.runtime.on_serving.clear()
-            over()
+            new.close()
             raise
         for group, dispatcher in new.dispatchers.items():
             if group in self.listeners:
@@ -122,8 +124,8 @@ class Server:
         self.instance = new
         await _drain(old, DRAIN)
         await _stop(old.plugins)
+        old.close()
         self._announce()
-        over()
 
     async def _bring_up(self, instance: Instance) -> dict[Group, Listeners]:
         """Starts the plugins and opens the sockets that are not open yet; what a failure leaves is undone."""
@@ -154,9 +156,14 @@ class Server:
         if not calls:
             return
 
-        async def all_of_it() -> None:
-            for call in calls:
+        async def one(call: Callable[[], Awaitable[None]]) -> None:
+            try:
                 await call()
+            except Exception as error:
+                _log.error(f"lameduck: {type(error).__name__}: {error}")
+
+        async def all_of_it() -> None:
+            await asyncio.gather(*(one(call) for call in calls))
 
         waiting = [asyncio.ensure_future(all_of_it()), asyncio.ensure_future(self._quiet())]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -199,6 +206,7 @@ class Server:
         self.listeners.clear()
         if self.instance is not None:
             await _stop(self.instance.plugins)
+            self.instance.close()
             self.instance = None
         STATE.slot()[0] = 0
         gc_policy.release()

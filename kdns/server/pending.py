@@ -9,8 +9,9 @@ from time import monotonic
 from typing import Any, Final, final
 
 from kdns.deadlines import Deadlines
+from kdns.dns import iana
 from kdns.metrics import Counter
-from kdns.plugin.outcome import DROP, Pending, ensure_pending
+from kdns.plugin.outcome import DROP, Pending, RcodeOnly, ensure_pending
 from kdns.plugin.request import Request
 
 # Queries that may wait for an upstream, in all. Each costs some 2 KB; a burst beyond is answered SERVFAIL at once.
@@ -61,6 +62,15 @@ class PendingTable:
             self.deadlines.add(request.timeout, partial(self._land, request, result, DROP))
         return result
 
+    def close(self) -> None:
+        """Ends for good: answers what still waits, and lets go of who finishes replies."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        for result, (_, request) in list(self.table.items()):
+            self._land(request, result, RcodeOnly(iana.SERVFAIL, "the server is reloaded or stopped"))
+        self.finish = self.give_up = _closed
+
     def detach(self, awaitable: Any) -> None:
         """Lets bounded work outlive the reply; beyond MAX_DETACHED it is not begun."""
         if len(self.detached) >= MAX_DETACHED:
@@ -99,3 +109,7 @@ class PendingTable:
             self._leave(request)
             EXPIRED.slot(self.label)[0] += 1
             result.resolve(self.give_up(request, "no plugin answered in time"))
+
+
+def _closed(request: Request, value: Any) -> None:
+    """No reply: who would make one is gone."""

@@ -1,5 +1,7 @@
 """Plugins as files: `plugin PATH [ARGUMENTS...] { ... }` in a server block loads a Python file, without a rebuild.
 
+A relative path begins at the block's `root`, or in the Corefile's folder where there is none.
+
 The file holds one class that extends `kdns.plugin.Plugin`. It is read anew at each load of the Corefile, so an edit takes
 effect with SIGUSR1. Whoever may edit the Corefile may run code in the server: the file counts as part of it.
 """
@@ -16,11 +18,14 @@ from kdns.plugin.base import Plugin
 NAME: Final = "plugin"
 
 
-def load(directive: Directive) -> tuple[type[Plugin], Directive]:
-    """The class in a directive's file, and the directive as that class reads it. Raises CorefileError."""
+def load(directive: Directive, folder: str) -> tuple[type[Plugin], Directive]:
+    """The class in a directive's file, and the directive as that class reads it. Raises CorefileError.
+
+    `folder` is where relative paths begin.
+    """
     readers.arguments(directive, 1, None, "the path of a Python file")
     word = directive.args[0]
-    path = word.text
+    path = os.path.join(folder, word.text)
     if not os.path.isfile(path):
         raise readers.fail(word, f"plugin {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"kdns_plugin_{os.path.basename(path).partition('.')[0]}", path)

@@ -22,15 +22,15 @@ class Node:
     """One name: its RRsets by type, and the answers rendered for it.
 
     `answers` holds what was rendered, by query type. Once `nodata` is set, `types` are all the types there are, and every
-    other one gets that answer.
+    other one gets that answer. A node does not refer to the one above it: that would be a cycle, which only the
+    collector frees.
     """
 
-    __slots__ = ("_validity", "answers", "children", "label", "name", "nodata", "parent", "rrsets", "types")
+    __slots__ = ("_validity", "answers", "children", "label", "name", "nodata", "rrsets", "types")
 
-    def __init__(self, name: bytes, label: bytes, parent: "Node | None") -> None:
+    def __init__(self, name: bytes, label: bytes) -> None:
         self.name = name
         self.label = label
-        self.parent = parent
         self.children: dict[bytes, Node] | None = None
         self.rrsets: tuple[RRset, ...] = ()
         self.answers: dict[int, Answer] = _NONE
@@ -93,12 +93,26 @@ class Store:
     """The trie and its index. Names are lower-cased wire names."""
 
     def __init__(self) -> None:
-        self.root = Node(ROOT, b"", None)
+        self.root = Node(ROOT, b"")
         self.index: dict[bytes, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
 
     def get(self, name: bytes) -> Node | None:
         """The node of exactly this name."""
         return self.index.get(name)
+
+    def above(self, node: Node) -> Node | None:
+        """The node one label nearer the root; None above the root, and for one that went.
+
+        It is looked up: nodes that held the one above them would be cycles, and no reference count would free a store.
+        """
+        name = node.name
+        if name == ROOT or self.index.get(name) is not node:
+            return None
+        rest = name[name[0] + 1 :]
+        return self.root if rest == ROOT else self.index.get(rest)
 
     def closest(self, name: bytes) -> tuple[Node, int]:
         """The closest encloser (RFC 4592, section 3.3.1) and the offset in `name` where it begins; the root at worst."""
@@ -123,7 +137,7 @@ class Store:
                 size += len(part) + 1
                 child = node.children.get(part) if node.children is not None else None
                 if child is None:
-                    child = Node(name[len(name) - size :], part, node)
+                    child = Node(name[len(name) - size :], part)
                     if node.children is None:
                         node.children = {}
                     node.children[part] = child
@@ -152,7 +166,7 @@ class Store:
         node = self.index.get(name)
         if node is None:
             return
-        parent = node.parent
+        parent = self.above(node)
         pending = [node]
         while pending:
             gone = pending.pop()
@@ -160,19 +174,35 @@ class Store:
             gone.invalidate()
             if gone.children is not None:
                 pending.extend(gone.children.values())
-            gone.parent = gone.children = None
-        if parent is not None and parent.children is not None:
-            parent.children.pop(node.label, None)
+            gone.children = None
+        if parent is not None:
+            _part(parent, node)
             self._prune(parent)
 
+    def popitem(self) -> tuple[bytes, Node]:
+        """Removes the name that came last, below which there is nothing. Raises KeyError where there is none."""
+        node = self.index[next(reversed(self.index), ROOT)]
+        above = self.above(node)
+        del self.index[node.name]
+        node.invalidate()
+        if above is not None:
+            _part(above, node)
+        return node.name, node
+
     def _prune(self, node: Node) -> None:
-        while not (node.children or node.rrsets or node.answers or node.nodata is not None) and node.parent is not None:
-            parent = node.parent
+        while not (node.children or node.rrsets or node.answers or node.nodata is not None):
+            above = self.above(node)
+            if above is None:
+                return
             del self.index[node.name]
             node.invalidate()
-            assert parent.children is not None
-            del parent.children[node.label]
-            if not parent.children:
-                parent.children = None
-            node.parent = None
-            node = parent
+            _part(above, node)
+            node = above
+
+
+def _part(above: Node, node: Node) -> None:
+    """Takes a node away from the one above it."""
+    if above.children is not None:
+        above.children.pop(node.label, None)
+        if not above.children:
+            above.children = None

@@ -4,6 +4,7 @@ from typing import Any
 
 
 def namespace(name: str, **labels: str) -> dict[str, Any]:
+    """A Namespace with these labels."""
     return {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}}
 
 
@@ -27,6 +28,7 @@ def service(
 
 
 def endpoint(*ips: str, host: str = "", ready: bool | None = True, pod: str = "") -> dict[str, Any]:
+    """An endpoint of an EndpointSlice; `ready` None: nothing is said of it."""
     out: dict[str, Any] = {"addresses": list(ips), "conditions": {} if ready is None else {"ready": ready}}
     if host:
         out["hostname"] = host
@@ -39,6 +41,7 @@ def endpointslice(
     key: str, of: str, *endpoints: dict[str, Any], ports: tuple[tuple[str, str, int], ...] = (("http", "TCP", 80),),
     labels: dict[str, str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
+    """`key` is namespace/name, `of` the Service's name; ports are (name, protocol, number)."""
     ns, _, name = key.partition("/")
     meta = {"name": name, "namespace": ns, "labels": {"kubernetes.io/service-name": of, **(labels or {})}}
     body: dict[str, Any] = {
@@ -50,6 +53,7 @@ def endpointslice(
 
 
 def pod(key: str, *ips: str, phase: str = "Running") -> dict[str, Any]:
+    """`key` is namespace/name."""
     ns, _, name = key.partition("/")
     status = {"phase": phase, "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]}
     return {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": ns}, "status": status}

@@ -24,6 +24,7 @@ def answer(query: dns.message.Message, *records: str, ttl: int = 60, ra: bool = 
 
 
 def soa(reply: dns.message.Message, zone: str = "example.org.", ttl: int = 60, minimum: int = 60) -> dns.message.Message:
+    """Adds a zone's SOA to a negative reply."""
     reply.authority.append(
         dns.rrset.from_text(zone, ttl, "IN", "SOA", f"ns.{zone.lstrip('.')} mail.{zone.lstrip('.')} 1 2 3 4 {minimum}")
     )
@@ -54,6 +55,7 @@ class Upstream:
 
     @property
     def address(self) -> str:
+        """ADDRESS:PORT, for a Corefile."""
         return f"127.0.0.1:{self.port}"
 
     def _play(self, data: bytes, proto: str, port: int) -> list[bytes]:
@@ -104,6 +106,7 @@ class Upstream:
                     stream.close()
 
     def close(self) -> None:
+        """Ends all of it."""
         self.closing = True
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
             waker.sendto(b"", ("127.0.0.1", self.port))

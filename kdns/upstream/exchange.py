@@ -4,10 +4,12 @@ Laws (reliability.md S1-S3; RFC 5452, section 9.1): ids come from the system's g
 QR, opcode, question name, type and class are those of the query; anything else is dropped and the wait goes on.
 """
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import Final, final
 
+from kdns.address import host_port
 from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
 from kdns.dns.message import parse_reply
@@ -64,6 +66,17 @@ def matching_reply(data: bytes, qid: bytes, question: Question, to: str) -> Answ
                 return message.answer
     JUNK.slot(to)[0] += 1
     return None
+
+
+def our_end(transport: asyncio.BaseTransport) -> str:
+    """Our address and port of a connection, as errors have it before `->`."""
+    name = transport.get_extra_info("sockname")
+    return host_port(name[0], name[1]) if name else ""
+
+
+def timed_out(proto: str, local: str, to: str) -> UpstreamError:
+    """The error of a query that got no reply in time; `local` is empty where it was not even sent."""
+    return UpstreamError(f"read {proto} {local}->{to}: i/o timeout" if local else f"dial {proto} {to}: i/o timeout")
 
 
 def os_text(call: str, error: OSError) -> str:

@@ -19,7 +19,7 @@ from h2.exceptions import ProtocolError
 from kdns.address import host_port
 from kdns.deadlines import Deadline, Deadlines
 from kdns.dns.query import Question
-from kdns.upstream.exchange import Done, UpstreamError, matching_reply, os_text
+from kdns.upstream.exchange import Done, UpstreamError, matching_reply, os_text, our_end, timed_out
 from kdns.upstream.udp import HITS, MISSES
 
 DIAL: Final = 5.0  # seconds to connect, TLS included
@@ -33,12 +33,13 @@ MESSAGE: Final = "application/dns-message"
 
 @final
 class _Flight:
-    __slots__ = ("body", "deadline", "done", "over", "query", "question", "retried", "status", "type")
+    __slots__ = ("body", "deadline", "done", "local", "over", "query", "question", "retried", "status", "type")
 
     def __init__(self, query: bytes, question: Question, done: Done) -> None:
         self.query = b"\0\0" + query[2:]
         self.question = question
         self.done = done
+        self.local = ""  # our end of the connection that it was sent on
         self.over = False
         self.retried = False
         self.deadline: Deadline | None = None
@@ -95,7 +96,7 @@ class HttpsConnections:
     def exchange(self, query: bytes, question: Question, timeout: float, done: Done) -> None:
         """Sends a query and calls back once, with an answer or an UpstreamError."""
         flight = _Flight(query, question, done)
-        flight.deadline = self.deadlines.add(timeout, lambda: flight.end(UpstreamError(f"read https ->{self.to}: i/o timeout")))
+        flight.deadline = self.deadlines.add(timeout, lambda: flight.end(timed_out("https", flight.local, self.to)))
         self.assign(flight)
 
     def assign(self, flight: _Flight) -> None:
@@ -178,9 +179,11 @@ class HttpsConnections:
         connection.flights.clear()
         for flight in flights:
             if flight.retried or not connection.answered:
-                flight.end(UpstreamError(f"read https ->{self.to}: {error or 'the connection was closed'}"))
+                why = os_text("read", error) if isinstance(error, OSError) else error or "the connection was closed"
+                flight.end(UpstreamError(f"read https {flight.local}->{self.to}: {why}"))
             else:
                 flight.retried = True
+                flight.local = ""
                 self.assign(flight)
         if self.waiting and self.connection is None:
             self.dial()
@@ -202,6 +205,7 @@ class _Connection(asyncio.Protocol):
         self.flights: dict[int, _Flight] = {}
         self.answered = False
         self.transport: asyncio.Transport | None = None
+        self.local = ""
         self.loop = asyncio.get_running_loop()
         self.born = self.used = self.loop.time()
         self.timer: asyncio.TimerHandle | None = None
@@ -229,6 +233,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self.local = our_end(transport)
         self.owner.open.add(self)
         self.http.initiate_connection()
         self._write()
@@ -257,6 +262,7 @@ class _Connection(asyncio.Protocol):
             return
         flight.status, flight.type, flight.body = "", "", bytearray()
         self.flights[stream] = flight
+        flight.local = self.local
         self.used = self.loop.time()
         self._write()
 
@@ -290,7 +296,9 @@ class _Connection(asyncio.Protocol):
         elif isinstance(event, StreamReset):
             flight = self.flights.pop(event.stream_id, None)
             if flight is not None:
-                flight.end(UpstreamError(f"read https ->{self.owner.to}: the stream was reset (code {event.error_code})"))
+                flight.end(
+                    UpstreamError(f"read https {self.local}->{self.owner.to}: the stream was reset (code {event.error_code})")
+                )
         elif isinstance(event, ConnectionTerminated):
             if self.owner.connection is self:
                 self.owner.connection = None
@@ -303,13 +311,14 @@ class _Connection(asyncio.Protocol):
         self.answered = True
         self.used = self.loop.time()
         to = self.owner.to
+        route = f"{self.local}->{to}"
         if flight.status != "200":
-            flight.end(UpstreamError(f"read https ->{to}: HTTP status {flight.status or 'missing'}"))
+            flight.end(UpstreamError(f"read https {route}: HTTP status {flight.status or 'missing'}"))
         elif flight.type.partition(";")[0].strip() != MESSAGE or len(flight.body) > MAX_BODY:
-            flight.end(UpstreamError(f"read https ->{to}: the reply is no {MESSAGE}"))
+            flight.end(UpstreamError(f"read https {route}: the reply is no {MESSAGE}"))
         else:
             answer = matching_reply(bytes(flight.body), bytes(flight.body[:2]), flight.question, to)
-            flight.end(answer if answer is not None else UpstreamError(f"read https ->{to}: the reply is to another question"))
+            flight.end(answer if answer is not None else UpstreamError(f"read https {route}: the reply is to another question"))
 
     def _write(self) -> None:
         data = self.http.data_to_send()

@@ -10,7 +10,7 @@ from typing import Final, final
 
 from kdns.deadlines import Deadline, Deadlines
 from kdns.dns.query import Question
-from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id, os_text
+from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id, os_text, our_end, timed_out
 from kdns.upstream.udp import HITS, MISSES
 
 # Queries on one connection at a time; beyond that another is opened.
@@ -25,7 +25,7 @@ REDIAL: Final = 0.4
 
 @final
 class _Flight:
-    __slots__ = ("deadline", "done", "over", "query", "question", "reused", "timeout")
+    __slots__ = ("deadline", "done", "local", "over", "query", "question", "reused", "timeout")
 
     def __init__(self, query: bytes, question: Question, timeout: float, done: Done) -> None:
         self.query = query
@@ -33,6 +33,7 @@ class _Flight:
         self.timeout = timeout
         self.done = done
         self.reused = False
+        self.local = ""  # our end of the connection that it was sent on
         self.over = False
         self.deadline: Deadline | None = None
 
@@ -85,7 +86,7 @@ class TcpConnections:
     def exchange(self, query: bytes, question: Question, timeout: float, done: Done) -> None:
         """Sends a query (its id is replaced) and calls back once, with an answer or an UpstreamError."""
         flight = _Flight(query, question, timeout, done)
-        flight.deadline = self.deadlines.add(timeout, lambda: flight.end(UpstreamError(f"read tcp ->{self.to}: i/o timeout")))
+        flight.deadline = self.deadlines.add(timeout, lambda: flight.end(timed_out("tcp", flight.local, self.to)))
         self._assign(flight)
 
     def _assign(self, flight: _Flight) -> None:
@@ -157,9 +158,11 @@ class TcpConnections:
                 continue
             if flight.reused:
                 flight.reused = False
+                flight.local = ""
                 self._assign(flight)
             else:
-                flight.end(UpstreamError(f"read tcp ->{self.to}: {error or 'the connection was closed'}"))
+                why = os_text("read", error) if isinstance(error, OSError) else error or "the connection was closed"
+                flight.end(UpstreamError(f"read tcp {flight.local}->{self.to}: {why}"))
 
     def close(self) -> None:
         """Closes all connections; queries in flight fail."""
@@ -180,6 +183,7 @@ class _Connection(asyncio.Protocol):
         self.flights: dict[bytes, _Flight] = {}
         self.buffer = b""
         self.transport: asyncio.Transport | None = None
+        self.local = ""
         self.loop = asyncio.get_running_loop()
         self.born = self.used = self.loop.time()
         self.timer: asyncio.TimerHandle | None = None
@@ -192,6 +196,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self.local = our_end(transport)
         self.timer = self.loop.call_later(self.owner.expire, self._idle)
 
     def send(self, flight: _Flight) -> None:
@@ -200,6 +205,7 @@ class _Connection(asyncio.Protocol):
         while qid in self.flights:
             qid = new_id()
         self.flights[qid] = flight
+        flight.local = self.local
         self.used = self.loop.time()
         self.transport.write(len(flight.query).to_bytes(2, "big") + qid + flight.query[2:])
 

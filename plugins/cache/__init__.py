@@ -28,7 +28,7 @@ that is cached. Their TTL is at most what it would be if they were.
 * `servfail`: how long a SERVFAIL of an upstream is kept. Default 5s, at most 5m, 0 not at all. That no upstream had a
   reply is kept for a second, or for less where this is less (RFC 9520); clients that use EDNS are told (extended error 13).
 * `disable`: no answers, or no denials, are kept for these zones.
-* `keepttl`: answers keep the TTL they came with.
+* `keepttl`: the TTL of a kept answer does not fall while it is kept. It is within the bounds of `success` and `denial`, as without.
 * `nxdomain_cut` (kdns only): a name that does not exist has nothing below it (RFC 8020), so names below one that is kept as
   such are denied without asking. Only below the zones of no server block, and where one `forward` answers them all.
 

@@ -20,6 +20,7 @@ from kdns.plugin.runtime import Runtime
 from kdns.plugins.cache import config as _config
 from kdns.plugins.cache.classify import judge
 from kdns.plugins.cache.config import Config
+from kdns.turns import emptied
 from kdns.upstream.exchange import UpstreamError
 
 ENTRY_OCTETS: Final = 4096  # on the average; a usual answer has 100 to 500
@@ -191,12 +192,15 @@ class Cache(Plugin):
         """What is not kept here because we own it gets no longer a TTL than if it were."""
         config = self.config
         disabled = config.no_denial if denial else config.no_success
-        if config.keepttl or closest(name, config.zones) is None or closest(name, disabled) is not None:
+        if closest(name, config.zones) is None or closest(name, disabled) is not None:
             return iana.MAX_TTL
         return config.denial.most if denial else config.success.most
 
     async def start(self, runtime: Runtime) -> None:
         self.view = self.block.view if self.block is not None else ""
+
+    async def stop(self) -> None:
+        await emptied(self.success.entries, self.denial.entries, self.cuts)
 
     # Queries.
 
@@ -231,7 +235,7 @@ class Cache(Plugin):
                 self._count(request, entry, key, left, meters)
                 # From then on each query must be seen here.
                 request.expires(entry.expires - math.ceil(self.config.prefetch_part * entry.ttl))
-            return self._serve(request, entry, max(int(left), 1))
+            return self._serve(request, entry, int(entry.ttl) if self.config.keepttl else max(int(left), 1))
         if left + self.config.stale > 0:
             return self._stale(request, entry, key, kind, meters)
         meters.misses[0] += 1
@@ -260,10 +264,9 @@ class Cache(Plugin):
             entry.left = ttl
             answer = entry.answer
             body = answer.rendered(answer.name or request.question.name)
-            shown = body if self.config.keepttl and ttl else body.with_ttl(ttl)
             # A stale answer, or an error, is given once; whether it still is to be is for the next query to find out.
             lasting = ttl > 0 and request.now < entry.expires and answer.rcode != iana.SERVFAIL
-            entry.aged = answer.with_body(shown, answer.flags, entry.validity if lasting else None)
+            entry.aged = answer.with_body(body.with_ttl(ttl), answer.flags, entry.validity if lasting else None)
         answer = entry.aged
         # RFC 6840, section 5.7: AD only for those who say that they understand it.
         if answer.flags & iana.AD and not (request.ad or (request.edns is not None and request.edns.do)):
@@ -288,6 +291,8 @@ class Cache(Plugin):
         self, request: Request, entry: CacheEntry, key: bytes, kind: str, meters: _Meters
     ) -> Outcome | Awaitable[Outcome | None] | None:
         config = self.config
+        # As in the original, a TTL that is kept is kept beyond its end, where stale answers have none of their own.
+        ttl = int(entry.ttl) if config.keepttl and not config.stale_ttl else config.stale_ttl
         rests = config.recheck and request.now - entry.checked < config.recheck
         if not config.verify or rests:
             meters.hits[kind][0] += 1
@@ -295,7 +300,7 @@ class Cache(Plugin):
             if not entry.fresh and not rests:
                 meters.prefetches[0] += 1
                 self._refresh(request, entry, key)
-            return self._serve(request, entry, config.stale_ttl)
+            return self._serve(request, entry, ttl)
         pending = self._refresh(request, entry, key)
         result = Pending()
 
@@ -304,7 +309,7 @@ class Cache(Plugin):
                 result.resolve(outcome)
             else:
                 meters.stale[0] += 1
-                result.resolve(self._serve(request, entry, config.stale_ttl))
+                result.resolve(self._serve(request, entry, ttl))
 
         if config.verify_timeout:
             self.deadlines.add(config.verify_timeout, lambda: settle(None))
@@ -372,7 +377,7 @@ class Cache(Plugin):
         answer = kept
         body = answer.rendered(question.name)
         whole = int(ttl)
-        if config.keepttl or (uniform and whole == lifetime):
+        if uniform and whole == lifetime:
             served = answer
         else:
             served = answer.with_body(body.with_ttl(whole), answer.flags)

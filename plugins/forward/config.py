@@ -1,6 +1,5 @@
 """The directive `forward`: its options and how they are read."""
 
-import ipaddress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -87,29 +86,17 @@ def target(word: Token) -> Target:
     scheme, separator, rest = word.text.partition("://")
     if not separator:
         # A file's name may hold colons.
-        host, port = (word.text, 53) if "/" in word.text else _host_and_port(word, word.text, 53)
+        host, port = (word.text, 53) if "/" in word.text else readers.host_port(word, 53)
         return Target("dns", host, port, "", True)
     if scheme not in PORTS:
         raise readers.fail(word, f'unknown scheme "{scheme}": expected dns://, tls:// or https://')
     if scheme == "https" and "/" in rest.rstrip("/"):
         raise readers.fail(word, f'"{word.text}" has a path: queries go to /dns-query always')
-    host, port = _host_and_port(word, rest.rstrip("/"), PORTS[scheme])
+    host, port = readers.host_port(word._replace(text=rest.rstrip("/")), PORTS[scheme])
     if scheme == "dns":
         return Target(scheme, host, port, "", False)
     host, _, server_name = host.partition("%")
     return Target(scheme, host, port, server_name, False)
-
-
-def _host_and_port(word: Token, text: str, default: int) -> tuple[str, int]:
-    host, port = text, ""
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        port = port.removeprefix(":")
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    if port and not (port.isascii() and port.isdecimal() and 0 < int(port) <= 65535):
-        raise readers.fail(word, f'"{port}" is no port, in "{word.text}"')
-    return host, int(port) if port else default
 
 
 def _option(line: Line, found: dict[str, object], options: dict[str, object]) -> None:
@@ -147,7 +134,7 @@ def _option(line: Line, found: dict[str, object], options: dict[str, object]) ->
     elif name in ("next", "failover"):
         found["next_rcodes" if name == "next" else name] = _rcodes(line)
     elif name == "source_address":
-        options["source"] = _address(readers.one(line, "an address"))
+        options["source"] = readers.ip(readers.one(line, "an address"))
     elif name == "source_ports":
         word = readers.one(line, "fresh")
         if word.text != "fresh":
@@ -155,7 +142,7 @@ def _option(line: Line, found: dict[str, object], options: dict[str, object]) ->
         options["fresh_ports"] = True
     elif name == "resolver":
         readers.arguments(line, 1, None, "addresses")
-        found["resolver"] = tuple(_resolver(word) for word in line.args)
+        found["resolver"] = tuple(readers.ip_port(word, 53) for word in line.args)
     elif name == "doh_method":
         word = readers.one(line, "GET or POST")
         if word.text not in ("GET", "POST"):
@@ -190,18 +177,3 @@ def _rcodes(line: Line) -> frozenset[int]:
             raise readers.fail(word, "NOERROR cannot be used in failover")
         out.add(number)
     return frozenset(out)
-
-
-def _resolver(word: Token) -> tuple[str, int]:
-    host, port = _host_and_port(word, word.text, 53)
-    try:
-        return str(ipaddress.ip_address(host)), port
-    except ValueError:
-        raise readers.fail(word, f'expected an IP address, with or without a port, found "{word.text}"') from None
-
-
-def _address(word: Token) -> str:
-    try:
-        return str(ipaddress.ip_address(word.text))
-    except ValueError:
-        raise readers.fail(word, f'expected an IP address, found "{word.text}"') from None

@@ -1,11 +1,11 @@
-"""Endpoints as DNS names them: by host name, by the name of their Pod, or by their address with dashes."""
+"""Endpoints and ports as DNS names them: host name, Pod name, or their address with dashes; `_http._tcp`."""
 
 import socket
 from collections.abc import Iterator
 from typing import final
 
 from kdns.kube.cluster import ServiceState
-from kdns.kube.objects import Port, Slice
+from kdns.kube.objects import MAX_LABEL, Port, Slice
 
 
 @final
@@ -145,6 +145,15 @@ def given_label(part: Slice, i: int, pod_names: bool) -> bytes:
 def endpoint_label(part: Slice, i: int, address: bytes, pod_names: bool = False) -> bytes:
     """The name of an endpoint below its Service: host name, else the Pod's name if asked for, else the dashed address."""
     return given_label(part, i, pod_names) or dashed(address)
+
+
+def port_labels(port: Port) -> bytes:
+    """`_http._tcp` as wire labels; empty for a port without a name, and for one whose name makes no label: a Service's may have
+    63 octets, which its underscore makes one too many."""
+    labels = [f"_{part}".encode() for part in (port.name, port.protocol)]
+    if not port.name or any(len(label) > MAX_LABEL for label in labels):
+        return b""
+    return b"".join(bytes((len(label),)) + label for label in labels)
 
 
 def dashed(address: bytes) -> bytes:

@@ -51,7 +51,7 @@ from kdns.kube.objects import HEADLESS, Port
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, then
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.readers import Fallthrough
-from kdns.plugins.kubernetes.endpoints import endpoint_label
+from kdns.plugins.kubernetes.endpoints import endpoint_label, port_labels
 from kdns.plugins.kubernetes.plugin import Kubernetes
 
 REFRESH, RETRY, EXPIRE = 7200, 1800, 86400  # the SOA's timers, as of the cluster's own zones
@@ -320,9 +320,9 @@ class K8sExternal(Plugin):
                 if target is not None:
                     yield RRset(base, iana.CNAME, self.ttl, (target,))
             for port in service.ports:
-                if port.name and port.number >= 0:
-                    owner = b"".join(bytes((len(part) + 1,)) + b"_" + part.encode() for part in (port.name, port.protocol)) + base
-                    yield from self._srv(owner, base, [port], service.outside, service.outside_hosts).answer
+                labels = port_labels(port)
+                if labels and port.number >= 0:
+                    yield from self._srv(labels + base, base, [port], service.outside, service.outside_hosts).answer
 
 
 def _name(entry: ServiceState) -> bytes:

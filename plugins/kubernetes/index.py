@@ -98,7 +98,8 @@ class Index:
         cluster.watchers.append(self)
 
     def close(self) -> None:
-        """Watches no more; nothing that was said holds any more."""
+        """Watches no more, and lets go of who is told; nothing that was said holds any more."""
+        self.freshened = lambda: None
         if self in self.cluster.watchers:
             self.cluster.watchers.remove(self)
         self.names.end()
@@ -205,10 +206,6 @@ class Index:
     def is_namespace(self, label: bytes) -> bool:
         """Whether this namespace (a lower-cased label) is served."""
         return bytes((len(label),)) + label in self.exposed
-
-    def is_served(self, entry: ServiceState) -> bool:
-        """Whether the namespace of a Service is among those that `namespaces` names."""
-        return self.config.namespaces is None or entry.namespace in self.config.namespaces
 
     def view(self, entry: ServiceState) -> EndpointView:
         """A Service's endpoints as names see them; made once for each change of the Service."""

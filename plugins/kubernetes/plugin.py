@@ -37,6 +37,7 @@ from kdns.plugins.kubernetes.index import SVC, Index
 from kdns.plugins.kubernetes.names import Names
 from kdns.plugins.kubernetes.records import Records
 from kdns.plugins.kubernetes.transfer import transfer
+from kdns.turns import emptied
 
 SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.")
 OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",))
@@ -153,8 +154,12 @@ class Kubernetes(Plugin):
             REFRESH.remove(self._count)
         if self.invalidating is not None:
             self.invalidating.cancel()
+            self.invalidating = None
         if self.waiting is not None:
             self.waiting.cancel()
+            self.waiting = None
+        index = self.index
+        await emptied(index.store, index.entries, index.imports, index.reverse)
         if self.runtime is not None:
             await self.runtime.release(self.key)
             self.runtime = None

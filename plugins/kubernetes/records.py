@@ -21,7 +21,7 @@ from kdns.dns.name import from_text
 from kdns.dns.render import MAX_BODY
 from kdns.dns.rrset import RRset
 from kdns.kube.cluster import ServiceState
-from kdns.kube.objects import CLUSTER, HEADLESS, Port, Service
+from kdns.kube.objects import CLUSTER, EXTERNAL, HEADLESS, Port, Service
 from kdns.plugin.request import ALWAYS, Request
 from kdns.plugins.kubernetes.endpoints import Matched, endpoint_label, matches, undashed
 from kdns.plugins.kubernetes.index import MAX_SOA_TTL, SVC, Index, Zone, wire_key
@@ -189,7 +189,7 @@ class Records:
         assert service is not None
         name, qtype = request.question.name, request.question.type
         index = self.index
-        if index.config.ignore_empty and service.kind == CLUSTER and not entry.has_ready():
+        if self._hides(entry, service):
             return None
         if index.config.zonal and service.kind == HEADLESS and labels and labels[-1] == b"_zone" and not zone.imports:
             return self._zonal(zone, name, labels[:-1], entry, qtype)
@@ -327,12 +327,12 @@ class Records:
         """
         index = self.index
         owner = index.cluster.cluster_owner(address)
-        if owner is not None and index.is_served(owner):
+        if owner is not None and self._shown(owner):
             targets = [service_name(owner, index.primary)]
         else:
             targets = []
             for entry in index.cluster.owners(address):
-                if entry.service is not None and index.is_served(entry):
+                if self._shown(entry):
                     label = index.view(entry).label_of(address)
                     targets.append(bytes((len(label),)) + label + service_name(entry, index.primary))
         if not targets:
@@ -346,11 +346,22 @@ class Records:
 
     def has_pointer(self, address: bytes) -> bool:
         """Whether an address has a reverse name with a PTR record."""
-        index = self.index
-        owner = index.cluster.cluster_owner(address)
-        if owner is not None and index.is_served(owner):
+        cluster = self.index.cluster
+        owner = cluster.cluster_owner(address)
+        if owner is not None and self._shown(owner):
             return True
-        return any(entry.service is not None and index.is_served(entry) for entry in index.cluster.owners(address))
+        return any(self._shown(entry) for entry in cluster.owners(address))
+
+    def _shown(self, entry: ServiceState) -> bool:
+        """Whether the names of a Service that addresses belong to exist: else no address may point to them."""
+        service = entry.service
+        if service is None or service.kind == EXTERNAL:
+            return False
+        return self.index.is_namespace(entry.namespace.lower().encode()) and not self._hides(entry, service)
+
+    def _hides(self, entry: ServiceState, service: Service) -> bool:
+        """Whether `ignore empty_service` takes a Service away, and all that would be below it."""
+        return self.index.config.ignore_empty and service.kind == CLUSTER and not entry.has_ready()
 
     def pod(self, zone: Zone, name: bytes, namespace: bytes, label: bytes, qtype: int) -> Answer | None:
         """The answer for `1-2-3-4.ns.pod.ZONE`; None: it does not exist."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from kdns.dns import iana, rdata
 from kdns.dns.rrset import RRset
 from kdns.kube.objects import EXTERNAL, HEADLESS, Port, Service, Slice
-from kdns.plugins.kubernetes.endpoints import endpoint_label
+from kdns.plugins.kubernetes.endpoints import endpoint_label, port_labels
 from kdns.plugins.kubernetes.index import SVC, Index, Zone
 from kdns.plugins.kubernetes.records import Records, external_target
 
@@ -43,8 +43,8 @@ def _all(
             if srvs:
                 yield RRset(base, iana.SRV, index.ttl, tuple(dict.fromkeys(srvs)))
             for port in service.ports:
-                if port.name:
-                    yield RRset(_port_name(port, base), iana.SRV, index.ttl, (rdata.srv(0, 100, port.number, base),))
+                if below := port_labels(port):
+                    yield RRset(below + base, iana.SRV, index.ttl, (rdata.srv(0, 100, port.number, base),))
 
 
 def _headless(index: Index, base: bytes, parts: list[Slice]) -> Iterator[RRset]:
@@ -59,17 +59,12 @@ def _headless(index: Index, base: bytes, parts: list[Slice]) -> Iterator[RRset]:
             owner = bytes((len(label),)) + label + base
             named.setdefault(owner, {})[address] = None
             for port in part.ports:
-                if port.name and port.number >= 0:
+                if port_labels(port) and port.number >= 0:
                     ports.setdefault(port, {})[rdata.srv(0, weight, port.number, owner)] = None
     for owner, found in named.items():
         yield from _addresses(owner, index.ttl, found)
     for port, srvs in ports.items():
-        yield RRset(_port_name(port, base), iana.SRV, index.ttl, tuple(srvs))
-
-
-def _port_name(port: Port, base: bytes) -> bytes:
-    labels = f"_{port.name}".encode(), f"_{port.protocol}".encode()
-    return b"".join(bytes((len(label),)) + label for label in labels) + base
+        yield RRset(port_labels(port) + base, iana.SRV, index.ttl, tuple(srvs))
 
 
 def _addresses(owner: bytes, ttl: int, addresses: Iterable[bytes]) -> Iterator[RRset]:

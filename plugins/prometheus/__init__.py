@@ -44,7 +44,6 @@ from bisect import bisect_left
 from collections import Counter as Multiset
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import monotonic
 from typing import ClassVar, Final
 
@@ -53,9 +52,10 @@ from kdns.address import host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns.answer import Answer
 from kdns.metrics import TIME_BUCKETS
-from kdns.net.http import HttpServer, Response
+from kdns.net.http import Response
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo, ListenerOptions, Meter
+from kdns.plugin.endpoint import HttpEndpoint
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.prometheus import process, webconfig
 from kdns.plugins.prometheus.rows import (
@@ -108,17 +108,16 @@ class Prometheus(Plugin):
         self.rows: dict[tuple[object, ...], Row] = {}
         self.block: BlockInfo | None = None
         self.web = webconfig.WebConfig()
-        # Plain HTTP is shared with whoever serves on the same address.
-        self.endpoint = ("http", config.host, config.port, *((config.web,) if config.web else ()))
+        self.web_path = config.web
         self.one_zone = ""
         self.next = ""
-        self.runtime: Runtime | None = None
-        self.server: HttpServer | None = None
+        self.server: HttpEndpoint | None = None
         self.enabled: list[tuple[str, str, str, str]] = []
 
     def load(self, block: BlockInfo) -> None:
         if self.config.web:
-            self.web = webconfig.read(block.path(self.config.web))
+            self.web_path = block.path(self.config.web)
+            self.web = webconfig.read(self.web_path)
 
     def listener(self) -> ListenerOptions:
         return ListenerOptions(dropped=dropped)
@@ -137,23 +136,25 @@ class Prometheus(Plugin):
                 server = f"{key.scheme}://{host_port(host, key.port)}"
                 self.enabled += [(server, zone, block.view, name) for name in names]
 
+    @property
+    def http(self) -> tuple[str, int, str]:
+        """Where it serves, and by which web configuration."""
+        return self.config.host, self.config.port, self.web_path
+
     async def start(self, runtime: Runtime) -> None:
         BUILD.slot(__version__, "", f"python{platform.python_version()}")[0] = 1
         for labels in self.enabled:
             _enabled[labels] += 1
             ENABLED.slot(*labels)[0] = 1
         metrics.REFRESH.append(self.flush)
-        config = self.config
         try:
             web = self.web
             guard = web.users.allows if web.users is not None else None
-            make = partial(HttpServer, config.host, config.port, tls=web.context, headers=web.headers, guard=guard)
-            self.server = await runtime.acquire(self.endpoint, make)
+            self.server = await HttpEndpoint.open(runtime, self.http, tls=web.context, headers=web.headers, guard=guard)
         except OSError as error:
             # As in CoreDNS, not fatal: names matter more than counts.
             _log.error(f"Failed to start metrics handler: {error}")
             return
-        self.runtime = runtime
         self.server.add("/metrics", expose)
 
     async def stop(self) -> None:
@@ -165,9 +166,8 @@ class Prometheus(Plugin):
             if not _enabled[labels]:
                 del _enabled[labels]
                 ENABLED.remove(*labels)
-        if self.server is not None and self.runtime is not None:
-            self.server.remove("/metrics", expose)
-            await self.runtime.release(self.endpoint)
+        if self.server is not None:
+            await self.server.close()
             self.server = None
 
     def observe(self, request: Request, outcome: Outcome) -> None:

@@ -1,5 +1,6 @@
 """The directive `rewrite`: its rules and how they are read."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -195,7 +196,7 @@ def _parts(to: Token, groups: int) -> tuple[Part, ...]:
         if not brace:
             break
         inner, _, rest = rest.partition("}")
-        if inner.isdecimal():
+        if re.fullmatch("[0-9]{1,4}", inner):
             if int(inner) > groups:
                 raise _no_group(to, groups, int(inner))
             out.append(int(inner))
@@ -248,7 +249,7 @@ def _bounds(word: Token) -> tuple[int, int]:
 
 def _rcode(word: Token) -> int:
     number = iana.rcode_number(word.text)
-    if number is None and word.text.isdecimal() and int(word.text) <= 23:
+    if number is None and re.fullmatch("[0-9]{1,2}", word.text) and int(word.text) <= 23:
         number = int(word.text)
     if number is None:
         raise readers.fail(word, f'"{word.text}" is no response code')

@@ -4,7 +4,6 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from functools import partial
 from importlib import resources
 from typing import Any, ClassVar, Final
 
@@ -14,8 +13,9 @@ from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import to_text
 from kdns.metrics import REGISTRY, TIME_BUCKETS
-from kdns.net.http import HttpServer, Response
+from kdns.net.http import Response
 from kdns.plugin import Outcome, Plugin, Request, readers
+from kdns.plugin.endpoint import HttpEndpoint
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.status.topk import TopK
 
@@ -50,13 +50,16 @@ class Status(Plugin):
         self.times = [0] * (len(TIME_BUCKETS) + 1)
         self.queries = 0
         self.began = time.monotonic()
-        self.server: HttpServer | None = None
-        self.runtime: Runtime | None = None
+        self.server: HttpEndpoint | None = None
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def http(self) -> tuple[str, int, str]:
+        """Where it serves."""
+        return self.host, self.port, ""
+
     async def start(self, runtime: Runtime) -> None:
-        self.server = await runtime.acquire(("http", self.host, self.port), partial(HttpServer, self.host, self.port))
-        self.runtime = runtime
+        self.server = await HttpEndpoint.open(runtime, self.http)
         self.server.add("/", self.page)
         self.server.add("/status.json", self.data)
         self.task = asyncio.create_task(self._fade(), name="status")
@@ -64,10 +67,9 @@ class Status(Plugin):
     async def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
-        if self.server is not None and self.runtime is not None:
-            self.server.remove("/", self.page)
-            self.server.remove("/status.json", self.data)
-            await self.runtime.release(("http", self.host, self.port))
+            self.task = None
+        if self.server is not None:
+            await self.server.close()
             self.server = None
 
     async def _fade(self) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+MAX_DIGITS: Final = 19  # of a number; Go's are of 64 bits
 _TOKEN: Final = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*"|`[^`]*`)|(-?\d+)|(\.[A-Za-z0-9_.]*)|([A-Za-z]\w*)|([|()]))')
 _ACTION: Final = re.compile(r"\{\{(-?)(.*?)(-?)\}\}", re.S)
 _ESCAPE: Final = re.compile(r"\\(.)")
@@ -116,6 +117,8 @@ class _Parser:
                 literal = text[1:-1] if text[0] == "`" else _ESCAPE.sub(r"\1", text[1:-1])
                 out.append(_constant(literal))
             elif kind == "number":
+                if len(text) > MAX_DIGITS:
+                    raise BadTemplate(f'the number "{text[:MAX_DIGITS]}..." is too large')
                 out.append(_constant(int(text)))
             elif kind == "field":
                 out.append(_field(text))

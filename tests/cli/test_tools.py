@@ -389,3 +389,56 @@ def test_series_named_as_replacements_are_there() -> None:
 def test_the_manuals_are_those_of_the_docstrings() -> None:
     made = (Path(__file__).resolve().parents[2] / "docs" / "manuals.md").read_text()
     assert made == all_manuals(), "run make docs"
+
+
+def bound(*binds: str) -> str:
+    return "".join(f".:5353 {{\n {f'bind {bind}' if bind else 'errors'}\n whoami\n}}\n" for bind in binds)
+
+
+@pytest.mark.parametrize("binds", [
+    ("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "::1"), ("lo", "eth9"), ("lo {\n except ::1\n }", "lo {\n except 127.0.0.1\n }"),
+    ("127.0.0.1 127.0.0.2 {\n except 127.0.0.2\n }", "127.0.0.2"),
+])  # fmt: skip
+def test_blocks_of_one_zone_on_different_addresses_were_called_double_by_check_and_plan(binds: tuple[str, ...]) -> None:
+    for command in ("check", "plan"):
+        done = kdns(command, "-", stdin=bound(*binds))
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
+@pytest.mark.parametrize(("binds", "expected"), [
+    (("127.0.0.1", "[127.0.0.1]"), "it is already defined at stdin:1:1"), (("::1", "0:0::1"), "it is already defined at stdin:1:1"),
+    (("lo", "lo"), "it is already defined at stdin:1:1"), (("", ""), "it is already defined at stdin:1:1"),
+    (("127.0.0.1", ""), "zone overlap listener capacity"), (("", "lo"), "zone overlap listener capacity"),
+    (("127.0.0.1 {\n except 127.0.0.1\n }", ""), "no address is left to listen on"),
+])  # fmt: skip
+def test_blocks_of_one_zone_on_the_same_address_are_an_error_without_load_too(binds: tuple[str, ...], expected: str) -> None:
+    for command in ("check", "plan"):
+        done = kdns(command, "-", stdin=bound(*binds))
+        assert done.returncode == 1 and expected in done.stderr, command
+
+
+def test_what_http_may_not_share_is_an_error_without_load_too() -> None:
+    text = ".:5353 {\n health :9153\n prometheus :9153 {\n tls web.yaml\n }\n}\n"
+    for command in ("check", "plan"):
+        done = kdns(command, "-", stdin=text)
+        assert done.returncode == 1 and "health and prometheus cannot share" in done.stderr
+
+
+DIGITS = "9" * 5000  # more than Python reads
+
+
+@pytest.mark.parametrize("line", [
+    "rewrite type TYPE# A", "rewrite rcode a.org NXDOMAIN #", "rewrite rcode a.org # NOERROR", "rewrite ttl a.org 1-#",
+    "rewrite name regex (.*) {#}.a metadata", "rewrite edns0 local set # abcd", "template IN TYPE# a.org", "cache #", "cancel #s",
+    'template IN A a.org {\n answer "{{ # }} 60 IN A 192.0.2.1"\n }', "view a {\n expr # == 1\n }", "view a {\n expr 0x#f == 1\n }",
+    "view a {\n expr 0x_ == 1\n }", "view a {\n expr 1e# == 1\n }", "hosts {\n ttl #\n }", "forward . 192.0.2.1:#",
+])  # fmt: skip
+def test_a_number_of_thousands_of_digits_was_a_traceback(line: str) -> None:
+    done = kdns("check", "-", stdin=f".:53 {{\n {line.replace('#', DIGITS)}\n}}\n")
+    assert done.returncode == 1 and re.match(r"stdin:[23]:\d+: error: ", done.stderr) and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["-dns.port", DIGITS], ["query", "a.org", f"TYPE{DIGITS}"], ["query", "-p", DIGITS, "a.org"]])
+def test_a_number_of_thousands_of_digits_on_the_command_line_was_a_traceback(words: list[str]) -> None:
+    done = kdns(*words)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and DIGITS in done.stderr

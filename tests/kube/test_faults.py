@@ -429,6 +429,20 @@ def test_objects_of_every_strange_kind_are_served_or_set_aside_alone(
     assert count("kdns_kubernetes_quarantined_total") >= before
 
 
+def test_an_endpoint_that_cannot_be_named_is_set_aside_alone_and_said_once(
+    serve: Serve, api: ApiServer, lines: list[str]
+) -> None:
+    server = start(serve, api)
+    for i in range(3):
+        api.put(
+            endpointslice("n1/db-1", "db", endpoint("10.1.0.1"), endpoint("10.1.0.2", host="h" * 64), endpoint(f"10.1.1.{i}"))
+        )
+        eventually(lambda i=i: a(server, "db.n1") == ["10.1.0.1", f"10.1.1.{i}"])
+    assert sum("10.1.0.2 set aside" in line for line in lines) == 1
+    api.put(endpointslice("n1/db-1", "db", endpoint("10.1.0.1"), endpoint("10.1.0.2", host="h" * 63)))
+    eventually(lambda: a(server, "db.n1") == ["10.1.0.1", "10.1.0.2"])
+
+
 def test_garbage_on_a_watch_ends_that_watch_only(serve: Serve, api: ApiServer) -> None:
     server = start(serve, api)
     with asking(server, KEPT):

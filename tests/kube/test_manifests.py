@@ -4,7 +4,11 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import dns.query
+import dns.xfr
+import dns.zone
 import pytest
 import yaml
 
@@ -204,3 +208,89 @@ def test_a_file_that_is_truncated_before_it_is_written_again_never_empties_the_z
     stop.set()
     thread.join()
     assert not wrong
+
+
+# Names that no label can be: a manifest may hold what no API server lets through.
+
+
+LONG = "h" * 64
+
+
+def served(serve: Serve, tmp_path: Path, *objects: dict[str, Any]) -> Server:
+    path = tmp_path / "long.yaml"
+    path.write_text(yaml.safe_dump_all(objects, allow_unicode=True))
+    zone = "cluster.local in-addr.arpa"
+    return serve(f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes {zone} {{\n manifests {path}\n }}\n}}\n")
+
+
+@pytest.mark.parametrize("host", [LONG, "h" * 256, "\u00e4", "\u00e4" * 32, "a.b", "h" * 5000])
+def test_an_endpoint_whose_hostname_is_no_label_broke_its_service(
+    serve: Serve, tmp_path: Path, lines: list[str], host: str
+) -> None:
+    server = served(
+        serve, tmp_path, service("n1/db"),
+        endpointslice("n1/db-1", "db", endpoint("10.1.0.1", host="h" * 63), endpoint("10.1.0.2", host=host), endpoint("10.1.0.3")),
+    )  # fmt: skip
+    assert a(server, "db.n1") == ["10.1.0.1", "10.1.0.3"]
+    reply = server.ask("_http._tcp.db.n1.svc.cluster.local.", "SRV")
+    assert sorted(str(rr.target) for rr in reply.answer[0]) == [
+        "10-1-0-3.db.n1.svc.cluster.local.", f"{'h' * 63}.db.n1.svc.cluster.local.",
+    ]  # fmt: skip
+    assert code(server.ask("2.0.1.10.in-addr.arpa.", "PTR")) == "NXDOMAIN"
+    assert data(server.ask("1.0.1.10.in-addr.arpa.", "PTR")) == [f"{'h' * 63}.db.n1.svc.cluster.local."]
+    said = [line for line in lines if "10.1.0.2 set aside" in line]
+    assert len(said) == 1 and "hostname" in said[0] and len(said[0]) < 300
+
+
+def test_a_service_or_namespace_whose_name_is_no_label_is_set_aside(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
+    server = served(
+        serve, tmp_path, service("n1/web", "10.0.0.1"), service(f"n1/{LONG}", "10.0.0.2"), service(f"{LONG}/web", "10.0.0.3"),
+        service(f"n1/{LONG}x"), endpointslice("n1/x-1", f"{LONG}x", endpoint("10.1.0.9")),
+    )  # fmt: skip
+    assert a(server, "web.n1") == ["10.0.0.1"]
+    for reverse in ("2.0.0.10", "3.0.0.10", "9.0.1.10"):
+        assert code(server.ask(f"{reverse}.in-addr.arpa.", "PTR")) == "NXDOMAIN"
+    assert any("set aside" in line and LONG in line for line in lines)
+    assert len(transferred(server)) > 3
+
+
+def test_a_port_whose_name_makes_no_label_broke_the_zones_transfer(serve: Serve, tmp_path: Path) -> None:
+    ports = (("p" * 62, "TCP", 1), ("p" * 63, "TCP", 2), ("p" * 300, "TCP", 3))  # with its underscore, 63 octets at most
+    server = served(
+        serve, tmp_path, service("n1/web", "10.0.0.1", ports=ports), service("n1/db"),
+        endpointslice("n1/db-1", "db", endpoint("10.1.0.1"), ports=ports),
+    )  # fmt: skip
+    names = {name.split(".")[0] for name in transferred(server) if name.startswith("_")}
+    assert names == {f"_{'p' * 62}"}
+    assert len(server.ask("web.n1.svc.cluster.local.", "SRV").answer[0]) == 3
+
+
+def test_nor_does_it_break_the_zone_of_addresses_outside(serve: Serve, tmp_path: Path) -> None:
+    ports = (("p" * 62, "TCP", 1), ("p" * 63, "TCP", 2))
+    path = tmp_path / "outside.yaml"
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1", ports=ports, externalIPs=["::ffff:192.0.2.1"])))
+    server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes cluster.local {{\n manifests {path}\n }}\n"
+        " k8s_external ext.org\n}\n"
+    )
+    assert {name.split(".")[0] for name in transferred(server, "ext.org.") if name.startswith("_")} == {f"_{'p' * 62}"}
+    assert data(server.ask("web.n1.ext.org.")) == ["192.0.2.1"]
+
+
+def transferred(server: Server, origin: str = "cluster.local.") -> list[str]:
+    """The owners of a transfer's records, as an independent client reads them."""
+    zone = dns.zone.Zone(origin, relativize=False)
+    query, _ = dns.xfr.make_query(zone)
+    dns.query.inbound_xfr("127.0.0.1", zone, query, port=server.port, timeout=5, lifetime=10)
+    return [str(name) for name in zone]
+
+
+def test_ipv4_addresses_in_ipv6_form_were_taken_for_ipv6(serve: Serve, tmp_path: Path) -> None:
+    server = served(
+        serve, tmp_path, service("n1/web", "::ffff:10.0.0.1"), service("n1/db"),
+        endpointslice("n1/db-1", "db", endpoint("::ffff:10.1.0.1")),
+    )  # fmt: skip
+    assert a(server, "web.n1") == ["10.0.0.1"] and a(server, "db.n1") == ["10.1.0.1"]
+    assert code(server.ask("web.n1.svc.cluster.local.", "AAAA")) == "NODATA"
+    assert data(server.ask("1.0.0.10.in-addr.arpa.", "PTR")) == ["web.n1.svc.cluster.local."]
+    assert data(server.ask("1.0.1.10.in-addr.arpa.", "PTR")) == ["10-1-0-1.db.n1.svc.cluster.local."]

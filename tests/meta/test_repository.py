@@ -137,7 +137,7 @@ def test_every_corefile_of_the_readme_and_the_example_build() -> None:
     assert len(texts) >= 2
     for text in texts:
         try:
-            build.check_duplicates(build.build(build.read(text, "README")).blocks)
+            build.build(build.read(text, "README")).check()
         except CorefileError as error:
             raise AssertionError(f"{error}\n{text}") from None
 

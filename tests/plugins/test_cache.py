@@ -275,13 +275,59 @@ def test_denials_of_a_plugin_below_broke_the_cache_that_had_not_read_them(serve:
     assert not any("panic" in line for line in lines)
 
 
+@pytest.mark.parametrize(("cache", "expected"), [
+    ("cache 20 {\n keepttl\n }", {300: 20, 3: 5, 0: 5, 15: 15}),
+    ("cache 20 {\n keepttl\n success 9984 40 7\n denial 9984 40 7\n }", {300: 40, 3: 7, 0: 7, 15: 15}),
+    ("cache {\n keepttl\n serve_stale\n }", {300: 300, 3: 5, 0: 5, 15: 15}),
+])  # fmt: skip
+def test_keepttl_took_the_bounds_of_ttls_away(serve: Serve, upstream: Start, cache: str, expected: dict[int, int]) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        kind, ttl = query.question[0].name.labels[0].decode().split("-")
+        if kind == "a":
+            return answer(query, "A 192.0.2.1", ttl=int(ttl))
+        reply = soa(answer(query), ttl=int(ttl), minimum=int(ttl))
+        reply.set_rcode(3)
+        return reply
+
+    up = upstream(script)
+    server = serve(cached(up, cache))
+
+    def ttls(kind: str) -> dict[int, int]:
+        found = {}
+        for ttl in expected:
+            reply = server.ask(f"{kind}-{ttl}.example.org.")
+            found[ttl] = (reply.answer or reply.authority)[0].ttl
+        return found
+
+    assert ttls("a") == ttls("n") == expected
+    asked = len(up.queries)
+    time.sleep(1.2)
+    for _ in range(2):
+        assert ttls("a") == ttls("n") == expected  # neither ages
+    assert len(up.queries) == asked
+
+
+def test_keepttl_holds_for_stale_answers_unless_they_have_a_ttl_of_their_own(
+    serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [True]
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", ttl=1) if there[0] else None)
+    for more, expected in (("1h", 1), ("1h immediate 30s", 30)):
+        there[0] = True
+        server = serve(cached(up, f"cache {{\n success 9984 60 1\n keepttl\n serve_stale {more}\n }}"))
+        assert server.ask("x.example.org.").answer[0].ttl == 1
+        there[0] = False
+        time.sleep(1.1)
+        assert server.ask("x.example.org.").answer[0].ttl == expected
+
+
 @pytest.mark.parametrize(("cache", "svc", "denied", "pointer", "version", "host"), [
     ("", 600, 300, 600, 28800, 3600),
     ("cache 20", 20, 20, 20, 20, 20),
     ("cache {\n success 100 40\n denial 100 10\n }", 40, 10, 40, 40, 40),
     ("cache 20 {\n disable success cluster.local\n }", 600, 20, 20, 28800, 20),
     ("cache 20 lab", 600, 300, 600, 28800, 20),
-    ("cache 20 {\n keepttl\n }", 600, 300, 600, 28800, 3600),
+    ("cache 20 {\n keepttl\n }", 20, 20, 20, 20, 20),
 ])  # fmt: skip
 def test_what_is_owned_is_not_kept_and_yet_lives_no_longer_than_a_cache_above_would_let_it(
     serve: Serve, tmp_path: Path, cache: str, svc: int, denied: int, pointer: int, version: int, host: int

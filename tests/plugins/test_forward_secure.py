@@ -1,5 +1,6 @@
 """Upstreams over TLS and HTTPS: what is verified, what is kept, and what a broken one comes to."""
 
+import re
 import shutil
 import socket
 import subprocess
@@ -239,3 +240,70 @@ remote-control:
             assert code(server.ask("nope.example.org.")) == "NXDOMAIN"
         finally:
             process.terminate()
+
+
+def where(kind: str, to: str, authority: Authority) -> str:
+    options = ["read_timeout 300ms", "max_connect_attempts 1", "max_fails 0"]
+    options += ["force_tcp"] if kind == "dns" else [f"tls {authority.path}", "tls_servername dns.example.net"]
+    return forward(f"{kind}://{to}", *options)
+
+
+@pytest.mark.parametrize("kind", ["dns", "tls", "https"])
+def test_a_time_out_over_a_connection_did_not_say_which(
+    serve: Serve, upstream: Start, peer: Begin, authority: Authority, lines: list[str], kind: str
+) -> None:
+    """Patterns such as `read tcp (.*)->(.*): i/o timeout` are what logs of the original are searched for."""
+
+    def late(query: dns.message.Message, proto: str) -> dns.message.Message:
+        time.sleep(0.8)
+        return answer(query, "A 192.0.2.1")
+
+    to = f"127.0.0.1:{(upstream(late) if kind == 'dns' else peer(kind, lambda query: None)).port}"
+    server = serve(where(kind, to, authority))
+    assert code(server.ask("x.org.")) == "SERVFAIL"
+    proto = "https" if kind == "https" else "tcp"
+    pattern = rf"plugin/errors: 2 x.org. A: read {proto} 127\.0\.0\.1:\d+->{to}: i/o timeout$"
+    assert any(re.search(pattern, line) for line in lines), lines
+
+
+@pytest.mark.parametrize("kind", ["dns", "tls", "https"])
+def test_a_connection_that_is_closed_says_which(
+    serve: Serve, upstream: Start, peer: Begin, authority: Authority, lines: list[str], kind: str
+) -> None:
+    made: list[Peer] = []
+
+    def closes(query: dns.message.Message) -> None:
+        for transport in made[0].connections:
+            transport.close()
+
+    if kind == "dns":
+        to = upstream(lambda query, proto: None).address
+    else:
+        made.append(peer(kind, closes))
+        to = f"127.0.0.1:{made[0].port}"
+    server = serve(where(kind, to, authority))
+    assert code(server.ask("x.org.")) == "SERVFAIL"
+    proto = "https" if kind == "https" else "tcp"
+    pattern = rf"plugin/errors: 2 x.org. A: read {proto} 127\.0\.0\.1:\d+->{to}: \w"
+    assert any(re.search(pattern, line) for line in lines), lines
+
+
+@pytest.mark.parametrize("kind", ["dns", "tls", "https"])
+def test_a_connection_that_does_not_come_about_is_no_time_out_of_reading(
+    serve: Serve, authority: Authority, lines: list[str], kind: str
+) -> None:
+    with socket.socket() as full:
+        # Nobody accepts, and the queue is full: the connection is never made, or never secured.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        to = f"127.0.0.1:{full.getsockname()[1]}"
+        others = [socket.socket() for _ in range(3)]
+        for other in others:
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+        server = serve(where(kind, to, authority))
+        assert code(server.ask("x.org.")) == "SERVFAIL"
+        for other in others:
+            other.close()
+    proto = "https" if kind == "https" else "tcp"
+    assert any(f"x.org. A: dial {proto} {to}: i/o timeout" in line for line in lines), lines

@@ -166,6 +166,87 @@ def test_bad_options_are_named(serve: Serve, options: str, expected: str) -> Non
     assert expected in str(caught.value)
 
 
+# Reverse names and what they point to: both or none.
+
+
+def settled(server: Server) -> None:
+    """Waits until what was put last is served: it comes in order, per kind."""
+    eventually(lambda: code(server.ask("nothing.n1.svc.cluster.local.")) == "NXDOMAIN")
+
+
+def pointed(server: Server, address: str) -> list[str]:
+    """The names an address has; each must lead back to it."""
+    reverse = ".".join(reversed(address.split("."))) + ".in-addr.arpa."
+    reply = server.ask(reverse, "PTR")
+    names = data(reply)
+    assert names or code(reply) == "NXDOMAIN"
+    for name in names:
+        assert address in data(server.ask(name)), f"{address} is {name}, which is {code(server.ask(name))}"
+    return names
+
+
+def test_the_reverse_name_of_an_endpoint_outlived_its_headless_service(serve: Serve, api: ApiServer) -> None:
+    api.put(
+        namespace("n1"), service("n1/db"), endpointslice("n1/db-1", "db", endpoint("10.1.0.1", host="db-0")),
+        service("n1/web", "10.0.0.1"), endpointslice("n1/web-1", "web", endpoint("10.1.0.2")),
+    )  # fmt: skip
+    server = serve(kubernetes(f"endpoint {api.url}", "cluster.local in-addr.arpa"))
+    settled(server)
+    there = (["db-0.db.n1.svc.cluster.local."], ["10-1-0-2.web.n1.svc.cluster.local."], ["web.n1.svc.cluster.local."])
+
+    def names() -> tuple[list[str], ...]:
+        return tuple(pointed(server, address) for address in ("10.1.0.1", "10.1.0.2", "10.0.0.1"))
+
+    def is_there(name: str) -> bool:
+        return code(server.ask(f"{name}.n1.svc.cluster.local.")) != "NXDOMAIN"
+
+    for gone in (("db", "web"), ("web",), ("db",)):
+        assert names() == there
+        for name in gone:
+            api.delete("Service", f"n1/{name}")
+        eventually(lambda gone=gone: not any(is_there(name) for name in gone))
+        assert names() == ([] if "db" in gone else there[0], *(([], []) if "web" in gone else there[1:]))
+        api.put(*(service("n1/db") if name == "db" else service("n1/web", "10.0.0.1") for name in gone))
+        eventually(lambda gone=gone: all(is_there(name) for name in gone))
+    # An alias has no endpoints, whatever slices bear its name.
+    api.put(service("n1/db", external="a.org"))
+    eventually(lambda: code(server.ask("db-0.db.n1.svc.cluster.local.")) == "NXDOMAIN")
+    assert names() == ([], *there[1:])
+    api.put(service("n1/db"))
+    eventually(lambda: code(server.ask("db-0.db.n1.svc.cluster.local.")) != "NXDOMAIN")
+    assert names() == there
+    # A namespace that is gone takes all of its names with it.
+    api.delete("Namespace", "/n1")
+    eventually(lambda: not is_there("web"))
+    assert names() == ([], [], [])
+    api.put(namespace("n1"))
+    eventually(lambda: is_there("web"))
+    assert names() == there
+
+
+def test_a_reverse_name_in_a_namespace_that_is_not_selected_points_nowhere(serve: Serve, tmp_path: Path) -> None:
+    server = serve(kubernetes("namespace_labels served=yes\n " + manifests(
+        tmp_path, namespace("n1", served="yes"), namespace("n2"), service("n1/web", "10.0.0.1"), service("n2/web", "10.0.0.2"),
+        service("n2/db"), endpointslice("n2/db-1", "db", endpoint("10.1.0.1")),
+    ), "cluster.local in-addr.arpa"))  # fmt: skip
+    assert [pointed(server, address) for address in ("10.0.0.1", "10.0.0.2", "10.1.0.1")] == [
+        ["web.n1.svc.cluster.local."],
+        [],
+        [],
+    ]
+
+
+def test_below_a_service_that_is_hidden_protocols_were_there(serve: Serve, tmp_path: Path) -> None:
+    server = serve(kubernetes("ignore empty_service\n " + manifests(
+        tmp_path, namespace("n1"), service("n1/empty", "10.0.0.1"), service("n1/web", "10.0.0.2"),
+        endpointslice("n1/web-1", "web", endpoint("10.1.0.1")),
+    ), "cluster.local in-addr.arpa"))  # fmt: skip
+    for name in ("empty", "_tcp.empty", "_http._tcp.empty", "_udp.empty", "10-1-0-1.empty"):
+        assert code(server.ask(f"{name}.n1.svc.cluster.local.", "SRV")) == "NXDOMAIN", name
+    assert code(server.ask("_tcp.web.n1.svc.cluster.local.", "SRV")) == "NODATA"
+    assert [pointed(server, address) for address in ("10.0.0.1", "10.0.0.2")] == [[], ["web.n1.svc.cluster.local."]]
+
+
 # Size.
 
 

@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dns.message
@@ -245,6 +246,29 @@ def test_repeated_replies_are_counted_like_others(serve: Serve, tmp_path: Path) 
 # loadbalance.
 
 
+@pytest.mark.parametrize("line", ["loadbalance", "loadbalance {\n prefer 198.51.100.0/24\n }", "loadbalance weighted WEIGHTS"])
+@pytest.mark.parametrize("addresses", [("192.0.2.1",), ("192.0.2.1", "192.0.2.2"), ()])
+def test_cnames_behind_a_single_address_stayed_there(
+    serve: Serve, upstream: Callable[..., Upstream], tmp_path: Path, line: str, addresses: tuple[str, ...]
+) -> None:
+    weights = tmp_path / "weights"
+    weights.write_text("a.org\n192.0.2.1 5\n")
+
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query)
+        if addresses:
+            reply.answer.append(dns.rrset.from_text("c.org.", 60, "IN", "A", *addresses))
+        reply.answer.append(dns.rrset.from_text("d.org.", 60, "IN", "TXT", "x"))
+        reply.answer.append(dns.rrset.from_text("b.org.", 60, "IN", "CNAME", "c.org."))
+        reply.answer.append(dns.rrset.from_text("a.org.", 60, "IN", "CNAME", "b.org."))
+        return reply
+
+    server = serve(block(line.replace("WEIGHTS", str(weights)), f"forward . {upstream(script).address}"))
+    for _ in range(4):
+        found = [dns.rdatatype.to_text(rrset.rdtype) for rrset in server.ask("a.org.").answer]
+        assert found == ["CNAME", "CNAME", *(["A"] if addresses else []), "TXT"]
+
+
 def test_preferred_networks_come_first(serve: Serve, upstream: Start) -> None:
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", "A 10.0.0.1", "A 198.51.100.1", "A 10.0.0.2"))
     server = serve(block("loadbalance {\n prefer 10.0.0.0/8 198.51.100.0/24\n }", f"forward . {up.address}"))
@@ -291,6 +315,13 @@ def test_hosts_answers_from_file_and_lines(serve: Serve, tmp_path: Path) -> None
     assert data(server.ask("1.2.0.192.in-addr.arpa.", "PTR")) == ["a-alias.example.org.", "a.example.org."]
     assert answers(server.ask("a.example.org.", "MX")) == []
     assert code(server.ask("out.net.")) == "EMPTY" and additional(server.ask("out.net."))
+
+
+def test_hosts_took_ipv4_addresses_in_ipv6_form_for_ipv6(serve: Serve) -> None:
+    server = serve(block("hosts /nowhere {\n ::ffff:192.0.2.7 m.example\n ::FFFF:c000:208 m.example\n 2001:db8::7 m.example\n }"))
+    assert data(server.ask("m.example.")) == ["192.0.2.7", "192.0.2.8"]
+    assert data(server.ask("m.example.", "AAAA")) == ["2001:db8::7"]
+    assert data(server.ask("7.2.0.192.in-addr.arpa.", "PTR")) == ["m.example."]
 
 
 def test_hosts_makes_reverse_names_unless_told_not_to(serve: Serve) -> None:

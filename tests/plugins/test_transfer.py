@@ -215,7 +215,7 @@ def test_knot_takes_the_zone_as_a_secondary(serve: Serve, objects: Path, tmp_pat
 @pytest.mark.parametrize(("options", "expected"), [
     ("transfer", "needs `to`"), ("transfer {\n to\n }", "expected * or addresses"), ("transfer {\n to 10.0.0.0/8\n }", "expected an IP address"),
     ("transfer {\n to ns.example.org\n }", "expected an IP address"), ("transfer {\n to *\n what\n }", "unknown property"),
-    ("transfer {\n to 127.0.0.1:99999\n }", "no valid port"), ("transfer {\n to *\n source x\n }", "expected an IP address"),
+    ("transfer {\n to 127.0.0.1:99999\n }", "is no port"), ("transfer {\n to *\n source x\n }", "expected an IP address"),
 ])  # fmt: skip
 def test_bad_transfers_are_named(serve: Serve, objects: Path, options: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:

@@ -1,11 +1,15 @@
 """Plugins as files, and what may be wrong with one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kdns.cli import serve as serving
 from kdns.corefile import CorefileError
-from kdns.testing import code, data
+from kdns.plugin import Plugin
+from kdns.server import build
+from kdns.testing import Server, code, data, free_port
 from tests.fixtures import Serve
 
 GREETING = '''"""hello - greets."""
@@ -69,3 +73,71 @@ def test_what_is_wrong_with_a_file_is_said_with_its_place(serve: Serve, tmp_path
 def test_a_missing_file_is_named(serve: Serve) -> None:
     with pytest.raises(CorefileError, match=r"nowhere[.]py: no such file"):
         serve(".:{port} {\n plugin /nowhere.py\n}")
+
+
+SAYS = """from kdns.plugin import Plugin
+from kdns.plugin.records import answered
+class Says(Plugin):
+ name = "says"
+ def handle(self, request):
+  return answered(f'{request.name} 60 TXT "WORD"')
+"""
+
+
+class FromFile(Server):
+    """A server whose text is the path of its Corefile."""
+
+    def read(self) -> Any:
+        return serving.corefile_source(self.text, 53)()
+
+
+def test_a_file_was_looked_for_in_the_working_folder(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("corefile", "corefile/more", "root", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "says.py").write_text(SAYS.replace("WORD", folder))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    port = free_port()
+
+    def says(*lines: str) -> list[str]:
+        path = tmp_path / "corefile" / "Corefile"
+        path.write_text(f".:{port} {{\n bind 127.0.0.1\n " + "\n ".join(lines) + "\n}\n")
+        server = FromFile(str(path), port=port)
+        try:
+            return data(server.ask("x.org.", "TXT"))
+        finally:
+            server.close()
+
+    assert says("plugin says.py") == ['"corefile"']
+    assert says("plugin more/says.py") == ['"corefile/more"']
+    assert says("plugin says.py", f"root {tmp_path}/root") == says(f"root {tmp_path}/root", "plugin says.py") == ['"root"']
+    assert says("root ../root", "plugin says.py") == ['"root"']  # as for other plugins
+    assert says(f"plugin {tmp_path}/elsewhere/says.py") == ['"elsewhere"']
+    (tmp_path / "imported").write_text("plugin says.py\n")
+    assert says(f"import {tmp_path}/imported") == ['"corefile"']
+    with pytest.raises(CorefileError, match=r"Corefile:3:9: plugin .*/root/none.py: no such file"):
+        says("plugin none.py", f"root {tmp_path}/root")
+
+
+@pytest.mark.parametrize(("before", "hint"), [
+    ("kubernets", 'names "kubernets", which is no plugin (did you mean "kubernetes"?)'),
+    ("nothing", 'names "nothing", which is no plugin'), ("mine", 'names "mine", which is no plugin'),
+    (7, "names 7, which is no plugin"), ([], "names [], which is no plugin"), (None, "names None, which is no plugin"),
+])  # fmt: skip
+def test_a_plugin_that_stands_before_one_that_is_not_there_was_silently_last(
+    serve: Serve, tmp_path: Path, before: object, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f'from kdns.plugin import Plugin\nclass Mine(Plugin):\n name = "mine"\n before = {before!r}\n')
+    with pytest.raises(CorefileError, match=r"Corefile:2:9: plugin mine: `before` ") as caught:
+        serve(f".:{{port}} {{\n plugin {path}\n}}")
+    assert hint in str(caught.value)
+
+    class Entry:
+        name = "mine"
+
+        def load(self) -> type[Plugin]:
+            return type("Mine", (Plugin,), {"name": "mine", "before": before})
+
+    monkeypatch.setattr(build, "_foreign", lambda: [Entry()])
+    with pytest.raises(CorefileError, match=r"Corefile:2:2: plugin mine: `before` "):
+        serve(".:{port} {\n mine\n}")

@@ -1,13 +1,25 @@
 """Reloading: what did not change is kept, what is wrong changes nothing, and no query is lost."""
 
+import asyncio
+import gc
 import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from kdns.metrics import REGISTRY
+from kdns.plugin import Plugin, Request
 from kdns.plugins import reload as reload_plugin
-from kdns.testing import ApiServer, code, data, eventually, free_port, http_get
+from kdns.server import build, lifecycle
+from kdns.server.order import BUILT
+from kdns.store.trie import Node
+from kdns.testing import ApiServer, Server, Upstream, answer, code, data, eventually, free_port, http_get
 from kdns.testing.objects import namespace, service
 from tests.fixtures import Serve
 
@@ -54,6 +66,234 @@ def test_a_bad_corefile_keeps_the_old_one_and_says_where(serve: Serve, lines: li
     assert any("[ERROR] Restart failed: " in line for line in lines)
     assert data(server.ask("a.org.")) == ["10.0.0.1"]
     assert server.reload(text("10.0.0.2")) and data(server.ask("a.org.")) == ["10.0.0.2"]
+
+
+@pytest.mark.parametrize("bad", [
+    "nonsense {",  # cannot be read
+    ".:{port} {\n whomai\n}\n",
+    ".:{port} {\n cache 0\n}\n",  # a plugin's own parse
+    ".:{port} {\n forward . /nowhere/x\n}\n",  # load
+    ".:{port} {\n whoami\n}\n.:{port} {\n whoami\n}\n",
+    ".:{port} {\n bind 127.0.0.1\n status 203.0.113.9:80\n whoami\n}\n",  # start
+    ".:{port} {\n bind 203.0.113.9\n whoami\n}\n",  # sockets
+])  # fmt: skip
+def test_a_reload_that_failed_left_garbage_collection_off_until_the_restart(serve: Serve, bad: str) -> None:
+    server = serve(text("10.0.0.1"))
+    assert gc.isenabled()
+    assert not server.reload(bad)
+    assert gc.isenabled() and data(server.ask("a.org.")) == ["10.0.0.1"]
+    assert server.reload(text("10.0.0.2")) and gc.isenabled() and data(server.ask("a.org.")) == ["10.0.0.2"]
+
+
+EVERYTHING = """
+.:{port} {
+    bind 127.0.0.1
+    root FOLDER
+    metadata
+    cancel 300ms
+    timeouts {
+        idle 5s
+    }
+    reload
+    nsid x
+    bufsize
+    debug
+    ready 127.0.0.1:READY
+    health 127.0.0.1:HEALTH
+    prometheus 127.0.0.1:PROMETHEUS
+    status 127.0.0.1:STATUS
+    errors {
+        consolidate 5m ".*" warning
+    }
+    log
+    family
+    local
+    dns64
+    acl {
+        allow
+    }
+    any
+    chaos
+    loadbalance
+    cache {
+        prefetch 1
+        serve_stale
+    }
+    rewrite name exact b.org a.org
+    rewrite edns0 local set 0xffee abcd
+    header {
+        response set aa
+    }
+    minimal
+    autopath search.conf
+    searchpath
+    template IN A t.org {
+        answer "{{ .Name }} 60 IN A 192.0.2.7"
+    }
+    transfer {
+        to *
+    }
+    hosts hosts {
+        fallthrough
+    }
+    kubernetes cluster.local in-addr.arpa {
+        manifests c.yaml
+        fallthrough
+    }
+    k8s_external ext.org
+    loop
+    forward . UPSTREAM
+}
+v.org:{port} {
+    bind 127.0.0.1
+    metadata
+    view x {
+        expr metadata('view/name') == 'x'
+    }
+    whoami
+}
+"""
+QUESTIONS = ("a.org.", "b.org.", "web.n1.svc.cluster.local.", "nope.n1.svc.cluster.local.", "x.t.org.", "a.v.org.", "x.ext.org.")
+
+
+@pytest.fixture
+def everything(tmp_path: Path, upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A Corefile with every plugin that there is."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump_all([namespace("n1"), service("n1/web", "10.0.0.1")]))
+    (tmp_path / "hosts").write_text("10.0.0.1 a.org")
+    (tmp_path / "search.conf").write_text("search n1.svc.cluster.local")
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    monkeypatch.setattr(up, "queries", deque(maxlen=1))  # what this test counts must not grow by itself
+    text = EVERYTHING.replace("FOLDER", str(tmp_path)).replace("UPSTREAM", up.address)
+    for word in ("READY", "HEALTH", "PROMETHEUS", "STATUS"):
+        text = text.replace(word, str(free_port()))
+    return text
+
+
+def parts(server: Server) -> dict[str, weakref.ref[Any]]:
+    """What a configuration consists of, held weakly."""
+    instance = server.server.instance
+    assert instance is not None
+    found: dict[str, Any] = {plugin.name: plugin for plugin in instance.plugins}
+    found |= {f"dispatcher {group.label}": dispatcher for group, dispatcher in instance.dispatchers.items()}
+    found |= {f"chain of {block.zones}": block.chain for block in instance.blocks}
+    return {name: weakref.ref(each) for name, each in found.items()}
+
+
+def test_a_configuration_that_was_replaced_stayed_in_memory_for_ever(serve: Serve, everything: str) -> None:
+    server = serve(everything)
+    old = parts(server)
+    assert set(old) >= set(BUILT) - {"import"}
+    for name in QUESTIONS:
+        server.ask(name)
+        server.ask(name, tcp=True)
+    server.ask("outside.example.org.")
+    gc.collect()
+    gc.disable()  # nothing but reference counting frees it
+    try:
+        assert server.reload(everything)
+        eventually(lambda: not [name for name, part in old.items() if part() is not None])
+    finally:
+        gc.enable()
+
+
+def test_a_clusters_state_that_nobody_serves_any_more_stayed_in_memory(serve: Serve, api: ApiServer) -> None:
+    api.put(namespace("n1"), service("n1/web", "10.0.0.1"))
+    text = f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local {{\n endpoint {api.url}\n }}\n}}\n"
+    server = serve(text)
+    eventually(lambda: data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.1"])
+    gc.collect()
+    assert server.server.instance is not None
+    old = [weakref.ref(each) for each in (found("kubernetes", server).source, found("kubernetes", server).cluster)]
+    gc.disable()
+    try:
+        assert server.reload(text.replace("endpoint", "labels a\n endpoint"))
+        eventually(lambda: not any(part() for part in old))
+    finally:
+        gc.enable()
+
+
+def test_a_hosts_file_that_is_read_again_left_what_was_read_before(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("10.0.0.1 a.org\n")
+    server = serve(f".:{{port}} {{\n bind 127.0.0.1\n hosts {path} {{\n reload 50ms\n }}\n}}\n")
+
+    def nodes() -> int:
+        return sum(type(each) is Node for each in gc.get_objects())
+
+    def read_again(address: str) -> None:
+        path.write_text(f"{address} a.org{' ' * len(address)}\n")
+        eventually(lambda: data(server.ask("a.org.")) == [address])
+
+    gc.disable()
+    try:
+        read_again("10.0.0.22")
+        first = nodes()
+        read_again("10.0.0.133")
+        read_again("10.0.0.4")
+        eventually(lambda: nodes() <= first)
+    finally:
+        gc.enable()
+
+
+def test_a_query_that_a_reload_does_not_wait_for_is_servfail_and_no_fault_of_ours(
+    serve: Serve, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, over = asyncio.Event(), threading.Event()
+
+    class Slow(Plugin):
+        name = "slow"
+
+        async def handle(self, request: Request) -> None:
+            await go_on.wait()
+            over.set()
+            request.slots[self.position] = 1  # what it knew is gone
+
+    class Entry:
+        name = "slow"
+
+        def load(self) -> type[Plugin]:
+            return Slow
+
+    monkeypatch.setattr(lifecycle, "DRAIN", 0.1)
+    monkeypatch.setattr(build, "_foreign", lambda: [Entry()])
+    server = serve(text("10.0.0.1", "slow"))
+    panics = REGISTRY["coredns_panics_total"].slots[()]
+    before = panics[0]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.ask, "x.org.", timeout=10)
+        assert server.server.instance is not None
+        waiting = [dispatcher.waiting for dispatcher in server.server.instance.dispatchers.values()]
+        eventually(lambda: any(each.table for each in waiting))
+        assert server.reload(text("10.0.0.2"))
+        assert code(asked.result()) == "SERVFAIL"
+    server.thread.call(go_on.set)
+    assert over.wait(10) and data(server.ask("a.org.")) == ["10.0.0.2"]
+    assert panics[0] == before and not [line for line in lines if "panic" in line]
+
+
+def found(name: str, server: Server) -> Any:
+    """A plugin of the configuration that is served."""
+    assert server.server.instance is not None
+    return next(plugin for plugin in server.server.instance.plugins if plugin.name == name)
+
+
+def test_thirty_reloads_with_a_full_cache_left_thirty_caches(serve: Serve, everything: str) -> None:
+    server = serve(everything)
+
+    def reloaded(times: int) -> int:
+        old = []
+        for _ in range(times):
+            old += parts(server).values()
+            for n in range(50):
+                assert data(server.ask(f"x{n}.example.org.")) == ["192.0.2.1"]
+            assert server.reload(everything)
+        # Deadlines that were not cancelled hold a few things for some seconds more.
+        eventually(lambda: not any(part() for part in old))
+        return gc.get_freeze_count()
+
+    first = reloaded(2)
+    assert reloaded(30) < first + 3_000 and gc.isenabled()
 
 
 def test_a_port_that_is_taken_fails_the_reload_and_health_stays_up(serve: Serve) -> None:

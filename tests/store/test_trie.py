@@ -1,5 +1,8 @@
 """The trie against a plain model: what stands in it, what is closest, what a drop leaves."""
 
+import gc
+from collections.abc import Iterator
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -7,7 +10,7 @@ from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import from_labels, from_text, is_within, labels, parent
 from kdns.dns.rrset import RRset
-from kdns.store.trie import Store
+from kdns.store.trie import Node, Store
 
 names = st.lists(st.sampled_from([b"a", b"b", b"*", b"ccc"]), min_size=1, max_size=4).map(from_labels)
 
@@ -82,3 +85,42 @@ def test_a_node_that_knows_its_types_has_one_answer_for_all_others() -> None:
     node.put(iana.A, address)
     assert node.find(iana.A) is address and node.find(iana.SRV) is None
     assert {node.find(qtype) for qtype in range(65536) if qtype not in (iana.A, iana.SRV)} == {nodata}
+
+
+@given(st.lists(names, max_size=12), st.integers(0, 40))
+def test_a_store_that_is_emptied_loses_its_newest_name_each_time_and_holds_together(owners: list[bytes], times: int) -> None:
+    store = Store()
+    for owner in owners:
+        store.put(record(owner))
+        store.add(owner).put(iana.A, Answer())
+    kept = [(node.name, answer) for node in store.index.values() for answer in node.answers.values()]
+    left = list(store.index)
+    for _ in range(min(times, len(left))):
+        store.popitem()
+        del left[-1]
+        assert list(store.index) == left
+        assert {node.name for node in walk(store.root)} == {b"\0", *left}
+    assert len(store) == len(left)
+    assert all(answer.validity.valid is (name in left) for name, answer in kept)
+
+
+def walk(node: Node) -> Iterator[Node]:
+    yield node
+    for child in (node.children or {}).values():
+        yield from walk(child)
+
+
+def test_a_store_that_nobody_holds_is_freed_at_once() -> None:
+    def nodes() -> int:
+        return sum(type(each) is Node for each in gc.get_objects())
+
+    before = nodes()
+    gc.disable()
+    try:
+        store = Store()
+        store.put(record(from_text("a.b.c.org.")))
+        assert nodes() == before + 5
+        del store
+        assert nodes() == before
+    finally:
+        gc.enable()
