@@ -1,10 +1,15 @@
-"""Deadlines without a timer a query: one queue for each timeout, whose first entry is always the next to end."""
+"""Deadlines without a timer a query: one queue for each timeout, whose first entry is always the next to end.
+
+What a callback raises ends that callback alone: the deadlines behind it are met, and the queue goes on.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import final
+
+from kdns import faults
 
 
 @final
@@ -50,7 +55,10 @@ class Deadlines:
             elif first.end <= now:
                 queue.popleft()
                 callback, first.callback = first.callback, None
-                callback()
+                try:
+                    callback()
+                except Exception as error:
+                    faults.report("a deadline", error)
             else:
                 asyncio.get_running_loop().call_later(first.end - now, self._run, timeout)
                 return

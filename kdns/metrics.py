@@ -145,9 +145,10 @@ class _One:
 
 
 def families() -> Iterator[bytes]:
-    """The text exposition in slices of a family each, of SLICE lines at most, so that the caller can let others run in between."""
-    for refresh in list(REFRESH):
-        refresh()
+    """The text exposition in slices of a family each, of SLICE lines at most, so that the caller can let others run in between.
+
+    REFRESH is to be called before.
+    """
     for family in list(REGISTRY.values()):
         slots = list(family.slots.items())
         if not slots and not (isinstance(family, Gauge) and family.read is not None):

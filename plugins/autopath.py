@@ -141,7 +141,14 @@ class SearchListWalk:
             self.result.resolve(self.first)
             return
         question = self.request.question
-        then(self.request.below(self.plugin, Question(self.names[self.pos], question.type, question.cls)), self.came)
+        found = then(self.request.below(self.plugin, Question(self.names[self.pos], question.type, question.cls)), self.came)
+        if type(found) is Pending:
+            found.add(self.failed)
+
+    def failed(self, value: object) -> None:
+        """An exception in what follows a reply is the query's."""
+        if isinstance(value, BaseException):
+            self.result.resolve(value)
 
     def came(self, outcome: Outcome) -> None:
         if type(outcome) is Answer and outcome.rcode == iana.NXDOMAIN:
@@ -158,4 +165,6 @@ class SearchListWalk:
         asked, target = self.request.question.name, self.names[self.pos]
         ttl = outcome.answer[0].ttl if outcome.answer else 0
         cname = RRset(asked, iana.CNAME, ttl, (target,))
-        self.result.resolve(outcome.replace(answer=(cname, *outcome.answer), local=True, validity=ALWAYS))
+        # Nobody has validated the CNAME (RFC 4035, section 3.2.3).
+        flags = outcome.flags & ~iana.AD
+        self.result.resolve(outcome.replace(flags=flags, answer=(cname, *outcome.answer), local=True, validity=ALWAYS))

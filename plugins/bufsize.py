@@ -39,6 +39,11 @@ class Bufsize(Plugin):
         first = directives[0]
         return [readers.integer(first.args[0], 512, 4096) if first.args else UDP_SIZE]
 
+    @property
+    def udp_size(self) -> int:
+        """What upstreams are told at most."""
+        return int(self.config)
+
     def handle(self, request: Request) -> None:
         edns = request.edns
         if edns is not None and edns.size > self.config:

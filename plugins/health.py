@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from kdns import log
+from kdns import faults, log
 from kdns.address import host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.metrics import SLIM_TIME_BUCKETS, Counter, Histogram
@@ -101,7 +101,7 @@ class Health(Plugin):
         self.server.add("/health", _ok)
         runtime.before_stop.append(self.lameduck)
         DURATION.slot()
-        self.task = asyncio.create_task(self._poll(), name="health")
+        self.task = asyncio.create_task(faults.supervise("plugin/health", self._poll), name="health")
 
     async def stop(self) -> None:
         if self.task is not None:

@@ -49,7 +49,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-from kdns import log
+from kdns import faults, log
 from kdns.address import unmapped
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
@@ -150,7 +150,7 @@ class Hosts(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         if self.config.reload:
-            self.task = asyncio.create_task(self._follow(), name="hosts")
+            self.task = asyncio.create_task(faults.supervise("plugin/hosts", self._follow), name="hosts")
 
     async def stop(self) -> None:
         if self.task is not None:

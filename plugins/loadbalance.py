@@ -41,7 +41,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple
 
-from kdns import log
+from kdns import faults, log
 from kdns.address import unmapped
 from kdns.corefile import CorefileError, Directive, Position, ServerBlock
 from kdns.dns import iana
@@ -146,7 +146,7 @@ class Loadbalance(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         if self.path and self.config.reload:
-            self.task = asyncio.create_task(self._follow(), name="loadbalance")
+            self.task = asyncio.create_task(faults.supervise("plugin/loadbalance", self._follow), name="loadbalance")
 
     async def stop(self) -> None:
         if self.task is not None:

@@ -192,7 +192,7 @@ def _host(address: tuple[object, ...] | None) -> str:
 
 def _flags(request: Request, outcome: Outcome) -> str:
     if type(outcome) is Answer:
-        own = outcome.flags
+        own = outcome.flags if request.shows_ad else outcome.flags & ~iana.AD
     elif type(outcome) is RcodeOnly:
         own = 0
     else:

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol, runtime_checkable
 
-from kdns import log
+from kdns import faults, log
 from kdns.address import host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
@@ -94,7 +94,7 @@ class Loop(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.task = asyncio.create_task(self._watch(), name="loop")
+        self.task = asyncio.create_task(faults.supervise("plugin/loop", self._watch), name="loop")
 
     async def stop(self) -> None:
         if self.task is not None:

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from kdns import log
+from kdns import faults, log
 from kdns.corefile import CorefileError, Directive, ServerBlock
 from kdns.metrics import Counter, Gauge
 from kdns.plugin import Plugin, readers
@@ -104,7 +104,7 @@ class _Watch:
         self.task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self.task = asyncio.create_task(self._watch(), name="reload")
+        self.task = asyncio.create_task(faults.supervise("plugin/reload", self._watch), name="reload")
 
     async def stop(self) -> None:
         # A reload that removed `reload` runs in this very task: it ends itself after that.

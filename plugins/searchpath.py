@@ -159,6 +159,8 @@ class Searchpath(Plugin):
         question = request.question
         if request.depth or question.type in _LEFT_OUT or question.cls != iana.IN:
             return None
+        if not request.client_rd:
+            return None  # without RD an upstream does not look, so it says nothing of what exists
         for cluster in self.clusters:
             if closest(question.name, cluster.cluster_zones()) is None:
                 continue
@@ -193,7 +195,10 @@ class Searchpath(Plugin):
         def decided() -> None:
             found = self.remembered.get(request.question.name)
             if found is not None and found.target and found.names is cluster.names:
-                then(self._again(request, base, cluster, found), result.resolve)
+                try:
+                    then(self._again(request, base, cluster, found), result.resolve)
+                except Exception as error:
+                    result.resolve(error)  # this follower's alone
             else:
                 self.missed(request)
                 result.resolve(None)
@@ -312,7 +317,15 @@ class SearchListWalk:
         if self.left <= 0 or self.result.done:
             self.give_up()
             return
-        then(self.request.lookup(self.candidates[self.pos], qtype), came)
+        found = then(self.request.lookup(self.candidates[self.pos], qtype), came)
+        if type(found) is Pending:
+            found.add(self._failed)
+
+    def _failed(self, value: object) -> None:
+        """An exception in what follows a reply is the query's, and ends the walk."""
+        if isinstance(value, BaseException) and not self.result.done:
+            self.result.resolve(value)
+            self._decided()
 
     def _first(self, outcome: Outcome) -> None:
         if not self._counts(outcome):

@@ -36,7 +36,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from kdns import log
+from kdns import faults, log
 from kdns.address import address, host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana, wire
@@ -94,7 +94,8 @@ class TransferPlugin(Plugin):
         for zone in dict.fromkeys(zone for source in self.sources for zone in source.transfer_zones()):
             rule = self._rule(zone)
             for where in rule.notified if rule is not None else ():
-                self.tasks.append(asyncio.create_task(_notify(zone, where, rule.source if rule else ""), name="notify"))
+                notify = faults.attempt("plugin/transfer", _notify(zone, where, rule.source if rule else ""))
+                self.tasks.append(asyncio.create_task(notify, name="notify"))
 
     async def stop(self) -> None:
         for task in self.tasks:

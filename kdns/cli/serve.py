@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from kdns import __version__, log
+from kdns import __version__, faults, log
 from kdns.cli.flags import BadFlag, Flag, parse, refuse
 from kdns.corefile import Corefile, CorefileError, source
 from kdns.printable import printable
@@ -177,6 +177,7 @@ class _Life:
         # Zones, then what plugins say, then versions: the order in which CoreDNS's log begins.
         self.server.opened = lambda: self._say(self.server.banner())
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(faults.caught)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -210,6 +210,8 @@ def _summary(section: Section) -> list[RecordSummary]:
 
 def pack_head(flags: int, rcode: int, reply_flags: int, counts: tuple[int, int, int]) -> bytes:
     """Header octets 2 to 12 of a reply: QR and the flags, RD and CD as the query had them, one question, counts."""
+    if rcode > 15 and not reply_flags & REPLY_EDNS:
+        rcode = iana.SERVFAIL  # its upper bits are in the OPT (RFC 6891, section 6.1.3): the lower alone say something else
     word = iana.QR | flags | (rcode & 15)
     if reply_flags & REPLY_RD:
         word |= iana.RD

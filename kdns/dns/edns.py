@@ -15,6 +15,13 @@ UDP_SIZE: Final = 1232
 MIN_SIZE: Final = 512  # RFC 6891, section 6.2.5: smaller values are treated as 512
 DO: Final = 0x8000
 
+# Options of one OPT. IANA's list has some twenty, each of which stands in a query once; nobody needs more, and each costs those
+# who wait behind it.
+MAX_OPTIONS: Final = 64
+# Octets of a query's options. A few cookies and a name make some hundred; padding (RFC 8467, section 4.1) fills up to 128.
+# As many as a UDP query may have in all.
+MAX_OPTIONS_SIZE: Final = 4096
+
 NSID: Final = 3
 SUBNET: Final = 8  # RFC 7871
 COOKIE: Final = 10
@@ -26,8 +33,6 @@ CACHED_ERROR: Final = 13
 BLOCKED: Final = 15
 FILTERED: Final = 17
 NETWORK_ERROR: Final = 23
-# Options of one query. Clients send two or three; each costs a look, and a message over TCP could hold 16,000.
-OPTIONS_MAX: Final = 64
 
 
 @final
@@ -94,16 +99,43 @@ def cookie_fits(length: int) -> bool:
 
 
 def check_options(raw: bytes) -> None:
-    """Raises FormatError for options that are malformed or too many."""
+    """Raises FormatError for options that are malformed or too many.
+
+    They are only stepped over: that their lengths fit is the message's form. Who wants one reads it.
+    """
     off, total = 0, len(raw)
-    count = 0
+    if total > MAX_OPTIONS_SIZE:
+        raise FormatError(f"more than {MAX_OPTIONS_SIZE} octets of EDNS options")
+    left = MAX_OPTIONS
     while off < total:
-        count += 1
-        if off + 4 > total or count > OPTIONS_MAX:
-            raise FormatError("an EDNS option is cut, or there are too many")
+        if not left:
+            raise FormatError(f"more than {MAX_OPTIONS} EDNS options")
+        left -= 1
+        if off + 4 > total:
+            raise FormatError("an EDNS option is cut")
         length = raw[off + 2] << 8 | raw[off + 3]
-        if raw[off] << 8 | raw[off + 1] == COOKIE and not cookie_fits(length):
+        if raw[off + 1] == COOKIE and not raw[off] and not cookie_fits(length):
             raise FormatError(f"a COOKIE option of {length} octets")
         off += 4 + length
     if off != total:
         raise FormatError("an EDNS option runs past its OPT")
+
+
+def within(raw: bytes, room: int) -> bytes:
+    """Options of at most `room` octets. The texts of extended errors are shortened first, then those options go, then all."""
+    if len(raw) <= room:
+        return raw
+    found = options(raw)
+    left = room - sum(4 + len(payload) for code, payload in found if code != EDE)
+    if left < 0:
+        return b""
+    out = []
+    for code, payload in found:
+        if code == EDE:
+            if left < 6:
+                continue
+            # Between two characters: the text is UTF-8 (RFC 8914, section 2).
+            payload = payload[:2] + payload[2 : left - 4].decode("utf-8", "ignore").encode()
+            left -= 4 + len(payload)
+        out.append(option(code, payload))
+    return b"".join(out)

@@ -1,10 +1,18 @@
-"""From an answer to the octets that leave: header, question as asked, body, OPT; truncated where it does not fit."""
+"""From an answer to the octets that leave: header, question as asked, body, OPT; truncated where it does not fit.
+
+Law: no reply is longer than its limit. Where it would be, the texts of extended errors are shortened, then those errors are left
+out, then records. Options alone that are too long are left out.
+"""
+
+from typing import Final
 
 from kdns.dns import edns as _edns
 from kdns.dns import iana
 from kdns.dns.answer import REPLY_CD, REPLY_RD, Answer, pack_head
 from kdns.dns.edns import Edns
 from kdns.dns.render import Body, truncate
+
+_OPT: Final = 11  # octets of an OPT without options
 
 
 def flags_of(data: bytes) -> int:
@@ -23,12 +31,21 @@ def pack(answer: Answer, body: Body, data: bytes, end: int, reply_flags: int, ed
     if edns is None:
         opt = b""
     elif answer.options or answer.rcode > 15:
-        opt = _edns.opt(do=edns.do, options=answer.options, rcode=answer.rcode)
+        options = _fitting(answer.options, limit - end - _OPT, len(body.data))
+        opt = _edns.opt(do=edns.do, options=options, rcode=answer.rcode)
     else:
         opt = _edns.WITH_DO if edns.do else _edns.PLAIN
     if end + len(body.data) + len(opt) > limit:
         return _truncated(answer, body, data, end, reply_flags, opt, limit)
     return b"".join((data[:2], head, data[12:end], body.data, opt))
+
+
+def _fitting(options: bytes, room: int, records: int) -> bytes:
+    """What of options leaves in `room` octets, of which records want so many; extended errors leave them theirs."""
+    if not options or len(options) <= room - records:
+        return options
+    least = sum(4 + len(payload) for code, payload in _edns.options(options) if code != _edns.EDE)
+    return _edns.within(options, max(room - records, least if least <= room else 0))
 
 
 def _truncated(answer: Answer, body: Body, data: bytes, end: int, reply_flags: int, opt: bytes, limit: int) -> bytes:
@@ -47,13 +64,16 @@ def _truncated(answer: Answer, body: Body, data: bytes, end: int, reply_flags: i
     return b"".join((data[:2], known[0], data[12:end], known[1], opt))
 
 
-def bare(data: bytes, end: int, rcode: int, edns: Edns | None, options: bytes = b"") -> bytes:
-    """A reply that is nothing but a code: header, the question if it was read (`end` > 12), OPT if the query had one."""
+def bare(data: bytes, end: int, rcode: int, edns: Edns | None, options: bytes = b"", limit: int = _edns.MIN_SIZE) -> bytes:
+    """A reply that is nothing but a code: header, the question if it was read (`end` > 12), OPT if the query had one.
+
+    It has at most `limit` octets.
+    """
     word = iana.QR | (data[2] & 0x79) << 8 | (data[3] & 0x10) | (rcode & 15)
     counts = b"\0\1\0\0\0\0" if end > 12 else b"\0\0\0\0\0\0"
     if edns is None:
         return b"".join((data[:2], word.to_bytes(2, "big"), counts, b"\0\0", data[12:end]))
-    opt = _edns.opt(do=edns.do, options=options, rcode=rcode)
+    opt = _edns.opt(do=edns.do, options=_fitting(options, limit - end - _OPT, 0), rcode=rcode)
     return b"".join((data[:2], word.to_bytes(2, "big"), counts, b"\0\1", data[12:end], opt))
 
 

@@ -3,7 +3,8 @@
 Laws: iterative, never recursive; a name follows at most 126 pointers, each to an earlier octet than the one
 before (RFC 9267, sections 2-4: no loops); all pointers of one message share one work budget, so 64 KiB of
 pointers cost no more than 64 KiB of names; every length is checked against what is there; a name in rdata ends
-inside that rdata. What is wrong raises FormatError; nothing else leaves.
+inside that rdata; what a pointer leads to ends before the name that has the pointer begins. What is wrong raises
+FormatError; nothing else leaves.
 """
 
 from collections.abc import Iterator
@@ -32,12 +33,20 @@ class Record(NamedTuple):
 
 
 class Budget:
-    """What work the names of one message may still cause, in octets."""
+    """What work the names of one message may still cause, in octets; and where its names are, if that is asked for.
 
-    __slots__ = ("left",)
+    `heads`: where labels (or a name's pointer) begin that were read as parts of names; None where nobody wants to know. Where
+    a pointer leads to one of them, what follows is a name that was read before. `strays`: where pointers led that is no such
+    place. If that is a TTL, an address or the rdata of an unknown type, the name
+    is what it is only as long as nobody changes those octets.
+    """
+
+    __slots__ = ("heads", "left", "strays")
 
     def __init__(self) -> None:
         self.left = WORK_BUDGET
+        self.heads: set[int] | None = None
+        self.strays: list[int] | None = None
 
 
 def read_name(data: bytes, off: int, budget: Budget) -> tuple[bytes, int]:
@@ -47,6 +56,8 @@ def read_name(data: bytes, off: int, budget: Budget) -> tuple[bytes, int]:
     hops = 0
     end = -1
     floor = off
+    limit = len(data)
+    heads = budget.heads
     try:
         while length := data[off]:
             if length < 64:
@@ -54,16 +65,29 @@ def read_name(data: bytes, off: int, budget: Budget) -> tuple[bytes, int]:
                 size += length + 1
                 if size > MAX_NAME:
                     raise FormatError("a name over 255 octets")
+                if stop >= limit:
+                    raise FormatError("a name runs past the end of the message, or into the name that leads to it")
+                if heads is not None and end < 0:
+                    heads.add(off)
                 parts.append(data[off:stop])
                 off = stop
             elif length >= 0xC0:
                 target = (length & 0x3F) << 8 | data[off + 1]
                 if end < 0:
                     end = off + 2
+                    if heads is not None:
+                        heads.add(off)
+                        if target not in heads:
+                            if budget.strays is None:
+                                budget.strays = []
+                            budget.strays.append(target)
+                elif off + 2 > limit:
+                    raise FormatError("a pointer runs into the name that leads to it")
                 hops += 1
                 # RFC 1035, section 4.1.4: a pointer names a *prior* occurrence. Strictly backward means no loop.
                 if target >= floor or hops > MAX_HOPS or target < 12:
                     raise FormatError("a compression pointer that does not lead backward")
+                limit = floor
                 off = floor = target
             else:
                 raise FormatError("a label type that is neither a label nor a pointer (RFC 6891, section 5)")
@@ -73,10 +97,7 @@ def read_name(data: bytes, off: int, budget: Budget) -> tuple[bytes, int]:
     if budget.left < 0:
         raise FormatError("the names of this message cost too much work")
     parts.append(b"\0")
-    name = b"".join(parts)
-    if len(name) != size:
-        raise FormatError("a name runs past the end of the message")
-    return name, off + 1 if end < 0 else end
+    return b"".join(parts), off + 1 if end < 0 else end
 
 
 def skip_name(data: bytes, off: int) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import yaml
 
-from kdns import log
+from kdns import faults, log
 from kdns.kube.cluster import Cluster
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, RAW, SLICE, BadObject, Namespace, Object, Slices, from_mapping, project
 from kdns.kube.source import WatchScope
@@ -150,7 +150,7 @@ class ManifestSource:
         self.cluster.set_synced()
         for call in self.on_sync:
             call()
-        self.task = asyncio.create_task(self._follow(), name="manifests")
+        self.task = asyncio.create_task(faults.supervise("following the manifests", self._follow), name="manifests")
 
     async def stop(self) -> None:
         """Ends following."""

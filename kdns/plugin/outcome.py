@@ -9,11 +9,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, Final, final
 
-from kdns import log
+from kdns import faults
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.rrset import RRset
-from kdns.metrics import Counter
 
 
 @final
@@ -62,18 +61,7 @@ DROP: Final = Drop()
 Outcome = Answer | RcodeOnly | Drop | Transfer
 OUTCOMES: Final = frozenset((Answer, RcodeOnly, Drop, Transfer))
 
-INTERNAL_ERRORS: Final = Counter("kdns_internal_errors_total", "Exceptions in callbacks, timers and tasks of kdns itself.")
-_log: Final = log.Logger()
 _tasks: Final[set["asyncio.Task[None]"]] = set()
-
-
-def guarded(callback: Callable[..., object], *args: Any) -> None:
-    """Calls back; an exception of the callback is a line in the log and a count, and nothing else."""
-    try:
-        callback(*args)
-    except Exception as error:
-        INTERNAL_ERRORS.slot()[0] += 1
-        _log.error(f"exception in a callback: {type(error).__name__}: {error}")
 
 
 @final
@@ -90,7 +78,10 @@ class Pending:
         self._more: list[Callable[[Any], object]] | None = None
 
     def resolve(self, value: Any) -> None:
-        """Sets the value and calls who waits, in order. An exception counts as a value: the chain makes it SERVFAIL."""
+        """Sets the value and calls who waits, in order; what one of them raises is not the others'.
+
+        An exception counts as a value: the chain makes it SERVFAIL.
+        """
         if self.done:
             return
         self.done = True
@@ -98,10 +89,16 @@ class Pending:
         callback, more = self._callback, self._more
         self._callback = self._more = None
         if callback is not None:
-            guarded(callback, value)
+            try:
+                callback(value)
+            except Exception as error:
+                faults.report("what waited for a reply", error)
         if more is not None:
             for each in more:
-                guarded(each, value)
+                try:
+                    each(value)
+                except Exception as error:
+                    faults.report("what waited for a reply", error)
 
     def add(self, callback: Callable[[Any], object]) -> None:
         """Calls back with the value, at once if it is there."""

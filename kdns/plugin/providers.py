@@ -122,6 +122,15 @@ class TtlLimit(Protocol):
 
 
 @runtime_checkable
+class BoundsSize(Protocol):
+    """A plugin that bounds the size of UDP replies, also of those that upstreams are asked for."""
+
+    @property
+    def udp_size(self) -> int:
+        """Octets."""
+
+
+@runtime_checkable
 class Forwards(Protocol):
     """A plugin that sends names on to others. `passes_subnet`: the client's ECS option goes with them."""
 

@@ -142,6 +142,11 @@ class Request:
         return len(self._data)
 
     @property
+    def shows_ad(self) -> bool:
+        """Whether the client says that it understands AD in a reply, by AD or by DO (RFC 6840, sections 5.7 and 5.8)."""
+        return bool(self._data[3] & 0x20) or (self.edns is not None and self.edns.do)
+
+    @property
     def id(self) -> int:
         """The query's id."""
         self.root.personal = True
@@ -205,18 +210,18 @@ class Request:
 
     @property
     def rd(self) -> bool:
-        """Whether recursion is desired."""
+        """Whether recursion is desired, as plugins above left it (`header`)."""
         return bool(self.reply_flags & REPLY_RD)
+
+    @property
+    def client_rd(self) -> bool:
+        """Whether the client wants its question resolved (RFC 1035, section 4.1.1)."""
+        return bool(self._data[2] & 1)
 
     @property
     def cd(self) -> bool:
         """Whether checking is disabled."""
         return bool(self._data[3] & 0x10)
-
-    @property
-    def ad(self) -> bool:
-        """Whether the client understands the AD bit (RFC 6840, section 5.7)."""
-        return bool(self._data[3] & 0x20)
 
     @property
     def opcode(self) -> int:

@@ -309,7 +309,7 @@ class Dispatcher:
                 return MessageStream(_messages(request, outcome), self._panic)
             outcome = self.failed(request, TypeError("a plugin gave a zone transfer over UDP"))
         assert type(outcome) is RcodeOnly
-        return reply.bare(request._data, request._end, outcome.rcode, request.edns, outcome.options)
+        return reply.bare(request._data, request._end, outcome.rcode, request.edns, outcome.options, request.limit)
 
     def _pack(self, request: Request, answer: Answer) -> bytes:
         """The whole reply of an answer. A body fits one question's name; for another one it is rendered anew."""
@@ -320,6 +320,8 @@ class Dispatcher:
             body = answer.body or answer.rendered(asked.name)
         else:
             body = render(asked.name, answer.sections)
+        if answer.flags & iana.AD and not request.shows_ad:
+            answer = answer.replace(flags=answer.flags & ~iana.AD)
         return reply.pack(answer, body, request._data, request._end, request.reply_flags, request.edns, request.limit)
 
     def _store(self, request: Request, outcome: Answer, key: bytes, made: bytes) -> None:

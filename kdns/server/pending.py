@@ -8,6 +8,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, final
 
+from kdns import faults
 from kdns.deadlines import Deadlines
 from kdns.dns import iana
 from kdns.metrics import Counter
@@ -80,7 +81,12 @@ class PendingTable:
         pending = ensure_pending(awaitable)
         if not pending.done:
             self.detached.add(pending)
-            pending.add(lambda _: self.detached.discard(pending))
+            pending.add(partial(self._ended, pending))
+
+    def _ended(self, pending: Pending, value: Any) -> None:
+        self.detached.discard(pending)
+        if isinstance(value, Exception):
+            faults.report("work that outlived its reply", value)
 
     def _land(self, request: Request, result: Pending, value: Any) -> None:
         if self.table.pop(result, None) is not None:

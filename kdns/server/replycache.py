@@ -24,7 +24,7 @@ from typing import Any, Final, final
 from kdns.dns import edns as _edns
 from kdns.dns import iana
 from kdns.dns.answer import FOREVER, Answer, Validity
-from kdns.dns.edns import OPTIONS_MAX, UDP_SIZE, cookie_fits
+from kdns.dns.edns import MAX_OPTIONS, UDP_SIZE, cookie_fits
 from kdns.dns.query import Question
 from kdns.dns.render import aged
 from kdns.plugin.base import Meter, Plugin, overrides
@@ -228,7 +228,7 @@ class ReplyCache:
         count = 0
         while at < total:
             count += 1
-            if at + 4 > total or count > OPTIONS_MAX:
+            if at + 4 > total or count > MAX_OPTIONS:
                 return -1
             code = data[at] << 8 | data[at + 1]
             length = data[at + 2] << 8 | data[at + 3]

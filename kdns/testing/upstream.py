@@ -76,8 +76,11 @@ class Upstream:
                 return
             if not data:  # sent by `close`
                 return
-            for part in self._play(data, "udp", peer[1]):
-                self.udp.sendto(part, peer)
+            try:
+                for part in self._play(data, "udp", peer[1]):
+                    self.udp.sendto(part, peer)
+            except OSError:
+                return  # closed meanwhile
 
     def _serve_tcp(self) -> None:
         while not self.closing:

@@ -1,7 +1,9 @@
 """One exchange with an upstream: the query as it leaves, and what counts as its reply.
 
-Laws (reliability.md S1-S3; RFC 5452, section 9.1): ids come from the system's generator; a reply is taken only if id,
-QR, opcode, question name, type and class are those of the query; anything else is dropped and the wait goes on.
+Laws (RFC 5452, section 9.1): ids come from the system's generator; a reply is taken only if id, QR, opcode, question name,
+type and class are those of the query; anything else is dropped and the wait goes on. One kind of reply has no question: a
+header alone, by which a server says that it could not read the query (RFC 1035, section 4.1.1). It is taken by its id, which
+is as hard to guess as for any other reply.
 """
 
 import asyncio
@@ -9,7 +11,9 @@ import os
 from collections.abc import Callable
 from typing import Final, final
 
+from kdns import faults
 from kdns.address import host_port
+from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
 from kdns.dns.message import parse_reply
@@ -21,8 +25,16 @@ _CHUNK: Final = 512  # octets taken from the system's generator at once: a call 
 JUNK = Counter("kdns_upstream_junk_total", "Datagrams from upstreams that were no reply to what was asked.", ("to",))
 
 
+# The codes of a reply without a question: what a server says that cannot or will not read one.
+_HEADER_ALONE: Final = frozenset((iana.FORMERR, iana.SERVFAIL, iana.NOTIMP, iana.REFUSED))
+
+
 class UpstreamError(Exception):
     """An upstream did not answer; the text says who and why."""
+
+
+class Mismatched(UpstreamError):
+    """Too many replies did not match: somebody may be guessing, so the question is to be asked in a safer way."""
 
 
 Result = Answer | UpstreamError
@@ -62,8 +74,12 @@ def matching_reply(data: bytes, qid: bytes, question: Question, to: str) -> Answ
             pass
         else:
             asked = message.question
-            if message.opcode == 0 and asked is not None and (asked is question or asked.wire == question.wire):
-                return message.answer
+            if message.opcode == 0:
+                if asked is not None:
+                    if asked is question or asked.wire == question.wire:
+                        return message.answer
+                elif message.answer.rcode in _HEADER_ALONE and not any(message.answer.records()):
+                    return Answer(message.answer.rcode, message.answer.flags & iana.RA, options=message.answer.options)
     JUNK.slot(to)[0] += 1
     return None
 
@@ -77,6 +93,14 @@ def our_end(transport: asyncio.BaseTransport) -> str:
 def timed_out(proto: str, local: str, to: str) -> UpstreamError:
     """The error of a query that got no reply in time; `local` is empty where it was not even sent."""
     return UpstreamError(f"read {proto} {local}->{to}: i/o timeout" if local else f"dial {proto} {to}: i/o timeout")
+
+
+def tell(done: Done, result: Result) -> None:
+    """Calls back. What that raises ends nothing of others': not the connection they share, and not the closing of it."""
+    try:
+        done(result)
+    except Exception as error:
+        faults.report("what waited for an upstream", error)
 
 
 def os_text(call: str, error: OSError) -> str:

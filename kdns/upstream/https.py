@@ -19,7 +19,7 @@ from h2.exceptions import ProtocolError
 from kdns.address import host_port
 from kdns.deadlines import Deadline, Deadlines
 from kdns.dns.query import Question
-from kdns.upstream.exchange import Done, UpstreamError, matching_reply, os_text, our_end, timed_out
+from kdns.upstream.exchange import Done, UpstreamError, matching_reply, os_text, our_end, tell, timed_out
 from kdns.upstream.udp import HITS, MISSES
 
 DIAL: Final = 5.0  # seconds to connect, TLS included
@@ -52,7 +52,7 @@ class _Flight:
             self.over = True
             if self.deadline is not None:
                 self.deadline.cancel()
-            self.done(result)
+            tell(self.done, result)
 
 
 @final

@@ -10,7 +10,7 @@ from typing import Final, final
 
 from kdns.deadlines import Deadline, Deadlines
 from kdns.dns.query import Question
-from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id, os_text, our_end, timed_out
+from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id, os_text, our_end, tell, timed_out
 from kdns.upstream.udp import HITS, MISSES
 
 # Queries on one connection at a time; beyond that another is opened.
@@ -42,7 +42,7 @@ class _Flight:
             self.over = True
             if self.deadline is not None:
                 self.deadline.cancel()
-            self.done(result)  # type: ignore[arg-type]
+            tell(self.done, result)  # type: ignore[arg-type]
 
 
 @final

@@ -2,7 +2,8 @@
 
 A socket connected to the upstream gets datagrams from nobody else (RFC 5452, section 9.2), and an ICMP error as an
 errno, which is only a hint: it may be forged, so it ends the try and marks nobody down by itself. A socket is kept for
-a while, because making one costs 12 µs; not for long, so that a guessed port is worth little.
+a while, because making one costs 12 µs; not for long, so that a guessed port is worth little. A wait that gets MAX_JUNK
+datagrams that do not match ends as Mismatched.
 """
 
 import asyncio
@@ -16,12 +17,15 @@ from kdns.address import address, family_of, host_port
 from kdns.deadlines import Deadline, Deadlines
 from kdns.dns.query import Question
 from kdns.metrics import Counter
-from kdns.upstream.exchange import Done, UpstreamError, matching_reply, new_id, os_text
+from kdns.upstream.exchange import Done, Mismatched, UpstreamError, matching_reply, new_id, os_text, tell
 
 MAX_USES: Final = 100  # queries through one port
 MAX_AGE: Final = 10.0  # seconds of one port
 MAX_REPLY: Final = 4096  # octets; we ask for 1232 at most
-MAX_JUNK: Final = 100  # datagrams one wait drops before the port is given up
+# Datagrams that are no reply to the query in flight, after which the wait ends: somebody who guesses ids has found the port,
+# and would have as many guesses as there is time (RFC 5452, section 9; other resolvers do the same). An honest network
+# duplicates a reply now and then; ten are no accident.
+MAX_JUNK: Final = 10
 
 HITS = Counter(
     "coredns_proxy_conn_cache_hits_total",
@@ -67,14 +71,14 @@ class UdpSockets:
             try:
                 sock = _Socket(self, now)
             except OSError as error:
-                done(UpstreamError(f"dial udp {self.to}: {os_text('connect', error)}"))
+                tell(done, UpstreamError(f"dial udp {self.to}: {os_text('connect', error)}"))
                 return
         sock.send(query, question, timeout, done)
 
     def close(self) -> None:
         """Closes all sockets; queries in flight fail."""
         for sock in list(self.open):
-            sock.fail("closed")
+            sock.fail(UpstreamError("closed"))
 
 
 @final
@@ -112,7 +116,7 @@ class _Socket:
         try:
             self.sock.send(self.qid + query[2:])
         except OSError as error:
-            self.fail(f"write udp {self._route()}: {os_text('write', error)}")
+            self.fail(UpstreamError(f"write udp {self._route()}: {os_text('write', error)}"))
 
     def _read(self) -> None:
         try:
@@ -123,7 +127,7 @@ class _Socket:
             if self.done is None:
                 self.close()
             else:
-                self.fail(f"read udp {self._route()}: {os_text('read', error)}")
+                self.fail(UpstreamError(f"read udp {self._route()}: {os_text('read', error)}"))
             return
         done = self.done
         if done is None:
@@ -132,28 +136,28 @@ class _Socket:
         if answer is None:
             self.junk += 1
             if self.junk >= MAX_JUNK:
-                self.uses = MAX_USES  # the port is known to somebody: this query waits on, no other uses it
+                self.fail(Mismatched(f"read udp {self._route()}: {self.junk} replies did not match the query"))
             return
         self.done = None
         if self.deadline is not None:
             self.deadline.cancel()
         if self.uses >= self.owner.uses or self.junk:
-            self.close()
+            self.close()  # a port that got junk is known to somebody
         else:
             self.owner.idle.append(self)
         done(answer)
 
     def _expire(self) -> None:
-        self.fail(f"read udp {self._route()}: i/o timeout")
+        self.fail(UpstreamError(f"read udp {self._route()}: i/o timeout"))
 
-    def fail(self, text: str) -> None:
+    def fail(self, error: UpstreamError) -> None:
         """Ends the query in flight with an error; the socket is not used again: its reply may still come."""
         done, self.done = self.done, None
         if self.deadline is not None:
             self.deadline.cancel()
         self.close()
         if done is not None:
-            done(UpstreamError(text))
+            tell(done, error)
 
     def close(self) -> None:
         if self in self.owner.open:

@@ -12,6 +12,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, final
 
+from kdns import faults
 from kdns.address import host_port
 from kdns.deadlines import Deadlines
 from kdns.dns import iana
@@ -19,7 +20,7 @@ from kdns.dns.answer import Answer
 from kdns.dns.message import pack_query
 from kdns.dns.query import Question
 from kdns.metrics import TIME_BUCKETS, Counter, Histogram
-from kdns.upstream.exchange import Done, Result, UpstreamError
+from kdns.upstream.exchange import Done, Mismatched, Result, UpstreamError
 from kdns.upstream.tcp import TcpConnections
 from kdns.upstream.udp import UdpSockets
 
@@ -34,6 +35,12 @@ DURATION = Histogram(
     "coredns_proxy_request_duration_seconds", "Histogram of the time each request took.", TIME_BUCKETS,
     ("proxy_name", "to", "rcode"),
 )  # fmt: skip
+# Codes by which a server may say that it does not know EDNS.
+_NO_EDNS: Final = frozenset((iana.FORMERR, iana.NOTIMP))
+
+MISMATCHES = Counter(
+    "kdns_upstream_mismatch_retries_total", "Questions asked again over TCP because too many replies did not match.", ("to",)
+)
 FAILURES = Counter(
     "coredns_proxy_healthcheck_failures_total", "Counter of the number of failed healthchecks.", ("proxy_name", "to")
 )
@@ -108,32 +115,52 @@ class Upstream:
             )  # fmt: skip
         self.stream_only = where.transport != "dns" or o.force_tcp
         self.durations: dict[int, list[float]] = {}
+        self.mismatches = MISMATCHES.slot(self.to)
 
     def down(self) -> bool:
         """Whether it counts as down: more failed probes than max_fails (0: never)."""
         return self.refused or bool(self.options.max_fails and self.fails > self.options.max_fails)
 
     def exchange(self, query: bytes, question: Question, proto: str, done: Done) -> None:
-        """Asks once, over TCP again where the reply is cut; calls back once.
+        """Asks, and asks again where the reply says so; calls back once.
 
-        Where TCP then fails, the cut reply is passed on: it is an answer, and says that it is cut.
+        Over TCP where a reply is cut (RFC 7766, section 5), or where too many did not match; without OPT where the upstream
+        may not know it (RFC 6891, section 7). Where that fails, the first reply is passed on. What follows a reply begins
+        within `timeout` of the first query, so all takes two timeouts at most. That an upstream knows no EDNS is not
+        remembered: one forged reply would take DNSSEC and large answers from everybody.
         """
         if self.closed:
             done(UpstreamError(f"{self.to} is closed"))
-        elif self.stream_only or proto == "tcp":
-            self.tcp.exchange(query, question, self.options.timeout, partial(self._done, monotonic(), done))
         else:
-            self.udp.exchange(query, question, self.options.timeout, partial(self._over_udp, monotonic(), query, question, done))
+            self._send(monotonic(), query, question, proto, None, done)
 
-    def _over_udp(self, began: float, query: bytes, question: Question, done: Done, result: Result) -> None:
-        if type(result) is Answer and result.flags & iana.TC:
-            cut = result
-            self.tcp.exchange(
-                query, question, self.options.timeout,
-                lambda whole: self._done(began, done, whole if type(whole) is Answer else cut),
-            )  # fmt: skip
+    def _send(self, began: float, query: bytes, question: Question, proto: str, first: Answer | None, done: Done) -> None:
+        """`first` is the reply that there is already."""
+        if self.stream_only or proto == "tcp":
+            came = partial(self._came, began, query, question, "tcp", first, done)
+            self.tcp.exchange(query, question, self.options.timeout, came)
         else:
-            self._done(began, done, result)
+            came = partial(self._came, began, query, question, "udp", first, done)
+            self.udp.exchange(query, question, self.options.timeout, came)
+
+    def _came(
+        self, began: float, query: bytes, question: Question, proto: str, first: Answer | None, done: Done, result: Result
+    ) -> None:
+        if type(result) is Answer:
+            cut = result.flags & iana.TC and proto == "udp"
+            if (cut or (result.rcode in _NO_EDNS and query[11])) and monotonic() - began < self.options.timeout:
+                if not cut:
+                    # The least there is: no OPT, and no AD bit, which was a reserved zero in RFC 1035.
+                    query = b"".join((query[:3], bytes((query[3] & ~iana.AD,)), query[4:10], b"\0\0", question.wire))
+                self._send(began, query, question, "tcp" if cut else proto, result, done)
+                return
+        elif type(result) is Mismatched:
+            self.mismatches[0] += 1
+            self._send(began, query, question, "tcp", first, done)
+            return
+        elif first is not None:
+            result = first
+        self._done(began, done, result)
 
     def _done(self, began: float, done: Done, result: Result) -> None:
         if type(result) is Answer:
@@ -153,7 +180,9 @@ class Upstream:
     def failed(self) -> None:
         """An exchange failed: from now on it is probed until it answers."""
         if self.options.max_fails and self.task is None and not self.closed:
-            self.task = asyncio.get_running_loop().create_task(self._probe(), name=f"probe {self.to}")
+            self.task = asyncio.get_running_loop().create_task(
+                faults.supervise(f"the probing of {self.to}", self._probe), name=f"probe {self.to}"
+            )
 
     async def _probe(self) -> None:
         """Probes every `interval`, however long a probe is waited for: an upstream that is back is seen with the next one."""

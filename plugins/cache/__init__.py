@@ -35,6 +35,9 @@ that is cached. Their TTL is at most what it would be if they were.
 Beside CAPACITY, each of the two keeps at most 4 KiB an entry on the average. Of an answer only the records of the
 question's own chain are kept, and the SOA of a denial.
 
+What came of a query without RD is not kept, nor is an empty answer with neither SOA nor NS; such queries are answered from what
+is kept.
+
 The negative TTL is the SOA's TTL or its MINIMUM, whichever is less (RFC 2308, section 5).
 
 ## Examples

@@ -60,7 +60,9 @@ def _kind(qtype: int, name: bytes, answer: Answer) -> str:
     if not records:
         if has_soa:
             return "denial"
-        return "success" if not authority or authority[0][1] == iana.NS else "none"
+        # A delegation. What is empty with nothing to say why says nothing of the name: somebody's server was not asked to look,
+        # or will not say.
+        return "success" if any(line[1] == iana.NS and is_within(name, line[0]) for line in authority) else "none"
     owners = _chain(name, records)
     if any(rtype == qtype or qtype == iana.ANY for owner, rtype, _, _ in records if owner in owners):
         return "success"

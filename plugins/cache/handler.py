@@ -54,7 +54,7 @@ class CacheEntry:
 
     def __init__(self, answer: Answer, now: float, ttl: float) -> None:
         self.answer = answer
-        self.octets = len(answer.name) + (len(answer.body.data) if answer.body is not None else 0)
+        self.octets = len(answer.name) + (len(answer.body.data) if answer.body is not None else 0) + len(answer.options)
         self.expires = now + ttl
         self.ttl = ttl
         self.left = -1
@@ -158,7 +158,13 @@ class RepeatedHits:
 
 
 class Cache(Plugin):
-    """Keeps what comes from below."""
+    """Keeps what comes from below.
+
+    AD is kept as it came: who is shown it is decided for each reply (Request.shows_ad). What comes of a question without RD is
+    what an upstream happens to know: it may be empty, is given to nobody else, and takes no entry's place. Such a question is
+    answered from what is kept like any other. The client's own bit counts, and not what `header` makes of it for upstreams:
+    that is the same for all.
+    """
 
     name: ClassVar[str] = "cache"
     pure = True
@@ -231,12 +237,12 @@ class Cache(Plugin):
         if left > 0:
             meters.hits[kind][0] += 1
             request.slots[self.position] = (meters, kind, entry)
-            if self.config.prefetch:
+            if self.config.prefetch and request.client_rd:
                 self._count(request, entry, key, left, meters)
                 # From then on each query must be seen here.
                 request.expires(entry.expires - math.ceil(self.config.prefetch_part * entry.ttl))
             return self._serve(request, entry, int(entry.ttl) if self.config.keepttl else max(int(left), 1))
-        if left + self.config.stale > 0:
+        if left + self.config.stale > 0 and request.client_rd:
             return self._stale(request, entry, key, kind, meters)
         meters.misses[0] += 1
         return None
@@ -267,11 +273,7 @@ class Cache(Plugin):
             # A stale answer, or an error, is given once; whether it still is to be is for the next query to find out.
             lasting = ttl > 0 and request.now < entry.expires and answer.rcode != iana.SERVFAIL
             entry.aged = answer.with_body(body.with_ttl(ttl), answer.flags, entry.validity if lasting else None)
-        answer = entry.aged
-        # RFC 6840, section 5.7: AD only for those who say that they understand it.
-        if answer.flags & iana.AD and not (request.ad or (request.edns is not None and request.edns.do)):
-            return answer.replace(flags=answer.flags & ~iana.AD, validity=answer.validity)
-        return answer
+        return entry.aged
 
     def meter(self, request: Request, answer: Answer) -> Meter | None:
         hit = request.slots[self.position]
@@ -305,14 +307,17 @@ class Cache(Plugin):
         result = Pending()
 
         def settle(outcome: object) -> None:
+            if result.done:
+                return
+            if deadline is not None:
+                deadline.cancel()
             if type(outcome) is Answer and _replaces(outcome):
                 result.resolve(outcome)
             else:
                 meters.stale[0] += 1
                 result.resolve(self._serve(request, entry, ttl))
 
-        if config.verify_timeout:
-            self.deadlines.add(config.verify_timeout, lambda: settle(None))
+        deadline = self.deadlines.add(config.verify_timeout, lambda: settle(None)) if config.verify_timeout else None
         pending.add(settle)
         return result
 
@@ -346,6 +351,8 @@ class Cache(Plugin):
         """Stores upstream failures for a moment, so that repeated questions do not go upstream again (RFC 9520)."""
         config = self.config
         if type(failure) is not RcodeOnly or not isinstance(failure.error, UpstreamError) or not config.servfail:
+            return
+        if not request.client_rd:
             return
         name = request.question.name
         if closest(name, config.zones) is None or closest(name, config.no_denial) is not None:
@@ -384,6 +391,8 @@ class Cache(Plugin):
             served.summary = outline
         disabled = config.no_success if positive else config.no_denial
         if (disabled and closest(question.name, disabled) is not None) or ttl <= 0 or len(body.ends) > MAX_RECORDS:
+            return served
+        if not request.client_rd:
             return served
         flags = answer.flags & ~iana.AA  # not authoritative: these are others' data (RFC 1035, section 4.1.1)
         kept = Answer(answer.rcode, flags, options=answer.options, name=answer.name, body=body)

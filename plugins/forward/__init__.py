@@ -54,7 +54,11 @@
 
 * `client_subnet` (kdns only): a client's ECS option (RFC 7871) goes upstream, and the cache keys on it.
 
-Questions that are alike and in flight are asked once. Of a client's EDNS, DO goes on; other options do not (see `rewrite`).
+Of a client's query go upstream: RD, CD, and DO; its other options do not (see `rewrite`). The UDP size is kdns's own, 1232
+or that of `bufsize`, and AD is always asked for. So the queries of different clients are the same, and those in flight are
+asked once. At most 8 forms of one question are asked at a time (RFC 5452); more, which need an option that differs from client
+to client, wait, and beyond 56 they are answered SERVFAIL. After ten replies that do not match, a question is asked over TCP.
+An upstream that answers FORMERR or NOTIMP is asked once more without EDNS.
 
 ## Examples
 
@@ -73,7 +77,8 @@ Questions that are alike and in flight are asked once. Of a client's EDNS, DO go
 * `coredns_forward_max_concurrent_rejects_total{}`.
 * `coredns_proxy_request_duration_seconds{proxy_name,to,rcode}`, `coredns_proxy_healthcheck_failures_total{proxy_name,to}`,
   `coredns_proxy_conn_cache_hits_total{proxy_name,to,proto}`, `coredns_proxy_conn_cache_misses_total{proxy_name,to,proto}`.
-* `kdns_upstream_junk_total{to}`, `kdns_forward_coalesced_total{}`, `kdns_forward_hedged_total{}`.
+* `kdns_upstream_junk_total{to}`, `kdns_upstream_mismatch_retries_total{to}`, `kdns_forward_coalesced_total{}`,
+  `kdns_forward_hedged_total{}`, `kdns_forward_variants_refused_total{}`.
 """
 
 from kdns.plugins.forward.handler import Forward

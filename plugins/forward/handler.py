@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import ClassVar, Final
 
+from kdns import faults
 from kdns.corefile import CorefileError, Directive, ServerBlock
 from kdns.deadlines import Deadlines
 from kdns.dns import edns, iana
@@ -17,6 +18,7 @@ from kdns.dns.name import is_within
 from kdns.metrics import Counter
 from kdns.plugin import Outcome, Pending, Plugin, RcodeOnly, Request
 from kdns.plugin.base import BlockInfo, ListenerOptions
+from kdns.plugin.providers import BoundsSize
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.forward import config as _config
 from kdns.plugins.forward.addresses import addresses, tls_context
@@ -27,10 +29,17 @@ from kdns.upstream.upstream import Address, Upstream
 # Seconds for one query, all tries together: what comes of it is there before a stub resolver's five are over.
 LIMIT: Final = 4.8
 BAND: Final = 0.01  # seconds; upstreams whose times differ by less count as equally near
+# Forms of one question (RD, CD, DO, transport, options that the configuration sends) that are asked upstream at the same time.
+# RFC 5452, section 5: each is one more chance for who guesses replies blindly. There are 8 without options over one transport.
+MAX_VARIANTS: Final = 8
+# And that wait until one of those is answered: enough where a client's network or address goes upstream, and each is looked
+# through for every query of that question.
+MAX_QUEUED: Final = 56
 # A second upstream is asked when the first is this late: three times its usual, within bounds. The first waits on.
 HEDGE: Final = (0.02, 0.5)
 MAX_FLIGHTS: Final = 20_000  # different questions in flight
 _NETWORK_ERROR: Final = edns.extended_error(23)  # Network Error: RFC 8914, section 4.24
+_TOO_MANY: Final = edns.extended_error(0, b"too many forms of this question are in flight")  # Other: RFC 8914, section 4.1
 
 BROKEN: Final = Counter(
     "coredns_forward_healthcheck_broken_total", "Counter of the number of complete failures of the healthchecks."
@@ -40,6 +49,9 @@ REJECTS: Final = Counter(
     "Counter of the number of queries rejected because the concurrent queries were at maximum.",
 )
 HEDGED: Final = Counter("kdns_forward_hedged_total", "Queries that a second upstream was asked for as well.")
+VARIANTS_REFUSED: Final = Counter(
+    "kdns_forward_variants_refused_total", "Queries answered SERVFAIL because too many forms of their question were in flight."
+)
 COALESCED: Final = Counter("kdns_forward_coalesced_total", "Queries that shared another's upstream query.")
 
 
@@ -62,8 +74,11 @@ class Forward(Plugin):
         self.deadlines = Deadlines()
         self.turn = 0
         self.concurrent = 0
-        self.flights: dict[bytes, ForwardAttempt] = {}
+        # A question -> its forms in flight, in the order they came: the first MAX_VARIANTS are asked, the others wait.
+        self.flights: dict[bytes, list[ForwardAttempt]] = {}
         self.has_next = False
+        self.opts = (edns.PLAIN, edns.WITH_DO)
+        self.size = edns.UDP_SIZE
 
     def listener(self) -> ListenerOptions:
         return ListenerOptions(any_class=True)
@@ -88,6 +103,9 @@ class Forward(Plugin):
     def wire(self, block: BlockInfo) -> None:
         at = block.plugins.index(self)
         self.has_next = at + 1 < len(block.plugins) and isinstance(block.plugins[at + 1], Forward)
+        bounds = block.all(BoundsSize)
+        self.size = min([edns.UDP_SIZE, *(plugin.udp_size for plugin in bounds)])
+        self.opts = (edns.opt(self.size), edns.opt(self.size, do=True))
 
     async def start(self, runtime: Runtime) -> None:
         self.upstreams = [
@@ -116,19 +134,31 @@ class Forward(Plugin):
         if config.max_concurrent and self.concurrent >= config.max_concurrent:
             REJECTS.slot()[0] += 1
             return RcodeOnly(iana.REFUSED, f"concurrent queries exceeded maximum {config.max_concurrent}")
-        opt = self.opt(request)
-        query = pack_query(0, question, rd=request.rd, cd=request.cd, ad=request.ad, opt=opt)
+        query = pack_query(0, question, rd=request.rd, cd=request.cd, ad=True, opt=self.opt(request))
         proto = "udp" if config.prefer_udp else request.transport
-        key = query + proto.encode()
-        running = self.flights.get(key)
-        if running is not None:
-            COALESCED.slot()[0] += 1
-        elif len(self.flights) >= MAX_FLIGHTS:
+        variants = self.flights.get(question.wire)
+        if variants is not None:
+            for running in variants:
+                if running.query == query and running.proto == proto:
+                    COALESCED.slot()[0] += 1
+                    request.slots[self.position] = running
+                    return running.flight
+            if len(variants) >= MAX_VARIANTS + MAX_QUEUED:
+                VARIANTS_REFUSED.slot()[0] += 1
+                return RcodeOnly(iana.SERVFAIL, "too many forms of this question are in flight", _TOO_MANY)
+        if self.concurrent >= MAX_FLIGHTS:
             return RcodeOnly(iana.SERVFAIL, "too many questions in flight")
+        self.concurrent += 1
+        running = ForwardAttempt(self, request, query, proto)
+        if variants is None:
+            self.flights[question.wire] = [running]
+            running.begin()
         else:
-            self.concurrent += 1
-            running = self.flights[key] = ForwardAttempt(self, request, query, proto, key)
-            running.next()
+            variants.append(running)
+            if len(variants) <= MAX_VARIANTS:
+                running.begin()
+            else:
+                self.deadlines.add(LIMIT, running.tire)
         request.slots[self.position] = running
         return running.flight
 
@@ -140,15 +170,18 @@ class Forward(Plugin):
         return running.answered if running is not None else ""
 
     def opt(self, request: Request) -> bytes:
-        """The OPT that goes upstream: the client's DO and size; of options only what the configuration wants."""
+        """The OPT that goes upstream: our size, the client's DO; options only if the configuration wants them.
+
+        A client without EDNS gets what fits of the answer. AD is asked for always (RFC 6840, section 5.7): who asks decides
+        only what the reply shows, and not what comes, which is for all.
+        """
         sent = request.edns
         options = request.added
-        if sent is None:
-            return edns.opt(options=options) if options else b""
-        subnet = request.option(edns.SUBNET) if self.config.client_subnet else None
+        do = sent is not None and sent.do
+        subnet = request.option(edns.SUBNET) if sent is not None and self.config.client_subnet else None
         if subnet is not None:
             options += edns.option(edns.SUBNET, subnet)
-        return edns.opt(size=sent.size, do=sent.do, options=options)
+        return edns.opt(self.size, do, options) if options else self.opts[do]
 
     def order(self) -> list[Upstream]:
         """The upstreams in the order that the policy asks them."""
@@ -165,7 +198,17 @@ class Forward(Plugin):
     def landed(self, done: "ForwardAttempt", outcome: Outcome | None) -> None:
         """A flight is over."""
         self.concurrent -= 1
-        self.flights.pop(done.key, None)
+        key = done.question.wire
+        variants = self.flights[key]
+        variants.remove(done)
+        if not variants:
+            del self.flights[key]
+        elif len(variants) >= MAX_VARIANTS:
+            # The next one is asked in a turn of its own: where all fail at once, they would stand on each other.
+            following = variants[MAX_VARIANTS - 1]
+            if not following.begun:
+                following.begun = True
+                asyncio.get_running_loop().call_soon(following.begin_late)
         done.flight.resolve(outcome)
 
     @property
@@ -178,16 +221,15 @@ class ForwardAttempt:
     """One question on its way through the upstreams."""
 
     __slots__ = (
-        "answered", "attempts", "end", "flight", "forward", "hedge", "key", "last", "left", "list", "over", "pos", "proto", "query",
-        "question", "subnet", "swept", "waiting",
+        "answered", "attempts", "begun", "end", "flight", "forward", "hedge", "last", "left", "list", "over", "passed", "pos",
+        "proto", "query", "question", "subnet", "waiting",
     )  # fmt: skip
 
-    def __init__(self, forward: Forward, request: Request, query: bytes, proto: str, key: bytes) -> None:
+    def __init__(self, forward: Forward, request: Request, query: bytes, proto: str) -> None:
         self.forward = forward
         self.question = request.question
         self.query = query
         self.proto = proto
-        self.key = key
         self.flight = Pending()
         self.answered = ""  # by which upstream
         # Whether the client's own subnet was sent: then it gets the answer's scope.
@@ -195,14 +237,41 @@ class ForwardAttempt:
         self.list = forward.order()
         self.pos = 0
         self.attempts = 0
-        self.swept = 0  # upstreams whose reply was one of `failover`
+        self.passed: tuple[Upstream, ...] = ()  # whose reply was one of `failover`
         self.waiting = 0  # upstreams that have been asked and have not answered
+        self.begun = False
         self.over = False
         self.hedge: asyncio.TimerHandle | None = None
         self.last: asyncio.TimerHandle | None = None
         most = forward.config.attempts
         self.left = 2 * len(self.list) if most is None else most or 1_000_000
         self.end = request.now + LIMIT
+
+    def begin(self) -> None:
+        """Asks the first upstream."""
+        self.begun = True
+        try:
+            self.next()
+        except Exception as error:
+            self.broke(error)
+
+    def begin_late(self) -> None:
+        """Asks the first upstream, after a wait for other forms of the question."""
+        if not self.over:
+            self.last = asyncio.get_running_loop().call_later(self.end - time.monotonic(), self.expire, self.list[0])
+            self.begin()
+
+    def tire(self) -> None:
+        """Its turn has not come."""
+        if not self.begun and not self.over:
+            VARIANTS_REFUSED.slot()[0] += 1
+            self.finish(RcodeOnly(iana.SERVFAIL, "too many forms of this question are in flight", _TOO_MANY))
+
+    def broke(self, error: Exception) -> None:
+        """A fault of ours ends this question: left in flight, it would hold all who ask it from then on."""
+        faults.report("plugin/forward", error)
+        if not self.over:
+            self.finish(RcodeOnly(iana.SERVFAIL, error))
 
     def next(self, error: str = "no healthy proxies") -> None:
         """Asks the next upstream, or gives up with the last error."""
@@ -237,6 +306,19 @@ class ForwardAttempt:
                 return upstream
         return None
 
+    def another(self, upstream: Upstream) -> Upstream | None:
+        """Who is asked where a reply goes on to the next: nobody who is down, or whose reply it was that went on."""
+        self.passed += (upstream,)
+        count = len(self.list)
+        if len(self.passed) >= count or time.monotonic() >= self.end:
+            return None
+        for _ in range(count):
+            following = self.list[self.pos % count]
+            self.pos += 1
+            if following not in self.passed and not following.down():
+                return following
+        return None
+
     def prepare(self, upstream: Upstream) -> None:
         """Sets when a second upstream is asked: once for a query, and only where the policy keeps no order."""
         if self.forward.config.policy == "random" and len(self.list) > 1 and self.attempts == 1 and not self.over:
@@ -247,10 +329,13 @@ class ForwardAttempt:
         """The first is late: asks a second one beside it."""
         self.hedge = None
         if not self.over and self.waiting:
-            upstream = self.choose()
-            if upstream is not None:
-                HEDGED.slot()[0] += 1
-                self.ask(upstream)
+            try:
+                upstream = self.choose()
+                if upstream is not None:
+                    HEDGED.slot()[0] += 1
+                    self.ask(upstream)
+            except Exception as error:
+                self.broke(error)
 
     def ask(self, upstream: Upstream) -> None:
         self.left -= 1
@@ -281,16 +366,22 @@ class ForwardAttempt:
         if self.over:
             return
         self.answered = upstream.to
-        if type(result) is not Answer:
-            self.next(str(result))
-            return
+        try:
+            if type(result) is Answer:
+                self.judge(upstream, result)
+            else:
+                self.next(str(result))
+        except Exception as error:
+            self.broke(error)
+
+    def judge(self, upstream: Upstream, result: Answer) -> None:
+        """A reply: passed on, to the next upstream, or to the next `forward`."""
         config = self.forward.config
-        if result.rcode in config.failover and self.swept + 1 < len(self.list):
-            self.swept += 1
-            following = self.list[self.pos % len(self.list)]
-            self.pos += 1
-            self.ask(following)
-            return
+        if result.rcode in config.failover:
+            following = self.another(upstream)
+            if following is not None:
+                self.ask(following)
+                return
         if self.forward.has_next and (
             result.rcode in config.next_rcodes or (config.next_on_nodata and result.rcode == iana.NOERROR and _empty(result))
         ):

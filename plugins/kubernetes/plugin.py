@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, Final
 
-from kdns import log
+from kdns import faults, log
 from kdns.address import family_of
 from kdns.corefile import CorefileError, Directive, ServerBlock
 from kdns.dns import iana
@@ -187,7 +187,9 @@ class Kubernetes(Plugin):
     def _freshened(self) -> None:
         """Answers say from now on that they are stale, or do not any more: what was rendered does not hold."""
         if self.invalidating is None or self.invalidating.done():
-            self.invalidating = asyncio.create_task(self._invalidate(), name="kubernetes-freshness")
+            self.invalidating = asyncio.create_task(
+                faults.supervise("plugin/kubernetes", self._invalidate), name="kubernetes-freshness"
+            )
 
     async def _invalidate(self) -> None:
         for i, node in enumerate(list(self.index.store.index.values())):

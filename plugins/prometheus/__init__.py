@@ -47,7 +47,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import ClassVar, Final
 
-from kdns import __version__, log, metrics
+from kdns import __version__, faults, log, metrics
 from kdns.address import host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns.answer import Answer
@@ -222,6 +222,7 @@ class Prometheus(Plugin):
 
 async def expose() -> Response:
     """All metrics, a slice of one family a turn of the loop."""
+    faults.call_each("the refresh of a metric", metrics.REFRESH)
     parts = []
     for text in metrics.families():
         parts.append(text)

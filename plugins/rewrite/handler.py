@@ -132,7 +132,7 @@ class Rewrite(Plugin):
         # RFC 6604, section 3: the code is that of the last name.
         joined = answer.replace(
             rcode=outcome.rcode,
-            flags=answer.flags | outcome.flags & iana.TC,
+            flags=answer.flags & ~iana.AD | outcome.flags & iana.TC,
             answer=(*kept, *outcome.answer),
             authority=outcome.authority,
             additional=(),
@@ -152,9 +152,12 @@ class Rewrite(Plugin):
             for change in reversed(changes.records):
                 section = tuple(change(rrset) for rrset in section)
             sections.append(section)
+        # Nobody has validated what a rule makes of it.
+        flags = answer.flags & ~iana.AD
         return answer.replace(
-            rcode=rcode, answer=sections[0], authority=sections[1], additional=sections[2], validity=request.inherit(answer)
-        )
+            rcode=rcode, flags=flags, answer=sections[0], authority=sections[1], additional=sections[2],
+            validity=request.inherit(answer),
+        )  # fmt: skip
 
 
 def _met(match: Match, regex: Any, text: str) -> Any:

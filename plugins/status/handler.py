@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any, ClassVar, Final
 
-from kdns import __version__, metrics
+from kdns import __version__, faults, metrics
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer
@@ -62,7 +62,7 @@ class Status(Plugin):
         self.server = await HttpEndpoint.open(runtime, self.http)
         self.server.add("/", self.page)
         self.server.add("/status.json", self.data)
-        self.task = asyncio.create_task(self._fade(), name="status")
+        self.task = asyncio.create_task(faults.supervise("plugin/status", self._fade), name="status")
 
     async def stop(self) -> None:
         if self.task is not None:
@@ -107,8 +107,7 @@ class Status(Plugin):
 
     def state(self) -> dict[str, Any]:
         """All numbers: counters since the start, so that whoever asks twice knows the rate."""
-        for refresh in list(metrics.REFRESH):
-            refresh()
+        faults.call_each("the refresh of a metric", metrics.REFRESH)
         return {
             "version": __version__,
             "uptime_seconds": round(time.monotonic() - self.began, 3),

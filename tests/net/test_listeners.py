@@ -6,6 +6,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import dns.message
 import pytest
@@ -187,6 +189,73 @@ def test_a_client_that_does_not_read_stops_being_read(server: Server) -> None:
         assert time.monotonic() - began < 2
         connections = [c for listener in _tcp(server) for c in listener.connections]
         assert all(c.transport.get_write_buffer_size() < 4 << 20 for c in connections if c.transport)
+
+
+class Turns:
+    """What the turns of a listener's connections come to: octets taken, and frames answered."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[int, int]] = []
+        turn = tcp_module._Connection._turn
+
+        def watched(connection: tcp_module._Connection) -> None:
+            octets, frames = len(connection.buffer), connection.queries
+            turn(connection)
+            self.seen.append((octets - len(connection.buffer), connection.queries - frames))
+
+        monkeypatch.setattr(tcp_module._Connection, "_turn", watched)
+
+
+def test_a_turn_took_four_megabytes_of_one_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(monkeypatch)
+    monkeypatch.setattr(tcp_module, "BATCH_SECONDS", 100.0)
+    message = question() + b"\0" * 20_000
+    with server.connect() as sock:
+        sock.sendall(framed(*[message] * 60))
+        for _ in range(60):
+            read_frame(sock)
+    eventually(lambda: sum(frames for _, frames in turns.seen) == 60)
+    assert max(octets for octets, _ in turns.seen) <= tcp_module.BATCH_OCTETS + len(message) + 2
+
+
+def test_a_turn_of_queries_that_cost_a_millisecond_each_took_nine(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was looked at after every eighth, and ran from there."""
+    turns = Turns(monkeypatch)
+    now = [0.0]
+    monkeypatch.setattr(tcp_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    (listener,) = _tcp(server)
+    handler = listener.handler
+
+    def costly(*arguments: Any) -> Any:
+        now[0] += 0.001
+        return handler(*arguments)
+
+    monkeypatch.setattr(listener, "handler", costly)
+    with server.connect() as sock:
+        sock.sendall(framed(*(question(qid=i) for i in range(100))))
+        assert {read_frame(sock)[1] for _ in range(100)} == set(range(100))
+    eventually(lambda: sum(frames for _, frames in turns.seen) == 100)
+    assert max(frames for _, frames in turns.seen) <= 4
+
+
+def test_large_frames_are_never_many_between_two_looks_at_the_clock(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(monkeypatch)
+    now = [0.0]
+    monkeypatch.setattr(tcp_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    (listener,) = _tcp(server)
+    handler = listener.handler
+
+    def costly(*arguments: Any) -> Any:
+        now[0] += 0.002
+        return handler(*arguments)
+
+    monkeypatch.setattr(listener, "handler", costly)
+    with server.connect() as sock:
+        sock.sendall(framed(*[question() + b"\0" * 5000] * 20))
+        for _ in range(20):
+            read_frame(sock)
+    eventually(lambda: sum(frames for _, frames in turns.seen) == 20)
+    assert max(frames for _, frames in turns.seen) <= 2
 
 
 def _tcp(server: Server) -> list[tcp_module.TcpListener]:

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import dns.flags
 import dns.message
 import pytest
 import yaml
 
 from kdns.corefile import CorefileError
-from kdns.testing import answer, answers, block, code, data, soa
+from kdns.plugins import autopath
+from kdns.testing import answer, answers, block, code, data, flags, soa
 from kdns.testing.objects import namespace, pod, service
 from tests.fixtures import Serve, Start
 
@@ -44,6 +46,31 @@ def test_a_files_list_is_walked_for_everybody(serve: Serve, upstream: Start, tmp
     server = serve(block(f"autopath {path}", f"forward . {upstream(world).address}"))
     assert data(server.ask("api.example.com.first.org.")) == ["192.0.2.1", "api.example.com."]
     assert code(server.ask("api.example.com.second.org.")) == "NXDOMAIN"
+
+
+def test_an_answer_behind_an_alias_of_ours_is_not_authentic(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    def validated(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = world(query, proto)
+        reply.flags |= dns.flags.AD
+        return reply
+
+    path = tmp_path / "resolv.conf"
+    path.write_text("search first.org\n")
+    server = serve(block(f"autopath {path}", f"forward . {upstream(validated).address}"))
+    assert "AD" in flags(server.ask("api.example.com.", want_dnssec=True))
+    reply = server.ask("api.example.com.first.org.", want_dnssec=True)
+    assert data(reply) == ["192.0.2.1", "api.example.com."] and "AD" not in flags(reply)
+
+
+def test_a_fault_in_a_walk_is_servfail_and_not_a_reply_that_never_comes(
+    serve: Serve, upstream: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("search first.org\n")
+    server = serve(block(f"autopath {path}", f"forward . {upstream(world).address}"))
+    monkeypatch.setattr(autopath, "SUCCESS", None)
+    assert code(server.ask("api.example.com.first.org.", timeout=4)) == "SERVFAIL"
+    assert any("AttributeError" in line for line in lines)
 
 
 @pytest.mark.parametrize(("line", "expected"), [

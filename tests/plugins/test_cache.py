@@ -1,16 +1,22 @@
 """cache: what is kept, for how long, and what never is."""
 
+import itertools
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.rrset
 import pytest
 import yaml
 
+from kdns.metrics import REGISTRY
 from kdns.plugins.cache import handler as cache_module
-from kdns.testing import Upstream, answer, code, data, eventually, flags, soa
+from kdns.testing import Server, Upstream, answer, code, data, eventually, flags, soa
 from kdns.testing.objects import service
 from tests.fixtures import Serve, Start
 
@@ -348,3 +354,174 @@ def test_what_is_owned_is_not_kept_and_yet_lives_no_longer_than_a_cache_above_wo
         assert ttl("nope.n1.svc.cluster.local.") == ttl("web.n1.svc.cluster.local.", "MX") == denied
         assert ttl("1.0.0.10.in-addr.arpa.", "PTR") == pointer and ttl("dns-version.cluster.local.", "TXT") == version
         assert ttl("a.lab.") == host
+
+
+# Who asked first.
+
+
+def by_rd(query: dns.message.Message, proto: str) -> dns.message.Message:
+    """A recursive server that knows the name only once it may look: an empty reply without RD, as RFC 1034, 4.3.1 has it."""
+    return answer(query, "A 192.0.2.1") if query.flags & dns.flags.RD else answer(query)
+
+
+def without_rd(name: str, **options: Any) -> dns.message.Message:
+    query = dns.message.make_query(name, "A", **options)
+    query.flags &= ~dns.flags.RD
+    return query
+
+
+@pytest.mark.parametrize("cache", ["cache 30", "cache 30 {\n serve_stale\n }", "cache 30 {\n prefetch 1\n }"])
+def test_a_question_without_rd_took_the_name_away_from_everybody(serve: Serve, upstream: Start, cache: str) -> None:
+    up = upstream(by_rd)
+    server = serve(cached(up, cache))
+    for _ in range(2):
+        assert code(server.send(without_rd("x.org."))) == "EMPTY"
+    assert data(server.ask("x.org.")) == ["192.0.2.1"] and len(up.queries) == 3
+    # What is kept is given to both.
+    assert data(server.send(without_rd("x.org."))) == ["192.0.2.1"]
+    assert data(server.ask("x.org.")) == ["192.0.2.1"] and len(up.queries) == 3
+
+
+def test_questions_with_and_without_rd_in_flight_are_not_shared(serve: Serve, upstream: Start) -> None:
+    gate = threading.Event()
+
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        gate.wait(5)
+        return by_rd(query, proto)
+
+    server = serve(cached(upstream(script)))
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(server.send, query) for query in (without_rd("x.org."), dns.message.make_query("x.org.", "A"))]
+        dispatcher = next(iter(server.server.instance.dispatchers.values()))  # type: ignore[union-attr]
+        eventually(lambda: len(dispatcher.waiting.table) == 2)
+        gate.set()
+        assert [code(each.result()) for each in found] == ["EMPTY", "NOERROR"]
+
+
+def test_that_nobody_answered_a_question_without_rd_is_said_to_nobody_else(serve: Serve, upstream: Start) -> None:
+    """Some servers drop such questions: for a second the name was SERVFAIL for all."""
+    up = upstream(lambda query, proto: by_rd(query, proto) if query.flags & dns.flags.RD else None)
+    server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n cache 30\n forward . {up.address} {{\n read_timeout 50ms\n max_fails 0\n }}\n}}\n"
+    )
+    assert code(server.send(without_rd("x.org."))) == "SERVFAIL" and data(server.ask("x.org.")) == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("mode", ["immediate", "verify 1s"])
+def test_a_stale_answer_is_not_refreshed_by_a_question_without_rd(serve: Serve, upstream: Start, mode: str) -> None:
+    """Its reply would have been given in the answer's place, and the refresh was spent."""
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", ttl=1))
+    server = serve(cached(up, f"cache {{\n success 100 3600 0\n serve_stale 1h {mode}\n }}"))
+    assert data(server.ask("x.org.")) == ["192.0.2.1"]
+    time.sleep(1.1)
+    up.script = by_rd
+    assert code(server.send(without_rd("x.org."))) == "EMPTY" and len(up.queries) == 2
+    assert data(server.ask("x.org.")) == ["192.0.2.1"]
+    eventually(lambda: server.ask("x.org.").answer[0].ttl > 1 and len(up.queries) == 3)
+
+
+@pytest.mark.parametrize("authority", [(), ("other.test. NS ns.other.test.",), ("x.org. TXT hello",)])
+def test_an_empty_answer_without_soa_and_ns_is_not_kept(serve: Serve, upstream: Start, authority: tuple[str, ...]) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query)
+        for text in authority:
+            owner, rtype, value = text.split()
+            reply.authority.append(dns.rrset.from_text(owner, 60, "IN", rtype, value))
+        return reply
+
+    up = upstream(script)
+    server = serve(cached(up))
+    for _ in range(3):
+        assert not server.ask("x.org.").answer
+    assert len(up.queries) == 3
+
+
+def test_a_delegation_is_kept(serve: Serve, upstream: Start) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query)
+        reply.authority.append(dns.rrset.from_text("org.", 60, "IN", "NS", "ns.org."))
+        return reply
+
+    up = upstream(script)
+    server = serve(cached(up))
+    for _ in range(3):
+        assert server.ask("x.org.").authority[0].to_text() in (f"org. {ttl} IN NS ns.org." for ttl in (3, 4, 5))
+    assert len(up.queries) == 1
+
+
+def secure(query: dns.message.Message, proto: str) -> dns.message.Message:
+    """A validating server: AD for those who say that they understand it (RFC 6840, sections 5.7 and 5.8)."""
+    reply = answer(query, "A 192.0.2.1")
+    if query.flags & dns.flags.AD or query.ednsflags & dns.flags.DO:
+        reply.flags |= dns.flags.AD
+    return reply
+
+
+@pytest.mark.parametrize("cache", ["cache 30", "", "log"])
+def test_whether_a_reply_had_ad_depended_on_who_had_asked_before(
+    serve: Serve, upstream: Start, lines: list[str], cache: str
+) -> None:
+    def shown(server: Server, ad: bool, **options: Any) -> bool:
+        query = dns.message.make_query("x.org.", "A", **options)
+        query.flags |= dns.flags.AD * ad
+        return "AD" in flags(server.send(query))
+
+    forms: list[tuple[bool, dict[str, Any], bool]] = [
+        (False, {"use_edns": False}, False), (True, {"use_edns": False}, True), (False, {"use_edns": 0}, False),
+        (True, {"use_edns": 0}, True), (False, {"use_edns": 0, "want_dnssec": True}, True),
+    ]  # fmt: skip
+    for order in itertools.permutations(forms, 3):
+        server = serve(cached(upstream(secure), cache))
+        for ad, options, expected in (*order, *order):
+            assert shown(server, ad, **options) is expected
+            if cache == "log":
+                assert (",ad" in lines[-1]) is expected
+        server.thread.run(server.server.stop(drain=0))
+
+
+def test_an_answer_that_a_rule_has_changed_is_not_authentic(serve: Serve, upstream: Start) -> None:
+    up = upstream(secure)
+    query = dns.message.make_query("a.org.", "A", want_dnssec=True)
+    plain = serve(f".:{{port}} {{\n bind 127.0.0.1\n forward . {up.address}\n}}\n")
+    assert "AD" in flags(plain.send(query))
+    rule = "rewrite name exact a.org b.org {\n answer auto\n }"
+    changed = serve(f".:{{port}} {{\n bind 127.0.0.1\n {rule}\n forward . {up.address}\n}}\n")
+    assert data(changed.send(query)) == ["192.0.2.1"] and "AD" not in flags(changed.send(query))
+
+
+def test_the_stale_counter_rose_for_fresh_replies(serve: Serve, upstream: Start) -> None:
+    """The deadline of `verify` was met also where the reply had come."""
+
+    def stale() -> float:
+        return sum(slot[0] for slot in REGISTRY["coredns_cache_served_stale_total"].slots.values())
+
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", ttl=1))
+    server = serve(cached(up, "cache {\n success 100 3600 0\n serve_stale 1h verify 300ms\n }"))
+    server.ask("x.org.")
+    time.sleep(1.1)
+    before = stale()
+    assert data(server.ask("x.org.")) == ["192.0.2.1"] and len(up.queries) == 2
+    time.sleep(0.5)
+    assert stale() == before
+    # And once where the deadline is met, whatever comes later.
+    time.sleep(0.7)
+    up.script = lambda query, proto: time.sleep(0.6)
+    assert server.ask("x.org.").answer[0].ttl == 0 and stale() == before + 1
+    time.sleep(0.5)
+    assert stale() == before + 1
+
+
+def test_options_count_as_octets_of_the_cache(serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream's extended errors of some kilobytes each were kept beside what was counted."""
+    monkeypatch.setattr(cache_module, "ENTRY_OCTETS", 400)
+
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query, "A 192.0.2.1")
+        reply.use_edns(0, options=[dns.edns.EDEOption(0, "x" * 1000)])
+        return reply
+
+    server = serve(cached(upstream(script), "cache {\n success 10\n }"))
+    for i in range(10):
+        server.ask(f"x{i}.org.")
+    cache = next(p for p in server.server.instance.plugins if p.name == "cache")  # type: ignore[union-attr]
+    assert len(cache.success) == 3  # type: ignore[attr-defined]

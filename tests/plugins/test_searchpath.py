@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import dns.flags
 import dns.message
 import dns.query
 import pytest
 import yaml
 
+from kdns.plugins import searchpath
 from kdns.testing import Server, Upstream, answer, answers, code, data, eventually, flags, soa
 from kdns.testing.objects import namespace, service
 from tests.fixtures import Serve, Start
@@ -50,6 +52,35 @@ def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., tuple[
 
 
 S = ".n1.svc.cluster.local."
+
+
+def test_a_question_without_rd_led_everybody_to_the_wrong_name(start: Callable[..., tuple[Server, Upstream]]) -> None:
+    """An upstream that may not look says nothing, and that was taken for a name that exists, and remembered."""
+
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        return world(query, proto) if query.flags & dns.flags.RD else answer(query)
+
+    server, up = start(script=script)
+    query = dns.message.make_query("api.example.com" + S, "A")
+    query.flags &= ~dns.flags.RD
+    assert not server.send(query).answer
+    reply = server.ask("api.example.com" + S)
+    assert answers(reply) == ["api.example.com. A 192.0.2.1", f"api.example.com{S} CNAME api.example.com."]
+
+
+def test_a_fault_in_a_walk_is_servfail_and_not_a_reply_that_never_comes(
+    start: Callable[..., tuple[Server, Upstream]], monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    def boom(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    server, _ = start()
+    good = searchpath.behind_cname
+    monkeypatch.setattr(searchpath, "behind_cname", boom)
+    assert code(server.ask("api.example.com" + S, timeout=4)) == "SERVFAIL"
+    assert any("RuntimeError: boom" in line for line in lines)
+    monkeypatch.setattr(searchpath, "behind_cname", good)
+    assert len(server.ask("api.example.com" + S).answer) == 2
 
 
 def test_an_outside_name_takes_one_query(start: Callable[..., tuple[Server, Upstream]]) -> None:

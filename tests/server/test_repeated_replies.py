@@ -137,7 +137,7 @@ def test_an_answer_is_repeated_until_its_owner_ends_it_or_its_time_is_over(mine:
 
 
 def test_ttls_of_an_ageing_answer_count_down_in_repeated_replies(mine: Start) -> None:
-    until = time.monotonic() + 3.2
+    until = time.monotonic() + 5
     validity = Validity(until, ages=True)
 
     def handle(self: Plugin, request: Request) -> Answer:
@@ -150,7 +150,7 @@ def test_ttls_of_an_ageing_answer_count_down_in_repeated_replies(mine: Start) ->
         ttl = server.ask("x.org.").answer[0].ttl
         assert max(left - 1, 1) <= ttl <= max(left + 1, 1)
         seen.append(ttl)
-    assert sorted(set(seen)) == [1, 2, 3] and stored(server) == 1
+    assert {1, 2, 3} <= set(seen) <= {1, 2, 3, 4, 5} and stored(server) == 1
 
 
 def test_a_changed_copy_has_no_validity_unless_it_is_passed_on(mine: Start) -> None:

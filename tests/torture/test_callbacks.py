@@ -1,0 +1,254 @@
+"""An exception in a callback, a timer or a task ends what raised it and nothing else: it is a line and a count."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dns.message
+import pytest
+
+from kdns import faults
+from kdns.deadlines import Deadlines
+from kdns.dns.answer import Answer
+from kdns.dns.query import Question
+from kdns.metrics import REFRESH
+from kdns.plugin import Pending
+from kdns.plugins.cache import handler as cache_module
+from kdns.plugins.forward import handler as forward_module
+from kdns.testing import answer, block, code, data, eventually, free_port, http_get
+from kdns.upstream.exchange import UpstreamError
+from kdns.upstream.tcp import TcpConnections
+from kdns.upstream.udp import UdpSockets
+from tests.fixtures import Serve, Start
+
+
+def boom(*_: Any) -> None:
+    raise RuntimeError("boom")
+
+
+@pytest.fixture
+def said(lines: list[str]) -> Iterator[Callable[[], list[str]]]:
+    """The lines that internal errors have made; each was counted."""
+    before = faults.ERRORS.slot()[0]
+
+    def found() -> list[str]:
+        return [line for line in lines if "Internal error" in line]
+
+    yield found
+    assert faults.ERRORS.slot()[0] - before == len(found())
+    assert all(line.startswith("[ERROR] ") and "\n" not in line for line in found())
+
+
+def test_an_exception_in_one_deadline_ended_all_that_came_after_it(said: Callable[[], list[str]]) -> None:
+    async def run() -> list[str]:
+        deadlines = Deadlines()
+        met: list[str] = []
+        deadlines.add(0.01, lambda: met.append("before"))
+        deadlines.add(0.01, boom)
+        deadlines.add(0.01, lambda: met.append("after"))
+        await asyncio.sleep(0.05)
+        deadlines.add(0.01, lambda: met.append("later"))
+        await asyncio.sleep(0.05)
+        return met
+
+    assert asyncio.run(run()) == ["before", "after", "later"]
+    assert len(said()) == 1 and "RuntimeError: boom" in said()[0]
+
+
+def test_an_exception_in_one_of_those_who_waited_kept_the_value_from_the_others(said: Callable[[], list[str]]) -> None:
+    pending, met = Pending(), []
+    for callback in (boom, met.append, boom, met.append):
+        pending.add(callback)
+    pending.resolve(3)
+    assert met == [3, 3] and len(said()) == 2
+
+
+def test_an_exception_in_what_waits_for_one_reply_failed_all_others_of_the_connection(
+    upstream: Start, said: Callable[[], list[str]]
+) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+
+    async def run(make: Callable[[], Any]) -> list[Any]:
+        found: list[Any] = []
+        asked = make()
+        question = Question(b"\1x\3org\0", 1)
+        query = dns.message.make_query("x.org.", "A").to_wire()
+        for done in (boom, found.append, boom, found.append):
+            asked.exchange(query, question, 2.0, done)
+        while len(found) < 2:
+            await asyncio.sleep(0.01)
+        asked.close()
+        return found
+
+    found = asyncio.run(run(lambda: TcpConnections("127.0.0.1", up.port, "x", "test", Deadlines())))
+    assert all(type(each) is Answer for each in found) and len(said()) == 2
+
+
+def test_an_exception_in_what_waits_kept_the_other_sockets_from_being_closed(said: Callable[[], list[str]]) -> None:
+    async def run() -> list[Any]:
+        found: list[Any] = []
+        asked = UdpSockets("127.0.0.1", free_port(), "x", "test", Deadlines())
+        mute = TcpConnections("127.0.0.1", free_port(), "x", "test", Deadlines())
+        for each in (asked, mute):
+            for done in (boom, found.append, boom, found.append):
+                each.exchange(b"\0" * 12, Question(b"\1x\0", 1), 2.0, done)
+            each.close()
+        assert not asked.open and not asked.idle
+        return found
+
+    found = asyncio.run(run())
+    assert len(found) == 4 and all(isinstance(each, UpstreamError) for each in found)
+    assert len(said()) == 4
+
+
+@pytest.mark.parametrize("where", ["choose", "ask", "finish_reply"])
+def test_a_fault_in_forward_left_its_question_in_flight_for_ever(
+    serve: Serve, upstream: Start, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Whoever asked the same again waited for a reply that could not come, and max_concurrent filled up."""
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    server = serve(block("errors", f"forward . {up.address} {{\n max_concurrent 2\n }}"))
+    if where == "finish_reply":
+        monkeypatch.setattr(forward_module, "_empty", boom)
+        up.script = lambda query, proto: answer(query, "A 192.0.2.1", ra=False)
+    else:
+        monkeypatch.setattr(forward_module.ForwardAttempt, where, boom)
+    for i in range(4):
+        assert code(server.ask("x.org.", timeout=3)) == "SERVFAIL"
+        assert code(server.ask(f"x{i}.org.", timeout=3)) == "SERVFAIL"
+    assert len(said()) == 8
+    monkeypatch.undo()
+    assert data(server.ask("x.org.")) == ["192.0.2.1"]
+    forwarder: Any = next(p for p in server.server.instance.plugins if p.name == "forward")  # type: ignore[union-attr]
+    assert not forwarder.concurrent and not forwarder.flights
+
+
+def test_an_exception_in_a_timer_of_forward_is_servfail_for_its_question(
+    serve: Serve, upstream: Start, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ups = [upstream(lambda query, proto: None) for _ in range(2)]
+    server = serve(block(f"forward . {ups[0].address} {ups[1].address} {{\n read_timeout 10s\n }}"))
+    monkeypatch.setattr(forward_module, "HEDGED", None)  # what the timer counts with
+    assert code(server.ask("x.org.", timeout=3)) == "SERVFAIL"
+    assert len(said()) == 1
+
+
+def test_a_plugin_that_raised_when_a_query_had_timed_out_ended_all_time_outs(
+    serve: Serve, upstream: Start, tmp_path: Path, lines: list[str]
+) -> None:
+    """It was called by a deadline; those behind it were never looked at again, and max_concurrent filled up."""
+    plugin = tmp_path / "bad.py"
+    plugin.write_text(
+        "from kdns.plugin import Plugin\n"
+        "class Bad(Plugin):\n"
+        "    name = 'bad'\n"
+        "    before = 'log'\n"
+        "    def observe(self, request, outcome):\n"
+        "        if request.name == 'bad.org.':\n"
+        "            raise RuntimeError('boom')\n"
+    )
+    up = upstream(lambda query, proto: None)
+    options = "read_timeout 50ms\n max_fails 0\n max_concurrent 3"
+    server = serve(block(f"plugin {plugin}", f"forward . {up.address} {{\n {options}\n }}"))
+    server.raw(dns.message.make_query("bad.org.", "A").to_wire(), 0.3)
+    for i in range(8):
+        assert code(server.ask(f"x{i}.org.", timeout=3)) == "SERVFAIL"
+    assert sum("boom" in line for line in lines) == 1
+
+
+def test_an_exception_in_one_gauges_refresh_ended_the_whole_scrape(serve: Serve, said: Callable[[], list[str]]) -> None:
+    port = free_port()
+    serve(block(f"prometheus 127.0.0.1:{port}", "whoami"))
+    REFRESH.insert(0, boom)
+    try:
+        assert "kdns_internal_errors_total" in http_get(port, "/metrics")[1]
+    finally:
+        REFRESH.remove(boom)
+    assert len(said()) == 1
+
+
+def test_work_that_outlives_its_reply_failed_in_silence(
+    serve: Serve, upstream: Start, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", ttl=1))
+    server = serve(block("cache {\n success 100 3600 0\n serve_stale\n }", f"forward . {up.address}"))
+    assert data(server.ask("x.org.")) == ["192.0.2.1"]
+    time.sleep(1.1)
+    monkeypatch.setattr(cache_module, "_replaces", boom)
+    assert data(server.ask("x.org.")) == ["192.0.2.1"]
+    eventually(lambda: len(said()) == 1)
+
+
+def test_a_task_that_fails_is_said_and_begun_again(said: Callable[[], list[str]]) -> None:
+    async def run() -> int:
+        rounds = 0
+
+        async def work() -> None:
+            nonlocal rounds
+            rounds += 1
+            if rounds < 3:
+                raise RuntimeError("boom")
+
+        await asyncio.wait_for(faults.supervise("the work", work, pause=0.01), 5)
+        return rounds
+
+    assert asyncio.run(run()) == 3
+    assert len(said()) == 2 and all("the work" in line for line in said())
+
+
+def test_what_the_loop_catches_is_one_line_of_our_log_and_a_count(said: Callable[[], list[str]]) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(faults.caught)
+        loop.call_soon(boom)
+        await asyncio.sleep(0.01)
+        loop.call_exception_handler({"message": "two\nlines"})
+
+    asyncio.run(run())
+    first, second = said()
+    assert "RuntimeError: boom" in first and "test_callbacks" in first
+    assert second.endswith("two\\nlines")
+
+
+def test_an_exception_without_text_of_its_own_is_said_by_its_name(said: Callable[[], list[str]]) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    faults.report("a test", Mute())
+    faults.report("a test", ValueError())
+    assert "Mute" in said()[0] and said()[1].endswith("Internal error in a test: ValueError")
+
+
+def test_the_process_logs_what_its_loop_catches_in_our_format(tmp_path: Path) -> None:
+    plugin = tmp_path / "bad.py"
+    plugin.write_text(
+        "import asyncio\n"
+        "from kdns.plugin import Plugin\n"
+        "class Bad(Plugin):\n"
+        "    name = 'bad'\n"
+        "    async def start(self, runtime):\n"
+        "        asyncio.get_running_loop().call_soon(self.boom)\n"
+        "    def boom(self):\n"
+        "        raise RuntimeError('boom')\n"
+    )
+    (tmp_path / "Corefile").write_text(f".:{free_port()} {{\n bind 127.0.0.1\n plugin {plugin}\n whoami\n}}\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "kdns", "-conf", str(tmp_path / "Corefile")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        found: list[str] = []
+        while not any("boom" in line for line in found):
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            found.append(line)
+        process.send_signal(signal.SIGINT)
+        process.wait(10)
+        assert found[-1].startswith("[ERROR] Internal error") and "RuntimeError: boom" in found[-1]
+        assert "Traceback" not in process.stderr.read()
