@@ -120,6 +120,7 @@ def stop_writer(timeout: float = 1.0) -> None:
     thread.join(timeout)
     _state.thread = None
     _state.queue = None
+    _state.stream = None
 
 
 def _may_complain() -> bool:

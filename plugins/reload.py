@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from kdns import faults, log
-from kdns.corefile import CorefileError, Directive, ServerBlock
+from kdns.corefile import Directive, ServerBlock
 from kdns.metrics import Counter, Gauge
 from kdns.plugin import Plugin, readers
 from kdns.plugin.runtime import Runtime
@@ -128,7 +128,7 @@ class _Watch:
             await asyncio.sleep(config.interval + random.uniform(-config.jitter / 2, config.jitter / 2))
             try:
                 now = runtime.fingerprint()
-            except (CorefileError, OSError) as error:
+            except Exception as error:  # whatever it is, the next look may go well
                 now = f"error: {error}"
             if now == self.seen:
                 continue

@@ -1,5 +1,6 @@
 """Foreign text is shown, and never obeyed: in the log, in errors, and by the tools."""
 
+import io
 import json
 import unicodedata
 from collections.abc import Callable
@@ -50,6 +51,15 @@ def test_a_log_line_holds_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFi
     assert out.isascii() and harmless(out)
     first, second = (json.loads(line) for line in out.splitlines())
     assert first["msg"] == second["msg"] == second["qname"] == HOSTILE
+
+
+def test_lines_went_to_the_last_writers_stream_after_it_had_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    log.start_writer(stream)
+    log.Logger().info("one")
+    log.stop_writer()
+    log.Logger().info("two")
+    assert stream.getvalue() == "[INFO] one\n" and capsys.readouterr().out == "[INFO] two\n"
 
 
 def hostile(query: dns.message.Message, proto: str) -> Any:

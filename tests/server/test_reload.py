@@ -16,7 +16,7 @@ import yaml
 from kdns.metrics import REGISTRY
 from kdns.plugin import Plugin, Request
 from kdns.plugins import reload as reload_plugin
-from kdns.server import build, lifecycle
+from kdns.server import build, gc_policy, lifecycle
 from kdns.server.order import BUILT
 from kdns.store.trie import Node
 from kdns.testing import ApiServer, Server, Upstream, answer, code, data, eventually, free_port, http_get
@@ -272,6 +272,23 @@ def test_a_query_that_a_reload_does_not_wait_for_is_servfail_and_no_fault_of_our
     assert panics[0] == before and not [line for line in lines if "panic" in line]
 
 
+def test_garbage_that_a_relist_left_was_never_found(serve: Serve) -> None:
+    """What a hold ends with goes through a pass if a pass can take it, and is not put where none looks."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    serve(text("10.0.0.1"))
+    over = gc_policy.hold()
+    garbage = weakref.ref(Cycle())
+    assert not gc.isenabled() and garbage() is not None
+    over()
+    assert gc.isenabled()
+    gc.collect(0)
+    assert garbage() is None
+
+
 def found(name: str, server: Server) -> Any:
     """A plugin of the configuration that is served."""
     assert server.server.instance is not None
@@ -368,6 +385,25 @@ def test_the_reload_plugin_follows_a_file_and_its_imports(
     assert sum("Corefile changed but reload failed" in line for line in lines) == 3
     extra.write_text("hosts /nowhere {\n 10.0.0.4 a.org\n}\n")
     eventually(lambda: data(server.ask("a.org.")) == ["10.0.0.4"])
+
+
+def test_a_look_at_the_corefile_that_fails_for_any_reason_is_not_the_last(
+    serve: Serve, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload_plugin, "MIN_INTERVAL", 0.05)
+    server = serve(text("10.0.0.1", "reload 50ms 0"))
+    looks = server.server.runtime.fingerprint
+    failed = threading.Event()
+
+    def fails() -> str:
+        failed.set()
+        raise RuntimeError("boom")
+
+    server.server.runtime.fingerprint = fails
+    assert failed.wait(20)
+    server.server.runtime.fingerprint = looks
+    server.text = text("10.0.0.2", "reload 50ms 0")
+    eventually(lambda: data(server.ask("a.org.")) == ["10.0.0.2"])
 
 
 def test_the_soa_serial_never_falls_through_a_reload_or_a_wrong_clock(
