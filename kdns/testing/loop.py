@@ -22,8 +22,8 @@ next(itertools.islice(_candidates, random.randrange(len(_PORTS)), None))
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
-    """The loop that production runs: uvloop's; asyncio's own where KDNS_TEST_LOOP says `asyncio`."""
-    if os.environ.get("KDNS_TEST_LOOP", "uvloop") == "asyncio":
+    """asyncio's own loop, which names its open transports; the loop that production runs where KDNS_TEST_LOOP says `uvloop`."""
+    if os.environ.get("KDNS_TEST_LOOP", "asyncio") == "asyncio":
         return asyncio.new_event_loop()
     import uvloop
 

@@ -174,7 +174,7 @@ class TcpConnections:
         for connection in list(self.connections):
             for flight in connection.flights.values():
                 flight.reused = False
-            connection.close()
+            connection.abort()
 
 
 class _Connection(asyncio.Protocol):
@@ -257,3 +257,8 @@ class _Connection(asyncio.Protocol):
         if self.transport is not None:
             with contextlib.suppress(Exception):
                 self.transport.close()
+
+    def abort(self) -> None:
+        """Closes it at once: a TLS peer that does not say goodbye would keep it open for half a minute."""
+        if self.transport is not None:
+            self.transport.abort()
