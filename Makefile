@@ -5,8 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Test processes: tests wait more than they work.
+WORKERS ?= 2
 
-.PHONY: run test lint types layers unit bench bench-scale image-proof docs tools clean help
+.PHONY: run test test-compiled compiled wheel coverage lint types layers unit bench bench-scale image-proof docs tools clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -29,10 +31,26 @@ layers: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 unit: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
-## make bench  - CPU a query beside the floor in C; results go to benchmarks/results.md
-bench: $(READY)
+## make compiled - build/compiled: a copy of the checkout with the hot modules compiled by mypyc (needs a C compiler)
+compiled: $(READY)
+	$(BIN)/python hatch_build.py build/compiled
+
+## make test-compiled - every test on the compiled build
+test-compiled: tools compiled
+	cd build/compiled && ../../$(BIN)/python -m pytest -n $(WORKERS)
+
+## make wheel  - dist/: a wheel with compiled modules (needs a C compiler)
+wheel: $(READY)
+	KDNS_COMPILE=1 $(BIN)/python -m build --wheel --outdir dist .
+
+## make coverage - what lines the tests run, with a floor
+coverage: $(READY) tools
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term:skip-covered
+
+## make bench  - CPU a query of both builds beside the floor in C; results go to benchmarks/results.md
+bench: $(READY) compiled
 	sh benchmarks/tools.sh
 	$(BIN)/python -m benchmarks.run
 

@@ -169,7 +169,7 @@ class _Connection(asyncio.Protocol):
 
     # Turns.
 
-    def _turn(self) -> None:
+    def _turn(self) -> None:  # noqa: C901 - one turn, with each way it may end
         self.scheduled = False
         transport = self.transport
         if transport is None or self.full:

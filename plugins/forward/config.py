@@ -99,7 +99,7 @@ def target(word: Token) -> Target:
     return Target(scheme, host, port, server_name, False)
 
 
-def _option(line: Line, found: dict[str, object], options: dict[str, object]) -> None:
+def _option(line: Line, found: dict[str, object], options: dict[str, object]) -> None:  # noqa: C901 - one branch an option
     name = line.name.text
     if name == "except":
         readers.arguments(line, 1, None, "names")

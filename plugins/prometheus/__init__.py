@@ -29,6 +29,7 @@ address share it.
 ## Metrics
 
 * `coredns_build_info{version,revision,goversion}` - 1, with the versions of kdns and Python.
+* `kdns_build_info{version,build,python}` - 1, with the build: `compiled` or `interpreted`.
 * `coredns_dns_requests_total{server,zone,view,proto,family,type}` - queries.
 * `coredns_dns_request_duration_seconds{server,zone,view}` - time from arrival to outcome.
 * `coredns_dns_request_size_bytes{server,zone,view,proto}` and `coredns_dns_response_size_bytes{server,zone,view,proto}`.
@@ -47,7 +48,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import ClassVar, Final
 
-from kdns import __version__, faults, log, metrics
+from kdns import __version__, faults, log, metrics, version
 from kdns.address import host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns.answer import Answer
@@ -65,6 +66,7 @@ from kdns.plugins.prometheus.rows import (
     ENABLED,
     FIRST_BUCKET,
     NO_REPLY,
+    OWN_BUILD,
     Row,
     dropped,
 )  # fmt: skip
@@ -143,6 +145,7 @@ class Prometheus(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         BUILD.slot(__version__, "", f"python{platform.python_version()}")[0] = 1
+        OWN_BUILD.slot(__version__, version.build(), platform.python_version())[0] = 1
         for labels in self.enabled:
             _enabled[labels] += 1
             ENABLED.slot(*labels)[0] = 1
