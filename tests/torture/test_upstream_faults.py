@@ -158,6 +158,7 @@ def test_aliases_are_followed_ten_deep_and_no_further(serve: Serve, upstream: St
     assert sum(len(rrset) for rrset in reply.answer) <= 11
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_queries_in_flight_are_bounded_for_all_and_for_each_client(
     serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
