@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import importlib
 import os
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -19,14 +18,15 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from kdns import __version__, log
+from kdns.keepalive import keep_alive
 from kdns.kube.lists import ApiError, Expired, ResourceVersionRegressed, Unauthorized
 from kdns.metrics import Counter, Histogram
 
 CONNECT: Final = 10.0  # seconds to reach the API
 TOKEN_AGE: Final = 60.0  # seconds a token is used before its file is read again; the kubelet rotates it hourly
 # Keepalive probes that find a dead peer in 30 seconds: a watch may be silent for a minute.
-KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-USER_TIMEOUT: Final = 30_000  # milliseconds unacknowledged data may stand (tcp(7), TCP_USER_TIMEOUT)
+KEEPALIVE: Final = (15, 5, 3)  # seconds idle, seconds between two, and how many
+USER_TIMEOUT: Final = 30.0  # seconds that what is sent may stand unacknowledged
 MAX_RETRY_AFTER: Final = 60.0  # seconds of a Retry-After that are waited
 
 # client-go's series, under the names that CoreDNS gives them.
@@ -221,18 +221,6 @@ class Client:
                 after = response.headers.get("Retry-After", "")
                 wait = min(float(after), MAX_RETRY_AFTER) if after.isdecimal() else 0.0
                 raise ApiError(f"{response.status} {response.reason}: {text}", wait, response.status)
-            _keep_alive(response)
+            if response.connection is not None and response.connection.transport is not None:
+                keep_alive(response.connection.transport, *KEEPALIVE, USER_TIMEOUT)
             yield response
-
-
-def _keep_alive(response: aiohttp.ClientResponse) -> None:
-    connection = response.connection
-    transport = connection.transport if connection is not None else None
-    sock = transport.get_extra_info("socket") if transport is not None else None
-    if sock is None:
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)

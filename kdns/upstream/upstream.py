@@ -25,7 +25,7 @@ from kdns.upstream.tcp import TcpConnections
 from kdns.upstream.udp import UdpSockets
 
 if TYPE_CHECKING:
-    from kdns.upstream.https import HttpsConnections
+    from kdns.upstream.connections import Connections
 
 PROBE_TIMEOUT: Final = 1.0  # seconds (CoreDNS's)
 MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is no reason to spin
@@ -98,7 +98,7 @@ class Upstream:
         tls = where.transport == "tls"
         self.udp = UdpSockets(where.host, where.port, self.to, name, deadlines, fresh=o.fresh_ports, source=o.source)
         server_name = where.server_name or o.server_name
-        self.tcp: TcpConnections | HttpsConnections
+        self.tcp: Connections
         if where.transport == "https":
             from kdns.upstream import https  # it brings an HTTP/2 implementation, for those who ask by it
 
@@ -215,4 +215,4 @@ class Upstream:
                 await self.task
             self.task = None
         self.udp.close()
-        self.tcp.close()
+        await self.tcp.close()

@@ -82,7 +82,7 @@ def test_an_exception_in_what_waits_for_one_reply_failed_all_others_of_the_conne
             asked.exchange(query, question, 2.0, done)
         while len(found) < 2:
             await asyncio.sleep(0.01)
-        asked.close()
+        await asked.close()
         return found
 
     found = asyncio.run(run(lambda: TcpConnections("127.0.0.1", up.port, "x", "test", Deadlines())))
@@ -97,7 +97,9 @@ def test_an_exception_in_what_waits_kept_the_other_sockets_from_being_closed(sai
         for each in (asked, mute):
             for done in (boom, found.append, boom, found.append):
                 each.exchange(b"\0" * 12, Question(b"\1x\0", 1), 2.0, done)
-            each.close()
+            closing = each.close()
+            if closing is not None:
+                await closing
         assert not asked.open and not asked.idle
         return found
 

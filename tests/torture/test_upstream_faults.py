@@ -267,7 +267,7 @@ def test_a_retry_of_what_closing_failed_opened_sockets_and_probes_again(upstream
         found.exchange(query, question, "tcp" if tcp else "udp", retry)
         await asyncio.sleep(0.05)
         await found.close()
-        assert not found.udp.open and not found.tcp.tasks and found.task is None  # type: ignore[union-attr]
+        assert not found.udp.open and not found.tcp.dials and found.task is None
 
     asyncio.run(ask_and_close())
     assert len(said) == 3 and all(isinstance(each, exchange.UpstreamError) for each in said)
