@@ -39,7 +39,7 @@ DURATION = Histogram(
 _NO_EDNS: Final = frozenset((iana.FORMERR, iana.NOTIMP))
 
 MISMATCHES = Counter(
-    "kdns_upstream_mismatch_retries_total", "Questions asked again over TCP because too many replies did not match.", ("to",)
+    "kdns_upstream_mismatch_retries_total", "Questions asked again over TCP because replies did not match.", ("to",)
 )
 FAILURES = Counter(
     "coredns_proxy_healthcheck_failures_total", "Counter of the number of failed healthchecks.", ("proxy_name", "to")
@@ -60,6 +60,7 @@ class Options:
     probe_name: bytes = b"\0"
     force_tcp: bool = False
     fresh_ports: bool = False
+    random_case: bool = False
     source: str = ""
     server_name: str = ""
     doh_get: bool = False
@@ -141,7 +142,7 @@ class Upstream:
             self.tcp.exchange(query, question, self.options.timeout, came)
         else:
             came = partial(self._came, began, query, question, "udp", first, done)
-            self.udp.exchange(query, question, self.options.timeout, came)
+            self.udp.exchange(query, question, self.options.timeout, came, self.options.random_case)
 
     def _came(
         self, began: float, query: bytes, question: Question, proto: str, first: Answer | None, done: Done, result: Result
