@@ -3,16 +3,19 @@
 Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a turn is
 at most 64 frames, 64 KiB or 1 ms, with one write; while frames or unsent octets wait, nothing more is read, so a client that
 does not read stops being read; every connection has a deadline that only whole queries move, so trickling octets buys
-no time; connections are capped, in all and for one address.
+no time; connections are capped, in all and for one client, and a client that holds few gets in when there is no room (net.shares).
 """
 
 import asyncio
+import resource
 import socket
 import time
+from collections.abc import Callable
 from typing import Final
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler, MessageStream
+from kdns.net.shares import Shares
 
 # Octets of a turn. A usual one has some 3,000; the largest message is 64 KiB, and to look at its octets alone takes 0.1 ms.
 BATCH_OCTETS: Final = 64 << 10
@@ -30,12 +33,27 @@ MAX_PENDING: Final = 1000
 # A cluster of 5,000 nodes whose NodeLocal caches hold two connections each to one replica fits; a connection
 # costs some 3 KB here.
 MAX_CONNECTIONS: Final = 16_384
-# One address may be a whole cluster behind SNAT: half of all, so that others always get in.
-MAX_PER_ADDRESS: Final = MAX_CONNECTIONS // 2
+# Of all files the process may open, what connections to us may take: upstreams, the API server and probes need files too, and
+# a wildcard address has two listeners.
+FILES_SHARE: Final = 4
+# One address may be a whole cluster behind SNAT: half of all.
+CLIENT_SHARE: Final = 2
 WRITE_HIGH: Final = 256 << 10  # unsent octets at which reading stops
 
 CONNECTIONS = Gauge("kdns_tcp_connections", "Open TCP connections.", ("server",))
-REFUSED = Counter("kdns_tcp_connections_refused_total", "TCP connections closed because of a cap.", ("server",))
+REFUSED = Counter("kdns_tcp_connections_refused_total", "TCP connections closed at once because of a cap.", ("server",))
+DISPLACED = Counter("kdns_tcp_connections_displaced_total", "TCP connections closed to make room for another.", ("server",))
+
+
+def most_connections() -> int:
+    """TCP connections that a listener takes unless told otherwise: fewer where the process may open few files."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_CONNECTIONS if files < 0 else max(min(MAX_CONNECTIONS, files // FILES_SHARE), 1)
+
+
+def nobody(host: str) -> bool:
+    """The clients without limits, where none were named."""
+    return False
 
 
 class TcpListener:
@@ -49,21 +67,25 @@ class TcpListener:
         *,
         first_read: float = FIRST_READ,
         idle: float = IDLE,
-        max_connections: int = MAX_CONNECTIONS,
+        max_connections: int = 0,
         max_queries: int = 0,
     ) -> None:
+        """`max_connections` 0: as many as `most_connections` says."""
         self.sock = sock
         self.handler = handler
-        self.defaults = (first_read, idle)
+        self.defaults = (first_read, idle, max_connections or most_connections())
         self.first_read = first_read
         self.idle = idle
-        self.max_connections = max_connections
         self.max_queries = max_queries  # of one connection; 0 or less: no end
+        self.max_connections = self.defaults[2]
+        self.max_client = max(self.max_connections // CLIENT_SHARE, 1)  # of one client
+        self.exempt: Callable[[str], bool] = nobody  # clients whose connections have no limit of their own and never give way
         self.local: Address = sock.getsockname()
         self.connections: set[_Connection] = set()
-        self.by_address: dict[str, int] = {}
+        self.shares: Shares[_Connection] = Shares()
         self.open = CONNECTIONS.slot(label)
         self.refused = REFUSED.slot(label)
+        self.displaced = DISPLACED.slot(label)
         self.server: asyncio.Server | None = None
         self.busy = False  # whether anything came since it was last looked at
 
@@ -71,6 +93,35 @@ class TcpListener:
         """Begins to accept."""
         loop = asyncio.get_running_loop()
         self.server = await loop.create_server(lambda: _Connection(self), sock=self.sock, backlog=1024)
+
+    def limit(self, read: float, idle: float, most: int, of_client: int, exempt: Callable[[str], bool] | None) -> None:
+        """Sets deadlines (seconds) and caps; what is 0 or None is as it would be without."""
+        self.first_read = read or self.defaults[0]
+        self.idle = idle or self.defaults[1]
+        self.max_connections = most or self.defaults[2]
+        self.max_client = min(of_client or max(self.max_connections // CLIENT_SHARE, 1), self.max_connections)
+        self.exempt = exempt or nobody
+
+    def admit(self, connection: "_Connection", host: str) -> bool:
+        """Takes a connection in, at another's cost where there is no room; says whether it has."""
+        shares = self.shares
+        # Those without limits are in no share: they are only among all.
+        exempt = self.exempt(host)
+        others = len(self.connections) - shares.total
+        client = "" if exempt else host
+        if not shares.room(client, self.max_connections - others, self.max_client):
+            other = shares.gives_way(client, self.max_client)
+            if other is None:
+                self.refused[0] += 1
+                return False
+            self.displaced[0] += 1
+            other.leave()
+            other.abort()
+        self.connections.add(connection)
+        if not exempt:
+            shares.add(host, connection)
+        self.open[0] += 1
+        return True
 
     def stop_accepting(self) -> None:
         """Accepts no more; what is open goes on."""
@@ -113,18 +164,11 @@ class _Connection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.transport = transport  # type: ignore[assignment]
         self.peer = transport.get_extra_info("peername") or ("", 0)
-        host = self.peer[0]
-        count = listener.by_address.get(host, 0)
-        if len(listener.connections) >= listener.max_connections or count >= min(MAX_PER_ADDRESS, listener.max_connections):
-            listener.refused[0] += 1
-            self.peer = ()
+        self.deadline = self.loop.time() + listener.first_read
+        if not listener.admit(self, self.peer[0]):
             self.transport.abort()  # type: ignore[union-attr]
             return
-        listener.by_address[host] = count + 1
-        listener.connections.add(self)
-        listener.open[0] += 1
         self.transport.set_write_buffer_limits(WRITE_HIGH)  # type: ignore[union-attr]
-        self.deadline = self.loop.time() + listener.first_read
         self.timer = self.loop.call_later(listener.first_read, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -134,16 +178,15 @@ class _Connection(asyncio.Protocol):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.leave()
+
+    def leave(self) -> None:
+        """Gives its place to others."""
         listener = self.listener
         if self in listener.connections:
             listener.connections.discard(self)
+            listener.shares.remove(self.peer[0], self)
             listener.open[0] -= 1
-            host = self.peer[0]
-            left = listener.by_address.get(host, 1) - 1
-            if left:
-                listener.by_address[host] = left
-            else:
-                listener.by_address.pop(host, None)
 
     def data_received(self, data: bytes) -> None:
         self.listener.busy = True

@@ -61,7 +61,8 @@ class ListenerOptions:
 
     `any_class`: queries of classes other than IN are let in. `debug`, `stacktrace`: exceptions are logged with their
     stack. `dropped`: called for queries that no block was found for. `read`, `idle` (seconds) and `max_queries` are of
-    TCP connections; 0 where they are not set.
+    TCP connections; `connections` and `client_connections` are how many there may be, of all clients and of each. All are 0
+    where they are not set. `exempt` says of a client's address, as text, whether the limits of each client are not for it.
     """
 
     any_class: bool = False
@@ -71,6 +72,9 @@ class ListenerOptions:
     read: float = 0.0
     idle: float = 0.0
     max_queries: int = 0
+    connections: int = 0
+    client_connections: int = 0
+    exempt: Callable[[str], bool] | None = None
 
 
 class Plugin:

@@ -51,6 +51,9 @@ class Dispatcher:
         self.read = 0.0
         self.idle = 0.0
         self.max_queries = 0
+        self.connections = 0
+        self.client_connections = 0
+        self.exempt: Callable[[str], bool] | None = None
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.panics = PANICS.slot()
         self.waiting = PendingTable(label, self.finish, self.give_up)
@@ -72,6 +75,9 @@ class Dispatcher:
         self.read = options.read or self.read
         self.idle = options.idle or self.idle
         self.max_queries = options.max_queries or self.max_queries
+        self.connections = options.connections or self.connections
+        self.client_connections = options.client_connections or self.client_connections
+        self.exempt = options.exempt or self.exempt
         if options.dropped is not None and options.dropped not in self.dropped:
             self.dropped.append(options.dropped)
 

@@ -78,9 +78,8 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
 
 
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
-    """Sets what `timeouts` asks for."""
-    tcp.first_read = dispatcher.read or tcp.defaults[0]
-    tcp.idle = dispatcher.idle or tcp.defaults[1]
+    """Sets what `timeouts` and `limits` ask for."""
+    tcp.limit(dispatcher.read, dispatcher.idle, dispatcher.connections, dispatcher.client_connections, dispatcher.exempt)
     tcp.max_queries = dispatcher.max_queries
 
 
