@@ -1,8 +1,8 @@
 """The TCP listener: DNS messages behind two octets of length (RFC 1035, section 4.2.2), pipelined (RFC 7766).
 
-Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a turn is
-at most 64 frames, 64 KiB or 1 ms, with one write; while frames or unsent octets wait, nothing more is read, so a client that
-does not read stops being read; every connection has a deadline that only whole queries move, so trickling octets buys
+Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a connection's turn is
+at most 64 frames, 64 KiB or 1 ms, with one write, and all connections together take a millisecond before others run; while frames
+or unsent octets wait, nothing more is read, so a client that does not read stops being read; every connection has a deadline that only whole queries move, so trickling octets buys
 no time; connections are capped, in all and for one client, and a client that holds few gets in when there is no room (net.shares).
 """
 
@@ -10,6 +10,7 @@ import asyncio
 import resource
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -21,6 +22,11 @@ from kdns.net.shares import Shares
 BATCH_OCTETS: Final = 64 << 10
 BATCH_FRAMES: Final = 64
 BATCH_SECONDS: Final = 0.001
+# Seconds of turns in one turn of the loop, all connections of a listener: as much as UDP has. With a millisecond for each, 300
+# connections that pipeline made everybody else wait 300 ms.
+LOOP_SECONDS: Final = 0.001
+# Below that, what was spent is not set back to nothing at once: to come back for it costs a turn of the loop.
+LITTLE: Final = LOOP_SECONDS / 2
 # The clock is looked at after the first frame, then after every fourth, or so many octets. A look costs 0.05 µs, a frame 1 to 5.
 LOOK_FRAMES: Final = 4
 LOOK_OCTETS: Final = 2048
@@ -87,7 +93,29 @@ class TcpListener:
         self.refused = REFUSED.slot(label)
         self.displaced = DISPLACED.slot(label)
         self.server: asyncio.Server | None = None
+        self.queue: deque[_Connection] = deque()  # those that have frames and wait for their turn
+        self.spent = 0.0  # seconds of turns since the last turn of the loop
+        self.coming_back = False
         self.busy = False  # whether anything came since it was last looked at
+
+    def come_back(self) -> None:
+        """Goes on with the queue in the loop's next turn."""
+        if not self.coming_back:
+            self.coming_back = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self.coming_back = False
+        self.spent = 0.0
+        queue = self.queue
+        try:
+            for _ in range(len(queue)):
+                queue.popleft().turn()
+                if self.spent >= LOOP_SECONDS:
+                    return
+        finally:
+            if queue:
+                self.come_back()
 
     async def start(self) -> None:
         """Begins to accept."""
@@ -192,7 +220,12 @@ class _Connection(asyncio.Protocol):
         self.listener.busy = True
         self.buffer = self.buffer + data if self.buffer else data
         if not self.scheduled:
-            self._turn()
+            listener = self.listener
+            if listener.queue or listener.spent >= LOOP_SECONDS:
+                self._pause()
+                self._schedule()
+            else:
+                self.turn()
 
     def eof_received(self) -> bool:
         # Half a close: what was asked is still answered, then we close too (RFC 7766, section 6.2.3).
@@ -211,6 +244,15 @@ class _Connection(asyncio.Protocol):
         self._schedule()
 
     # Turns.
+
+    def turn(self) -> None:
+        """Answers what has come, as much as fits into a turn."""
+        began = time.monotonic()
+        self._turn()
+        listener = self.listener
+        listener.spent += time.monotonic() - began
+        if listener.spent >= LITTLE:
+            listener.come_back()
 
     def _turn(self) -> None:  # noqa: C901 - one turn, with each way it may end
         self.scheduled = False
@@ -272,7 +314,8 @@ class _Connection(asyncio.Protocol):
     def _schedule(self) -> None:
         if not self.scheduled and self.transport is not None:
             self.scheduled = True
-            self.loop.call_soon(self._turn)
+            self.listener.queue.append(self)
+            self.listener.come_back()
 
     def _pause(self) -> None:
         if not self.paused and self.transport is not None and not self.eof:

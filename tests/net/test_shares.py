@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kdns.net import tcp as tcp_module
 from kdns.net.shares import LOOKS, Shares
-from kdns.testing import Server, Upstream, answer, data, eventually
+from kdns.testing import Server, Upstream, answer, eventually
 from tests.fixtures import Serve
 from tests.net.test_listeners import HOSTS, _tcp, framed, question, read_frame
 
@@ -119,7 +119,11 @@ def test_a_client_at_its_own_limit_displaces_nobody_else(small: Server, connect:
 
 
 def test_connections_took_the_files_that_upstreams_and_probes_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    for files, expected in ((1024, 256), (1 << 20, tcp_module.MAX_CONNECTIONS), (resource.RLIM_INFINITY, tcp_module.MAX_CONNECTIONS)):
+    for files, expected in (
+        (1024, 256),
+        (1 << 20, tcp_module.MAX_CONNECTIONS),
+        (resource.RLIM_INFINITY, tcp_module.MAX_CONNECTIONS),
+    ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
         assert tcp_module.most_connections() == expected
 
