@@ -2,8 +2,9 @@
 
 Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a connection's turn is
 at most 64 frames, 64 KiB or 1 ms, with one write, and all connections together take a millisecond before others run; while frames
-or unsent octets wait, nothing more is read, so a client that does not read stops being read; every connection has a deadline that only whole queries move, so trickling octets buys
-no time; connections are capped, in all and for one client, and a client that holds few gets in when there is no room (net.shares).
+or unsent octets wait, nothing more is read, so a client that does not read stops being read; every connection has a deadline that
+only whole queries move, so trickling octets buys no time; connections are capped, in all and for one client, and where there is no
+room, one of who holds most gives way (net.shares).
 """
 
 import asyncio
