@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Test processes: tests wait more than they work.
 WORKERS ?= 2
 
-.PHONY: run test test-compiled compiled wheel coverage lint types layers unit bench bench-scale image-proof docs tools clean help
+.PHONY: run test test-compiled compiled wheel coverage lint types layers unit fuzz torture soak bench bench-scale image-proof docs tools clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -49,6 +49,24 @@ wheel: $(READY)
 coverage: $(READY) tools
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term:skip-covered
 
+## make fuzz   - drives each harness of tests/fuzz for FUZZ_SECONDS (600) by coverage; needs Atheris (Linux on x86-64)
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= dispatcher upstream corefile expression http
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[fuzz]'
+	set -e; for target in $(FUZZ_TARGETS); do \
+	  $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS); \
+	done
+
+## make torture - floods, idle, slow and greedy clients, a mute upstream: a table, beside CoreDNS where it is on PATH; some 4 minutes
+torture: $(READY) tools
+	$(BIN)/python -m tests.torture.load
+
+## make soak   - mixed traffic, reloads and changes for SOAK_MINUTES (30): memory, files and tasks must stay as they are
+SOAK_MINUTES ?= 30
+soak: $(READY)
+	$(BIN)/python -m tests.torture.soak $(SOAK_MINUTES)
+
 ## make bench  - CPU a query of both builds beside the floor in C; results go to benchmarks/results.md
 bench: $(READY) compiled
 	sh benchmarks/tools.sh
@@ -81,5 +99,5 @@ $(READY): pyproject.toml
 
 ## make clean  - remove the environment and what tools left
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
