@@ -38,7 +38,7 @@ def test_metrics_are_served_behind_tls_as_a_web_configuration_says(serve: Serve,
             socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
             context.wrap_socket(raw, server_hostname=name) as sock,
         ):
-            sock.sendall(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
     text = scrape("metrics.lab")
