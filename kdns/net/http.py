@@ -5,6 +5,7 @@ a client that goes on sending one is closed; what a route raises is a 500, a lin
 `http_connections`. aiohttp comes in with the first listener: it takes half a second to import.
 """
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -128,6 +129,7 @@ class HttpServer:
             for piece in pieces if request.method not in ("HEAD", "CONNECT") else ():
                 for at in range(0, len(piece), CHUNK):
                     await response.write(piece[at : at + CHUNK])
+                    await asyncio.sleep(0)  # a client that reads as fast as we write would never make `write` wait
             await response.write_eof()
         connection.end()
         return response

@@ -39,7 +39,6 @@ address share it.
 * `coredns_plugin_enabled{server,zone,view,name}` - 1 for each plugin in the path of queries.
 """
 
-import asyncio
 import platform
 from bisect import bisect_left
 from collections import Counter as Multiset
@@ -48,17 +47,17 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import ClassVar, Final
 
-from kdns import __version__, faults, log, metrics, version
+from kdns import __version__, log, metrics, version
 from kdns.address import host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns.answer import Answer
 from kdns.metrics import TIME_BUCKETS
-from kdns.net.http import Response
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo, ListenerOptions, Meter
 from kdns.plugin.endpoint import HttpEndpoint
 from kdns.plugin.runtime import Runtime
-from kdns.plugins.prometheus import process, webconfig
+from kdns.plugins.prometheus import webconfig
+from kdns.plugins.prometheus.exposition import Exposition
 from kdns.plugins.prometheus.rows import (
     BUILD,
     BY_SERVER,
@@ -114,6 +113,7 @@ class Prometheus(Plugin):
         self.one_zone = ""
         self.next = ""
         self.server: HttpEndpoint | None = None
+        self.exposition = Exposition()
         self.enabled: list[tuple[str, str, str, str]] = []
 
     def load(self, block: BlockInfo) -> None:
@@ -158,7 +158,7 @@ class Prometheus(Plugin):
             # As in CoreDNS, not fatal: names matter more than counts.
             _log.error(f"Failed to start metrics handler: {error}")
             return
-        self.server.add("/metrics", expose)
+        self.server.add("/metrics", self.exposition.respond)
 
     async def stop(self) -> None:
         self.flush()
@@ -221,14 +221,3 @@ class Prometheus(Plugin):
             row = Row(request.server.label, zone, self.block.view, request.transport, family, qtype, self.next)
             self.rows[key] = row
         return row
-
-
-async def expose() -> Response:
-    """All metrics, a slice of one family a turn of the loop."""
-    faults.call_each("the refresh of a metric", metrics.REFRESH)
-    parts = []
-    for text in metrics.families():
-        parts.append(text)
-        await asyncio.sleep(0)
-    parts.append(process.text())
-    return Response(200, b"".join(parts), "text/plain; version=0.0.4; charset=utf-8")
