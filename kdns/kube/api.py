@@ -210,8 +210,10 @@ class Client:
                 )
 
     @contextlib.asynccontextmanager
-    async def get(self, path: str, params: dict[str, str], read: float | None) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET's response, its status 200. Raises ApiError and what aiohttp raises."""
+    async def get(
+        self, path: str, params: dict[str, str], read: float | None, *, method: str = "GET", body: dict[str, Any] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The response to a GET (or another method, with a body as JSON), its status good. Raises ApiError and what aiohttp raises."""
         await self.renew()
         assert self.session is not None and self.access is not None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=read)
@@ -219,15 +221,17 @@ class Client:
         host = self.access.url.partition("://")[2]
         try:
             url = self.access.url + path
-            request = await self.session.get(url, params=params, timeout=timeout, **_headers_and_proxy(self.access))
+            request = await self.session.request(
+                method, url, params=params, json=body, timeout=timeout, **_headers_and_proxy(self.access)
+            )
         except (aiohttp.ClientError, OSError, TimeoutError):
-            REQUESTS.slot("<error>", "GET", host)[0] += 1
+            REQUESTS.slot("<error>", method, host)[0] += 1
             raise
         async with request as response:
-            REQUESTS.slot(str(response.status), "GET", host)[0] += 1
-            LIMITER.observe(LIMITER.slot("GET", host), 0.0)
-            DURATION.observe(DURATION.slot("GET", host), time.monotonic() - began)
-            if response.status != 200:
+            REQUESTS.slot(str(response.status), method, host)[0] += 1
+            LIMITER.observe(LIMITER.slot(method, host), 0.0)
+            DURATION.observe(DURATION.slot(method, host), time.monotonic() - began)
+            if response.status not in (200, 201):
                 text = await beginning(response, ERROR_OCTETS, ERROR_TIME)
                 if response.status == 410:
                     raise Expired(text)
