@@ -16,7 +16,6 @@ from kdns.corefile.format import formatted
 from kdns.corefile.lexer import tokens
 from kdns.dns import edns, message, query, reply
 from kdns.dns.answer import REPLY_EDNS, REPLY_RD, Answer
-from kdns.dns.errors import FormatError
 from kdns.dns.query import Question
 from kdns.expression import BadExpression, EvaluationError, compile_expression
 from kdns.net.http import HttpServer, Response
