@@ -51,7 +51,7 @@ ORDER: Final[dict[str, str | None]] = {
     "limits": "limits:Limits",
     "header": "header:Header",
     "dnssec": None,
-    "tls": None,
+    "tls": "tls:Tls",
     "minimal": "minimal:Minimal",
     "template": "template:TemplatePlugin",
     "transfer": "transfer:TransferPlugin",
