@@ -74,6 +74,7 @@ class Peer:
     def __init__(self, context: ssl.SSLContext | None, protocol: Callable[["Peer"], asyncio.Protocol]) -> None:
         self.queries: list[dns.message.Message] = []
         self.connections: list[Any] = []
+        self.made: set[Any] = set()  # all that are open
         self.names: list[str | None] = []
         self.requests: list[dict[str, str]] = []
         if context is not None:
@@ -98,7 +99,14 @@ class Peer:
         self.connections.clear()
 
     def close(self) -> None:
-        self.thread.call(self.server.close)
+        async def finish() -> None:
+            self.server.close()
+            for transport in list(self.made):
+                transport.abort()
+            for _ in range(20):  # turns that this takes: a loop is not closed above open connections
+                await asyncio.sleep(0)
+
+        self.thread.run(finish())
         self.thread.close()
 
 
@@ -111,6 +119,10 @@ class Dot(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self.peer.connections.append(transport)
+        self.peer.made.add(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.peer.made.discard(self.transport)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -135,8 +147,12 @@ class Doh(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self.peer.connections.append(transport)
+        self.peer.made.add(transport)
         self.http.initiate_connection()
         transport.write(self.http.data_to_send())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.peer.made.discard(self.transport)
 
     def data_received(self, data: bytes) -> None:
         for event in self.http.receive_data(data):

@@ -33,6 +33,7 @@ REDIAL: Final = 0.4
 # just taken over from another, with the queries that it took over; more would let a second query wait in vain.
 SILENT: Final = 0.5
 GOODBYE: Final = 1.0  # seconds that an upstream has to end TLS in good order
+CLOSING: Final = 20  # turns of the loop that an aborted connection may take to be gone: over TLS some three
 # An idle connection that is dead is found in 5 seconds, and so before `expire` (10 seconds) has an ordinary one closed: three
 # probes are lost by then. Octets unacknowledged for 5 seconds are of no use to any query, which takes no longer in all.
 KEEPALIVE_IDLE: Final = 2
@@ -237,7 +238,7 @@ class Connections:
         return UpstreamError(f"read {self.proto} {flight.local}->{self.to}: {why}")
 
     async def close(self) -> None:
-        """Closes all connections; queries in flight fail."""
+        """Closes all connections, and returns when they are closed; queries in flight fail."""
         self.closed = True
         dials = list(self.dials)
         for task in dials:
@@ -247,6 +248,10 @@ class Connections:
             connection.answered = False  # nothing goes out again
             connection.abort()
         await asyncio.gather(*dials, return_exceptions=True)
+        for _ in range(CLOSING):
+            if not self.open:
+                break
+            await asyncio.sleep(0)
 
 
 class Connection(asyncio.Protocol):
