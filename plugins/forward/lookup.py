@@ -91,10 +91,17 @@ def _ask(server: tuple[str, int], question: Question) -> Answer:
 
 
 def _ask_over_tcp(server: tuple[str, int], query: bytes, qid: bytes, question: Question) -> Answer:
-    with socket.create_connection(server, TIMEOUT) as sock, sock.makefile("rb") as stream:
+    end = monotonic() + TIMEOUT
+    data = b""
+    with socket.create_connection(server, TIMEOUT) as sock:
         sock.sendall(len(query).to_bytes(2, "big") + query)
-        data = stream.read(int.from_bytes(stream.read(2), "big"))
-    answer = matching_reply(data, qid, question, host_port(*server))
+        while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
+            sock.settimeout(max(end - monotonic(), 0.001))  # of the whole reply, however slowly it comes
+            part = sock.recv(65537)
+            if not part:
+                raise OSError("it closed the connection")
+            data += part
+    answer = matching_reply(data[2 : 2 + int.from_bytes(data[:2], "big")], qid, question, host_port(*server))
     if answer is None:
         raise OSError("its reply over TCP cannot be read")
     return answer

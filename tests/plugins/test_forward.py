@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dns.flags
 import dns.message
@@ -123,6 +124,25 @@ def test_with_every_upstream_dead_it_is_servfail_in_time_and_logged(serve: Serve
     server = serve(forward(upstream(mute).address, options="read_timeout 100ms"))
     assert code(server.ask("www.example.org.", timeout=4)) == "SERVFAIL"
     assert any("plugin/errors: 2 www.example.org. A: read udp" in line and "i/o timeout" in line for line in lines)
+
+
+def test_while_all_upstreams_are_down_one_is_tried_and_the_first_answer_ends_that(serve: Serve, upstream: Start) -> None:
+    ups = [upstream(mute), upstream(mute)]
+    options = "read_timeout 100ms\n health_check 50ms\n max_fails 1"
+    server = serve(forward(*(up.address for up in ups), options=options))
+    forwarder: Any = next(p for p in server.server.instance.plugins if p.name == "forward")  # type: ignore[union-attr]
+    assert code(server.ask("one.example.org.", timeout=4)) == "SERVFAIL"
+    eventually(lambda: all(up.down() for up in forwarder.upstreams))
+    broken = sum(slot[0] for slot in REGISTRY["coredns_forward_healthcheck_broken_total"].slots.values())
+    before = [sum(str(query.question[0].name) != "." for query in up.queries) for up in ups]
+    assert code(server.ask("two.example.org.", timeout=4)) == "SERVFAIL"
+    asked = [sum(str(query.question[0].name) != "." for query in up.queries) for up in ups]
+    assert sum(asked) == sum(before) + 1  # by chance one of them
+    assert sum(slot[0] for slot in REGISTRY["coredns_forward_healthcheck_broken_total"].slots.values()) > broken
+    for up in ups:
+        up.script = says("A 192.0.2.1")
+    assert data(server.ask("three.example.org.", timeout=4)) == ["192.0.2.1"]  # whatever the probes know
+    eventually(lambda: not any(up.down() for up in forwarder.upstreams))
 
 
 def test_a_port_that_is_closed_is_tried_no_longer_than_it_takes_to_hear_so(serve: Serve, upstream: Start) -> None:

@@ -1,8 +1,11 @@
 """forward: host names among the upstreams, and what its words may be."""
 
+import contextlib
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,33 @@ def test_the_next_server_is_asked_where_one_fails(serve: Serve, upstream: Start,
     nothing = upstream(lambda query, proto: soa(answer(query)))
     with pytest.raises(CorefileError, match="cannot be resolved: it has no address"):
         serve(forward("up.kdns.test", f"resolver {nothing.address}"))
+
+
+@pytest.mark.parametrize("way", ["trickles", "closes"])
+def test_a_server_whose_reply_trickles_over_tcp_was_waited_for_without_end(
+    upstream: Start, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(lookup, "TIMEOUT", 0.3)
+    up = upstream(names("A 127.0.0.1", cut=True), tcp=False)
+    up.tcp.listen()
+    stop = threading.Event()
+
+    def slow() -> None:
+        connection, _ = up.tcp.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(512)
+            connection.sendall(b"\xff\xff")
+            while way == "trickles" and not stop.wait(0.05):
+                connection.sendall(b"x")
+
+    thread = threading.Thread(target=slow, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(OSError, match=r"timed out|closed the connection|reset"):
+        lookup.look_up("up.kdns.test", [("127.0.0.1", up.port)])
+    assert time.monotonic() - began < 5
+    stop.set()
+    thread.join()
 
 
 def test_the_system_is_asked_for_absolute_names_after_its_own_hosts(
