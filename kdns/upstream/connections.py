@@ -372,6 +372,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Closes it in good order."""
+        self.retired = True
         if self.transport is not None:
             with contextlib.suppress(Exception):
                 self.transport.close()

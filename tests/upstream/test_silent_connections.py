@@ -170,6 +170,20 @@ def test_an_idle_connection_is_closed_in_its_time(begin: Callable[..., tuple[Ser
     timed(server, "y.org.")
 
 
+@pytest.mark.parametrize("kind", ["tls", "https"])
+def test_a_connection_that_is_being_closed_does_not_stand_in_the_way_of_a_new_one(
+    begin: Callable[..., tuple[Server, Peer]], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "GOODBYE", 20.0)
+    server, up = begin(kind, None, "expire 100ms", "read_timeout 5s")
+    timed(server, "x.org.")
+    old = pool(server).open[0]
+    up.silence()  # nobody says goodbye
+    eventually(lambda: old.transport is None or old.transport.is_closing())
+    assert timed(server, "y.org.") < 3
+    assert old in pool(server).open and len(up.connections) == 2
+
+
 @KINDS
 def test_connections_to_one_upstream_are_bounded(
     begin: Callable[..., tuple[Server, Peer]], kind: str, monkeypatch: pytest.MonkeyPatch
