@@ -59,11 +59,11 @@ def timed(server: Server, name: str, **options: Any) -> float:
 
 @KINDS
 def test_a_connection_that_fell_silent_was_an_outage_for_ever(begin: Callable[..., tuple[Server, Peer]], kind: str) -> None:
-    server, up = begin(kind)
+    server, up = begin(kind, None, "read_timeout 1s")
     timed(server, "before.org.")
     up.silence()
     times = [timed(server, f"x{i}.org.") for i in range(5)]
-    assert sum(took > 0.35 for took in times) == 1, times
+    assert [took > 0.9 for took in times] == [True, False, False, False, False], times
     assert len(up.connections) == 2
     eventually(lambda: len(pool(server).open) == 1)  # the silent one is closed
 
@@ -72,25 +72,29 @@ def test_a_connection_that_fell_silent_was_an_outage_for_ever(begin: Callable[..
 def test_queries_behind_the_first_on_a_silent_connection_wait_no_longer_than_it(
     begin: Callable[..., tuple[Server, Peer]], kind: str
 ) -> None:
-    server, up = begin(kind, None, "read_timeout 1s")
+    server, up = begin(kind, None, "read_timeout 2s")
     timed(server, "before.org.")
     up.silence()
     times: dict[int, float] = {}
     threads = []
-    began = time.monotonic()
     for i in range(6):
         threads.append(threading.Thread(target=lambda i=i: times.update({i: timed(server, f"x{i}.org.")})))
         threads[-1].start()
-        time.sleep(0.1)
+        time.sleep(0.3)
     for thread in threads:
         thread.join()
-    assert len(times) == 6 and time.monotonic() - began < 1.6  # their own time-outs would come until 1.5 and be tried again
+    assert len(times) == 6 and all(times[i] < 2.0 for i in range(2, 6)), times  # not even their own time-outs
     assert len(up.connections) == 2
 
 
 @KINDS
 def test_a_name_that_takes_too_long_costs_a_busy_connection_nothing(begin: Callable[..., tuple[Server, Peer]], kind: str) -> None:
-    server, up = begin(kind, lambda query: None if "slow" in str(query.question[0].name) else answer(query, "A 192.0.2.1"))
+    server, up = begin(
+        kind,
+        lambda query: None if "slow" in str(query.question[0].name) else answer(query, "A 192.0.2.1"),
+        "read_timeout 2s",
+        "max_connect_attempts 1",
+    )
     timed(server, "before.org.")
     thread = threading.Thread(target=lambda: server.ask("slow.org.", timeout=10))
     thread.start()
@@ -136,12 +140,12 @@ def test_after_a_cut_reply_a_silent_connection_is_one_slow_query_too(serve: Serv
         return reply
 
     up = upstream(script)
-    server = serve(block(f"forward . {up.address} {{\n read_timeout 400ms\n }}"))
+    server = serve(block(f"forward . {up.address} {{\n read_timeout 1s\n }}"))
     timed(server, "before.org.", tcp=True)
     muted |= known
     reply = server.ask("first.org.", timeout=10, tcp=True)
     assert data(reply) == ["192.0.2.1"] or reply.flags & dns.flags.TC  # cut as it came, or whole by a second try
-    assert all(timed(server, f"x{i}.org.", tcp=True) < 0.35 for i in range(3))
+    assert all(timed(server, f"x{i}.org.", tcp=True) < 0.9 for i in range(3))
     release.set()
 
 
@@ -227,13 +231,13 @@ async def main():
         subprocess.run(["iptables", "-A", "INPUT", "-p", "tcp", way, str(ours), "-j", "DROP"], check=True)
     found = [await ask() for _ in range(10)]
     assert [good for good, _ in found].count(False) == 1, found
-    assert not found[0][0] and all(took < 0.5 for _, took in found[1:]), found
+    assert not found[0][0] and all(took < 0.9 for _, took in found[1:]), found
     # The kernel ends an idle one without any query: its probes are lost too.
     ours = up.tcp.open[-1].transport.get_extra_info("sockname")[1]
     for way in ("--sport", "--dport"):
         subprocess.run(["iptables", "-A", "INPUT", "-p", "tcp", way, str(ours), "-j", "DROP"], check=True)
     idle = time.monotonic()
-    while up.tcp.open and time.monotonic() - idle < 9:
+    while up.tcp.open and time.monotonic() - idle < 30:
         await asyncio.sleep(0.1)
     assert not up.tcp.open
     assert await ask() and (await ask())[0]
