@@ -2,7 +2,7 @@
 
 Laws: nothing that arrives, and no socket error, ends the listener or the batch; receiving and sending have error
 handling of their own; there is no queue of replies (a reply that the kernel does not take is dropped and counted by
-errno: the client asks again); a reply leaves from the address that was asked.
+errno: the client asks again); a reply leaves from the address that was asked; who is answered is still there.
 
 Theory of operation. At most BATCH_DATAGRAMS or BATCH_SECONDS a wake-up, then the loop serves others; the reader stays
 ready, so the rest follows at once. Replies leave after the last datagram of a batch has been handled: sending wakes the
@@ -10,11 +10,17 @@ client, which may take the CPU from us, and that should happen once a batch and 
 kernel would choose the reply's source by route: there the datagram is read with its packet info (IP_PKTINFO, RFC 3542
 section 6.1), 0.8 µs more. The server spares nearly all queries that by binding the machine's own addresses beside the
 wildcard: the kernel gives a datagram to the most specific socket, and the wildcard is left with addresses that come later.
+
+Where more comes than can be answered, the receive buffer fills. It holds seconds of work, first come first served: in the end each
+reply would come when its client has given up, and nobody would be served at all. So where a batch leaves datagrams behind, the
+kernel is asked when the last one came (SIOCGSTAMP). If they have been late for a while, all that wait are thrown away, unread and counted:
+what comes then is answered while its client waits. A pause of ours alone loses nothing; its backlog is soon worked off.
 """
 
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -34,6 +40,12 @@ BATCH_SECONDS: Final = 0.001
 # A query is some 50 octets, with EDNS options rarely 200. What is longer than this is cut, and fails as FORMERR.
 MAX_DRAIN: Final = 10_000  # turns; a receive buffer of 4 MiB holds some 16,000 small datagrams
 MAX_DATAGRAM: Final = 4096
+# Seconds after which a datagram is late. Resolvers wait two (other DNS servers), three, or five (glibc, Go) and then ask again.
+LATE: Final = 1.0
+# Seconds for which they must be late, without one that is not, to be thrown away: a pause of a second is over by then.
+LATE_FOR: Final = 0.5
+MAX_DISCARD: Final = 1000  # datagrams thrown away in a turn of the loop: a millisecond
+SIOCGSTAMP: Final = 0x8906  # socket(7)
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(20)
 _MAX_KNOWN: Final = 1024
 
@@ -42,6 +54,9 @@ Controls = list[tuple[int, int, bytes]]  # ancillary data of a message: level, t
 SEND_ERRORS = Counter("kdns_udp_send_errors_total", "Replies that the kernel did not take, by errno.", ("server", "errno"))
 RECEIVE_ERRORS = Counter("kdns_udp_receive_errors_total", "Errors when reading datagrams, by errno.", ("server", "errno"))
 BUFFER = Gauge("kdns_udp_receive_buffer_bytes", "Receive buffer granted by the kernel, all sockets.", ("server",))
+LATE_DROPPED = Counter(
+    "kdns_udp_late_dropped_total", "Datagrams thrown away unread: they had waited so long that clients give up.", ("server",)
+)
 DROPPED = Counter("kdns_udp_receive_dropped_total", "Datagrams the kernel dropped at a full receive buffer.", ("server",))
 
 
@@ -56,6 +71,10 @@ class UdpListener:
         self.local: Address = sock.getsockname()
         self.loop: Any = None  # the loop; uvloop's remove_reader gives no bool, which compiled code would insist on
         self.busy = False  # whether anything came since it was last looked at
+        self.stamped = True  # whether the kernel says when datagrams came
+        self.late_since = 0.0  # since when all that was looked at was late (monotonic seconds); 0: it was not
+        self.late_seen = 0.0  # when that was looked at last
+        self.discarding = False
         self.late: list[tuple[Controls | None, Address, bytes]] = []  # replies that had to wait and leave with this turn
         # Reply control data and local address by received control data: one entry a local address.
         self._controls: dict[bytes, tuple[Controls, Address]] = {}
@@ -68,6 +87,8 @@ class UdpListener:
     def start(self) -> None:
         """Begins to read."""
         self.loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            self.age()  # the kernel notes times from the first question on; that one it answers with ENOENT
         self.loop.add_reader(self.sock, self._read_wildcard if self.wildcard else self._read)
 
     def retire(self) -> None:
@@ -105,8 +126,57 @@ class UdpListener:
         """Datagrams the kernel dropped at this socket."""
         return drops(self.sock)
 
+    def age(self) -> float:
+        """Seconds for which the datagram that was read last had waited. Raises OSError where the kernel does not say."""
+        seconds, micros = struct.unpack("ll", fcntl.ioctl(self.sock, SIOCGSTAMP, b"\0" * struct.calcsize("ll")))
+        return time.time() - float(seconds) - float(micros) * 1e-6
+
+    def _behind(self) -> None:
+        """A batch has left datagrams behind: looks whether they are so late that nobody waits for them."""
+        if not self._late_by(LATE):
+            self.late_since = 0.0
+            return
+        now = time.monotonic()
+        if not self.late_since or now - self.late_seen > LATE_FOR:
+            self.late_since = now  # a pause may have ended with a batch, and this be another
+        self.late_seen = now
+        if now - self.late_since > LATE_FOR:
+            self.discarding = True
+
+    def _late_by(self, seconds: float) -> bool:
+        """Whether the datagram that was read last had waited for longer than this; never where the kernel does not say."""
+        if not self.stamped:
+            return False
+        try:
+            return self.age() > seconds
+        except OSError:
+            self.stamped = False
+            return False
+
+    def _discard(self) -> None:
+        """Throws away what waits, a turn's worth."""
+        receive = self.sock.recv
+        thrown = LATE_DROPPED.slot(self.label)
+        for _ in range(MAX_DISCARD):
+            try:
+                receive(1)
+            except BlockingIOError:
+                self.discarding = False
+                self.late_since = 0.0
+                return
+            except OSError as error:
+                self._count(RECEIVE_ERRORS, error)
+                continue
+            thrown[0] += 1
+        if not self._late_by(LATE / 10):
+            self.discarding = False
+            self.late_since = 0.0
+
     def _read(self) -> None:
         self.busy = True
+        if self.discarding:
+            self._discard()
+            return
         receive = self.sock.recvfrom
         handler = self.handler
         local = self.local
@@ -117,6 +187,7 @@ class UdpListener:
                 try:
                     data, peer = receive(MAX_DATAGRAM)
                 except BlockingIOError:
+                    self.late_since = 0.0
                     return
                 except OSError as error:
                     self._count(RECEIVE_ERRORS, error)
@@ -131,7 +202,8 @@ class UdpListener:
                     if not end:
                         end = now + BATCH_SECONDS
                     elif now > end:
-                        return
+                        break
+            self._behind()
         finally:
             send = self.sock.sendto
             for data, peer in replies:
@@ -142,6 +214,9 @@ class UdpListener:
 
     def _read_wildcard(self) -> None:
         self.busy = True
+        if self.discarding:
+            self._discard()
+            return
         replies: list[tuple[Controls, Address, bytes]] = []
         end = 0.0
         try:
@@ -149,6 +224,7 @@ class UdpListener:
                 try:
                     data, controls, _, peer = self.sock.recvmsg(MAX_DATAGRAM, _CONTROL_SIZE)
                 except BlockingIOError:
+                    self.late_since = 0.0
                     return
                 except OSError as error:
                     self._count(RECEIVE_ERRORS, error)
@@ -167,7 +243,8 @@ class UdpListener:
                     if not end:
                         end = now + BATCH_SECONDS
                     elif now > end:
-                        return
+                        break
+            self._behind()
         finally:
             self._send(replies)
 

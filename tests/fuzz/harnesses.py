@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kdns import faults
-from kdns.corefile import CorefileError
+from kdns.corefile import CorefileError, parse
 from kdns.corefile.format import formatted
 from kdns.corefile.lexer import tokens
 from kdns.dns import edns, message, query, reply
@@ -139,8 +139,11 @@ _SENT: Final = message.pack_query(0x4142, _ASKED, opt=edns.opt(do=True))
 
 
 def _records(answer: Answer) -> list[list[tuple[bytes, int, int, bytes]]]:
-    """The records of each section, however they are put together to RRsets."""
-    return [sorted((r.owner.lower(), r.type, r.cls, data) for r in section for data in r.rdatas) for section in answer.sections]
+    """The records of each section, however they are put together to RRsets. Letter case is lost where names are compressed."""
+    return [
+        sorted((r.owner.lower(), r.type, r.cls, data.lower()) for r in section for data in r.rdatas)
+        for section in answer.sections
+    ]
 
 
 def upstream(data: bytes) -> None:
@@ -171,9 +174,15 @@ def corefile(data: bytes) -> None:
     if "plugin" in text:
         return  # it would run a file
     try:
-        build.build(build.read(text, "f", environ={"X": "v"}, reader=_NoDisk())).check()
+        build.build(parse(text, "f", known=_known(), environ={"X": "v"}, reader=_NoDisk())).check()
     except CorefileError as error:
         assert str(error).isprintable() and error.message
+
+
+@functools.cache
+def _known() -> set[str]:
+    """The directives there are: to look for installed packages takes longer than all else."""
+    return build.known()
 
 
 class _NoDisk:

@@ -14,6 +14,7 @@ import pytest
 
 from kdns.metrics import REGISTRY
 from kdns.net import tcp as tcp_module
+from kdns.net import udp as udp_module
 from kdns.testing import Server, Upstream, answer, answers, code, data, eventually, free_port
 from tests.fixtures import Serve
 
@@ -109,6 +110,63 @@ def test_ipv6_is_served_like_ipv4(serve: Serve) -> None:
     server = serve(HOSTS.replace("BODY", "bind ::1"), port=free_port("::1"))
     for tcp in (False, True):
         assert data(server.ask("a.example.org.", host="::1", tcp=tcp)) == ["192.0.2.1"]
+
+
+def _flood(server: Server, count: int, host: str) -> int:
+    """Sends queries while the server is held up; how many it answers."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        for i in range(count):
+            sock.sendto(question(qid=i), (host, server.port))
+        sock.settimeout(1)
+        got = 0
+        with contextlib.suppress(TimeoutError):
+            while got < count:
+                sock.recv(512)
+                got += 1
+        return got
+
+
+def _late(server: Server) -> float:
+    return sum(slot[0] for labels, slot in REGISTRY["kdns_udp_late_dropped_total"].slots.items() if str(server.port) in labels[0])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("body", ["bind HOST", ""])
+def test_queries_whose_clients_had_given_up_were_answered_before_those_of_clients_that_wait(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, host: str, body: str
+) -> None:
+    """More came than was answered: each reply was seconds late, and nobody was served."""
+    server = serve(HOSTS.replace("BODY", body.replace("HOST", host)), port=free_port(host))
+    monkeypatch.setattr(udp_module, "LATE", 0.05)
+    monkeypatch.setattr(udp_module, "LATE_FOR", -1.0)
+    monkeypatch.setattr(udp_module, "BATCH_DATAGRAMS", 8)
+    server.ask("a.example.org.", host=host)
+    server.thread.loop.call_soon_threadsafe(time.sleep, 0.5)
+    assert _flood(server, 200, host) < 100
+    eventually(lambda: _late(server) > 100)
+    assert data(server.ask("a.example.org.", host=host)) == ["192.0.2.1"]
+
+
+def test_a_pause_of_ours_loses_no_query(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp_module, "LATE", 0.05)
+    monkeypatch.setattr(udp_module, "LATE_FOR", 30.0)
+    monkeypatch.setattr(udp_module, "BATCH_DATAGRAMS", 8)
+    server.thread.loop.call_soon_threadsafe(time.sleep, 0.5)
+    assert _flood(server, 200, "127.0.0.1") == 200 and not _late(server)
+    monkeypatch.setattr(udp_module, "LATE_FOR", 0.2)
+    server.thread.loop.call_soon_threadsafe(time.sleep, 0.5)  # another pause, while the first is not forgotten
+    assert _flood(server, 200, "127.0.0.1") == 200 and not _late(server)
+
+
+def test_where_the_kernel_does_not_say_when_a_datagram_came_none_is_late(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp_module, "SIOCGSTAMP", 0xFFFF)
+    monkeypatch.setattr(udp_module, "LATE", 0.0)
+    monkeypatch.setattr(udp_module, "LATE_FOR", -1.0)
+    monkeypatch.setattr(udp_module, "BATCH_DATAGRAMS", 8)
+    server.thread.loop.call_soon_threadsafe(time.sleep, 0.3)
+    assert _flood(server, 100, "127.0.0.1") == 100
 
 
 # TCP.
