@@ -79,6 +79,10 @@ class Process:
         """The Corefile, `{port}` in it being ours."""
         self.path.write_text(corefile.replace("{port}", str(self.port)))
 
+    def reload(self) -> None:
+        """Has the Corefile read again."""
+        self.process.send_signal(signal.SIGUSR1)
+
     def answers(self, timeout: float = 0.2) -> bool:
         """Whether it answers anything now."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
