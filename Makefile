@@ -53,7 +53,7 @@ coverage: $(READY) tools
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= dispatcher upstream corefile expression http
 fuzz: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[fuzz]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
 	set -e; for target in $(FUZZ_TARGETS); do \
 	  $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS); \
 	done

@@ -15,19 +15,16 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import dns.message
-
 from kdns.testing import free_port
 
 POLITE_RATE = 100.0  # queries a second of a client that asks and waits
 PATIENCE = 1.0  # seconds that it waits for an answer
 
 
-def question(name: str, qid: int = 0x4142, rtype: str = "A") -> bytes:
-    """A query's octets."""
-    made = dns.message.make_query(name, rtype, use_edns=False)
-    made.id = qid
-    return made.to_wire()
+def question(name: str, qid: int = 0x4142) -> bytes:
+    """The octets of a query for an A. Made by hand: a sender of 5,000 a second has no time for a library."""
+    labels = b"".join(bytes((len(label),)) + label for label in name.rstrip(".").encode().split(b"."))
+    return qid.to_bytes(2, "big") + b"\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
 
 
 def framed(*messages: bytes) -> bytes:
