@@ -270,8 +270,11 @@ class ManifestSource:
         try:
             out, err = await asyncio.wait_for(process.communicate(), CHILD_TIMEOUT)
         except TimeoutError:
-            process.kill()
             return self._broken(path, f"{path}: reading it took over {CHILD_TIMEOUT:g} s")
+        finally:
+            if process.returncode is None:  # too slow, or nobody wants to know any more
+                process.kill()
+                await process.communicate()
         if process.returncode:
             lines = err.decode(errors="replace").strip().splitlines() or ["it cannot be read"]
             return self._broken(path, lines[-1])

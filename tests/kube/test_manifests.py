@@ -1,6 +1,8 @@
 """Objects from YAML: followed while running, and a broken file keeps its last good state."""
 
+import asyncio
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 import yaml
 
 from kdns.kube import manifests as module
-from kdns.kube.manifests import BrokenManifest, parse
+from kdns.kube.cluster import Cluster
+from kdns.kube.manifests import BrokenManifest, ManifestSource, parse
+from kdns.kube.source import WatchScope
 from kdns.testing import Server, code, data, eventually
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.fixtures import Serve
@@ -208,6 +212,28 @@ def test_a_file_that_is_truncated_before_it_is_written_again_never_empties_the_z
     stop.set()
     thread.join()
     assert not wrong
+
+
+def test_a_child_that_read_a_file_outlived_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was left to run when the source was stopped: its pipes stood open, and it read on for nobody."""
+    path, script, told = tmp_path / "one.yaml", tmp_path / "child", tmp_path / "pid"
+    script.write_text(f"#!/bin/sh\necho $$ > {told}.new; mv {told}.new {told}\nexec sleep 60\n")
+    script.chmod(0o755)
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
+    monkeypatch.setattr(module, "INLINE", 10)
+
+    async def run() -> None:
+        source = ManifestSource((str(path),), WatchScope(), Cluster())
+        await source.start()
+        monkeypatch.setattr(sys, "executable", str(script))
+        path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.2")))
+        while not told.exists():
+            await asyncio.sleep(0.01)
+        await source.stop()
+
+    asyncio.run(run())
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)
 
 
 # Names that no label can be: a manifest may hold what no API server lets through.
