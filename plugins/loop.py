@@ -27,6 +27,7 @@ line and a metric, while cluster names and other upstreams go on. An upstream th
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ from kdns.metrics import Gauge
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.runtime import Runtime
+from kdns.upstream import oneshot
+from kdns.upstream.exchange import UpstreamError
 from kdns.upstream.upstream import Upstream
 
 PERIOD: Final = 60.0  # seconds between probes
@@ -117,12 +120,16 @@ class Loop(Plugin):
         assert self.block is not None
         zone = self.block.zones[0]
         self.probes.clear()
+        asked = []
         for upstream in self._upstreams():
             labels = b"".join(b"\x10" + secrets.token_hex(8).encode() for _ in range(2))
             question = Question(labels + zone, iana.HINFO)
             self.probes[question.name] = upstream
-            upstream.exchange(pack_query(0, question), question, "udp", lambda _: None)
-        await asyncio.sleep(PATIENCE)
+            if upstream.stream_only:
+                upstream.exchange(pack_query(0, question), question, "tcp", lambda _: None)
+            else:
+                asked.append(faults.attempt("plugin/loop", _ask(upstream, question)))
+        await asyncio.gather(asyncio.sleep(PATIENCE), *asked)
         # What is left did not come back.
         for upstream in self.probes.values():
             if upstream.refused:
@@ -152,3 +159,10 @@ class Loop(Plugin):
             _log.error(text + ". It is refused until it no longer does; cluster names are not affected")
         upstream.refused = True
         return RcodeOnly(iana.SERVFAIL)
+
+
+async def _ask(upstream: Upstream, question: Question) -> None:
+    """Asks an upstream. What it answers tells nothing: the question comes back to this server, or it does not."""
+    where, source = upstream.where, upstream.options.source
+    with contextlib.suppress(UpstreamError):
+        await oneshot.ask(pack_query(0, question), question, where.host, where.port, timeout=PATIENCE, source=source)

@@ -31,13 +31,12 @@ for others than `to` names, the answer is REFUSED. Those that `to` names by addr
 """
 
 import asyncio
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from kdns import faults, log
-from kdns.address import address, host_port
+from kdns.address import host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana, wire
 from kdns.dns.errors import FormatError
@@ -49,7 +48,8 @@ from kdns.plugin.base import BlockInfo
 from kdns.plugin.outcome import Transfer
 from kdns.plugin.providers import TransferSource
 from kdns.plugin.runtime import Runtime
-from kdns.upstream.exchange import new_id
+from kdns.upstream import oneshot
+from kdns.upstream.exchange import UpstreamError
 
 # Octets of records in one message, at most: a turn of the loop makes one, and 16 KB take a millisecond.
 MESSAGE: Final = 16_384
@@ -180,43 +180,20 @@ def _serial(request: Request) -> int | None:
 # NOTIFY (RFC 1996).
 
 
-class _Notified(asyncio.DatagramProtocol):
-    def __init__(self, qid: bytes) -> None:
-        self.qid = qid
-        self.came: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        if len(data) >= 12 and data[:2] == self.qid and data[2] & 0xF8 == 0xA0 and not self.came.done():
-            self.came.set_result(data[3] & 15)
-
-
 async def _notify(zone: bytes, where: tuple[str, int], source: str) -> None:
     """Tells a server that a zone may have changed; three tries, then a warning."""
-    loop = asyncio.get_running_loop()
-    why = "no answer"
+    question = Question(zone, iana.SOA)
+    query = b"\0\0" + (_NOTIFY | iana.AA).to_bytes(2, "big") + b"\0\1\0\0\0\0\0\0" + question.wire
+    why = ""
     for _ in range(TRIES):
-        qid = new_id()
-        query = qid + (_NOTIFY | iana.AA).to_bytes(2, "big") + b"\0\1\0\0\0\0\0\0" + Question(zone, iana.SOA).wire
-        transport = None
         try:
-            transport, protocol = await loop.create_datagram_endpoint(
-                lambda qid=qid: _Notified(qid),  # type: ignore[misc]
-                remote_addr=address(*where)[:2],
-                local_addr=(source, 0) if source else None,
-            )
-            transport.sendto(query)
-            rcode = await asyncio.wait_for(protocol.came, PATIENCE)
-            if rcode == iana.NOERROR:
-                return
-            why = iana.rcode_text(rcode)
-        except TimeoutError:
-            why = "no answer"
-        except OSError as error:
-            why = error.strerror or str(error)
-        finally:
-            if transport is not None:
-                with contextlib.suppress(OSError):
-                    transport.close()
+            answer = await oneshot.ask(query, question, *where, timeout=PATIENCE, source=source)
+        except UpstreamError as error:
+            why = str(error)
+            continue
+        if answer.rcode == iana.NOERROR:
+            return
+        why = iana.rcode_text(answer.rcode)
     _log.warning(f"notify of {to_text(zone)} to {host_port(*where)}: {why}")
 
 

@@ -7,6 +7,7 @@ reply, 9 where none came, as dig's.
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import ssl
 import sys
@@ -25,7 +26,8 @@ from kdns.dns.name import from_text
 from kdns.dns.query import Question
 from kdns.plugin.records import record_of
 from kdns.printable import printable
-from kdns.upstream.exchange import Result
+from kdns.upstream import oneshot
+from kdns.upstream.exchange import Result, UpstreamError
 from kdns.upstream.upstream import PORTS, Address, Options, Upstream
 
 FLAGS: Final = (
@@ -113,26 +115,26 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
             return 1
         if where.transport == "https":
             context.set_alpn_protocols(["h2"])
-    options = Options(timeout=TIMEOUT, max_fails=0, force_tcp=bool(values["tcp"]))
-    came: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
     sent = Edns(edns.UDP_SIZE, bool(values["do"]))
     query = pack_query(0, question, opt=edns.opt(do=sent.do))
-    upstream = Upstream(where, options, "query", Deadlines(), context)
     try:
-        upstream.exchange(query, question, "tcp" if values["tcp"] else "udp", came.set_result)
-        result = await came
+        if where.transport == "dns" and not values["tcp"]:
+            answer = await _over_udp(query, question, where)
+            if answer.flags & iana.TC:  # cut: again over TCP (RFC 7766, section 5); what came is better than nothing
+                with contextlib.suppress(UpstreamError, OSError):
+                    answer = await _over_stream(query, question, where, context)
+        else:
+            answer = await _over_stream(query, question, where, context)
+    except UpstreamError as error:
+        sys.stderr.write(f"{printable(str(error))}\n")
+        return NO_REPLY
     except OSError as error:
         sys.stderr.write(f"{where.text}: {error.strerror or error}\n")
         return NO_REPLY
-    finally:
-        await upstream.close()
-    if type(result) is not Answer:
-        sys.stderr.write(f"{printable(str(result))}\n")
-        return NO_REPLY
     try:
-        record = record_of(result, question, REPLY_RD | REPLY_EDNS, sent)
+        record = record_of(answer, question, REPLY_RD | REPLY_EDNS, sent)
     except FormatError as error:
-        sys.stderr.write(f"{where.text} answered {iana.rcode_text(result.rcode)}, with what cannot be shown: {error}\n")
+        sys.stderr.write(f"{where.text} answered {iana.rcode_text(answer.rcode)}, with what cannot be shown: {error}\n")
         return NO_REPLY
     if values["short"]:
         for rr in record.rr:
@@ -142,3 +144,26 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
             print(printable(line))
         print(f";; SERVER: {where.transport} {where.text}")
     return 0
+
+
+async def _over_udp(query: bytes, question: Question, where: Address) -> Answer:
+    """The reply over UDP; where the server seems not to know EDNS, that to the bare question (RFC 6891, section 7)."""
+    answer = await oneshot.ask(query, question, where.host, where.port, timeout=TIMEOUT)
+    if answer.rcode in (iana.FORMERR, iana.NOTIMP):
+        with contextlib.suppress(UpstreamError):
+            answer = await oneshot.ask(pack_query(0, question), question, where.host, where.port, timeout=TIMEOUT)
+    return answer
+
+
+async def _over_stream(query: bytes, question: Question, where: Address, context: ssl.SSLContext | None) -> Answer:
+    """The reply over TCP, TLS or HTTPS. Raises UpstreamError."""
+    came: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    upstream = Upstream(where, Options(timeout=TIMEOUT, max_fails=0, force_tcp=True), "query", Deadlines(), context)
+    try:
+        upstream.exchange(query, question, "tcp", came.set_result)
+        result = await came
+    finally:
+        await upstream.close()
+    if type(result) is not Answer:
+        raise result
+    return result

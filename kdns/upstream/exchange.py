@@ -78,8 +78,8 @@ def random_case(name: bytes) -> bytes:
     return bytes(out)
 
 
-def matching_reply(data: bytes, qid: bytes, question: Question, to: str) -> Answer | None:
-    """The answer in a datagram or frame, if it is a reply to this question under this id; else None, counted."""
+def matching_reply(data: bytes, qid: bytes, question: Question, to: str, opcode: int = 0) -> Answer | None:
+    """The answer in a datagram or frame, if it is a reply to this question under this id and opcode; else None, counted."""
     if data[:2] == qid:
         try:
             message = parse_reply(data, question)
@@ -87,7 +87,7 @@ def matching_reply(data: bytes, qid: bytes, question: Question, to: str) -> Answ
             pass
         else:
             asked = message.question
-            if message.opcode == 0:
+            if message.opcode == opcode:
                 if asked is not None:
                     if asked is question or asked.wire == question.wire:
                         return message.answer
