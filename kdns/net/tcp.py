@@ -13,13 +13,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler, MessageStream
-from kdns.net.shares import Connection as Shared
 from kdns.net.shares import Shares
-from kdns.net.tls import TlsConnection, TlsGate
 
 # Octets of a turn. A usual one has some 3,000; the largest message is 64 KiB, and to look at its octets alone takes 0.1 ms.
 BATCH_OCTETS: Final = 64 << 10
@@ -65,17 +63,8 @@ def nobody(host: str) -> bool:
     return False
 
 
-class Connection(Shared, Protocol):
-    """An open connection of a listener. `peer` is its client's address."""
-
-    peer: Address
-
-    def abort(self) -> None:
-        """Closes at once."""
-
-
 class TcpListener:
-    """Accepts connections on one bound socket. `gate`: behind TLS (RFC 7858); it may be set and replaced at any time."""
+    """Accepts connections on one bound socket."""
 
     def __init__(
         self,
@@ -87,11 +76,9 @@ class TcpListener:
         idle: float = IDLE,
         max_connections: int = 0,
         max_queries: int = 0,
-        gate: TlsGate | None = None,
     ) -> None:
         """`max_connections` 0: as many as `most_connections` says."""
         self.sock = sock
-        self.gate = gate
         self.handler = handler
         self.defaults = (first_read, idle, max_connections or most_connections())
         self.first_read = first_read
@@ -101,8 +88,8 @@ class TcpListener:
         self.max_client = max(self.max_connections // CLIENT_SHARE, 1)  # of one client
         self.exempt: Callable[[str], bool] = nobody  # clients whose connections have no limit of their own and never give way
         self.local: Address = sock.getsockname()
-        self.connections: set[Connection] = set()
-        self.shares: Shares[Connection] = Shares()
+        self.connections: set[_Connection] = set()
+        self.shares: Shares[_Connection] = Shares()
         self.open = CONNECTIONS.slot(label)
         self.refused = REFUSED.slot(label)
         self.displaced = DISPLACED.slot(label)
@@ -134,15 +121,7 @@ class TcpListener:
     async def start(self) -> None:
         """Begins to accept."""
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(self.accept, sock=self.sock, backlog=1024)
-
-    def accept(self) -> asyncio.Protocol:
-        """The protocol of a connection that was accepted."""
-        return self.speak() if self.gate is None else TlsConnection(self.gate, self.speak)
-
-    def speak(self) -> asyncio.Protocol:
-        """The protocol of a connection, once it is encrypted where it is to be."""
-        return _Connection(self)
+        self.server = await loop.create_server(lambda: _Connection(self), sock=self.sock, backlog=1024)
 
     def limit(self, read: float, idle: float, most: int, of_client: int, exempt: Callable[[str], bool] | None) -> None:
         """Sets deadlines (seconds) and caps; what is 0 or None is as it would be without."""
@@ -152,7 +131,7 @@ class TcpListener:
         self.max_client = min(of_client or max(self.max_connections // CLIENT_SHARE, 1), self.max_connections)
         self.exempt = exempt or nobody
 
-    def enter(self, connection: "Connection", host: str) -> bool:
+    def admit(self, connection: "_Connection", host: str) -> bool:
         """Takes a connection in, at another's cost where there is no room; says whether it has."""
         shares = self.shares
         # Those without limits are in no share: they are only among all.
@@ -165,20 +144,13 @@ class TcpListener:
                 self.refused[0] += 1
                 return False
             self.displaced[0] += 1
-            self.leave(other, other.peer[0])
+            other.leave()
             other.abort()
         self.connections.add(connection)
         if not exempt:
             shares.add(host, connection)
         self.open[0] += 1
         return True
-
-    def leave(self, connection: "Connection", host: str) -> None:
-        """Gives the place of a connection to others, if it has one."""
-        if connection in self.connections:
-            self.connections.discard(connection)
-            self.shares.remove(host, connection)
-            self.open[0] -= 1
 
     def stop_accepting(self) -> None:
         """Accepts no more; what is open goes on."""
@@ -189,8 +161,6 @@ class TcpListener:
     def stop(self) -> None:
         """Closes everything."""
         self.stop_accepting()
-        if self.gate is not None:
-            self.gate.stop()
         for connection in list(self.connections):
             connection.abort()
         self.sock.close()
@@ -224,7 +194,7 @@ class _Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
         self.peer = transport.get_extra_info("peername") or ("", 0)
         self.deadline = self.loop.time() + listener.first_read
-        if not listener.enter(self, self.peer[0]):
+        if not listener.admit(self, self.peer[0]):
             self.transport.abort()  # type: ignore[union-attr]
             return
         self.transport.set_write_buffer_limits(WRITE_HIGH)  # type: ignore[union-attr]
@@ -237,8 +207,15 @@ class _Connection(asyncio.Protocol):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        if self.peer:
-            self.listener.leave(self, self.peer[0])
+        self.leave()
+
+    def leave(self) -> None:
+        """Gives its place to others."""
+        listener = self.listener
+        if self in listener.connections:
+            listener.connections.discard(self)
+            listener.shares.remove(self.peer[0], self)
+            listener.open[0] -= 1
 
     def data_received(self, data: bytes) -> None:
         self.listener.busy = True
@@ -391,9 +368,7 @@ class _Connection(asyncio.Protocol):
             self._close_if_done()
 
     def _close_if_done(self) -> None:
-        # What was asked behind the last query of `max_queries` is not answered.
-        asked = not 0 < self.listener.max_queries <= self.queries and self._frame_waits()
-        if self.transport is not None and not self.pending and not asked:
+        if self.transport is not None and not self.pending and not self._frame_waits():
             self.transport.close()
 
     def _frame_waits(self) -> bool:

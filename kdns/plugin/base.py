@@ -18,7 +18,6 @@ from kdns.plugin.outcome import Outcome
 
 if TYPE_CHECKING:
     from kdns.corefile import Directive, ServerBlock
-    from kdns.net.certificates import TlsFiles
     from kdns.plugin.request import Request
     from kdns.plugin.runtime import Runtime
 
@@ -72,7 +71,7 @@ class ListenerOptions:
     TCP connections; `connections` and `client_connections` are how many there may be, of all clients and of each. All are 0
     where they are not set; so is `client_waiting`, the queries of a client that may wait for the network. `exempt` says of a
     client's address, as text, whether the limits of each client are not for it. `gate` makes, from the listener's label, what
-    judges each query before anything else. `tls` is the certificate of encrypted listeners.
+    judges each query before anything else.
     """
 
     any_class: bool = False
@@ -87,7 +86,6 @@ class ListenerOptions:
     client_waiting: int = 0
     exempt: Callable[[str], bool] | None = None
     gate: Callable[[str], Gate] | None = None
-    tls: TlsFiles | None = None
 
 
 class Plugin:

@@ -16,7 +16,6 @@ from time import monotonic
 from typing import Any, Final, final
 
 from kdns import log
-from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
 from kdns.dns.answer import REPLY_EDNS, Answer
 from kdns.dns.errors import FormatError
@@ -24,7 +23,6 @@ from kdns.dns.query import parse
 from kdns.dns.render import render
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
-from kdns.net.certificates import Identity, TlsFiles
 from kdns.plugin.base import DENIED, IGNORED, PASS, Gate, ListenerOptions, Plugin
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
 from kdns.plugin.request import Request
@@ -57,10 +55,6 @@ class Dispatcher:
         self.client_connections = 0
         self.exempt: Callable[[str], bool] | None = None
         self.gate: Gate | None = None
-        self.tls: TlsFiles | None = None
-        self.identity: Identity | None = None
-        self.secure = not label.startswith("dns://")  # encrypted, by us or by a proxy in front
-        self.keepalive = b""  # the EDNS option that says how long connections are kept (RFC 7828)
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.panics = PANICS.slot()
         self.waiting = PendingTable(label, self.finish, self.give_up)
@@ -88,7 +82,6 @@ class Dispatcher:
         self.waiting.limit(options.client_waiting, options.exempt)
         if options.gate is not None:
             self.gate = options.gate(self.label)
-        self.tls = options.tls or self.tls
         if options.dropped is not None and options.dropped not in self.dropped:
             self.dropped.append(options.dropped)
 
@@ -356,18 +349,7 @@ class Dispatcher:
                 return MessageStream(_messages(request, outcome), self._panic)
             outcome = self.failed(request, TypeError("a plugin gave a zone transfer over UDP"))
         assert type(outcome) is RcodeOnly
-        added, padded = self._added(request)
-        options = outcome.options + added
-        return reply.bare(request._data, request._end, outcome.rcode, request.edns, options, request.limit, padded)
-
-    def _added(self, request: Request) -> tuple[bytes, bool]:
-        """What the way of a query adds to its reply: options, and whether it is padded."""
-        if not request._options or request.transport != "tcp":
-            return b"", False
-        codes = [code for code, _ in _edns.options(request._options)]
-        # RFC 7828, section 3.3.2; RFC 7830, section 4: replies are padded where the query was, and only if nobody can look in.
-        added = self.keepalive if _edns.KEEPALIVE in codes else b""
-        return added, self.secure and _edns.PADDING in codes
+        return reply.bare(request._data, request._end, outcome.rcode, request.edns, outcome.options, request.limit)
 
     def _pack(self, request: Request, answer: Answer) -> bytes:
         """The whole reply of an answer. A body fits one question's name; for another one it is rendered anew."""
@@ -380,10 +362,7 @@ class Dispatcher:
             body = render(asked.name, answer.sections)
         if answer.flags & iana.AD and not request.shows_ad:
             answer = answer.replace(flags=answer.flags & ~iana.AD)
-        added, padded = self._added(request)
-        return reply.pack(
-            answer, body, request._data, request._end, request.reply_flags, request.edns, request.limit, added, padded
-        )
+        return reply.pack(answer, body, request._data, request._end, request.reply_flags, request.edns, request.limit)
 
     def _store(self, request: Request, outcome: Answer, key: bytes, made: bytes) -> None:
         """Puts a reply into the cache, if it may be given again."""

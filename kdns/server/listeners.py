@@ -4,15 +4,12 @@ import socket
 from dataclasses import dataclass, field
 from typing import Final
 
-from kdns.dns import edns
 from kdns.net import sockets
 from kdns.net.interfaces import addresses
 from kdns.net.tcp import TcpListener
-from kdns.net.tls import TlsGate
 from kdns.net.udp import BUFFER, DROPPED, UdpListener
 from kdns.server.build import Group
 from kdns.server.dispatch import Dispatcher
-from kdns.server.schemes import SCHEMES
 
 # Sockets bound to single addresses beside a wildcard. A node has a few; one with more does without.
 MAX_OWN_ADDRESSES: Final = 8
@@ -57,7 +54,7 @@ class Listeners:
 def probe(group: Group) -> None:
     """Raises BindError if another process has the port: SO_REUSEPORT alone would let two share it unknowingly."""
     for host in [group.host] if group.host else sockets.wildcard_hosts():
-        for kind in SCHEMES[group.scheme].kinds:
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
             sockets.probe(kind, host, group.port)
 
 
@@ -69,13 +66,12 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
     try:
         wildcard = not group.host
         for host in [group.host] if group.host else sockets.wildcard_hosts():
-            if socket.SOCK_DGRAM in SCHEMES[group.scheme].kinds:
-                sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
-                out.udp.append(UdpListener(sock, datagrams, label, wildcard=wildcard))
+            sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
+            out.udp.append(UdpListener(sock, datagrams, label, wildcard=wildcard))
             sock = sockets.bind(socket.SOCK_STREAM, host, group.port, reuse_port=True)
             out.tcp.append(TcpListener(sock, messages, label))
             _limit(out.tcp[-1], dispatcher)
-        if wildcard and out.udp:
+        if wildcard:
             out.udp += _own_addresses(group, dispatcher, label)
     except BaseException:
         out.stop()
@@ -84,18 +80,9 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
 
 
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
-    """Sets what `timeouts`, `limits` and `tls` ask for."""
+    """Sets what `timeouts` and `limits` ask for."""
     tcp.limit(dispatcher.read, dispatcher.idle, dispatcher.connections, dispatcher.client_connections, dispatcher.exempt)
     tcp.max_queries = dispatcher.max_queries
-    # A second less than it is, as everywhere: the client should be the first to close. In tenths of a second.
-    dispatcher.keepalive = edns.option(edns.KEEPALIVE, min(int((tcp.idle - 1) * 10), 0xFFFF).to_bytes(2, "big"))
-    identity = dispatcher.identity
-    if identity is None:
-        tcp.gate = None
-    elif tcp.gate is None:
-        tcp.gate = TlsGate(identity, dispatcher.label)
-    elif tcp.gate.identity.files != identity.files:
-        tcp.gate.identity = identity  # another one for the same files would forget the sessions that clients may resume
 
 
 def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[UdpListener]:

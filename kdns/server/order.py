@@ -51,7 +51,7 @@ ORDER: Final[dict[str, str | None]] = {
     "limits": "limits:Limits",
     "header": "header:Header",
     "dnssec": None,
-    "tls": "tls:Tls",
+    "tls": None,
     "minimal": "minimal:Minimal",
     "template": "template:TemplatePlugin",
     "transfer": "transfer:TransferPlugin",
