@@ -1,4 +1,4 @@
-"""Upstreams behind TLS, with real certificates: DNS over TLS and DNS over HTTPS (HTTP/2), as a script says."""
+"""Real certificates, for servers under test and upstreams: DNS over TLS and DNS over HTTPS (HTTP/2), as a script says."""
 
 import asyncio
 import base64
@@ -15,6 +15,9 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
 
 from kdns.testing import LoopThread, free_port
+
+NAME = "dns.example.net"  # in the certificates of servers under test
+HOSTS = " hosts /nowhere {\n 192.0.2.1 a.example.org\n fallthrough\n }\n"
 
 Script = Callable[[dns.message.Message], dns.message.Message | None]
 
@@ -34,6 +37,35 @@ class Authority:
         if alpn:
             context.set_alpn_protocols([alpn])
         return context
+
+
+class Site:
+    """A folder with an authority, and a certificate and key in `tls.crt` and `tls.key`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = Authority(folder)
+        self.issue(NAME)
+
+    def issue(self, *names: str, **options: Any) -> None:
+        """Puts another certificate in their place."""
+        made = self.authority.ca.issue_cert(*names, **options)
+        for name, pem in (("tls.key", made.private_key_pem.bytes()), ("tls.crt", made.cert_chain_pems[0].bytes())):
+            part = self.folder / "part"
+            part.write_bytes(pem)
+            part.replace(self.folder / name)
+
+    def client(self, **options: Any) -> ssl.SSLContext:
+        """What a client trusts."""
+        context = ssl.create_default_context(cafile=str(self.authority.path))
+        for name, value in options.items():
+            setattr(context, name, value)
+        return context
+
+    def block(self, *more: str, tls: str = "", scheme: str = "tls") -> str:
+        lines = "".join(f" {line}\n" for line in more)
+        directive = tls or f"tls {self.folder}/tls.crt {self.folder}/tls.key"
+        return f"{scheme}://.:{{port}} {{\n bind 127.0.0.1\n {directive}\n{HOSTS}{lines} whoami\n}}\n"
 
 
 class Peer:

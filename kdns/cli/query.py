@@ -1,8 +1,9 @@
 """`kdns query`: asks a DNS server, for images without dig.
 
-    kdns query [@SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS
+    kdns query [@[SCHEME://]SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS
 
-Over UDP (again over TCP where the reply is cut), TCP, TLS or HTTPS. Exit code: 0 for any reply, 9 where none came, as dig's.
+Over UDP (again over TCP where the reply is cut), TCP, TLS or HTTPS, as flags or the server's scheme say. Exit code: 0 for any
+reply, 9 where none came, as dig's.
 """
 
 import asyncio
@@ -41,12 +42,12 @@ FLAGS: Final = (
     Flag(("short",), False, "print the data of the answer only"),
 )
 HELP: Final = Help(
-    "query", "kdns query [@SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS",
+    "query", "kdns query [@[SCHEME://]SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS",
     "Asks a DNS server (default: 127.0.0.1), for images without dig. A reply that is cut is asked for again over TCP.",
     (
         ("kdns query @10.96.0.10 kubernetes.default.svc.cluster.local", "an address"),
         ("kdns query @10.96.0.10 -x 10.96.0.1", "the name of an address"),
-        ("kdns query @1.1.1.1 -tls -name one.one.one.one example.org MX", "over TLS"),
+        ("kdns query @tls://1.1.1.1 -name one.one.one.one example.org MX", "over TLS"),
     ),
     ((0, "a reply came, whatever it says"), (1, "the authority's file cannot be read"), (2, "a bad flag or word"),
      (9, "no reply, as dig has it")),
@@ -86,6 +87,11 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
     except BadName as error:
         raise ValueError(str(error)) from None
     transport = "tls" if values["tls"] else "https" if values["https"] else "dns"
+    scheme, separator, behind = server.partition("://")
+    if separator:
+        if scheme not in PORTS:
+            raise ValueError(f'unknown scheme "{scheme}": expected {", ".join(f"{known}://" for known in PORTS)}')
+        transport, server = scheme, behind.rstrip("/")
     host, port = split_host_port(server, PORTS[transport])
     port = int(values["p"]) or port
     return Question(name, qtype), Address(transport, host, port, str(values["name"]))

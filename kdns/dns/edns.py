@@ -27,6 +27,7 @@ SUBNET: Final = 8  # RFC 7871
 COOKIE: Final = 10
 KEEPALIVE: Final = 11  # RFC 7828
 PADDING: Final = 12  # RFC 7830
+PADDING_BLOCK: Final = 468  # octets that replies are padded to a multiple of (RFC 8467, section 4.1)
 EDE: Final = 15
 STALE_ANSWER: Final = 3  # extended errors: RFC 8914, section 4
 CACHED_ERROR: Final = 13
@@ -119,6 +120,17 @@ def check_options(raw: bytes) -> None:
         off += 4 + length
     if off != total:
         raise FormatError("an EDNS option runs past its OPT")
+
+
+def padded(raw: bytes, size: int, most: int) -> bytes:
+    """Options, with padding behind them that brings a message of `size` octets, these included, to whole blocks.
+
+    It has at most `most` octets then; without padding where there is no room (RFC 7830, section 3).
+    """
+    left = most - size - 4
+    if left < 0:
+        return raw
+    return raw + option(PADDING, bytes(min(-(size + 4) % PADDING_BLOCK, left)))
 
 
 def within(raw: bytes, room: int) -> bytes:

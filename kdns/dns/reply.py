@@ -20,18 +20,23 @@ def flags_of(data: bytes) -> int:
     return (REPLY_RD if data[2] & 1 else 0) | (REPLY_CD if data[3] & 0x10 else 0)
 
 
-def pack(answer: Answer, body: Body, data: bytes, end: int, reply_flags: int, edns: Edns | None, limit: int) -> bytes:
+def pack(
+    answer: Answer, body: Body, data: bytes, end: int, reply_flags: int, edns: Edns | None, limit: int, added: bytes = b"",
+    padded: bool = False,
+) -> bytes:  # fmt: skip
     """A whole reply of at most `limit` octets to the query `data` whose question ends at `end`.
 
-    `body` is the answer's, rendered for that question; `reply_flags` are REPLY_*.
+    `body` is the answer's, rendered for that question; `reply_flags` are REPLY_*; `added` are options beside the answer's.
     """
     head = answer.heads[reply_flags]
     if head is None:
         head = answer.head(reply_flags, body)
     if edns is None:
         opt = b""
-    elif answer.options or answer.rcode > 15:
-        options = _fitting(answer.options, limit - end - _OPT, len(body.data))
+    elif answer.options or added or padded or answer.rcode > 15:
+        options = _fitting(answer.options + added, limit - end - _OPT, len(body.data))
+        if padded:
+            options = _edns.padded(options, end + len(body.data) + _OPT + len(options), limit)
         opt = _edns.opt(do=edns.do, options=options, rcode=answer.rcode)
     else:
         opt = _edns.WITH_DO if edns.do else _edns.PLAIN
@@ -64,7 +69,9 @@ def _truncated(answer: Answer, body: Body, data: bytes, end: int, reply_flags: i
     return b"".join((data[:2], known[0], data[12:end], known[1], opt))
 
 
-def bare(data: bytes, end: int, rcode: int, edns: Edns | None, options: bytes = b"", limit: int = _edns.MIN_SIZE) -> bytes:
+def bare(
+    data: bytes, end: int, rcode: int, edns: Edns | None, options: bytes = b"", limit: int = _edns.MIN_SIZE, padded: bool = False
+) -> bytes:
     """A reply that is nothing but a code: header, the question if it was read (`end` > 12), OPT if the query had one.
 
     It has at most `limit` octets.
@@ -73,7 +80,10 @@ def bare(data: bytes, end: int, rcode: int, edns: Edns | None, options: bytes = 
     counts = b"\0\1\0\0\0\0" if end > 12 else b"\0\0\0\0\0\0"
     if edns is None:
         return b"".join((data[:2], word.to_bytes(2, "big"), counts, b"\0\0", data[12:end]))
-    opt = _edns.opt(do=edns.do, options=_fitting(options, limit - end - _OPT, 0), rcode=rcode)
+    options = _fitting(options, limit - end - _OPT, 0)
+    if padded:
+        options = _edns.padded(options, end + _OPT + len(options), limit)
+    opt = _edns.opt(do=edns.do, options=options, rcode=rcode)
     return b"".join((data[:2], word.to_bytes(2, "big"), counts, b"\0\1", data[12:end], opt))
 
 

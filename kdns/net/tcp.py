@@ -13,11 +13,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler, MessageStream
 from kdns.net.shares import Shares
+from kdns.net.tls import TlsConnection, TlsGate
 
 # Octets of a turn. A usual one has some 3,000; the largest message is 64 KiB, and to look at its octets alone takes 0.1 ms.
 BATCH_OCTETS: Final = 64 << 10
@@ -63,8 +64,24 @@ def nobody(host: str) -> bool:
     return False
 
 
+class Connection(Protocol):
+    """An open connection of a listener, whatever it speaks. `deadline` and `pending` are as net.shares has them."""
+
+    deadline: float
+    pending: int
+
+    def turn(self) -> None:
+        """Goes on with what has come."""
+
+    def leave(self) -> None:
+        """Gives its place to others."""
+
+    def abort(self) -> None:
+        """Closes at once."""
+
+
 class TcpListener:
-    """Accepts connections on one bound socket."""
+    """Accepts connections on one bound socket. `tls`: behind TLS (RFC 7858); it may be set and replaced at any time."""
 
     def __init__(
         self,
@@ -76,9 +93,11 @@ class TcpListener:
         idle: float = IDLE,
         max_connections: int = 0,
         max_queries: int = 0,
+        tls: TlsGate | None = None,
     ) -> None:
         """`max_connections` 0: as many as `most_connections` says."""
         self.sock = sock
+        self.tls = tls
         self.handler = handler
         self.defaults = (first_read, idle, max_connections or most_connections())
         self.first_read = first_read
@@ -88,13 +107,13 @@ class TcpListener:
         self.max_client = max(self.max_connections // CLIENT_SHARE, 1)  # of one client
         self.exempt: Callable[[str], bool] = nobody  # clients whose connections have no limit of their own and never give way
         self.local: Address = sock.getsockname()
-        self.connections: set[_Connection] = set()
-        self.shares: Shares[_Connection] = Shares()
+        self.connections: set[Connection] = set()
+        self.shares: Shares[Connection] = Shares()
         self.open = CONNECTIONS.slot(label)
         self.refused = REFUSED.slot(label)
         self.displaced = DISPLACED.slot(label)
         self.server: asyncio.Server | None = None
-        self.queue: deque[_Connection] = deque()  # those that have frames and wait for their turn
+        self.queue: deque[Connection] = deque()  # those that have frames and wait for their turn
         self.spent = 0.0  # seconds of turns since the last turn of the loop
         self.coming_back = False
         self.busy = False  # whether anything came since it was last looked at
@@ -121,7 +140,15 @@ class TcpListener:
     async def start(self) -> None:
         """Begins to accept."""
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: _Connection(self), sock=self.sock, backlog=1024)
+        self.server = await loop.create_server(self.accept, sock=self.sock, backlog=1024)
+
+    def accept(self) -> asyncio.Protocol:
+        """The protocol of a connection that was accepted."""
+        return self.speak() if self.tls is None else TlsConnection(self.tls, self.speak)
+
+    def speak(self) -> asyncio.Protocol:
+        """The protocol of a connection, once it is encrypted where it is to be."""
+        return _Connection(self)
 
     def limit(self, read: float, idle: float, most: int, of_client: int, exempt: Callable[[str], bool] | None) -> None:
         """Sets deadlines (seconds) and caps; what is 0 or None is as it would be without."""
@@ -131,7 +158,7 @@ class TcpListener:
         self.max_client = min(of_client or max(self.max_connections // CLIENT_SHARE, 1), self.max_connections)
         self.exempt = exempt or nobody
 
-    def admit(self, connection: "_Connection", host: str) -> bool:
+    def admit(self, connection: Connection, host: str) -> bool:
         """Takes a connection in, at another's cost where there is no room; says whether it has."""
         shares = self.shares
         # Those without limits are in no share: they are only among all.
@@ -152,6 +179,13 @@ class TcpListener:
         self.open[0] += 1
         return True
 
+    def discharge(self, connection: Connection, host: str) -> None:
+        """A connection gives its place back, if it has one."""
+        if connection in self.connections:
+            self.connections.discard(connection)
+            self.shares.remove(host, connection)
+            self.open[0] -= 1
+
     def stop_accepting(self) -> None:
         """Accepts no more; what is open goes on."""
         if self.server is not None:
@@ -161,6 +195,8 @@ class TcpListener:
     def stop(self) -> None:
         """Closes everything."""
         self.stop_accepting()
+        if self.tls is not None:
+            self.tls.stop()
         for connection in list(self.connections):
             connection.abort()
         self.sock.close()
@@ -211,11 +247,8 @@ class _Connection(asyncio.Protocol):
 
     def leave(self) -> None:
         """Gives its place to others."""
-        listener = self.listener
-        if self in listener.connections:
-            listener.connections.discard(self)
-            listener.shares.remove(self.peer[0], self)
-            listener.open[0] -= 1
+        if self.peer:
+            self.listener.discharge(self, self.peer[0])
 
     def data_received(self, data: bytes) -> None:
         self.listener.busy = True
@@ -368,7 +401,9 @@ class _Connection(asyncio.Protocol):
             self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self.transport is not None and not self.pending and not self._frame_waits():
+        # What was asked behind the last query of `max_queries` is not answered.
+        asked = not 0 < self.listener.max_queries <= self.queries and self._frame_waits()
+        if self.transport is not None and not self.pending and not asked:
             self.transport.close()
 
     def _frame_waits(self) -> bool:

@@ -18,6 +18,8 @@ from kdns.plugin.outcome import Outcome
 
 if TYPE_CHECKING:
     from kdns.corefile import Directive, ServerBlock
+    from kdns.net.certificates import TlsFiles
+    from kdns.net.web import Network
     from kdns.plugin.request import Request
     from kdns.plugin.runtime import Runtime
 
@@ -71,7 +73,8 @@ class ListenerOptions:
     TCP connections; `connections` and `client_connections` are how many there may be, of all clients and of each. All are 0
     where they are not set; so is `client_waiting`, the queries of a client that may wait for the network. `exempt` says of a
     client's address, as text, whether the limits of each client are not for it. `gate` makes, from the listener's label, what
-    judges each query before anything else.
+    judges each query before anything else. `tls`: the certificate of encrypted listeners. `max_streams`: requests at a time of
+    a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose X-Forwarded-For counts there.
     """
 
     any_class: bool = False
@@ -86,6 +89,9 @@ class ListenerOptions:
     client_waiting: int = 0
     exempt: Callable[[str], bool] | None = None
     gate: Callable[[str], Gate] | None = None
+    tls: TlsFiles | None = None
+    max_streams: int = 0
+    trusted: tuple[Network, ...] = ()
 
 
 class Plugin:

@@ -22,6 +22,7 @@ from kdns.corefile import Corefile, CorefileError, Directive, Key, Position, Rea
 from kdns.corefile.errors import did_you_mean
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
+from kdns.net.certificates import BadCertificate, Identity
 from kdns.plugin import readers
 from kdns.plugin.base import Plugin
 from kdns.plugin.endpoint import ServesHttp, one_name
@@ -30,10 +31,9 @@ from kdns.server import plugin_files
 from kdns.server.block import Block
 from kdns.server.dispatch import Dispatcher
 from kdns.server.order import BUILT, ORDER, RANK, place
+from kdns.server.schemes import SCHEMES
 
 ENTRY_POINTS: Final = "kdns.plugins"
-# The schemes whose listeners are built.
-_TRANSPORTS: Final = ("dns",)
 MAX_PROBLEMS: Final = 100  # errors of one plugin's directives that are looked for: more help nobody
 
 
@@ -115,8 +115,16 @@ class Instance:
                     dispatcher.add(from_text(key.zone), block)
                     for option in options:
                         dispatcher.fold(option)
-        for dispatcher in self.dispatchers.values():
+        for group, dispatcher in self.dispatchers.items():
             dispatcher.ready()
+            alpn = SCHEMES[group.scheme].alpn
+            if alpn and dispatcher.tls is None:
+                log.Logger().warning(f"{group.label} is served unencrypted: there is no `tls` in its server blocks")
+            elif alpn and dispatcher.tls is not None:
+                try:
+                    dispatcher.identity = Identity(dispatcher.tls, alpn)
+                except BadCertificate as error:
+                    raise CorefileError(None, f"tls: {error}") from None
 
     def close(self) -> None:
         """Takes apart what was stopped, or never started: objects that hold each other are garbage only a long pass would find."""
@@ -341,9 +349,10 @@ def _parsed(cls: type[Plugin], directives: list[Directive], block: ServerBlock) 
 
 
 def _check_key(key: Key) -> None:
-    if key.scheme not in _TRANSPORTS:
+    if key.scheme not in SCHEMES:
+        served = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise CorefileError(
-            key.token.at, f'"{key.token.text}": this version of kdns serves plain DNS; {key.scheme}:// is not built yet'
+            key.token.at, f'"{key.token.text}": this version of kdns does not have {key.scheme}:// yet; it serves {served}'
         )
     try:
         from_text(key.zone)

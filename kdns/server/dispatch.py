@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, Final, final
 
 from kdns import log
+from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
 from kdns.dns.answer import REPLY_EDNS, Answer
 from kdns.dns.errors import FormatError
@@ -23,6 +24,8 @@ from kdns.dns.query import parse
 from kdns.dns.render import render
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
+from kdns.net.certificates import Identity, TlsFiles
+from kdns.net.web import Network
 from kdns.plugin.base import DENIED, IGNORED, PASS, Gate, ListenerOptions, Plugin
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
 from kdns.plugin.request import Request
@@ -55,6 +58,14 @@ class Dispatcher:
         self.client_connections = 0
         self.exempt: Callable[[str], bool] | None = None
         self.gate: Gate | None = None
+        self.tls: TlsFiles | None = None
+        self.identity: Identity | None = None
+        self.max_streams = 0
+        self.trusted: tuple[Network, ...] = ()
+        # Whether a reply may be several messages: a request over HTTP has one answer.
+        self.transfers = label.startswith(("dns://", "tls://"))
+        self.secure = not label.startswith("dns://")  # encrypted, by us or by a proxy in front
+        self.keepalive = b""  # the EDNS option that says how long connections are kept (RFC 7828)
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.panics = PANICS.slot()
         self.waiting = PendingTable(label, self.finish, self.give_up)
@@ -82,6 +93,9 @@ class Dispatcher:
         self.waiting.limit(options.client_waiting, options.exempt)
         if options.gate is not None:
             self.gate = options.gate(self.label)
+        self.tls = options.tls or self.tls
+        self.max_streams = options.max_streams or self.max_streams
+        self.trusted = options.trusted or self.trusted
         if options.dropped is not None and options.dropped not in self.dropped:
             self.dropped.append(options.dropped)
 
@@ -345,11 +359,25 @@ class Dispatcher:
         if type(outcome) is Drop:
             return None
         if type(outcome) is Transfer:
-            if request.transport == "tcp":
+            if request.transport == "tcp" and self.transfers:
                 return MessageStream(_messages(request, outcome), self._panic)
-            outcome = self.failed(request, TypeError("a plugin gave a zone transfer over UDP"))
+            if request.transport == "tcp":
+                outcome = RcodeOnly(iana.NOTIMP, "a zone transfer needs TCP or TLS")
+            else:
+                outcome = self.failed(request, TypeError("a plugin gave a zone transfer over UDP"))
         assert type(outcome) is RcodeOnly
-        return reply.bare(request._data, request._end, outcome.rcode, request.edns, outcome.options, request.limit)
+        added, padded = self._added(request)
+        options = outcome.options + added
+        return reply.bare(request._data, request._end, outcome.rcode, request.edns, options, request.limit, padded)
+
+    def _added(self, request: Request) -> tuple[bytes, bool]:
+        """What the way of a query adds to its reply: options, and whether it is padded."""
+        if not request._options or request.transport != "tcp":
+            return b"", False
+        codes = [code for code, _ in _edns.options(request._options)]
+        # RFC 7828, section 3.3.2; RFC 7830, section 4: replies are padded where the query was, and only if nobody can look in.
+        added = self.keepalive if _edns.KEEPALIVE in codes else b""
+        return added, self.secure and _edns.PADDING in codes
 
     def _pack(self, request: Request, answer: Answer) -> bytes:
         """The whole reply of an answer. A body fits one question's name; for another one it is rendered anew."""
@@ -362,7 +390,10 @@ class Dispatcher:
             body = render(asked.name, answer.sections)
         if answer.flags & iana.AD and not request.shows_ad:
             answer = answer.replace(flags=answer.flags & ~iana.AD)
-        return reply.pack(answer, body, request._data, request._end, request.reply_flags, request.edns, request.limit)
+        added, padded = self._added(request)
+        return reply.pack(
+            answer, body, request._data, request._end, request.reply_flags, request.edns, request.limit, added, padded
+        )
 
     def _store(self, request: Request, outcome: Answer, key: bytes, made: bytes) -> None:
         """Puts a reply into the cache, if it may be given again."""

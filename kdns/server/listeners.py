@@ -4,12 +4,16 @@ import socket
 from dataclasses import dataclass, field
 from typing import Final
 
-from kdns.net import sockets
+from kdns.dns import edns
+from kdns.net import Handler, doh, grpc, sockets
 from kdns.net.interfaces import addresses
 from kdns.net.tcp import TcpListener
+from kdns.net.tls import TlsGate
 from kdns.net.udp import BUFFER, DROPPED, UdpListener
+from kdns.net.web import MAX_STREAMS, WebListener
 from kdns.server.build import Group
 from kdns.server.dispatch import Dispatcher
+from kdns.server.schemes import SCHEMES
 
 # Sockets bound to single addresses beside a wildcard. A node has a few; one with more does without.
 MAX_OWN_ADDRESSES: Final = 8
@@ -54,7 +58,7 @@ class Listeners:
 def probe(group: Group) -> None:
     """Raises BindError if another process has the port: SO_REUSEPORT alone would let two share it unknowingly."""
     for host in [group.host] if group.host else sockets.wildcard_hosts():
-        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        for kind in SCHEMES[group.scheme].kinds:
             sockets.probe(kind, host, group.port)
 
 
@@ -66,12 +70,13 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
     try:
         wildcard = not group.host
         for host in [group.host] if group.host else sockets.wildcard_hosts():
-            sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
-            out.udp.append(UdpListener(sock, datagrams, label, wildcard=wildcard))
+            if socket.SOCK_DGRAM in SCHEMES[group.scheme].kinds:
+                sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
+                out.udp.append(UdpListener(sock, datagrams, label, wildcard=wildcard))
             sock = sockets.bind(socket.SOCK_STREAM, host, group.port, reuse_port=True)
-            out.tcp.append(TcpListener(sock, messages, label))
+            out.tcp.append(_stream_listener(group.scheme, sock, messages, label))
             _limit(out.tcp[-1], dispatcher)
-        if wildcard:
+        if wildcard and out.udp:
             out.udp += _own_addresses(group, dispatcher, label)
     except BaseException:
         out.stop()
@@ -79,10 +84,33 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
     return out
 
 
+def _stream_listener(scheme: str, sock: socket.socket, handler: Handler, label: str) -> TcpListener:
+    """What accepts a scheme's connections."""
+    if scheme == "https":
+        return WebListener(sock, handler, label, doh.serve, http1=True)
+    if scheme == "grpc":
+        return WebListener(sock, handler, label, grpc.serve, http1=False)
+    return TcpListener(sock, handler, label)
+
+
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
-    """Sets what `timeouts` and `limits` ask for."""
+    """Sets what `timeouts`, `limits`, `tls`, `https` and `grpc_server` ask for."""
     tcp.limit(dispatcher.read, dispatcher.idle, dispatcher.connections, dispatcher.client_connections, dispatcher.exempt)
     tcp.max_queries = dispatcher.max_queries
+    # A second less than it is, as everywhere: the client should be the first to close. In tenths of a second.
+    # HTTP has its own ways to say it.
+    if dispatcher.transfers:
+        dispatcher.keepalive = edns.option(edns.KEEPALIVE, min(int((tcp.idle - 1) * 10), 0xFFFF).to_bytes(2, "big"))
+    if isinstance(tcp, WebListener):
+        tcp.max_streams = dispatcher.max_streams or MAX_STREAMS
+        tcp.trusted = dispatcher.trusted
+    identity = dispatcher.identity
+    if identity is None:
+        tcp.tls = None
+    elif tcp.tls is None:
+        tcp.tls = TlsGate(identity, dispatcher.label)
+    elif tcp.tls.identity.files != identity.files:
+        tcp.tls.identity = identity  # another one for the same files would forget the sessions that clients may resume
 
 
 def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[UdpListener]:

@@ -236,6 +236,8 @@ def test_query_asks_over_each_transport(serve: Serve, tmp_path: Path, upstream: 
                 "x.org",
             )
             assert kdns(*words).stdout == "192.0.2.2\n"
+            words = ("query", f"@{kind}://127.0.0.1:{peer.port}", *words[3:])
+            assert kdns(*words).stdout == "192.0.2.2\n"
             assert "certificate verify failed" in kdns("query", f"@127.0.0.1:{peer.port}", f"-{kind}", "x.org").stderr
         finally:
             peer.close()
@@ -255,6 +257,7 @@ def test_a_reply_that_cannot_be_printed_is_said_to_be_one(upstream: Start, tmp_p
 def test_query_says_what_is_wrong() -> None:
     for words, code, text in (
         ([], 2, "takes a name"), (["a.org", "NOPE"], 2, "no query type"), (["a..org"], 2, ""), (["-what", "x"], 2, "not defined"),
+        (["@sctp://127.0.0.1", "x.org"], 2, 'unknown scheme "sctp"'),
         (["@127.0.0.1:1", "x.org"], 9, "read: connection refused"),
         (["@127.0.0.1:1", "-tcp", "x.org"], 9, "dial tcp 127.0.0.1:1: connect: connection refused"),
         (["-tls", "-ca", "/nowhere", "x.org"], 1, "/nowhere: No such file"),

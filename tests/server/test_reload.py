@@ -22,6 +22,7 @@ from kdns.store.trie import Node
 from kdns.testing import ApiServer, Server, Upstream, answer, code, data, eventually, free_port, http_get
 from kdns.testing.objects import namespace, service
 from tests.fixtures import Serve
+from tests.securepeers import Site
 
 
 def text(address: str, more: str = "") -> str:
@@ -152,6 +153,18 @@ v.org:{port} {
     }
     whoami
 }
+tls://.:TLS {
+    bind 127.0.0.1
+    tls FOLDER/tls.crt FOLDER/tls.key
+    whoami
+}
+https://.:HTTPS grpc://.:GRPC {
+    bind 127.0.0.1
+    tls FOLDER/tls.crt FOLDER/tls.key
+    https
+    grpc_server
+    whoami
+}
 """
 QUESTIONS = ("a.org.", "b.org.", "web.n1.svc.cluster.local.", "nope.n1.svc.cluster.local.", "x.t.org.", "a.v.org.", "x.ext.org.")
 
@@ -161,11 +174,12 @@ def everything(tmp_path: Path, upstream: Callable[..., Upstream], monkeypatch: p
     """A Corefile with every plugin that there is."""
     (tmp_path / "c.yaml").write_text(yaml.safe_dump_all([namespace("n1"), service("n1/web", "10.0.0.1")]))
     (tmp_path / "hosts").write_text("10.0.0.1 a.org")
+    Site(tmp_path)
     (tmp_path / "search.conf").write_text("search n1.svc.cluster.local")
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     monkeypatch.setattr(up, "queries", deque(maxlen=1))  # what this test counts must not grow by itself
     text = EVERYTHING.replace("FOLDER", str(tmp_path)).replace("UPSTREAM", up.address)
-    for word in ("READY", "HEALTH", "PROMETHEUS", "STATUS"):
+    for word in ("READY", "HEALTH", "PROMETHEUS", "STATUS", "TLS", "HTTPS", "GRPC"):
         text = text.replace(word, str(free_port()))
     return text
 

@@ -1,0 +1,46 @@
+"""How long a reply stays fresh, read from its octets: for Cache-Control of DNS over HTTPS (RFC 8484, section 5.1)."""
+
+from typing import Final
+
+_SOA: Final = 6
+_OPT: Final = 41
+
+
+def lifetime(reply: bytes) -> int:
+    """Seconds: the least TTL of a reply's records. A denial's is that of its SOA, and at most its MINIMUM (RFC 2308, section 5).
+
+    0 for any other code, and where there is no record to say it. The reply is our own: its form is not checked.
+    """
+    if reply[3] & 15 not in (0, 3) or reply[2] & 2:
+        return 0
+    answers = reply[6] << 8 | reply[7]
+    records = answers + (reply[8] << 8 | reply[9]) + (reply[10] << 8 | reply[11])
+    off = 12
+    try:
+        if reply[5]:
+            off = _behind_name(reply, off) + 4
+        least = -1
+        for _ in range(records):
+            off = _behind_name(reply, off)
+            kind = reply[off] << 8 | reply[off + 1]
+            end = off + 10 + (reply[off + 8] << 8 | reply[off + 9])
+            if kind != _OPT:
+                ttl = int.from_bytes(reply[off + 4 : off + 8], "big")
+                if kind == _SOA and not answers:
+                    ttl = min(ttl, int.from_bytes(reply[end - 4 : end], "big"))
+                if least < 0 or ttl < least:
+                    least = ttl
+            off = end
+    except IndexError:
+        return 0
+    return max(least, 0)
+
+
+def _behind_name(reply: bytes, off: int) -> int:
+    size = reply[off]
+    while size:
+        if size >= 0xC0:
+            return off + 2
+        off += size + 1
+        size = reply[off]
+    return off + 1

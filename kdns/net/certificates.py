@@ -1,0 +1,196 @@
+"""What a server shows in a TLS handshake: a certificate and key from files, read again when they have changed.
+
+Laws: a handshake uses what the files say when it begins, connections that are open go on; files that cannot be read or do not
+belong together leave the certificate before in use, with one line in the log for each state of the files; every error names
+the file and says what to do.
+
+Theory of operation. A look is an `os.stat` of each file at each handshake, some microseconds beside a handshake's hundreds. A
+Secret's folder is replaced by a rename of the link `..data`, which `os.stat` follows: both files change in one step. A context
+is never changed: a new one is made, for a certificate of another kind (RSA, ECDSA) or authority would only be added to an old one.
+"""
+
+import os
+import re
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, NoReturn, final
+
+from kdns import log
+from kdns.metrics import Counter, Gauge
+
+MINIMUM: Final = ssl.TLSVersion.TLSv1_2  # RFC 8996 took back the versions before; it is CoreDNS's minimum too
+_CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
+_KEY: Final = "PRIVATE KEY-----"
+
+RELOADS: Final = Counter("kdns_tls_reloads_total", "Certificates read again because their files changed, by result.", ("result",))
+EXPIRES: Final = Gauge(
+    "kdns_tls_certificate_expires_timestamp_seconds", "When a certificate in use expires (Unix time), by its file.", ("file",)
+)
+
+_log = log.plugin("tls")
+
+
+class BadCertificate(ValueError):
+    """Files that make no identity; the text names the file and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The files of a server's identity, and what it asks of clients.
+
+    `authority` is a file with the certificates by which clients are verified; "": this machine's. `clients` is whether they are
+    asked for a certificate. `keylog` is a file for the secrets of connections; "": none.
+    """
+
+    certificate: str
+    key: str
+    authority: str = ""
+    clients: ssl.VerifyMode = ssl.CERT_NONE
+    minimum: ssl.TLSVersion = MINIMUM
+    keylog: str = ""
+
+    def paths(self) -> list[str]:
+        """The files that are read."""
+        return [path for path in (self.certificate, self.key, self.authority) if path]
+
+    def state(self) -> tuple[tuple[int, int, int], ...]:
+        """What changes when a file changes. A file that is not there has no state."""
+        out = []
+        for path in self.paths():
+            try:
+                stat = os.stat(path)
+            except OSError:
+                out.append((0, 0, 0))
+            else:
+                out.append((stat.st_mtime_ns, stat.st_ino, stat.st_size))
+        return tuple(out)
+
+    def context(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
+        """A server's context, offering these protocols. Raises BadCertificate."""
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.minimum_version = self.minimum
+        # A client may not make a server do a handshake's work again and again on one connection (CVE-2011-1473).
+        made.options |= ssl.OP_NO_RENEGOTIATION
+        if alpn:
+            made.set_alpn_protocols(list(alpn))
+        expires = expiry(_read(self.certificate, _CERTIFICATE, "certificate"))
+        _read(self.key, _KEY, "private key")
+        try:
+            made.load_cert_chain(self.certificate, self.key, password=lambda: _locked(self.key))
+        except ssl.SSLError as error:
+            raise BadCertificate(_why(self, error)) from None
+        if self.clients != ssl.CERT_NONE:
+            made.verify_mode = self.clients
+            self._trust(made)
+        if self.keylog:
+            try:
+                made.keylog_filename = self.keylog
+            except OSError as error:
+                raise BadCertificate(f"the key log {self.keylog} cannot be written: {error.strerror or error}") from None
+        EXPIRES.slot(self.certificate)[0] = expires
+        return made
+
+    def _trust(self, context: ssl.SSLContext) -> None:
+        if not self.authority:
+            context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+            return
+        _read(self.authority, _CERTIFICATE, "authority's certificate")
+        try:
+            context.load_verify_locations(self.authority)
+        except ssl.SSLError:
+            raise BadCertificate(
+                f"the authority's certificate {self.authority} cannot be read: expected certificates in PEM form"
+            ) from None
+
+
+@final
+class Identity:
+    """A server's identity as its files have it now. `alpn` are the protocols it offers, the best first."""
+
+    def __init__(self, files: TlsFiles, alpn: Sequence[str] = ()) -> None:
+        """Raises BadCertificate."""
+        self.files = files
+        self.alpn = tuple(alpn)
+        self.state = files.state()
+        self._context = files.context(alpn)
+
+    def context(self) -> ssl.SSLContext:
+        """The context for a handshake that begins now."""
+        now = self.files.state()
+        if now != self.state:
+            # Each state is tried once. Files that change while they are read have another state at the next handshake.
+            self.state = now
+            try:
+                self._context = self.files.context(self.alpn)
+            except BadCertificate as error:
+                RELOADS.slot("failed")[0] += 1
+                _log.error(f"{error}; the certificate before stays in use")
+            else:
+                RELOADS.slot("ok")[0] += 1
+                _log.info(f"{self.files.certificate} has changed and is in use")
+        return self._context
+
+
+def expiry(pem: str) -> float:
+    """When the first certificate of a PEM text expires, as Unix time; 0 where it does not say."""
+    found = re.search(f"{_CERTIFICATE}.*?-----END CERTIFICATE-----", pem, re.DOTALL)
+    if found is None:
+        return 0.0
+    try:
+        der = ssl.PEM_cert_to_DER_cert(found[0])
+        # RFC 5280, section 4.1: Certificate { tbsCertificate { [0] version, serial, signature, issuer, validity { from, to } } }
+        at = _inside(der, _inside(der, 0))
+        if der[at] == 0xA0:
+            at = _behind(der, at)
+        for _ in range(3):
+            at = _behind(der, at)
+        last = _behind(der, _inside(der, at))
+        text = der[_inside(der, last) : _behind(der, last)].decode("ascii")
+        form = "%y%m%d%H%M%SZ" if der[last] == 0x17 else "%Y%m%d%H%M%SZ"
+        return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
+    except (ValueError, IndexError):
+        return 0.0
+
+
+def _inside(der: bytes, at: int) -> int:
+    """Where the contents of the DER element at `at` begin."""
+    return at + 2 + (der[at + 1] & 0x7F if der[at + 1] & 0x80 else 0)
+
+
+def _behind(der: bytes, at: int) -> int:
+    """Where the DER element at `at` ends."""
+    begin = _inside(der, at)
+    return begin + (int.from_bytes(der[at + 2 : begin], "big") if der[at + 1] & 0x80 else der[at + 1])
+
+
+def _read(path: str, mark: str, what: str) -> str:
+    """The text of a file that holds what it should in PEM form. Raises BadCertificate."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            found = file.read()
+    except FileNotFoundError:
+        raise BadCertificate(f"the {what} {path} does not exist") from None
+    except OSError as error:
+        hint = ": the user that kdns runs as must be able to read it" if isinstance(error, PermissionError) else ""
+        raise BadCertificate(f"the {what} {path} cannot be read: {error.strerror or error}{hint}") from None
+    if mark not in found:
+        raise BadCertificate(f'{path} holds no {what} in PEM form: expected a line with "{mark}"')
+    return found
+
+
+def _locked(path: str) -> NoReturn:
+    raise BadCertificate(f"the private key {path} is encrypted: nobody is there to type its password; store it without one")
+
+
+def _why(files: TlsFiles, error: ssl.SSLError) -> str:
+    """What OpenSSL says of a certificate and a key, in words."""
+    reason = error.reason or str(error)
+    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+        return f"the private key {files.key} is not that of the certificate {files.certificate}: renew both together"
+    if reason.endswith(("KEY_TOO_SMALL", "MD_TOO_WEAK")):
+        return (
+            f"the certificate {files.certificate} is too weak for this machine's OpenSSL ({reason}): use a longer key, or SHA-256"
+        )
+    return f"the certificate {files.certificate} and the private key {files.key} cannot be read ({reason}): expected PEM files"

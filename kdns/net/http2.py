@@ -1,0 +1,448 @@
+"""HTTP/2 for a server of small requests (RFC 9113): octets in, requests and octets out. It takes no socket, loop or clock.
+
+Laws: whatever a client sends is bounded. Streams count against the limit until their answer has left, also those that the client
+reset (CVE-2023-44487). A header block has at most MAX_HEADERS octets in MAX_CONTINUATIONS frames. Bodies and unsent answers of a
+connection are bounded together. Frames that ask for work and bring none (resets, pings, settings, empty data) use up an
+allowance that finished requests refill. Who breaks a law gets a GOAWAY with the reason, and only that connection ends.
+
+Theory of operation. Field blocks are decoded by `hpack`; a block that only refers to its tables means the same until a block
+changes them, so its meaning is remembered. What we send is encoded without tables, and needs none. A reset stream, a window
+that is too small and a body that is too long concern their stream; all other errors end the connection (section 5.4).
+"""
+
+from collections.abc import Callable
+from typing import Final, final
+
+from hpack import Decoder
+from hpack.exceptions import HPACKError, OversizedHeaderListError
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+MAX_FRAME: Final = 16_384  # octets of a frame: the least there is (section 6.5.2), and a query's many times over
+MAX_HEADERS: Final = 16_384  # octets of a request's fields; a GET with a long query and a browser's fields have some 2,000
+MAX_CONTINUATIONS: Final = 8
+# What a client may send without being told that there is room again: bodies that are not complete, of all streams.
+WINDOW: Final = 256 << 10
+GIVE_BACK: Final = 32 << 10  # octets after which it is told
+MAX_HELD: Final = 256 << 10  # octets of answers that wait for the client's window
+# Frames without work that a client may be ahead. A page of a browser brings some 20, a busy resolver 2 a request.
+ALLOWANCE: Final = 1000
+RESET: Final = 5  # what a reset costs of it, and what a finished request brings
+MAX_MEMO: Final = 64  # field blocks whose meaning is remembered
+
+NO_ERROR: Final = 0
+PROTOCOL_ERROR: Final = 1
+FLOW_CONTROL_ERROR: Final = 3
+STREAM_CLOSED: Final = 5
+FRAME_SIZE_ERROR: Final = 6
+REFUSED_STREAM: Final = 7
+COMPRESSION_ERROR: Final = 9
+ENHANCE_YOUR_CALM: Final = 11
+
+_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = range(10)
+_END_STREAM: Final = 0x1
+_ACK: Final = 0x1
+_END_HEADERS: Final = 0x4
+_PADDED: Final = 0x8
+_WITH_PRIORITY: Final = 0x20
+_INITIAL: Final = 65_535  # the windows of a connection's beginning (section 6.9.2)
+_MOST: Final = 0x7FFFFFFF
+
+
+class Http2Error(Exception):
+    """An error that ends the connection. `code` is what GOAWAY says."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@final
+class Exchange:
+    """A request, and later its answer. `fields` are those without a colon, lower-case names. `large`: the body was too long."""
+
+    __slots__ = (
+        "body",
+        "ended",
+        "fields",
+        "gone",
+        "large",
+        "method",
+        "received",
+        "rest",
+        "stream",
+        "target",
+        "trailers",
+        "window",
+    )
+
+    def __init__(self, stream: int, method: bytes, target: bytes, fields: dict[bytes, bytes], window: int = 0) -> None:
+        self.stream = stream
+        self.method = method
+        self.target = target
+        self.fields = fields
+        self.body = bytearray()
+        self.large = False
+        self.ended = False  # the request is complete
+        self.gone = False  # the client wants no answer any more
+        self.received = 0  # octets of flow control
+        self.window = window  # octets that may be sent
+        self.rest = b""  # of the answer's body
+        self.trailers = b""
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame's wire form (section 4.1)."""
+    return b"".join((len(payload).to_bytes(3, "big"), bytes((kind, flags)), stream.to_bytes(4, "big"), payload))
+
+
+def field(name: bytes, value: bytes) -> bytes:
+    """A field that is in no table (RFC 7541, section 6.2.2); name and value of at most 126 octets."""
+    return b"".join((b"\0", bytes((len(name),)), name, bytes((len(value),)), value))
+
+
+@final
+class Http2:
+    """The server's end of one connection. `ask` is called with each complete request; what to send gathers in `out`."""
+
+    def __init__(self, ask: Callable[[Exchange], None], max_streams: int, max_body: int) -> None:
+        self.ask = ask
+        self.max_streams = max_streams
+        self.max_body = max_body
+        settings = b"".join((
+            b"\0\3", max_streams.to_bytes(4, "big"),  # SETTINGS_MAX_CONCURRENT_STREAMS
+            b"\0\4", WINDOW.to_bytes(4, "big"),  # SETTINGS_INITIAL_WINDOW_SIZE: a body needs no more of it
+            b"\0\6", MAX_HEADERS.to_bytes(4, "big"),  # SETTINGS_MAX_HEADER_LIST_SIZE
+        ))  # fmt: skip
+        self.out = [frame(_SETTINGS, 0, 0, settings), frame(_WINDOW_UPDATE, 0, 0, (WINDOW - _INITIAL).to_bytes(4, "big"))]
+        self.begun = False
+        self.decoder = Decoder(MAX_HEADERS)
+        self.memo: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        self.streams: dict[int, Exchange] = {}
+        self.last = 0  # the highest stream of the client
+        self.block: bytearray | None = None  # of fields, not complete
+        self.block_stream = 0
+        self.block_ends = False
+        self.continued = 0
+        self.window = _INITIAL  # octets that may be sent
+        self.initial = _INITIAL
+        self.held = 0
+        self.unread = 0  # octets received and not given back
+        self.consumed = 0  # of these: to give back
+        self.spent = 0  # of the allowance
+        self.leaving = False  # no new streams
+
+    @property
+    def pending(self) -> int:
+        """Requests that have come or begun, and whose answers have not left."""
+        return len(self.streams)
+
+    def take(self, buffer: bytes, off: int) -> int:
+        """Reads one frame; gives where it ends, or -1 where it is not complete. Raises Http2Error."""
+        if not self.begun:
+            if len(buffer) - off < len(PREFACE):
+                if not PREFACE.startswith(buffer[off:]):
+                    raise Http2Error(PROTOCOL_ERROR, "no HTTP/2")
+                return -1
+            if buffer[off : off + len(PREFACE)] != PREFACE:
+                raise Http2Error(PROTOCOL_ERROR, "no HTTP/2")
+            self.begun = True
+            return off + len(PREFACE)
+        if len(buffer) - off < 9:
+            return -1
+        size = buffer[off] << 16 | buffer[off + 1] << 8 | buffer[off + 2]
+        if size > MAX_FRAME:
+            raise Http2Error(FRAME_SIZE_ERROR, "a frame that is too long")
+        start = off + 9
+        end = start + size
+        if len(buffer) < end:
+            return -1
+        kind, flags = buffer[off + 3], buffer[off + 4]
+        stream = int.from_bytes(buffer[off + 5 : start], "big") & _MOST
+        if self.block is not None and (kind != _CONTINUATION or stream != self.block_stream):
+            raise Http2Error(PROTOCOL_ERROR, "a frame between those of a header block")
+        if kind == _HEADERS:
+            self._headers(flags, stream, buffer[start:end])
+        elif kind == _DATA:
+            self._data(flags, stream, buffer[start:end])
+        else:
+            self._control(kind, flags, stream, buffer[start:end])
+        return end
+
+    def respond(self, exchange: Exchange, fields: bytes, body: bytes, trailers: bytes = b"") -> None:
+        """Answers a request. `fields` and `trailers` are of `field`, the status first. Raises Http2Error."""
+        stream = exchange.stream
+        if exchange.gone or stream not in self.streams:
+            self._finish(exchange)
+            return
+        out = self.out
+        if not body and not trailers:
+            out.append(frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, fields))
+            self._finish(exchange)
+            return
+        out.append(frame(_HEADERS, _END_HEADERS, stream, fields))
+        exchange.rest = body
+        exchange.trailers = trailers
+        self.held += len(body)
+        self._send(exchange)
+        if self.held > MAX_HELD:
+            raise Http2Error(ENHANCE_YOUR_CALM, "answers are not read")
+
+    def leave(self) -> None:
+        """Says that no new requests are taken; those that came are answered."""
+        if not self.leaving:
+            self.leaving = True
+            self.out.append(self.goodbye(NO_ERROR))
+
+    def goodbye(self, code: int) -> bytes:
+        """A GOAWAY frame."""
+        return frame(_GOAWAY, 0, 0, self.last.to_bytes(4, "big") + code.to_bytes(4, "big"))
+
+    # Frames.
+
+    def _headers(self, flags: int, stream: int, payload: bytes) -> None:
+        if not stream & 1:
+            raise Http2Error(PROTOCOL_ERROR, "a request on a stream that is not the client's")
+        payload = _unpadded(flags, payload)
+        if flags & _WITH_PRIORITY:
+            if len(payload) < 5:
+                raise Http2Error(FRAME_SIZE_ERROR, "HEADERS without a priority")
+            payload = payload[5:]
+        if flags & _END_HEADERS:
+            self._fields(stream, bool(flags & _END_STREAM), payload)
+        else:
+            self.block = bytearray(payload)
+            self.block_stream = stream
+            self.block_ends = bool(flags & _END_STREAM)
+            self.continued = 0
+
+    def _continuation(self, flags: int, payload: bytes) -> None:
+        block = self.block
+        if block is None:
+            raise Http2Error(PROTOCOL_ERROR, "CONTINUATION of nothing")
+        block += payload
+        self.continued += 1
+        if len(block) > MAX_HEADERS or self.continued > MAX_CONTINUATIONS:
+            raise Http2Error(ENHANCE_YOUR_CALM, "a header block that is too long")
+        if flags & _END_HEADERS:
+            self.block = None
+            self._fields(self.block_stream, self.block_ends, bytes(block))
+
+    def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        known = self.memo.get(block)
+        if known is not None:
+            return known
+        try:
+            found = [(bytes(name), bytes(value)) for name, value in self.decoder.decode(block, raw=True)]
+        except OversizedHeaderListError:
+            raise Http2Error(ENHANCE_YOUR_CALM, "fields that are too long") from None
+        except HPACKError as error:
+            raise Http2Error(COMPRESSION_ERROR, str(error)) from None
+        if block and min(block) >= 0x80 and len(self.memo) < MAX_MEMO:
+            self.memo[block] = found  # indexes only (RFC 7541, section 6.1)
+        else:
+            self.memo.clear()  # it may have changed the table
+        return found
+
+    def _fields(self, stream: int, ends: bool, block: bytes) -> None:
+        """A complete block of fields: a request's, or its trailers."""
+        found = self._decode(block)  # in any case: the table is the connection's
+        known = self.streams.get(stream)
+        if known is not None:
+            if known.ended or not ends:
+                raise Http2Error(STREAM_CLOSED if known.ended else PROTOCOL_ERROR, "fields in the middle of a request")
+            self._complete(known)
+            return
+        if stream <= self.last:
+            self._spend(RESET)  # of a stream that we have answered or refused
+            return
+        self.last = stream
+        if self.leaving:
+            return
+        if len(self.streams) >= self.max_streams:
+            self._reset(stream, REFUSED_STREAM)
+            return
+        fields = {}
+        method = target = b""
+        for name, value in found:
+            if name == b":method":
+                method = value
+            elif name == b":path":
+                target = value
+            elif name[:1] != b":":
+                fields[name] = value
+        if not method or not target:
+            self._reset(stream, PROTOCOL_ERROR)  # section 8.3.1
+            return
+        exchange = self.streams[stream] = Exchange(stream, method, target, fields, self.initial)
+        if ends:
+            self._complete(exchange)
+
+    def _data(self, flags: int, stream: int, payload: bytes) -> None:
+        size = len(payload)
+        self.unread += size
+        if self.unread > WINDOW:
+            raise Http2Error(FLOW_CONTROL_ERROR, "more than the window")
+        payload = _unpadded(flags, payload)
+        if not stream or stream > self.last:
+            raise Http2Error(PROTOCOL_ERROR, "data of no request")
+        exchange = self.streams.get(stream)
+        if exchange is None or exchange.ended:
+            if exchange is not None and not exchange.large and not exchange.gone:
+                raise Http2Error(STREAM_CLOSED, "data behind the end of a request")
+            self._spend(1)
+            self._give_back(size)  # on its way when the stream was closed
+            return
+        exchange.received += size
+        exchange.body += payload
+        if len(exchange.body) > self.max_body:
+            exchange.large = True
+            exchange.body.clear()
+            self._complete(exchange)
+        elif flags & _END_STREAM:
+            self._complete(exchange)
+        else:
+            self._spend(1)
+
+    def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == _CONTINUATION:
+            self._continuation(flags, payload)
+            return
+        self._spend(1)
+        if kind == _WINDOW_UPDATE:
+            self._window_update(stream, payload)
+        elif kind == _RST_STREAM:
+            self._client_reset(stream, payload)
+        elif kind == _SETTINGS:
+            self._settings(flags, stream, payload)
+        elif kind == _PING:
+            if len(payload) != 8:
+                raise Http2Error(FRAME_SIZE_ERROR, "PING")
+            if not flags & _ACK:
+                self.out.append(frame(_PING, _ACK, 0, payload))
+        elif kind == _GOAWAY:
+            self.leaving = True
+        elif kind == _PUSH_PROMISE:
+            raise Http2Error(PROTOCOL_ERROR, "a client cannot push")
+
+    def _client_reset(self, stream: int, payload: bytes) -> None:
+        if len(payload) != 4 or not stream or stream > self.last:
+            raise Http2Error(PROTOCOL_ERROR, "RST_STREAM")
+        self._spend(RESET)
+        exchange = self.streams.get(stream)
+        if exchange is None or exchange.gone:
+            return
+        exchange.gone = True
+        if exchange.rest or exchange.trailers or not exchange.ended:
+            self._finish(exchange)  # else it is being worked on, and counts until that is over
+
+    def _settings(self, flags: int, stream: int, payload: bytes) -> None:
+        if stream or len(payload) % 6 or (flags & _ACK and payload):
+            raise Http2Error(FRAME_SIZE_ERROR if not stream else PROTOCOL_ERROR, "SETTINGS")
+        if flags & _ACK:
+            return
+        for at in range(0, len(payload), 6):
+            value = int.from_bytes(payload[at + 2 : at + 6], "big")
+            if payload[at : at + 2] == b"\0\4":  # SETTINGS_INITIAL_WINDOW_SIZE
+                if value > _MOST:
+                    raise Http2Error(FLOW_CONTROL_ERROR, "a window that is too large")
+                for exchange in self.streams.values():
+                    exchange.window += value - self.initial
+                self.initial = value
+        self.out.append(frame(_SETTINGS, _ACK, 0))
+        self._flush()
+
+    def _window_update(self, stream: int, payload: bytes) -> None:
+        step = int.from_bytes(payload, "big") & _MOST
+        if len(payload) != 4:
+            raise Http2Error(FRAME_SIZE_ERROR, "WINDOW_UPDATE")
+        if not stream:
+            self.window += step
+            if not step or self.window > _MOST:
+                raise Http2Error(FLOW_CONTROL_ERROR if step else PROTOCOL_ERROR, "a window that cannot be")
+            self._flush()
+            return
+        if stream > self.last:
+            raise Http2Error(PROTOCOL_ERROR, "WINDOW_UPDATE of no request")
+        exchange = self.streams.get(stream)
+        if exchange is not None:
+            exchange.window += step
+            if not step or exchange.window > _MOST:
+                self._reset(stream, FLOW_CONTROL_ERROR if step else PROTOCOL_ERROR)
+                exchange.gone = True
+                if exchange.rest or exchange.trailers or not exchange.ended:
+                    self._finish(exchange)
+            elif exchange.rest:
+                self._send(exchange)
+
+    # Streams.
+
+    def _complete(self, exchange: Exchange) -> None:
+        exchange.ended = True
+        self._give_back(exchange.received)
+        self.ask(exchange)
+
+    def _send(self, exchange: Exchange) -> None:
+        """Sends of an answer's body what the windows allow, then its trailers."""
+        out, stream = self.out, exchange.stream
+        body = exchange.rest
+        off = 0
+        while off < len(body):
+            size = min(len(body) - off, MAX_FRAME, self.window, exchange.window)
+            if size <= 0:
+                break
+            last = off + size == len(body) and not exchange.trailers
+            out.append(frame(_DATA, _END_STREAM if last else 0, stream, body[off : off + size]))
+            self.window -= size
+            exchange.window -= size
+            self.held -= size
+            off += size
+        exchange.rest = body[off:]
+        if not exchange.rest:
+            if exchange.trailers:
+                out.append(frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, exchange.trailers))
+            self._finish(exchange)
+
+    def _flush(self) -> None:
+        if self.held:
+            for exchange in list(self.streams.values()):
+                if exchange.rest and self.window > 0:
+                    self._send(exchange)
+
+    def _finish(self, exchange: Exchange) -> None:
+        """Forgets a stream."""
+        if self.streams.pop(exchange.stream, None) is None:
+            return
+        self.held -= len(exchange.rest)
+        exchange.rest = exchange.trailers = b""
+        if not exchange.ended:
+            exchange.ended = True
+            self._give_back(exchange.received)
+        if exchange.large and not exchange.gone:
+            self.out.append(frame(_RST_STREAM, 0, exchange.stream, bytes(4)))  # section 8.1: the rest need not be sent
+        elif not exchange.gone:
+            self.spent = max(self.spent - RESET, 0)
+
+    def _reset(self, stream: int, code: int) -> None:
+        self.out.append(frame(_RST_STREAM, 0, stream, code.to_bytes(4, "big")))
+        self._spend(RESET)
+
+    def _give_back(self, size: int) -> None:
+        self.consumed += size
+        if self.consumed >= GIVE_BACK:
+            self.out.append(frame(_WINDOW_UPDATE, 0, 0, self.consumed.to_bytes(4, "big")))
+            self.unread -= self.consumed
+            self.consumed = 0
+
+    def _spend(self, cost: int) -> None:
+        self.spent += cost
+        if self.spent > ALLOWANCE:
+            raise Http2Error(ENHANCE_YOUR_CALM, "frames that bring no work")
+
+
+def _unpadded(flags: int, payload: bytes) -> bytes:
+    """A payload without its padding (section 6.1)."""
+    if not flags & _PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise Http2Error(PROTOCOL_ERROR, "padding that is longer than its frame")
+    return payload[1 : len(payload) - payload[0]]

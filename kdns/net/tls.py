@@ -1,0 +1,314 @@
+"""TLS on accepted connections: an `asyncio.Protocol` that stands between a socket's transport and the protocol inside.
+
+Laws: a handshake has a time limit; those that have not come to their end are bounded in number, and the oldest makes room (a
+client that means it needs milliseconds; one that stalls becomes the oldest); handshakes get at most a millisecond of a turn, one
+step at least, so that a flood of them holds nobody else's queries; the protocol inside is made once a handshake is over, and
+learns nothing of those that fail; a client that does not read is not read from.
+
+Theory of operation. The loop's own TLS makes an endless number of half-open handshakes and does each as its octets come. So the
+records go through memory (`ssl.MemoryBIO`, OpenSSL does all else): what comes in is decrypted in one go and handed on in one piece,
+what the inside writes in a turn is one record, or a few large ones.
+"""
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, final
+
+from kdns import faults
+from kdns.metrics import Counter, Gauge
+from kdns.net.certificates import Identity
+
+# Seconds for a handshake: three round trips across the world, and one lost packet.
+HANDSHAKE: Final = 3.0
+# Handshakes at a time of one listener. Each costs some 50 KB once its first octets are there.
+MAX_HALF_OPEN: Final = 1000
+# Octets of a handshake from a client: a chain of certificates has some 5,000; OpenSSL itself stops at 100 KB a message.
+MAX_HANDSHAKE_OCTETS: Final = 64 << 10
+# Seconds of a turn for handshakes. One costs 0.2 ms with ECDSA keys, 1 ms with RSA.
+TURN: Final = 0.001
+_RECORD: Final = 16 << 10  # octets of a record (RFC 8446, section 5.1)
+
+HANDSHAKES = Counter("kdns_tls_handshakes_total", "TLS handshakes of clients, by result.", ("server", "result"))
+HALF_OPEN = Gauge("kdns_tls_half_open_connections", "Connections whose TLS handshake is not over.", ("server",))
+
+Make = Callable[[], asyncio.Protocol]
+
+
+@final
+class TlsGate:
+    """The handshakes of one listener. `identity` may be replaced: it is that of handshakes that begin later."""
+
+    def __init__(self, identity: Identity, label: str, *, limit: float = HANDSHAKE, max_half_open: int = MAX_HALF_OPEN) -> None:
+        self.identity = identity
+        self.limit = limit
+        self.max_half_open = max_half_open
+        self.half_open: dict[TlsConnection, None] = {}  # the oldest first
+        self.queue: deque[TlsConnection] = deque()
+        self.open = HALF_OPEN.slot(label)
+        self.ok = HANDSHAKES.slot(label, "ok")
+        self.failed = HANDSHAKES.slot(label, "failed")
+        self.late = HANDSHAKES.slot(label, "timeout")
+        self.evicted = HANDSHAKES.slot(label, "evicted")
+
+    def enter(self, connection: "TlsConnection") -> None:
+        """A connection that begins its handshake."""
+        if len(self.half_open) >= self.max_half_open:
+            self.evicted[0] += 1
+            next(iter(self.half_open)).abort()
+        self.half_open[connection] = None
+        self.open[0] += 1
+
+    def leave(self, connection: "TlsConnection") -> bool:
+        """A connection whose handshake is over, or that is gone; says whether it was in one."""
+        if connection not in self.half_open:
+            return False
+        del self.half_open[connection]
+        self.open[0] -= 1
+        return True
+
+    def wants(self, connection: "TlsConnection") -> None:
+        """Octets of a handshake have come: it goes on when its turn comes."""
+        if not self.queue:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self.queue.append(connection)
+
+    def stop(self) -> None:
+        """Ends all handshakes."""
+        for connection in list(self.half_open):
+            connection.abort()
+
+    def _turn(self) -> None:
+        end = time.monotonic() + TURN
+        while self.queue:
+            connection = self.queue.popleft()
+            try:
+                connection.step()
+            except Exception as error:
+                faults.report("a TLS handshake", error)
+                connection.abort()
+            if time.monotonic() > end:
+                break
+        if self.queue:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+
+@final
+class TlsConnection(asyncio.Protocol, asyncio.Transport):
+    """One connection: the protocol of the socket's transport, and the transport of the protocol inside."""
+
+    __slots__ = ("closing", "eof", "gate", "incoming", "inside", "make", "outgoing", "queued", "raw", "timer", "tls", "took")
+
+    def __init__(self, gate: TlsGate, make: Make) -> None:
+        self.gate = gate
+        self.make = make
+        self.inside: asyncio.Protocol | None = None
+        self.raw: asyncio.Transport | None = None
+        self.tls: ssl.SSLObject | None = None
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        self.timer: asyncio.TimerHandle | None = None
+        self.queued = False
+        self.took = 0  # octets of the handshake
+        self.eof = False  # the client writes no more
+        self.closing = False
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.raw = transport  # type: ignore[assignment]
+        self.gate.enter(self)
+        self.timer = asyncio.get_running_loop().call_later(self.gate.limit, self._expire)
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing or self.eof:
+            return  # what comes behind a goodbye nobody would ever read
+        self.incoming.write(data)
+        if self.inside is not None:
+            self._read()
+            return
+        self.took += len(data)
+        if not self.queued and self.raw is not None:
+            self.queued = True
+            self.raw.pause_reading()  # until its turn, so that nothing gathers
+            self.gate.wants(self)
+
+    def eof_received(self) -> bool:
+        self.incoming.write_eof()
+        if self.inside is None:
+            return False
+        self._ended()
+        return self.raw is not None  # half a close: what was asked is still answered
+
+    def pause_writing(self) -> None:
+        if self.inside is not None:
+            self.inside.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self.inside is not None:
+            self.inside.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.raw = None
+        self.closing = True
+        self._settled()
+        inside, self.inside = self.inside, None
+        self.tls = None
+        if inside is not None:
+            inside.connection_lost(exc)
+
+    # The handshake.
+
+    def step(self) -> None:
+        """Goes on with the handshake as far as what has come allows."""
+        self.queued = False
+        if self.raw is None or self.closing or self.inside is not None:
+            return
+        try:
+            if self.tls is None:
+                context = self.gate.identity.context()
+                self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            # Checked here, for what came may hold the first queries too.
+            if self.took > MAX_HANDSHAKE_OCTETS:
+                self.gate.failed[0] += 1
+                self.abort()
+            else:
+                self._flush()
+                self.raw.resume_reading()
+            return
+        except (ssl.SSLError, OSError):
+            # The alert says why to the client; what a stranger sends is nobody's error here.
+            self.gate.failed[0] += 1
+            self._flush()
+            self.closing = True
+            self._settled()
+            self.raw.close()
+            return
+        self._flush()
+        self.raw.resume_reading()
+        self.gate.ok[0] += 1
+        self._settled()
+        self.inside = self.make()
+        self.inside.connection_made(self)
+        self._read()
+
+    def _settled(self) -> None:
+        self.gate.leave(self)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def _expire(self) -> None:
+        self.timer = None
+        self.gate.late[0] += 1
+        self.abort()
+
+    # Octets.
+
+    def _read(self) -> None:
+        """Hands on what has come, in one piece."""
+        tls = self.tls
+        if tls is None or self.closing:
+            return
+        parts: list[bytes] = []
+        ended = False
+        try:
+            while True:
+                data = tls.read(_RECORD)
+                if not data:
+                    ended = True
+                    break
+                parts.append(data)
+                if not self.incoming.pending and not tls.pending():
+                    break
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLEOFError:
+            ended = True  # the end of the connection without a goodbye: messages have lengths, so nothing can be cut unseen
+        except ssl.SSLError:
+            self._flush()
+            self.abort()
+            return
+        if self.outgoing.pending:
+            self._flush()  # replies of TLS itself, such as to a key update
+        inside = self.inside
+        if parts and inside is not None:
+            inside.data_received(parts[0] if len(parts) == 1 else b"".join(parts))
+        if ended:
+            self._ended()
+
+    def _ended(self) -> None:
+        inside = self.inside
+        if not self.eof and inside is not None:
+            self.eof = True
+            if not inside.eof_received():
+                self.close()
+
+    def _flush(self) -> None:
+        data = self.outgoing.read()
+        if data and self.raw is not None:
+            self.raw.write(data)
+
+    # Called by the protocol inside.
+
+    def write(self, data: Any) -> None:
+        """Sends octets, encrypted."""
+        tls = self.tls
+        if tls is None or self.closing:
+            return
+        try:
+            sent = tls.write(data)
+            while sent < len(data):
+                sent += tls.write(memoryview(data)[sent:])
+        except ssl.SSLError:
+            self.abort()
+            return
+        self._flush()
+
+    def close(self) -> None:
+        """Says goodbye and closes, once all is sent."""
+        raw = self.raw
+        if raw is None or self.closing:
+            return
+        self.closing = True
+        if self.tls is not None:
+            with contextlib.suppress(ssl.SSLError):  # the client's own goodbye is not waited for
+                self.tls.unwrap()
+            self._flush()
+        raw.close()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        self.closing = True
+        self._settled()
+        if self.raw is not None:
+            self.raw.abort()
+
+    def is_closing(self) -> bool:
+        return self.closing or self.raw is None
+
+    def pause_reading(self) -> None:
+        if self.raw is not None and not self.eof:
+            self.raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.raw is not None and not self.eof:
+            self.raw.resume_reading()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if self.raw is not None:
+            self.raw.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        return self.raw.get_write_buffer_size() if self.raw is not None else 0
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """`ssl_object` is the connection's TLS; all else is asked of the socket's transport."""
+        if name == "ssl_object":
+            return self.tls if self.tls is not None else default
+        return self.raw.get_extra_info(name, default) if self.raw is not None else default

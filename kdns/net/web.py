@@ -1,0 +1,318 @@
+"""Connections of DNS over HTTPS and gRPC: HTTP/2 or HTTP/1.1, as a client has chosen by ALPN or, unencrypted, by its first octets.
+
+Laws, as with DNS over TCP: a turn is at most so many frames or 1 ms, with one write; while octets to send wait, nothing more is read;
+a connection has a deadline that only whole requests move; answers leave as they become ready, those of one turn together.
+"""
+
+import asyncio
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, final
+
+from kdns.net import Address, Handler
+from kdns.net.http1 import Http1, Http1Error
+from kdns.net.http2 import PREFACE, Exchange, Http2, Http2Error, field
+from kdns.net.tcp import LITTLE, LOOP_SECONDS, WRITE_HIGH, TcpListener
+
+TURN_FRAMES: Final = 64
+TURN_SECONDS: Final = 0.001
+MAX_STREAMS: Final = 256  # of a connection (CoreDNS's)
+MAX_MESSAGE: Final = 65_535  # octets of a DNS message
+# A length and a field number stand before the message in gRPC, with five octets of framing before those.
+MAX_BODY: Final = MAX_MESSAGE + 9
+MAX_FORWARDED: Final = 20  # addresses of an X-Forwarded-For that are looked at
+
+Fields = list[tuple[bytes, bytes]]
+Service = Callable[["WebConnection", Exchange], None]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class WebListener(TcpListener):
+    """Accepts connections whose requests a service answers. `trusted` are proxies whose X-Forwarded-For counts."""
+
+    def __init__(self, sock: socket.socket, handler: Handler, label: str, service: Service, *, http1: bool) -> None:
+        super().__init__(sock, handler, label)
+        self.label = label
+        self.service = service
+        self.http1 = http1
+        self.max_streams = MAX_STREAMS
+        self.trusted: Sequence[Network] = ()
+
+    def speak(self) -> asyncio.Protocol:
+        return WebConnection(self)
+
+    def stop_accepting(self) -> None:
+        super().stop_accepting()
+        for connection in list(self.connections):
+            if isinstance(connection, WebConnection):
+                connection.say_goodbye()
+
+
+@final
+class WebConnection(asyncio.Protocol):
+    """One connection."""
+
+    __slots__ = (
+        "answering", "buffer", "deadline", "eof", "framing", "full", "listener", "loop", "paused", "peer", "pending", "scheduled",
+        "sending", "timer", "transport",
+    )  # fmt: skip
+
+    def __init__(self, listener: WebListener) -> None:
+        self.listener = listener
+        self.buffer = b""
+        self.framing: Http1 | Http2 | None = None
+        self.full = False
+        self.paused = False
+        self.eof = False
+        self.scheduled = False
+        self.answering = False  # a turn is under way: what it sends leaves at its end
+        self.sending = False  # what to send leaves at the end of this turn of the loop
+        self.peer: Address = ()
+        self.pending = 0  # requests that have come or begun, and whose answers have not left
+        self.timer: asyncio.TimerHandle | None = None
+        self.transport: asyncio.Transport | None = None
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        listener = self.listener
+        self.loop = asyncio.get_running_loop()
+        self.transport = transport  # type: ignore[assignment]
+        self.peer = transport.get_extra_info("peername") or ("", 0)
+        self.deadline = self.loop.time() + listener.first_read
+        if not listener.admit(self, self.peer[0]):
+            self.abort()
+            return
+        self.transport.set_write_buffer_limits(WRITE_HIGH)  # type: ignore[union-attr]
+        self.timer = self.loop.call_later(listener.first_read, self._expire)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            self._speak(tls.selected_alpn_protocol() == "h2")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self.framing = None
+        self.buffer = b""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.leave()
+
+    def leave(self) -> None:
+        """Gives its place to others."""
+        if self.peer:
+            self.listener.discharge(self, self.peer[0])
+
+    def data_received(self, data: bytes) -> None:
+        listener = self.listener
+        listener.busy = True
+        self.buffer = self.buffer + data if self.buffer else data
+        if not self.scheduled:
+            if listener.queue or listener.spent >= LOOP_SECONDS:
+                self._pause()
+                self._schedule()
+            else:
+                self.turn()
+
+    def eof_received(self) -> bool:
+        self.eof = True
+        self._close_if_done()
+        return self.transport is not None
+
+    def pause_writing(self) -> None:
+        self.full = True
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self._schedule()
+
+    # Turns.
+
+    def _speak(self, http2: bool) -> None:
+        if http2:
+            self.framing = Http2(self._ask, self.listener.max_streams, MAX_BODY)
+        elif self.listener.http1:
+            self.framing = Http1(self._ask, MAX_BODY)
+        else:
+            self.abort()
+
+    def turn(self) -> None:
+        """Answers what has come, as much as fits into a turn."""
+        began = time.monotonic()
+        self._turn()
+        listener = self.listener
+        listener.spent += time.monotonic() - began
+        if listener.spent >= LITTLE:
+            listener.come_back()
+
+    def _turn(self) -> None:
+        self.scheduled = False
+        if self.framing is None and self.transport is not None:
+            # Unencrypted: HTTP/2 by prior knowledge (RFC 9113, section 3.3), or HTTP/1.1.
+            if PREFACE.startswith(self.buffer[: len(PREFACE)]) and len(self.buffer) < len(PREFACE):
+                return
+            self._speak(self.buffer.startswith(PREFACE))
+        framing = self.framing
+        if framing is None or self.transport is None or self.full or self.transport.is_closing():
+            return
+        self.answering = True
+        buffer = self.buffer
+        off = frames = 0
+        end = time.monotonic() + TURN_SECONDS
+        more = False
+        try:
+            while True:
+                if frames == TURN_FRAMES or (frames & 3 == 3 and time.monotonic() > end):
+                    more = True
+                    break
+                frames += 1
+                stop = framing.take(buffer, off)
+                if stop < 0:
+                    break
+                off = stop
+        except Http2Error as error:
+            self._fail(error)
+            return
+        except Http1Error as error:
+            assert isinstance(framing, Http1)
+            framing.leave()
+            framing.respond(Exchange(0, b"", b"", {}), error.status, [], b"")
+            self._write()
+            self.transport.close()
+            return
+        finally:
+            self.answering = False
+        if off:
+            self.buffer = buffer[off:]
+        self._write()
+        if more:
+            self._pause()
+            self._schedule()
+        elif isinstance(framing, Http1) and framing.current is not None and self.buffer:
+            self._pause()  # what is pipelined waits for the answer
+        elif self.paused and not self.full:
+            self.paused = False
+            self.transport.resume_reading()
+        self._close_if_done()
+
+    def _schedule(self) -> None:
+        if not self.scheduled and self.transport is not None:
+            self.scheduled = True
+            self.listener.queue.append(self)
+            self.listener.come_back()
+
+    def _pause(self) -> None:
+        if not self.paused and self.transport is not None and not self.eof:
+            self.paused = True
+            self.transport.pause_reading()
+
+    def _fail(self, error: Http2Error) -> None:
+        """Ends a connection of HTTP/2 with the reason."""
+        framing = self.framing
+        if isinstance(framing, Http2) and self.transport is not None:
+            framing.out.append(framing.goodbye(error.code))
+            self._write()
+            self.buffer = b""
+            self.transport.close()
+
+    # Requests and answers.
+
+    def _ask(self, exchange: Exchange) -> None:
+        self.deadline = self.loop.time() + self.listener.idle
+        self.listener.service(self, exchange)
+
+    def client(self, exchange: Exchange) -> Address:
+        """Who asks: the peer, or whom a trusted proxy names."""
+        trusted = self.listener.trusted
+        if trusted and b"x-forwarded-for" in exchange.fields:
+            return forwarded(exchange.fields[b"x-forwarded-for"], self.peer, trusted)
+        return self.peer
+
+    def respond(self, exchange: Exchange, status: int, fields: Fields, body: bytes, trailers: bytes = b"") -> None:
+        """Answers a request. Called in the turn that asked, or later."""
+        framing = self.framing
+        if framing is None:
+            return  # the client has gone
+        if isinstance(framing, Http2):
+            head = b"\x88" if status == 200 else field(b":status", b"%d" % status)
+            head += b"".join([field(name, value) for name, value in fields])
+            try:
+                framing.respond(
+                    exchange, head + (b"" if trailers else field(b"content-length", b"%d" % len(body))), body, trailers
+                )
+            except Http2Error as error:
+                self._fail(error)
+                return
+        else:
+            framing.respond(exchange, status, fields, body)
+        if not self.answering and not self.sending:
+            self.sending = True
+            self.loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        self.sending = False
+        self.deadline = self.loop.time() + self.listener.idle
+        self._write()
+        self._close_if_done()
+        if isinstance(self.framing, Http1) and self.buffer:
+            self._schedule()  # what was pipelined
+
+    def _write(self) -> None:
+        framing = self.framing
+        if framing is not None and self.transport is not None:
+            self.pending = framing.pending
+            if framing.out:
+                self.transport.write(b"".join(framing.out))
+                framing.out.clear()
+
+    def say_goodbye(self) -> None:
+        """Answers what was asked, and nothing more."""
+        if self.framing is not None:
+            self.framing.leave()
+            self._write()
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        framing = self.framing
+        over = self.eof or framing is None or framing.leaving
+        if self.transport is not None and over and (framing is None or not framing.pending) and not self.scheduled:
+            self.transport.close()
+
+    def _expire(self) -> None:
+        left = self.deadline - self.loop.time()
+        if left <= 0 and self.working():
+            left = 1.0  # an upstream is being waited for; its own deadline ends that
+        if left > 0:
+            self.timer = self.loop.call_later(left, self._expire)
+        else:
+            self.abort()
+
+    def working(self) -> bool:
+        """Whether a complete request waits for its answer, and not for the client to send or to read."""
+        framing = self.framing
+        if isinstance(framing, Http2):
+            return any(each.ended and not each.rest for each in framing.streams.values())
+        return framing is not None and framing.current is not None
+
+    def abort(self) -> None:
+        """Closes at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+
+def forwarded(value: bytes, peer: Address, trusted: Sequence[Network]) -> Address:
+    """The client of an X-Forwarded-For: going back from the peer, the first address that is no trusted proxy's."""
+    found = peer
+    for word in reversed(value.split(b",")[-MAX_FORWARDED:]):
+        try:
+            here = ipaddress.ip_address(str(found[0]).partition("%")[0])
+            if not any(here in network for network in trusted):
+                break
+            named = ipaddress.ip_address(word.strip().decode("ascii"))
+        except ValueError:
+            break
+        found = (str(named), 0) if named.version == 4 else (str(named), 0, 0, 0)
+    return found

@@ -1,0 +1,87 @@
+"""https - what `https://` listeners allow.
+
+DNS over HTTPS (RFC 8484) is served by the key `https://` alone, behind the certificate of `tls`; without `tls` unencrypted, for a
+proxy in front. Queries come by GET and POST to `/dns-query`, over HTTP/2 or HTTP/1.1; answers say for how long they are fresh.
+Another path gets 404, another method 405, a POST of another type 415, a body over 64 KiB 413, and what is no query 400.
+
+## Syntax
+
+    https {
+        max_connections N
+        max_streams N
+        trusted_proxies CIDR...
+    }
+
+* `max_connections`: connections at a time; beyond, one of who holds most is closed. Default, and with 0: 16384, or a quarter of the files that
+  the process may open. See `limits` too.
+* `max_streams` (kdns only): requests at a time on a connection of HTTP/2. Default 256.
+* `trusted_proxies` (kdns only): of requests from these addresses the client is whom X-Forwarded-For names: the last one there
+  that is no trusted proxy itself. Plugins and the log then see that address. By default the field is not looked at.
+
+`timeouts` holds here too: `read` for a connection's first request, `idle` between requests.
+
+It holds for the listener, so for all server blocks on the same address and port; the last block counts.
+
+## Examples
+
+~~~ corefile
+https://.:1443 {
+    tls tls.crt tls.key
+    https {
+        max_connections 1000
+        trusted_proxies 10.0.0.0/8
+    }
+    whoami
+}
+~~~
+
+## Metrics
+
+* `coredns_dns_https_responses_total{server,status}` - answers by HTTP status.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+from kdns.corefile import Directive, ServerBlock, Token
+from kdns.net.web import Network
+from kdns.plugin import Plugin, readers
+from kdns.plugin.base import ListenerOptions
+
+_OPTIONS: Final = ("max_connections", "max_streams", "trusted_proxies")
+
+
+class Https(Plugin):
+    """Asks its listener for other bounds."""
+
+    name: ClassVar[str] = "https"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[ListenerOptions]:
+        directive = readers.once(directives)
+        readers.arguments(directive, 0, 0)
+        found: dict[str, object] = {}
+        for line in directive.body or ():
+            name = line.name.text
+            if name not in _OPTIONS:
+                raise readers.unknown(line, _OPTIONS)
+            if name == "trusted_proxies":
+                readers.arguments(line, 1, None, "networks such as 10.0.0.0/8")
+                found["trusted"] = (*found.get("trusted", ()), *(_network(word) for word in line.args))  # type: ignore[misc]
+            elif (field := name.removeprefix("max_") if name == "max_connections" else name) in found:
+                raise readers.fail(line, f"{name} is given twice")
+            else:
+                found[field] = readers.integer(readers.one(line, "a number"), 0, 1_000_000)
+        return [ListenerOptions(**found)]  # type: ignore[arg-type]
+
+    def listener(self) -> ListenerOptions:
+        options: ListenerOptions = self.config
+        return options
+
+
+def _network(word: Token) -> Network:
+    try:
+        return ipaddress.ip_network(word.text)
+    except ValueError as error:
+        raise readers.fail(word, f"{error}") from None

@@ -1,0 +1,154 @@
+"""tls - the certificate that `tls://`, `https://` and `grpc://` listeners show.
+
+Without it such a listener serves unencrypted, for a proxy in front that does the encryption, and says so when it starts.
+
+## Syntax
+
+    tls CERT KEY [CA] {
+        client_auth nocert|request|verify_if_given|require_and_verify
+        min_version 1.2|1.3
+        keylog FILE
+    }
+    tls FOLDER { ... }
+
+* CERT is a file with the server's certificate and the authorities' between it and the root; KEY its private key, without a
+  password. Both in PEM form; relative paths begin at `root`.
+* FOLDER (kdns only) holds `tls.crt`, `tls.key` and perhaps `ca.crt`: a Kubernetes Secret as it is mounted.
+* `client_auth` says whether clients show a certificate of their own. `nocert` (default) and `request`: none is looked at;
+  `verify_if_given`: one that is shown must be good; `require_and_verify`: there must be a good one. CA holds the authorities that
+  it is verified by; without CA they are this machine's.
+* `min_version` (kdns only): the least version of TLS; default 1.2.
+* `keylog` writes the secrets of all connections to FILE, so that Wireshark can read what was sent. For finding faults only.
+
+The files are read again when they have changed: handshakes that begin then use the new certificate, and open connections go on.
+Files that are wrong are an error at the start; later they leave the certificate before in use, with a line in the log.
+
+It holds for the listener, so for all server blocks on the same address and port; the last block counts. A listener for `tls://`
+offers the protocol `dot` (ALPN). `require` of CoreDNS takes any certificate unverified, which keeps nobody out: kdns refuses it.
+
+## Examples
+
+~~~ corefile
+tls://.:1853 {
+    tls tls.crt tls.key
+    whoami
+}
+~~~
+
+## Metrics
+
+* `kdns_tls_handshakes_total{server,result}` - `ok`, `failed`, `timeout`, or `evicted`: the oldest of too many at a time.
+* `kdns_tls_half_open_connections{server}` - connections whose handshake is not over.
+* `kdns_tls_reloads_total{result}` - certificates read again, `ok` or `failed`.
+* `kdns_tls_certificate_expires_timestamp_seconds{file}` - when a certificate in use expires.
+"""
+
+import os
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import ClassVar, Final
+
+from kdns.corefile import CorefileError, Directive, Position, ServerBlock
+from kdns.net.certificates import EXPIRES, MINIMUM, BadCertificate, TlsFiles
+from kdns.plugin import Plugin, readers
+from kdns.plugin.base import BlockInfo, ListenerOptions
+
+_OPTIONS: Final = ("client_auth", "min_version", "keylog")
+_CLIENTS: Final = {
+    "nocert": ssl.CERT_NONE, "request": ssl.CERT_NONE, "verify_if_given": ssl.CERT_OPTIONAL,
+    "require_and_verify": ssl.CERT_REQUIRED,
+}  # fmt: skip
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The directive as written; one path is a folder."""
+
+    paths: tuple[str, ...]
+    at: Position
+    clients: ssl.VerifyMode = ssl.CERT_NONE
+    minimum: ssl.TLSVersion = MINIMUM
+    keylog: str = ""
+
+
+class Tls(Plugin):
+    """Gives its listener an identity."""
+
+    name: ClassVar[str] = "tls"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
+        directive = readers.once(directives)
+        options = [line.name.text for line in directive.body or ()]
+        if not directive.args and "acme" in options:
+            raise readers.fail(
+                directive, "tls: kdns fetches no certificates (acme): let cert-manager do it, and name its files here"
+            )
+        paths = readers.arguments(directive, 1, 3, "CERT KEY [CA], or a folder with tls.crt and tls.key,")
+        found: dict[str, object] = {}
+        for line in directive.body or ():
+            name = line.name.text
+            if name == "client_auth":
+                word = readers.one(line, " or ".join(_CLIENTS))
+                if word.text == "require":
+                    raise readers.fail(
+                        word, "require takes any certificate, which keeps nobody out: use require_and_verify with a CA, or nocert"
+                    )
+                if word.text not in _CLIENTS:
+                    raise readers.fail(word, f'unknown authentication type "{word.text}": expected {", ".join(_CLIENTS)}')
+                found["clients"] = _CLIENTS[word.text]
+            elif name == "min_version":
+                word = readers.one(line, "1.2 or 1.3")
+                if word.text not in _VERSIONS:
+                    raise readers.fail(word, f'expected 1.2 or 1.3, found "{word.text}"')
+                found["minimum"] = _VERSIONS[word.text]
+            elif name == "keylog":
+                found["keylog"] = readers.one(line, "a file").text
+            else:
+                raise readers.unknown(line, _OPTIONS)
+        return [Config(tuple(paths), directive.at, **found)]  # type: ignore[arg-type]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.files: TlsFiles | None = None
+
+    def load(self, block: BlockInfo) -> None:
+        config: Config = self.config
+        paths = [block.path(path) for path in config.paths]
+        if len(paths) == 1:
+            paths = self._mounted(paths[0])
+        keylog = block.path(config.keylog) if config.keylog else ""
+        certificate, key, *authority = paths
+        self.files = TlsFiles(certificate, key, "".join(authority), config.clients, config.minimum, keylog)
+        try:
+            self.files.context()
+        except BadCertificate as error:
+            raise CorefileError(config.at, f"tls: {error}") from None
+
+    def _mounted(self, folder: str) -> list[str]:
+        """The files of a Secret's folder."""
+        config: Config = self.config
+        if not os.path.isdir(folder):
+            raise CorefileError(config.at, f"tls: {folder} is no folder: expected CERT KEY, or a folder with tls.crt and tls.key")
+        paths = [os.path.join(folder, name) for name in ("tls.crt", "tls.key")]
+        authority = os.path.join(folder, "ca.crt")
+        if config.clients != ssl.CERT_NONE and os.path.exists(authority):
+            paths.append(authority)
+        return paths
+
+    def warnings(self) -> Sequence[str]:
+        config: Config = self.config
+        out = [f"the secrets of all connections are written to {config.keylog}"] if config.keylog else []
+        if self.files is not None:
+            expires = EXPIRES.slot(self.files.certificate)[0]
+            if 0 < expires < time.time():
+                when = datetime.fromtimestamp(expires, UTC).isoformat(sep=" ", timespec="minutes")
+                out.append(f"the certificate {self.files.certificate} expired on {when}: clients refuse it. Renew it")
+        return out
+
+    def listener(self) -> ListenerOptions:
+        return ListenerOptions(tls=self.files)

@@ -1,0 +1,423 @@
+"""DNS over TLS (RFC 7858): the listener, its certificates, and clients that mean it badly."""
+
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dns.edns
+import dns.message
+import dns.query
+import pytest
+
+from kdns.corefile import CorefileError
+from kdns.metrics import REGISTRY
+from kdns.net import tls as tls_module
+from kdns.testing import Server, Upstream, data, eventually
+from tests.fixtures import Serve
+from tests.securepeers import HOSTS, NAME, Site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+@contextlib.contextmanager
+def connect(server: Server, context: ssl.SSLContext, name: str = NAME) -> Iterator[ssl.SSLSocket]:
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw,
+        context.wrap_socket(raw, server_hostname=name) as sock,
+    ):
+        yield sock
+
+
+def ask(server: Server, site: Site, name: str = "a.example.org.", cert: str = NAME, **options: Any) -> dns.message.Message:
+    query = dns.message.make_query(name, "A", **options)
+    return dns.query.tls(query, "127.0.0.1", 10, server.port, ssl_context=site.client(), server_hostname=cert)
+
+
+def wire(name: str, qid: int) -> bytes:
+    query = dns.message.make_query(name, "A", use_edns=False)
+    query.id = qid
+    raw = query.to_wire()
+    return struct.pack("!H", len(raw)) + raw
+
+
+def frame(sock: socket.socket) -> bytes:
+    file = sock.makefile("rb")
+    size = int.from_bytes(file.read(2), "big")
+    return file.read(size)
+
+
+def results(server: Server) -> dict[str, float]:
+    label = f"tls://127.0.0.1:{server.port}"
+    return {key[1]: slot[0] for key, slot in REGISTRY["kdns_tls_handshakes_total"].slots.items() if key[0] == label}
+
+
+# Answers.
+
+
+def test_a_query_over_tls_is_answered_and_counted_as_over_tcp(serve: Serve, site: Site) -> None:
+    server = serve(site.block("prometheus 127.0.0.1:0"))
+    assert data(ask(server, site)) == ["192.0.2.1"]
+    with connect(server, site.client()) as sock:
+        assert sock.version() == "TLSv1.3"
+    server.thread.call(lambda: [plugin.flush() for plugin in server.server.instance.plugins if plugin.name == "prometheus"])
+    counted = REGISTRY["coredns_dns_requests_total"].slots
+    assert any(key[0] == f"tls://127.0.0.1:{server.port}" and key[3] == "tcp" and slot[0] == 1 for key, slot in counted.items())
+
+
+def test_kdig_asks_over_tls(serve: Serve, site: Site) -> None:
+    if shutil.which("kdig") is None:
+        pytest.skip("kdig is not installed")
+    server = serve(site.block())
+    out = subprocess.run(
+        ["kdig", "@127.0.0.1", "-p", str(server.port), f"+tls-ca={site.authority.path}", f"+tls-hostname={NAME}", "+padding=128",
+         "a.example.org"],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert "192.0.2.1" in out.stdout and "Received 468 B" in out.stdout, out.stdout + out.stderr
+
+
+def test_the_protocol_dot_is_offered_and_need_not_be_asked_for(serve: Serve, site: Site) -> None:
+    server = serve(site.block())
+    client = site.client()
+    client.set_alpn_protocols(["dot"])
+    for context, chosen in ((client, "dot"), (site.client(), None)):
+        with connect(server, context) as sock:
+            assert sock.selected_alpn_protocol() == chosen
+            sock.sendall(wire("a.example.org.", 7))
+            assert frame(sock)[:2] == b"\0\7"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_many_queries_in_one_record_are_all_answered(serve: Serve, site: Site, version: ssl.TLSVersion) -> None:
+    server = serve(site.block())
+    with connect(server, site.client(maximum_version=version, minimum_version=version)) as sock:
+        sock.sendall(b"".join(wire("a.example.org.", i) for i in range(3000)))
+        file = sock.makefile("rb")
+        seen = set()
+        for _ in range(3000):
+            seen.add(file.read(int.from_bytes(file.read(2), "big"))[:2])
+        assert len(seen) == 3000
+
+
+def test_queries_that_came_with_the_end_of_the_handshake_ended_the_connection(serve: Serve, site: Site) -> None:
+    server = serve(site.block())
+    batch = b"".join(wire("a.example.org.", i) for i in range(3000))
+    for _ in range(20):
+        with connect(server, site.client()) as sock:
+            sock.sendall(batch)
+            assert frame(sock)[:2] == b"\0\0"
+
+
+def test_a_quick_answer_overtakes_a_slow_one(serve: Serve, site: Site, upstream: Any) -> None:
+    up: Upstream = upstream(lambda query, proto: None)
+    text = site.block().replace("whoami", f"forward . 127.0.0.1:{up.port} {{\n max_fails 0\n }}")
+    server = serve(text)
+    with connect(server, site.client()) as sock:
+        sock.sendall(wire("slow.example.", 1) + wire("a.example.org.", 2))
+        assert frame(sock)[:2] == b"\0\2"
+
+
+def test_replies_are_padded_where_the_query_was_and_nobody_can_look_in(serve: Serve, site: Site) -> None:
+    server = serve(site.block())
+    padding = dns.edns.GenericOption(dns.edns.OptionType.PADDING, bytes(100))
+    for _ in range(3):  # the third is a repeated reply
+        padded = ask(server, site, use_edns=0, options=[padding])
+        assert len(padded.to_wire()) == 468 and data(padded) == ["192.0.2.1"]
+        denied = ask(server, site, "none.example.org.", use_edns=0, options=[padding])
+        assert len(denied.to_wire()) == 468
+        assert len(ask(server, site, use_edns=0).to_wire()) < 100
+    plain = serve(".:{port} {\n bind 127.0.0.1\n" + HOSTS + "}\n")
+    assert len(plain.ask("a.example.org.", tcp=True, use_edns=0, options=[padding]).to_wire()) < 100
+
+
+def test_a_client_that_asks_is_told_how_long_its_connection_is_kept(serve: Serve, site: Site) -> None:
+    keepalive = dns.edns.GenericOption(11, b"")
+
+    def told(reply: dns.message.Message) -> list[bytes]:
+        return [option.to_wire() for option in reply.options if option.otype == 11]
+
+    server = serve(site.block("timeouts {", "  idle 31s", "}"))
+    for _ in range(3):
+        assert told(ask(server, site, use_edns=0, options=[keepalive])) == [struct.pack("!H", 300)]
+        assert told(ask(server, site, use_edns=0)) == []
+    plain = serve(".:{port} {\n bind 127.0.0.1\n" + HOSTS + "}\n")
+    assert told(plain.ask("a.example.org.", tcp=True, use_edns=0, options=[keepalive])) == [struct.pack("!H", 100)]
+    assert told(plain.ask("a.example.org.", use_edns=0, options=[keepalive])) == []  # RFC 7828, section 3.2.1: not over UDP
+
+
+def test_a_client_that_writes_no_more_still_gets_its_answers(serve: Serve, site: Site, upstream: Any) -> None:
+    def late(query: dns.message.Message, proto: str) -> dns.message.Message:
+        time.sleep(0.2)
+        return dns.message.make_response(query)
+
+    up: Upstream = upstream(late)
+    server = serve(site.block().replace("whoami", f"forward . 127.0.0.1:{up.port}"))
+    with connect(server, site.client()) as sock:
+        sock.sendall(wire("b.example.", 5))
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+        assert frame(sock)[:2] == b"\0\5"
+        assert sock.recv(1) == b""
+
+
+def test_the_last_of_maxtcpqueries_is_answered_and_the_goodbye_is_said(serve: Serve, site: Site) -> None:
+    server = serve(site.block("timeouts {", "  maxtcpqueries 2", "}"))
+    with connect(server, site.client()) as sock:
+        sock.suppress_ragged_eofs = False
+        sock.sendall(wire("a.example.org.", 1) + wire("a.example.org.", 2) + wire("a.example.org.", 3))
+        got = b"".join(iter(lambda: sock.recv(4096), b""))
+        assert got.count(b"\1a\7example") == 2
+
+
+# Certificates.
+
+
+def test_a_renewed_certificate_is_the_next_handshakes_and_open_connections_go_on(serve: Serve, site: Site) -> None:
+    server = serve(site.block())
+    with connect(server, site.client()) as sock:
+        site.issue("renewed.example.net")
+        assert data(ask(server, site, cert="renewed.example.net")) == ["192.0.2.1"]
+        sock.sendall(wire("a.example.org.", 7))
+        assert frame(sock)[:2] == b"\0\7"
+
+
+def test_a_renewed_certificate_may_have_a_key_of_another_kind(serve: Serve, site: Site) -> None:
+    import trustme
+
+    site.issue(NAME, key_type=trustme.KeyType.RSA)
+    server = serve(site.block())
+    assert data(ask(server, site)) == ["192.0.2.1"]
+    site.issue("other.example.net", key_type=trustme.KeyType.ECDSA)
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        with connect(server, site.client(maximum_version=version), "other.example.net"):
+            pass
+
+
+def test_a_secrets_folder_is_followed_through_its_swap(serve: Serve, site: Site, tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+
+    def publish(number: int, name: str) -> None:
+        site.issue(name)
+        version = mount / f"..{number}"
+        version.mkdir()
+        for file in ("tls.crt", "tls.key"):
+            shutil.copy(site.folder / file, version / file)
+        os.symlink(version.name, mount / "..new")
+        os.replace(mount / "..new", mount / "..data")
+
+    publish(1, "one.example.net")
+    for file in ("tls.crt", "tls.key"):
+        os.symlink(f"..data/{file}", mount / file)
+    server = serve(site.block(tls=f"tls {mount}"))
+    assert data(ask(server, site, cert="one.example.net")) == ["192.0.2.1"]
+    publish(2, "two.example.net")
+    assert data(ask(server, site, cert="two.example.net")) == ["192.0.2.1"]
+
+
+def test_a_certificate_that_is_half_renewed_leaves_the_one_before_in_use(serve: Serve, site: Site, lines: list[str]) -> None:
+    server = serve(site.block())
+    key = (site.folder / "tls.key").read_bytes()
+    site.issue("renewed.example.net")
+    new = (site.folder / "tls.key").read_bytes()
+    (site.folder / "tls.key").write_bytes(key)
+    for _ in range(3):
+        assert data(ask(server, site)) == ["192.0.2.1"]
+    said = [line for line in lines if "is not that of the certificate" in line]
+    assert len(said) == 1 and f"{site.folder}/tls.key" in said[0] and "stays in use" in said[0]
+    (site.folder / "tls.key").write_bytes(new)
+    assert data(ask(server, site, cert="renewed.example.net")) == ["192.0.2.1"]
+    (site.folder / "tls.crt").unlink()
+    assert data(ask(server, site, cert="renewed.example.net")) == ["192.0.2.1"]
+
+
+def test_files_that_make_no_certificate_are_an_error_that_names_them(site: Site, serve: Serve, tmp_path: Path) -> None:
+    good, key = f"{tmp_path}/tls.crt", f"{tmp_path}/tls.key"
+    other = tmp_path / "other"
+    other.mkdir()
+    Site(other)
+    (tmp_path / "text").write_text("nothing")
+    (tmp_path / "broken").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    (tmp_path / "locked").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")
+    wrong = [
+        (f"{tmp_path}/gone {key}", "gone does not exist"),
+        (f"{good} {tmp_path}/gone", "private key .*gone does not exist"),
+        (f"{tmp_path}/text {key}", 'text holds no certificate .* "-----BEGIN CERTIFICATE-----"'),
+        (f"{good} {good}", "tls.crt holds no private key"),
+        (f"{tmp_path}/broken {key}", "broken .*cannot be read .*: expected PEM files"),
+        (f"{good} {other}/tls.key", "is not that of the certificate .*renew both together"),
+        (f"{good} {tmp_path}/locked", "locked"),
+        (f"{tmp_path}/nowhere", "nowhere is no folder"),
+        (f"{good} {key} {tmp_path}/text {{\n client_auth require_and_verify\n }}", "text holds no authority's certificate"),
+        (f"{good} {key} {{\n client_auth require\n }}", "keeps nobody out"),
+        (f"{good} {key} {{\n client_auth maybe\n }}", 'unknown authentication type "maybe"'),
+        (f"{good} {key} {{\n min_version 1.1\n }}", "expected 1.2 or 1.3"),
+        (f"{good} {key} {{\n keylog {tmp_path}/no/log\n }}", "key log .* cannot be written"),
+        ("{\n acme example.org\n }", "cert-manager"),
+        ("", "CERT KEY"),
+    ]
+    for words, message in wrong:
+        with pytest.raises(CorefileError, match=f"(?s)Corefile:[34]:.*{message}"):
+            serve(site.block(tls=f"tls {words}"))
+
+
+def test_a_certificate_that_has_expired_is_warned_of(serve: Serve, site: Site, lines: list[str]) -> None:
+    import datetime
+
+    site.issue(NAME, not_after=datetime.datetime(2020, 2, 3, 4, 5, tzinfo=datetime.UTC))
+    server = serve(site.block())
+    assert any("tls.crt expired on 2020-02-03 04:05" in line for line in lines)
+    assert REGISTRY["kdns_tls_certificate_expires_timestamp_seconds"].slots[(f"{site.folder}/tls.crt",)][0] == 1580702700
+    with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+        ask(server, site)
+
+
+def test_clients_show_certificates_where_they_must(serve: Serve, site: Site) -> None:
+    files = f"{site.folder}/tls.crt {site.folder}/tls.key {site.authority.path}"
+    server = serve(site.block(tls=f"tls {files} {{\n client_auth require_and_verify\n }}"))
+    known = site.client()
+    site.authority.ca.issue_cert("client.example.net").configure_cert(known)
+    with connect(server, known) as sock:
+        sock.sendall(wire("a.example.org.", 7))
+        assert frame(sock)[:2] == b"\0\7"
+    with pytest.raises((ssl.SSLError, ConnectionError, EOFError)), connect(server, site.client()) as sock:
+        sock.sendall(wire("a.example.org.", 7))
+        if not sock.recv(1):
+            raise EOFError
+
+
+def test_a_minimum_version_refuses_those_below(serve: Serve, site: Site) -> None:
+    server = serve(site.block(tls=f"tls {site.folder}/tls.crt {site.folder}/tls.key {{\n min_version 1.3\n }}"))
+    assert data(ask(server, site)) == ["192.0.2.1"]
+    with pytest.raises(ssl.SSLError), connect(server, site.client(maximum_version=ssl.TLSVersion.TLSv1_2)):
+        pass
+
+
+def test_the_key_log_is_written_where_it_is_asked_for(serve: Serve, site: Site, lines: list[str]) -> None:
+    path = site.folder / "keys.log"
+    server = serve(site.block(tls=f"tls {site.folder}/tls.crt {site.folder}/tls.key {{\n keylog {path}\n }}"))
+    ask(server, site)
+    assert "CLIENT_HANDSHAKE_TRAFFIC_SECRET" in path.read_text()
+    assert any("the secrets of all connections are written to" in line for line in lines)
+
+
+def test_without_tls_the_listener_serves_unencrypted_and_says_so(serve: Serve, site: Site, lines: list[str]) -> None:
+    server = serve(site.block(tls="minimal"))
+    assert data(server.ask("a.example.org.", tcp=True)) == ["192.0.2.1"]
+    assert any("is served unencrypted" in line for line in lines)
+
+
+def test_a_reload_changes_the_certificate_and_whether_there_is_one(serve: Serve, site: Site, tmp_path: Path) -> None:
+    server = serve(site.block())
+    other = tmp_path / "other"
+    other.mkdir()
+    new = Site(other)
+    new.issue("new.example.net")
+    with connect(server, site.client()) as sock:
+        assert server.reload(new.block())
+        assert data(ask(server, new, cert="new.example.net")) == ["192.0.2.1"]
+        sock.sendall(wire("a.example.org.", 7))
+        assert frame(sock)[:2] == b"\0\7"
+    assert not server.reload(new.block(tls=f"tls {other}/gone {other}/tls.key"))
+    assert data(ask(server, new, cert="new.example.net")) == ["192.0.2.1"]
+    assert server.reload(new.block(tls="minimal"))
+    assert data(server.ask("a.example.org.", tcp=True)) == ["192.0.2.1"]
+
+
+# Clients that mean it badly.
+
+
+def test_handshakes_that_stall_end_in_time_and_hold_nobody(serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls_module.TlsGate.__init__, "__kwdefaults__", {"limit": 0.3, "max_half_open": 1000})
+    server = serve(site.block())
+    with contextlib.ExitStack() as stack:
+        stalled = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(100)]
+        for sock in stalled[:50]:
+            sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00")  # the beginning of a hello
+        assert data(ask(server, site)) == ["192.0.2.1"]
+        for sock in stalled:
+            sock.settimeout(10)
+            with contextlib.suppress(ConnectionError):
+                assert sock.recv(1) == b""
+    eventually(lambda: results(server)["timeout"] == 100)
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    assert listener.tls is not None
+    eventually(lambda: not listener.tls.half_open)
+    assert not listener.connections
+
+
+def test_too_many_half_open_handshakes_cost_the_oldest(serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls_module.TlsGate.__init__, "__kwdefaults__", {"limit": 60.0, "max_half_open": 20})
+    server = serve(site.block())
+    with contextlib.ExitStack() as stack:
+        stalled = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(60)]
+        assert data(ask(server, site)) == ["192.0.2.1"]
+        stalled[0].settimeout(10)
+        with contextlib.suppress(ConnectionError):
+            assert stalled[0].recv(1) == b""
+        assert results(server)["evicted"] == 41
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    eventually(lambda: listener.tls is not None and not listener.tls.half_open)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"GET / HTTP/1.1\r\n\r\n", wire("a.example.org.", 7), os.urandom(200), b"\x16\x03\x01\xff\xff" * 20_000]
+)
+def test_what_is_no_handshake_is_closed(serve: Serve, site: Site, junk: bytes) -> None:
+    server = serve(site.block())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock, contextlib.suppress(ConnectionError):
+        sock.sendall(junk)
+        while sock.recv(4096):
+            pass
+    assert data(ask(server, site)) == ["192.0.2.1"]
+    assert results(server)["ok"] == 1
+
+
+def test_a_client_that_does_not_read_is_not_read_from(serve: Serve, site: Site) -> None:
+    server = serve(site.block())
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    with connect(server, site.client()) as sock:
+        sock.settimeout(0.5)
+        sent = 0
+        batch = b"".join(wire("a.example.org.", i) for i in range(500))
+        with contextlib.suppress(TimeoutError, ssl.SSLError):
+            for _ in range(2000):
+                sock.sendall(batch)
+                sent += len(batch)
+        assert sent < 64 << 20
+        held = server.thread.call(lambda: [each.transport.get_write_buffer_size() for each in listener.connections])
+        assert len(held) == 1 and held[0] < 2 << 20
+        assert data(ask(server, site)) == ["192.0.2.1"]
+
+
+def test_what_comes_behind_a_goodbye_is_not_kept(serve: Serve, site: Site) -> None:
+    server = serve(site.block())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = site.client().wrap_bio(incoming, outgoing, server_hostname=NAME)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                raw.sendall(outgoing.read())
+                incoming.write(raw.recv(65536))
+        with contextlib.suppress(ssl.SSLError):
+            tls.unwrap()
+        raw.sendall(outgoing.read())
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200):
+                raw.sendall(bytes(65536))
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    eventually(lambda: not listener.connections)
+    assert data(ask(server, site)) == ["192.0.2.1"]
