@@ -2,7 +2,7 @@
 
     kdns query [@[SCHEME://]SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS
 
-Over UDP (again over TCP where the reply is cut), TCP, TLS or HTTPS, as flags or the server's scheme say. Exit code: 0 for any
+Over UDP (again over TCP where the reply is cut), TCP, TLS, HTTPS or gRPC, as flags or the server's scheme say. Exit code: 0 for any
 reply, 9 where none came, as dig's.
 """
 
@@ -31,11 +31,12 @@ from kdns.upstream.exchange import Result, UpstreamError
 from kdns.upstream.upstream import PORTS, Address, Options, Upstream
 
 FLAGS: Final = (
-    Flag(("p",), 0, "port (default 53; TLS 853; HTTPS 443)"),
+    Flag(("p",), 0, "port (default 53; TLS 853; HTTPS and gRPC 443)"),
     Flag(("tcp",), False, "ask over TCP"),
     Flag(("tls",), False, "ask over TLS (RFC 7858)"),
     Flag(("https",), False, "ask over HTTPS (RFC 8484)"),
-    Flag(("ca",), "", "file with the authority to trust, for TLS and HTTPS"),
+    Flag(("grpc",), False, "ask over gRPC, as CoreDNS speaks it"),
+    Flag(("ca",), "", "file with the authority to trust, for TLS, HTTPS and gRPC"),
     Flag(("name",), "", "name that the server's certificate must bear (default: the server's)"),
     Flag(("x",), "", "address whose name is asked for (PTR)"),
     Flag(("do",), False, "ask for DNSSEC records"),
@@ -86,7 +87,7 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
         name = from_text(rest[0]).lower()
     except BadName as error:
         raise ValueError(str(error)) from None
-    transport = "tls" if values["tls"] else "https" if values["https"] else "dns"
+    transport = next((kind for kind in ("tls", "https", "grpc") if values[kind]), "dns")
     scheme, separator, behind = server.partition("://")
     if separator:
         if scheme not in PORTS:
@@ -113,7 +114,7 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
         except OSError as error:
             sys.stderr.write(f"{values['ca']}: {error.strerror or error}\n")
             return 1
-        if where.transport == "https":
+        if where.transport in ("https", "grpc"):
             context.set_alpn_protocols(["h2"])
     sent = Edns(edns.UDP_SIZE, bool(values["do"]))
     query = pack_query(0, question, opt=edns.opt(do=sent.do))

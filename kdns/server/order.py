@@ -70,7 +70,7 @@ ORDER: Final[dict[str, str | None]] = {
     "etcd": None,
     "loop": "loop:Loop",
     "forward": "forward:Forward",
-    "grpc": None,
+    "grpc": "forward.grpc:Grpc",
     "erratic": None,
     "whoami": "whoami:Whoami",
     "on": None,

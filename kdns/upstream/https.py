@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, final
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset
+from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
 from h2.exceptions import ProtocolError
 
 from kdns.address import host_port
@@ -21,12 +21,11 @@ from kdns.deadlines import Deadlines
 from kdns.upstream.connections import MAX_WAITING, Connection, Connections, Flight
 from kdns.upstream.exchange import Result, UpstreamError, matching_reply
 
-MAX_BODY: Final = 65535  # octets of a reply: no DNS message is larger
+MAX_BODY: Final = 65535 + 9  # octets of a reply: no DNS message is larger; gRPC puts nine before it
 PATH: Final = "/dns-query"
 MESSAGE: Final = "application/dns-message"
 
 
-@final
 class HttpsConnections(Connections):
     """The connection to one upstream. `context` must offer `h2` by ALPN; `server_name` is what the certificate must bear.
 
@@ -45,7 +44,7 @@ class HttpsConnections(Connections):
         name: str,
         deadlines: Deadlines,
         *,
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,
         get: bool = False,
         **options: Any,
     ) -> None:
@@ -56,16 +55,43 @@ class HttpsConnections(Connections):
     def make(self) -> Connection:
         return _Connection(self)
 
+    def request(self, query: bytes) -> tuple[list[tuple[str, str]], bytes]:
+        """The fields and the body of the request for a query (RFC 8484, section 4.1)."""
+        path = PATH
+        if self.get:
+            path += "?dns=" + base64.urlsafe_b64encode(query).rstrip(b"=").decode()
+        fields = [
+            (":method", "GET" if self.get else "POST"), (":scheme", "https"), (":authority", self.authority), (":path", path),
+            ("accept", MESSAGE),
+        ]  # fmt: skip
+        if self.get:
+            return fields, b""
+        return [*fields, ("content-type", MESSAGE), ("content-length", str(len(query)))], query
+
+    def result(self, response: "Response", flight: Flight) -> Result:
+        """What a complete response comes to."""
+        if response.status != "200":
+            return self.broken(flight, f"HTTP status {response.status or 'missing'}")
+        if response.type.partition(";")[0].strip() != MESSAGE or len(response.body) > MAX_BODY:
+            return self.broken(flight, f"the reply is no {MESSAGE}")
+        return self.matched(bytes(response.body), flight)
+
+    def matched(self, message: bytes, flight: Flight) -> Result:
+        """A reply, if it is to the question."""
+        answer = matching_reply(message, message[:2], flight.question, self.to)
+        return answer if answer is not None else self.broken(flight, "the reply is to another question")
+
 
 @final
-class _Response:
-    """What has come on a stream."""
+class Response:
+    """What has come on a stream. `fields` are the last that came: the response's, or the trailers."""
 
-    __slots__ = ("body", "status", "type")
+    __slots__ = ("body", "fields", "status", "type")
 
     def __init__(self) -> None:
         self.status = ""
         self.type = ""
+        self.fields: dict[str, str] = {}
         self.body = bytearray()
 
 
@@ -76,10 +102,11 @@ class _Connection(Connection):
         self.asks = owner
         self.protocol: str | None = None  # by ALPN
         self.http = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
-        self.responses: dict[int, _Response] = {}
+        self.responses: dict[int, Response] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.protocol = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        tls = transport.get_extra_info("ssl_object")
+        self.protocol = "h2" if tls is None else tls.selected_alpn_protocol()  # unencrypted: by prior knowledge
         super().connection_made(transport)
 
     def begin(self) -> None:
@@ -93,26 +120,17 @@ class _Connection(Connection):
         return self.http.open_outbound_streams < self.http.remote_settings.max_concurrent_streams
 
     def put(self, flight: Flight) -> int:
-        """A request for one query (RFC 8484, section 4.1)."""
+        """A request for one query; its id is 0."""
         asks = self.asks
-        query = b"\0\0" + flight.query[2:]
-        path = PATH
-        if asks.get:
-            path += "?dns=" + base64.urlsafe_b64encode(query).rstrip(b"=").decode()
-        headers = [
-            (":method", "GET" if asks.get else "POST"), (":scheme", "https"), (":authority", asks.authority), (":path", path),
-            ("accept", MESSAGE),
-        ]  # fmt: skip
-        if not asks.get:
-            headers += [("content-type", MESSAGE), ("content-length", str(len(query)))]
+        fields, body = asks.request(b"\0\0" + flight.query[2:])
         try:
             stream = self.http.get_next_available_stream_id()
-            self.http.send_headers(stream, headers, end_stream=asks.get)
-            if not asks.get:
-                self.http.send_data(stream, query, end_stream=True)
+            self.http.send_headers(stream, fields, end_stream=not body)
+            if body:
+                self.http.send_data(stream, body, end_stream=True)
         except ProtocolError as error:
-            raise UpstreamError(f"write https {asks.to}: {error}") from None
-        self.responses[stream] = _Response()
+            raise UpstreamError(f"write {asks.proto} {asks.to}: {error}") from None
+        self.responses[stream] = Response()
         self._write()
         return stream
 
@@ -139,8 +157,13 @@ class _Connection(Connection):
         if isinstance(event, ResponseReceived):
             response = self.responses.get(event.stream_id)
             if response is not None:
-                headers = {str(name): str(value) for name, value in event.headers}
-                response.status, response.type = headers.get(":status", ""), headers.get("content-type", "")
+                response.fields = {str(name): str(value) for name, value in event.headers}
+                response.status = response.fields.get(":status", "")
+                response.type = response.fields.get("content-type", "")
+        elif isinstance(event, TrailersReceived):
+            response = self.responses.get(event.stream_id)
+            if response is not None:
+                response.fields = {str(name): str(value) for name, value in event.headers}
         elif isinstance(event, DataReceived):
             self.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             response = self.responses.get(event.stream_id)
@@ -160,16 +183,7 @@ class _Connection(Connection):
         response, flight = self.responses.pop(stream, None), self.taken(stream)
         if response is not None and flight is not None:
             self.alive()
-            flight.end(self._result(response, flight))
-
-    def _result(self, response: _Response, flight: Flight) -> Result:
-        if response.status != "200":
-            return self.owner.broken(flight, f"HTTP status {response.status or 'missing'}")
-        if response.type.partition(";")[0].strip() != MESSAGE or len(response.body) > MAX_BODY:
-            return self.owner.broken(flight, f"the reply is no {MESSAGE}")
-        body = bytes(response.body)
-        answer = matching_reply(body, body[:2], flight.question, self.owner.to)
-        return answer if answer is not None else self.owner.broken(flight, "the reply is to another question")
+            flight.end(self.asks.result(response, flight))
 
     def _unanswered(self, stream: int, why: str) -> None:
         self.responses.pop(stream, None)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT: Final = 1.0  # seconds (CoreDNS's)
 MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is no reason to spin
-PORTS: Final = {"dns": 53, "tls": 853, "https": 443}
+PORTS: Final = {"dns": 53, "tls": 853, "https": 443, "grpc": 443}
 
 DURATION = Histogram(
     "coredns_proxy_request_duration_seconds", "Histogram of the time each request took.", TIME_BUCKETS,
@@ -68,7 +68,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an upstream is. `transport` is dns, tls or https."""
+    """Where an upstream is. `transport` is dns, tls, https or grpc."""
 
     transport: str
     host: str
@@ -107,6 +107,13 @@ class Upstream:
             self.tcp = https.HttpsConnections(
                 where.host, where.port, self.to, name, deadlines,
                 context=context, server_name=server_name, get=o.doh_get, expire=o.expire, max_age=o.max_age, source=o.source,
+            )  # fmt: skip
+        elif where.transport == "grpc":
+            from kdns.upstream import grpc
+
+            self.tcp = grpc.GrpcConnections(
+                where.host, where.port, self.to, name, deadlines,
+                context=context, server_name=server_name, expire=o.expire, max_age=o.max_age, source=o.source,
             )  # fmt: skip
         else:
             self.tcp = TcpConnections(

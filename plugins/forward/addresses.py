@@ -69,7 +69,7 @@ def tls_context(paths: list[str], transport: str) -> ssl.SSLContext:
     ca = paths[-1] if len(paths) in (1, 3) else None
     context = ssl.create_default_context(cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if transport == "https":
+    if transport in ("https", "grpc"):
         context.set_alpn_protocols(["h2"])
     if len(paths) >= 2:
         context.load_cert_chain(paths[0], paths[1])

@@ -8,6 +8,7 @@ from kdns.corefile import Directive, Line, Position, Token
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import iana
 from kdns.plugin import readers
+from kdns.plugin.readers import Fallthrough
 from kdns.upstream.upstream import PORTS, Options
 
 MAX_UPSTREAMS: Final = 15
@@ -16,6 +17,8 @@ _OPTIONS: Final = (
     "force_tcp", "prefer_udp", "tls", "tls_servername", "doh_method", "policy", "max_concurrent", "next", "failover",
     "next_on_nodata", "failfast_all_unhealthy_upstreams", "source_address", "source_ports", "resolver", "client_subnet", "case_randomization",
 )  # fmt: skip
+
+_SCHEMES: Final = ("dns", "tls", "https")
 
 
 class Target(NamedTuple):
@@ -48,6 +51,9 @@ class Config:
     failfast: bool = False
     resolver: tuple[tuple[str, int], ...] = ()
     client_subnet: bool = False
+    # Of the plugin `grpc`: whether upstreams are asked over TLS, and which names that do not exist go on.
+    encrypted: bool = False
+    fall: Fallthrough = field(default_factory=Fallthrough)
     warnings: tuple[str, ...] = ()
 
 
@@ -91,7 +97,7 @@ def target(word: Token) -> Target:
         if host.replace(".", "").isdecimal() and not _is_address(host):
             raise readers.fail(word, f'"{word.text}" is not an address: four numbers of 0 to 255 are (10.0.0.1)')
         return Target("dns", host, port, "", True)
-    if scheme not in PORTS:
+    if scheme not in _SCHEMES:
         raise readers.fail(word, f'unknown scheme "{scheme}": expected dns://, tls:// or https://')
     if scheme == "https" and "/" in rest.rstrip("/"):
         raise readers.fail(word, f'"{word.text}" has a path: queries go to /dns-query always')

@@ -15,6 +15,7 @@ from kdns.dns import edns, iana
 from kdns.dns.answer import Answer
 from kdns.dns.message import pack_query
 from kdns.dns.name import is_within
+from kdns.dns.query import Question
 from kdns.metrics import Counter
 from kdns.plugin import Outcome, Pending, Plugin, RcodeOnly, Request
 from kdns.plugin.base import BlockInfo, ListenerOptions
@@ -103,7 +104,7 @@ class Forward(Plugin):
 
     def wire(self, block: BlockInfo) -> None:
         at = block.plugins.index(self)
-        self.has_next = at + 1 < len(block.plugins) and isinstance(block.plugins[at + 1], Forward)
+        self.has_next = at + 1 < len(block.plugins) and type(block.plugins[at + 1]) is Forward
         bounds = block.all(BoundsSize)
         self.size = min([edns.UDP_SIZE, *(plugin.udp_size for plugin in bounds)])
         self.opts = (edns.opt(self.size), edns.opt(self.size, do=True))
@@ -211,6 +212,13 @@ class Forward(Plugin):
                 following.begun = True
                 asyncio.get_running_loop().call_soon(following.begin_late)
         done.flight.resolve(outcome)
+
+    def moves_on(self, question: Question, reply: Answer) -> bool:
+        """Whether the next plugin is asked in this reply's place."""
+        config = self.config
+        if not self.has_next:
+            return False
+        return reply.rcode in config.next_rcodes or (config.next_on_nodata and reply.rcode == iana.NOERROR and _empty(reply))
 
     @property
     def passes_subnet(self) -> bool:
@@ -383,9 +391,7 @@ class ForwardAttempt:
             if following is not None:
                 self.ask(following)
                 return
-        if self.forward.has_next and (
-            result.rcode in config.next_rcodes or (config.next_on_nodata and result.rcode == iana.NOERROR and _empty(result))
-        ):
+        if self.forward.moves_on(self.question, result):
             self.finish(None)
             return
         if result.rcode == iana.NOERROR and not result.flags & (iana.AA | iana.RA) and _empty(result):

@@ -17,9 +17,10 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
 
+from kdns.dns import grpc
 from kdns.dns.freshness import lifetime
 from kdns.metrics import REGISTRY
-from kdns.net import grpc, http2
+from kdns.net import http2
 from kdns.net.web import forwarded
 from kdns.testing import Server, Upstream, answer, data, eventually
 from tests.fixtures import Serve

@@ -96,6 +96,9 @@ EVERYTHING = """
         idle 5s
     }
     reload
+    limits {
+        qps 10000
+    }
     nsid x
     bufsize
     debug
@@ -144,6 +147,7 @@ EVERYTHING = """
     k8s_external ext.org
     loop
     forward . UPSTREAM
+    grpc g.org 127.0.0.1:1
 }
 v.org:{port} {
     bind 127.0.0.1
