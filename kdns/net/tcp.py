@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler, MessageStream
+from kdns.net.proxy import ProxyConnection, ProxyGate
 from kdns.net.shares import Shares
 from kdns.net.tls import TlsConnection, TlsGate
 
@@ -81,7 +82,10 @@ class Connection(Protocol):
 
 
 class TcpListener:
-    """Accepts connections on one bound socket. `tls`: behind TLS (RFC 7858); it may be set and replaced at any time."""
+    """Accepts connections on one bound socket.
+
+    `tls`: behind TLS (RFC 7858); `proxy`: behind a PROXY header. Both may be set and replaced at any time.
+    """
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class TcpListener:
         """`max_connections` 0: as many as `most_connections` says."""
         self.sock = sock
         self.tls = tls
+        self.proxy: ProxyGate | None = None
         self.handler = handler
         self.defaults = (first_read, idle, max_connections or most_connections())
         self.first_read = first_read
@@ -144,6 +149,10 @@ class TcpListener:
 
     def accept(self) -> asyncio.Protocol:
         """The protocol of a connection that was accepted."""
+        return self.behind() if self.proxy is None else ProxyConnection(self.proxy, self.behind)
+
+    def behind(self) -> asyncio.Protocol:
+        """The protocol of a connection, once its PROXY header has come where there may be one."""
         return self.speak() if self.tls is None else TlsConnection(self.tls, self.speak)
 
     def speak(self) -> asyncio.Protocol:
@@ -195,6 +204,8 @@ class TcpListener:
     def stop(self) -> None:
         """Closes everything."""
         self.stop_accepting()
+        if self.proxy is not None:
+            self.proxy.stop()
         if self.tls is not None:
             self.tls.stop()
         for connection in list(self.connections):

@@ -19,6 +19,7 @@ from kdns.plugin.outcome import Outcome
 if TYPE_CHECKING:
     from kdns.corefile import Directive, ServerBlock
     from kdns.net.certificates import TlsFiles
+    from kdns.net.proxy import ProxyPolicy
     from kdns.net.web import Network
     from kdns.plugin.request import Request
     from kdns.plugin.runtime import Runtime
@@ -74,7 +75,8 @@ class ListenerOptions:
     where they are not set; so is `client_waiting`, the queries of a client that may wait for the network. `exempt` says of a
     client's address, as text, whether the limits of each client are not for it. `gate` makes, from the listener's label, what
     judges each query before anything else. `tls`: the certificate of encrypted listeners. `max_streams`: requests at a time of
-    a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose X-Forwarded-For counts there.
+    a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose X-Forwarded-For counts there. `proxy`: whose
+    PROXY headers are believed.
     """
 
     any_class: bool = False
@@ -90,6 +92,7 @@ class ListenerOptions:
     exempt: Callable[[str], bool] | None = None
     gate: Callable[[str], Gate] | None = None
     tls: TlsFiles | None = None
+    proxy: ProxyPolicy | None = None
     max_streams: int = 0
     trusted: tuple[Network, ...] = ()
 

@@ -25,6 +25,7 @@ from kdns.dns.render import render
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
 from kdns.net.certificates import Identity, TlsFiles
+from kdns.net.proxy import ProxyPolicy
 from kdns.net.web import Network
 from kdns.plugin.base import DENIED, IGNORED, PASS, Gate, ListenerOptions, Plugin
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
@@ -59,6 +60,7 @@ class Dispatcher:
         self.exempt: Callable[[str], bool] | None = None
         self.gate: Gate | None = None
         self.tls: TlsFiles | None = None
+        self.proxy: ProxyPolicy | None = None
         self.identity: Identity | None = None
         self.max_streams = 0
         self.trusted: tuple[Network, ...] = ()
@@ -94,6 +96,7 @@ class Dispatcher:
         if options.gate is not None:
             self.gate = options.gate(self.label)
         self.tls = options.tls or self.tls
+        self.proxy = options.proxy or self.proxy
         self.max_streams = options.max_streams or self.max_streams
         self.trusted = options.trusted or self.trusted
         if options.dropped is not None and options.dropped not in self.dropped:

@@ -7,6 +7,7 @@ from typing import Final
 from kdns.dns import edns
 from kdns.net import Handler, doh, grpc, sockets
 from kdns.net.interfaces import addresses
+from kdns.net.proxy import ProxyGate
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import TlsGate
 from kdns.net.udp import BUFFER, DROPPED, UdpListener
@@ -28,7 +29,7 @@ class Listeners:
 
     def use(self, dispatcher: Dispatcher) -> None:
         """Answers with another dispatcher from the next query on."""
-        datagrams, messages = dispatcher.handlers()
+        datagrams, messages = _handlers(dispatcher)
         for udp in self.udp:
             udp.handler = datagrams
         for tcp in self.tcp:
@@ -66,7 +67,7 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
     """The bound sockets of a group; those opened before a failure are closed. Raises BindError."""
     out = Listeners()
     label = group.label
-    datagrams, messages = dispatcher.handlers()
+    datagrams, messages = _handlers(dispatcher)
     try:
         wildcard = not group.host
         for host in [group.host] if group.host else sockets.wildcard_hosts():
@@ -84,6 +85,14 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
     return out
 
 
+def _handlers(dispatcher: Dispatcher) -> tuple[Handler, Handler]:
+    """What answers datagrams, and messages of connections."""
+    datagrams, messages = dispatcher.handlers()
+    if dispatcher.proxy is not None:
+        datagrams = ProxyGate(dispatcher.proxy, dispatcher.label).datagrams(datagrams)
+    return datagrams, messages
+
+
 def _stream_listener(scheme: str, sock: socket.socket, handler: Handler, label: str) -> TcpListener:
     """What accepts a scheme's connections."""
     if scheme == "https":
@@ -94,7 +103,7 @@ def _stream_listener(scheme: str, sock: socket.socket, handler: Handler, label: 
 
 
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
-    """Sets what `timeouts`, `limits`, `tls`, `https` and `grpc_server` ask for."""
+    """Sets what `timeouts`, `limits`, `tls`, `https`, `grpc_server` and `proxyproto` ask for."""
     tcp.limit(dispatcher.read, dispatcher.idle, dispatcher.connections, dispatcher.client_connections, dispatcher.exempt)
     tcp.max_queries = dispatcher.max_queries
     # A second less than it is, as everywhere: the client should be the first to close. In tenths of a second.
@@ -104,6 +113,7 @@ def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
     if isinstance(tcp, WebListener):
         tcp.max_streams = dispatcher.max_streams or MAX_STREAMS
         tcp.trusted = dispatcher.trusted
+    tcp.proxy = ProxyGate(dispatcher.proxy, dispatcher.label) if dispatcher.proxy is not None else None
     identity = dispatcher.identity
     if identity is None:
         tcp.tls = None
@@ -123,5 +133,5 @@ def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[Udp
                 sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
             except OSError:
                 continue  # the wildcard has it
-            out.append(UdpListener(sock, dispatcher.handlers()[0], label))
+            out.append(UdpListener(sock, _handlers(dispatcher)[0], label))
     return out

@@ -15,7 +15,7 @@ ORDER: Final[dict[str, str | None]] = {
     "metadata": "metadata:Metadata",
     "geoip": None,
     "cancel": "cancel:Cancel",
-    "proxyproto": None,
+    "proxyproto": "proxyproto:Proxyproto",
     "quic": None,
     "grpc_server": "grpc_server:GrpcServer",
     "https": "https:Https",

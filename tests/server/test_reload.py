@@ -167,6 +167,7 @@ https://.:HTTPS grpc://.:GRPC {
     tls FOLDER/tls.crt FOLDER/tls.key
     https
     grpc_server
+    proxyproto
     whoami
 }
 """
