@@ -5,8 +5,8 @@ reset (CVE-2023-44487). A header block has at most MAX_HEADERS octets in MAX_CON
 connection are bounded together. Frames that ask for work and bring none (resets, pings, settings, empty data) use up an
 allowance that finished requests refill. Who breaks a law gets a GOAWAY with the reason, and only that connection ends.
 
-Theory of operation. Field blocks are decoded by `hpack`; a block that only refers to its tables means the same until a block
-changes them, so its meaning is remembered. What we send is encoded without tables, and needs none. A reset stream, a window
+Theory of operation. Field blocks are decoded by `hpack`; a block that puts nothing into the table means the same until one does,
+so its meaning is remembered. What we send is encoded without tables, and needs none. A reset stream, a window
 that is too small and a body that is too long concern their stream; all other errors end the connection (section 5.4).
 """
 
@@ -27,7 +27,9 @@ MAX_HELD: Final = 256 << 10  # octets of answers that wait for the client's wind
 # Frames without work that a client may be ahead. A page of a browser brings some 20, a busy resolver 2 a request.
 ALLOWANCE: Final = 1000
 RESET: Final = 5  # what a reset costs of it, and what a finished request brings
-MAX_MEMO: Final = 64  # field blocks whose meaning is remembered
+# Field blocks whose meaning is remembered, and octets of each: clients differ in little but the length of a query.
+MAX_MEMO: Final = 64
+MAX_MEMO_OCTETS: Final = 256
 
 NO_ERROR: Final = 0
 PROTOCOL_ERROR: Final = 1
@@ -98,6 +100,41 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 def field(name: bytes, value: bytes) -> bytes:
     """A field that is in no table (RFC 7541, section 6.2.2); name and value of at most 126 octets."""
     return b"".join((b"\0", bytes((len(name),)), name, bytes((len(value),)), value))
+
+
+def leaves_table(block: bytes) -> bool:
+    """Whether a well-formed block of fields leaves the table as it is: indexes, and literals that are not put there.
+
+    RFC 7541, section 6. Where a length leads outside, the answer is no.
+    """
+    off, total = 0, len(block)
+    try:
+        while off < total:
+            octet = block[off]
+            if octet & 0x80:
+                off = _behind_integer(block, off, 0x7F)
+                continue
+            if octet & 0x60:
+                return False
+            off = _behind_integer(block, off, 0x0F)
+            for _ in range(1 if octet & 0x0F else 2):  # a name that is no index, and the value
+                size = block[off] & 0x7F
+                if size == 0x7F:
+                    return False
+                off += 1 + size
+    except IndexError:
+        return False
+    return off == total
+
+
+def _behind_integer(block: bytes, off: int, mask: int) -> int:
+    """Where an integer ends (section 5.1)."""
+    long = block[off] & mask == mask
+    off += 1
+    while long:
+        long = bool(block[off] & 0x80)
+        off += 1
+    return off
 
 
 @final
@@ -237,10 +274,12 @@ class Http2:
             raise Http2Error(ENHANCE_YOUR_CALM, "fields that are too long") from None
         except HPACKError as error:
             raise Http2Error(COMPRESSION_ERROR, str(error)) from None
-        if block and min(block) >= 0x80 and len(self.memo) < MAX_MEMO:
-            self.memo[block] = found  # indexes only (RFC 7541, section 6.1)
-        else:
-            self.memo.clear()  # it may have changed the table
+        if not leaves_table(block):
+            self.memo.clear()
+        elif len(block) <= MAX_MEMO_OCTETS:
+            if len(self.memo) >= MAX_MEMO:
+                self.memo.clear()
+            self.memo[block] = found
         return found
 
     def _fields(self, stream: int, ends: bool, block: bytes) -> None:
