@@ -118,7 +118,7 @@ def _ordered(errors: list[CorefileError | OSError]) -> list[CorefileError | OSEr
 
 
 def _summary(instance: build.Instance, unused: list[str]) -> Summary:
-    warnings = list(instance.corefile.warnings)
+    warnings = [*instance.corefile.warnings, *instance.warnings()]
     warnings += [f"nothing imports {name}" for name in unused]
     for plugin in instance.plugins:
         warnings += [f"plugin/{plugin.name}: {text}" for text in (*plugin.warnings(), *plugin.advice())]

@@ -100,6 +100,13 @@ class Instance:
         _check_duplicates(self.blocks)
         _check_endpoints(self.blocks)
 
+    def warnings(self) -> list[str]:
+        """What is no error, and of no single plugin."""
+        encrypted = {(key.scheme, key.port) for block in self.blocks if _has_tls(block) for key in block.parsed.keys}
+        keys = [key for block in self.blocks for key in block.parsed.keys if SCHEMES[key.scheme].alpn]
+        open_ = [key for key in keys if (key.scheme, key.port) not in encrypted]
+        return [f"{key} is served unencrypted: there is no `tls` in its server block" for key in open_]
+
     def group(self) -> None:
         """Makes the dispatchers. Raises CorefileError where two blocks claim the same."""
         self.check()
@@ -118,9 +125,7 @@ class Instance:
         for group, dispatcher in self.dispatchers.items():
             dispatcher.ready()
             alpn = SCHEMES[group.scheme].alpn
-            if alpn and dispatcher.tls is None:
-                log.Logger().warning(f"{group.label} is served unencrypted: there is no `tls` in its server blocks")
-            elif alpn and dispatcher.tls is not None:
+            if alpn and dispatcher.tls is not None:
                 try:
                     dispatcher.identity = Identity(dispatcher.tls, alpn)
                 except BadCertificate as error:
@@ -358,6 +363,10 @@ def _check_key(key: Key) -> None:
         from_text(key.zone)
     except BadName as error:
         raise CorefileError(key.token.at, str(error)) from None
+
+
+def _has_tls(block: Block) -> bool:
+    return any(plugin.name == "tls" for plugin in block.plugins)
 
 
 def _hosts(block: Block) -> tuple[str, ...]:

@@ -68,6 +68,8 @@ class Server:
         instance: Instance | None = None
         try:
             instance = build(corefile)
+            for warning in instance.warnings():
+                _log.warning(warning)
             instance.load()
             self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(instance)
@@ -102,7 +104,7 @@ class Server:
         old = self.instance
         assert old is not None
         new = build(corefile)
-        for warning in corefile.warnings:
+        for warning in (*corefile.warnings, *new.warnings()):
             _log.warning(warning)
         before = self.runtime.loaded
         try:

@@ -320,6 +320,19 @@ def test_check_of_unreadable_files_is_one_line(tmp_path: Path) -> None:
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "cannot read" in done.stderr
 
 
+def test_check_and_plan_know_the_schemes(tmp_path: Path) -> None:
+    path = tmp_path / "Corefile"
+    path.write_text("tls://. https://. grpc://.:8443 {\n whoami\n}\nhttps://. {\n tls /nowhere /nowhere\n}\n")
+    done = kdns("check", str(path))
+    assert done.returncode == 1 and "https://.:443" in done.stderr and "already defined" in done.stderr
+    path.write_text("tls://. https://a.org grpc://.:8443 {\n whoami\n}\nhttps://. {\n tls /nowhere /nowhere\n}\n")
+    done = kdns("check", str(path))
+    assert done.returncode == 0 and done.stderr.count("is served unencrypted") == 2
+    assert "tls://.:853 is served unencrypted" in done.stderr and "grpc://.:8443 is served unencrypted" in done.stderr
+    assert "the certificate /nowhere does not exist" in kdns("check", "--load", str(path)).stderr
+    assert "tls://.:853 https://a.org.:443 grpc://.:8443" in kdns("plan", str(path)).stdout
+
+
 def test_check_says_what_is_no_error_and_yet_worth_knowing(tmp_path: Path) -> None:
     text = ".:{port} {\n searchpath\n kubernetes cluster.local {\n  manifests x\n }\n forward 10.1.0.0/20 127.0.0.1\n}\n"
     path, _ = corefile(tmp_path, text)
