@@ -37,7 +37,8 @@ tls://.:1853 {
 
 ## Metrics
 
-* `kdns_tls_handshakes_total{server,result}` - `ok`, `failed`, `timeout`, or `evicted`: the oldest of too many at a time.
+* `kdns_tls_handshakes_total{server,result}` - `ok`, `failed`, `timeout`, or `evicted`: of more than 500 at a time,
+  the one that its client stalled for longest.
 * `kdns_tls_half_open_connections{server}` - connections whose handshake is not over.
 * `kdns_tls_reloads_total{result}` - certificates read again, `ok` or `failed`.
 * `kdns_tls_certificate_expires_timestamp_seconds{file}` - when a certificate in use expires.

@@ -1,7 +1,7 @@
 """TLS on accepted connections: an `asyncio.Protocol` that stands between a socket's transport and the protocol inside.
 
-Laws: a handshake has a time limit; those that have not come to their end are bounded in number, and the oldest makes room (a
-client that means it needs milliseconds; one that stalls becomes the oldest); handshakes get at most a millisecond of a turn, one
+Laws: a handshake has a time limit; those that have not come to their end are bounded in number, and the one makes room that its
+client has stalled for longest (a client that means it needs milliseconds); handshakes get at most a millisecond of a turn, one
 step at least, so that a flood of them holds nobody else's queries; the protocol inside is made once a handshake is over, and
 learns nothing of those that fail; a client that does not read is not read from.
 
@@ -16,6 +16,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final, final
 
 from kdns import faults
@@ -24,8 +25,9 @@ from kdns.net.certificates import Identity
 
 # Seconds for a handshake: three round trips across the world, and one lost packet.
 HANDSHAKE: Final = 3.0
-# Handshakes at a time of one listener. Each costs some 50 KB once its first octets are there.
-MAX_HALF_OPEN: Final = 1000
+# Handshakes at a time of one listener. Each costs some 50 KB once its first octets are there, so 25 MB in all.
+MAX_HALF_OPEN: Final = 500
+LOOKS: Final = 16  # handshakes that are looked at for one that gives way
 # Octets of a handshake from a client: a chain of certificates has some 5,000; OpenSSL itself stops at 100 KB a message.
 MAX_HANDSHAKE_OCTETS: Final = 64 << 10
 # Seconds of a turn for handshakes. One costs 0.2 ms with ECDSA keys, 1 ms with RSA.
@@ -56,11 +58,13 @@ class TlsGate:
 
     def enter(self, connection: "TlsConnection") -> None:
         """A connection that begins its handshake."""
-        if len(self.half_open) >= self.max_half_open:
-            self.evicted[0] += 1
-            next(iter(self.half_open)).abort()
         self.half_open[connection] = None
         self.open[0] += 1
+        if len(self.half_open) > self.max_half_open:
+            self.evicted[0] += 1
+            # Who waits for us does not give way to who comes later: where many come back at once, nobody would get through.
+            stalled = [each for each in islice(self.half_open, LOOKS) if not each.queued]
+            (stalled[0] if stalled else connection).abort()
 
     def leave(self, connection: "TlsConnection") -> bool:
         """A connection whose handshake is over, or that is gone; says whether it was in one."""

@@ -370,6 +370,24 @@ def test_too_many_half_open_handshakes_cost_the_oldest(serve: Serve, site: Site,
     eventually(lambda: listener.tls is not None and not listener.tls.half_open)
 
 
+def test_where_all_handshakes_wait_for_the_server_the_last_to_come_is_refused(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[tls_module.TlsConnection] = []
+    monkeypatch.setattr(tls_module.TlsGate.__init__, "__kwdefaults__", {"limit": 60.0, "max_half_open": 5})
+    monkeypatch.setattr(tls_module.TlsGate, "wants", lambda self, connection: held.append(connection))
+    server = serve(site.block())
+    with contextlib.ExitStack() as stack:
+        first = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(5)]
+        for sock in first:
+            sock.sendall(b"x")
+        eventually(lambda: len(held) == 5)
+        last = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+        with contextlib.suppress(ConnectionError):
+            assert last.recv(1) == b""
+        assert server.thread.call(lambda: [connection.is_closing() for connection in held]) == [False] * 5
+
+
 @pytest.mark.parametrize(
     "junk", [b"GET / HTTP/1.1\r\n\r\n", wire("a.example.org.", 7), os.urandom(200), b"\x16\x03\x01\xff\xff" * 20_000]
 )
