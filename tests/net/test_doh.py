@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -450,6 +451,41 @@ def test_when_the_server_stops_a_client_is_told_to_go_elsewhere(serve: Serve, si
         (listener,) = next(iter(server.server.listeners.values())).tcp
         server.thread.call(listener.stop_accepting)
         assert settled(http) == http2.NO_ERROR
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpc"])
+def test_a_reload_under_load_loses_no_request_and_keeps_the_connection(serve: Serve, site: Site, scheme: str) -> None:
+    server = serve(site.block(scheme=scheme))
+    over = threading.Event()
+    failed: list[Any] = []
+    done = [0]
+
+    def ask() -> None:
+        with client(server, site) as http:
+            while not over.is_set():
+                try:
+                    if scheme == "grpc":
+                        code, reply = call(http, grpc.packed(query()))
+                    else:
+                        code, _, reply, _ = http.post(query())
+                    if code not in ("0", "200") or data(dns.message.from_wire(reply)) not in (["192.0.2.1"], ["192.0.2.2"]):
+                        failed.append((code, reply))
+                    done[0] += 1
+                except Exception as error:
+                    failed.append(error)
+                    return
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for i in range(6):
+            before = done[0]
+            assert server.reload(site.block(scheme=scheme).replace("192.0.2.1", f"192.0.2.{1 + i % 2}"))
+            eventually(lambda before=before: failed or done[0] > before + 5)
+    finally:
+        over.set()
+        thread.join(10)
+    assert not failed and done[0] > 30
 
 
 # gRPC.
