@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dns.edns
+import dns.exception
 import dns.message
 import dns.query
 import pytest
@@ -20,7 +21,7 @@ import pytest
 from kdns.corefile import CorefileError
 from kdns.metrics import REGISTRY
 from kdns.net import tls as tls_module
-from kdns.testing import Server, Upstream, data, eventually
+from kdns.testing import Server, Upstream, data, eventually, free_port
 from tests.fixtures import Serve
 from tests.securepeers import HOSTS, NAME, Site
 
@@ -85,6 +86,44 @@ def test_kdig_asks_over_tls(serve: Serve, site: Site) -> None:
         capture_output=True, text=True, timeout=30,
     )  # fmt: skip
     assert "192.0.2.1" in out.stdout and "Received 468 B" in out.stdout, out.stdout + out.stderr
+
+
+def test_unbound_forwards_over_tls_and_checks_the_certificate(serve: Serve, site: Site, tmp_path: Path) -> None:
+    unbound = shutil.which("unbound") or shutil.which("unbound", path="/usr/sbin")
+    if unbound is None:
+        pytest.skip("unbound is not installed")
+    server = serve(site.block())
+    port = free_port()
+    (tmp_path / "unbound.conf").write_text(
+        f"""server:
+  interface: 127.0.0.1
+  port: {port}
+  do-daemonize: no
+  do-not-query-localhost: no
+  use-syslog: no
+  username: ""
+  chroot: ""
+  pidfile: ""
+  module-config: "iterator"
+  tls-cert-bundle: "{site.authority.path}"
+forward-zone:
+  name: "."
+  forward-tls-upstream: yes
+  forward-addr: 127.0.0.1@{server.port}#{NAME}
+"""
+    )
+    with subprocess.Popen([unbound, "-d", "-c", str(tmp_path / "unbound.conf")], stderr=subprocess.DEVNULL) as process:
+        try:
+
+            def found() -> bool:
+                with contextlib.suppress(OSError, dns.exception.DNSException):
+                    reply = dns.query.udp(dns.message.make_query("a.example.org.", "A"), "127.0.0.1", 3, port)
+                    return bool(reply.answer) and data(reply) == ["192.0.2.1"]
+                return False
+
+            eventually(found)
+        finally:
+            process.terminate()
 
 
 def test_the_protocol_dot_is_offered_and_need_not_be_asked_for(serve: Serve, site: Site) -> None:
