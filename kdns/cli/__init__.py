@@ -1,8 +1,10 @@
 """The command line: the server under CoreDNS's flags, and tools as words. Only this package exits the process.
 
-Exit codes: 0 done; 1 the configuration or the start failed (one line on stderr); 2 a bad flag, or a second SIGINT.
+Exit codes: 0 done; 1 the configuration, the start or what was asked for failed (stderr says why); 2 a bad flag or word, or a
+second SIGINT; 130 interrupted. Tools with more say so in their help and in the manual page.
 """
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -12,22 +14,30 @@ from typing import Final
 COMMANDS: Final = {
     "check": "check a Corefile without serving it",
     "fmt": "print a Corefile in one style",
-    "plan": "show what a Corefile comes to, plugin by plugin",
+    "plan": "show each block's plugins in the order queries meet them",
     "explain": "show how a name is answered, and why",
     "query": "ask a DNS server",
     "plugins": "list the plugins, or print one's manual",
     "demo": "serve a sample cluster on 127.0.0.1:1053",
     "completion": "print a shell's completion, or the manual page",
+    "help": "print the help of a command",
+    "version": "print the version",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    name = words.pop(0) if words and words[0] in COMMANDS else "serve"
+    name = words[0] if words else ""
     try:
-        command = importlib.import_module(f"kdns.cli.{name}")
-        code: int = command.main(words)
+        if name == "help":
+            code = _help(words[1:])
+        elif name == "version":
+            code = _run("serve", ["-version", *words[1:]])
+        elif name in COMMANDS:
+            code = _run(name, words[1:])
+        else:
+            code = _run("serve", words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -36,3 +46,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def suggestion(word: str) -> str:
+    """` (did you mean "x"?)` for the command nearest to a word, or nothing."""
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
+    return f' (did you mean "{near[0]}"?)' if near else ""
+
+
+def _run(name: str, words: list[str]) -> int:
+    code: int = importlib.import_module(f"kdns.cli.{name}").main(words)
+    return code
+
+
+def _help(words: list[str]) -> int:
+    words = [word for word in words if not word.startswith("-")]
+    if not words or words[0] in ("help", "version"):
+        return _run("serve", ["-help"])
+    if words[0] not in COMMANDS:
+        sys.stderr.write(f'"{words[0]}" is not a command of kdns{suggestion(words[0])}\nSee: kdns --help\n')
+        return 2
+    return _run(words[0], ["-help"])

@@ -1,10 +1,7 @@
-"""`kdns check`: reads a Corefile, says what is wrong with it and where, and serves nothing.
+"""`kdns check`: reads a Corefile, says all that is wrong with it and where, and serves nothing.
 
-    kdns check [--load] [--json] [-conf FILE | FILE | -]
-
-The file may be a ConfigMap's YAML with a key Corefile: `kubectl -n kube-system get cm coredns -o yaml | kdns check -`.
-
-`--load` also reads the files it names, resolves names and looks at interfaces. Exit code: 0 if it would start.
+The file may be ConfigMaps as kubectl prints them (see corefiles). Errors that hide what comes after them are the last that is
+said of a file: a brace too many or too few; and what blocks claim twice is looked at once each of them can be read.
 """
 
 import json
@@ -14,21 +11,33 @@ from typing import Final, NamedTuple
 
 from kdns import log
 from kdns.cli import corefiles
-from kdns.cli.flags import BadFlag, Flag, parse, refuse
+from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
 from kdns.server import build
 
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile to check; "-" or "stdin" reads standard input'),
+    corefiles.WITH,
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
-    Flag(("load",), False, "also read the files it names and look at interfaces"),
-    Flag(("json",), False, "print the result as JSON"),
+    Flag(("load",), False, "also read the files it names, resolve names and look at interfaces"),
+    Flag(("json",), False, "print the result as JSON, one object a Corefile"),
 )
-_HEAD: Final = "Usage: kdns check [FLAGS] [FILE | -]\n\nFlags:"
+HELP: Final = Help(
+    "check", "kdns check [FLAGS] [FILE | -]",
+    "Reads a Corefile, or ConfigMaps with one, and says all that is wrong with it and where. Serves nothing.",
+    (
+        ("kdns check Corefile", "a file"),
+        ("kubectl -n kube-system get cm coredns -o yaml | kdns check -", "the cluster's own"),
+        ("kubectl -n kube-system get cm coredns coredns-custom -o yaml | kdns check -", "with what it imports, on AKS and k3s"),
+        ("kdns check --with custom.yaml coredns.yaml", "the same from files"),
+    ),
+    ((0, "it would start"), (1, "it would not, or cannot be read"), (2, "a bad flag or word")),
+)  # fmt: skip
+_SHOWN: Final = 100  # errors of a Corefile that are printed
 
 
 class Summary(NamedTuple):
-    """What a good Corefile comes to."""
+    """What a good Corefile holds."""
 
     blocks: int
     plugins: int
@@ -36,58 +45,107 @@ class Summary(NamedTuple):
 
 
 def main(words: Sequence[str]) -> int:
-    """Checks one Corefile; returns the exit code."""
+    """Checks Corefiles; returns the exit code."""
     try:
-        values, rest = parse(words, FLAGS)
+        values, rest = parse_among(words, FLAGS)
     except BadFlag as error:
-        return refuse(error, _HEAD, FLAGS)
+        return refuse(error, HELP, FLAGS)
     if len(rest) > 1:
-        sys.stderr.write("kdns check takes one file\n")
-        return 2
+        return misused("kdns check takes one file", HELP)
     path = rest[0] if rest else str(values["conf"]) or "Corefile"
     as_json = bool(values["json"])
     log.start_writer(sys.stderr)
     try:
-        summary = _check(path, int(values["dns.port"]), bool(values["load"]))
+        found = corefiles.sources(path, str(values["with"]))
+        return max([_one(each, int(values["dns.port"]), bool(values["load"]), as_json) for each in found])
     except BrokenPipeError:
         raise
     except (CorefileError, OSError) as error:
-        _report(path, error, as_json)
+        _report(corefiles.shown(path), [error], as_json)
         return 1
     finally:
         log.stop_writer()
+
+
+def _one(each: corefiles.Source, port: int, load: bool, as_json: bool) -> int:
+    summary, errors = examined(each, port, load)
+    if errors:
+        _report(each.name, errors, as_json)
+        return 1
     if as_json:
-        print(json.dumps({"file": corefiles.shown(path), "ok": True, **summary._asdict()}))
+        print(json.dumps({"file": each.name, "ok": True, **summary._asdict()}))
     else:
         for warning in summary.warnings:
-            sys.stderr.write(f"{corefiles.shown(path)}: warning: {warning}\n")
-        print(f"{corefiles.shown(path)}: ok ({_count(summary.blocks, 'server block')}, {_count(summary.plugins, 'plugin')})")
+            sys.stderr.write(f"{each.name}: warning: {warning}\n")
+        print(f"{each.name}: ok ({_count(summary.blocks, 'server block')}, {_count(summary.plugins, 'plugin')})")
     return 0
 
 
-def _check(path: str, port: int, load: bool) -> Summary:
-    corefile = corefiles.read(path, port)
-    instance = build.build(corefile)
-    if load:
-        instance.load()
-    else:
-        instance.check()
-    warnings = list(corefile.warnings)
-    if not instance.blocks:
-        warnings.append("no server block: in its place kdns would serve its built-in Corefile (whoami)")
+def examined(each: corefiles.Source, port: int, load: bool) -> tuple[Summary, list[CorefileError | OSError]]:
+    """What a Corefile holds, and all that is wrong with it, in its order."""
+    parsing: list[CorefileError] = []
+    errors: list[CorefileError | OSError] = []
+    summary = Summary(0, 0, ())
+    reader = corefiles.Reader(each.beside)
+    try:
+        corefile = corefiles.parsed(each, port, reader=reader, errors=parsing)
+        errors += [*parsing, *build.problems(corefile)]
+        if not errors:
+            instance = build.build(corefile)
+            if load:
+                errors += instance.load_problems()
+            else:
+                instance.check()
+            if not instance.blocks:
+                raise CorefileError(None, "no server block: in its place kdns would serve its built-in Corefile (whoami)")
+            summary = _summary(instance, sorted(set(each.beside) - reader.used))
+    except (CorefileError, OSError) as error:
+        errors += [*parsing, error]
+    return summary, _ordered(errors)
+
+
+def _ordered(errors: list[CorefileError | OSError]) -> list[CorefileError | OSError]:
+    """Each error once (a snippet's are there for each import of it), by place."""
+    once = list({str(error): error for error in errors}.values())
+    places = [error.where for error in once if isinstance(error, CorefileError) and error.where is not None]
+    files = list(dict.fromkeys(place.file for place in places))
+
+    def place(error: CorefileError | OSError) -> tuple[int, int, int]:
+        where = error.where if isinstance(error, CorefileError) else None
+        return (files.index(where.file), where.line, where.column) if where is not None else (len(files), 0, 0)
+
+    return sorted(once, key=place)
+
+
+def _summary(instance: build.Instance, unused: list[str]) -> Summary:
+    warnings = list(instance.corefile.warnings)
+    warnings += [f"nothing imports {name}" for name in unused]
     for plugin in instance.plugins:
         warnings += [f"plugin/{plugin.name}: {text}" for text in (*plugin.warnings(), *plugin.advice())]
     return Summary(len(instance.blocks), len(instance.plugins), tuple(warnings))
 
 
-def _report(path: str, error: CorefileError | OSError, as_json: bool) -> None:
-    where = error.where if isinstance(error, CorefileError) else None
-    message = error.message if isinstance(error, CorefileError) else str(error)
+def _report(name: str, errors: Sequence[CorefileError | OSError], as_json: bool) -> None:
+    told = [_told(name, error) for error in errors[:_SHOWN]]
     if as_json:
-        place = {"file": where.file, "line": where.line, "column": where.column} if where else {"file": corefiles.shown(path)}
-        print(json.dumps({**place, "ok": False, "error": message}))
-    else:
-        sys.stderr.write(f"{where or corefiles.shown(path)}: error: {message}\n")
+        print(json.dumps({**told[0], "ok": False, "errors": told}))
+        return
+    for error in errors[:_SHOWN]:
+        where = error.where if isinstance(error, CorefileError) else None
+        sys.stderr.write(f"{where or name}: error: {_message(error, name)}\n")
+    if len(errors) > 1:
+        sys.stderr.write(f"{name}: {len(errors)} errors" + f", {_SHOWN} shown" * (len(errors) > _SHOWN) + "\n")
+
+
+def _told(name: str, error: CorefileError | OSError) -> dict[str, object]:
+    where = error.where if isinstance(error, CorefileError) else None
+    place = {"file": where.file, "line": where.line, "column": where.column} if where else {"file": name}
+    return {**place, "error": _message(error, name)}
+
+
+def _message(error: CorefileError | OSError, name: str) -> str:
+    text = error.message if isinstance(error, CorefileError) else str(error)
+    return text.removeprefix(f"{name}: ")
 
 
 def _count(number: int, noun: str) -> str:

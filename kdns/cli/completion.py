@@ -3,19 +3,27 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Final
 
 from kdns import __version__
-from kdns.cli.flags import Flag
+from kdns.cli.flags import Flag, Help, misused, usage
 
 SHELLS: Final = ("bash", "zsh", "fish")
+HELP: Final = Help(
+    "completion", "kdns completion bash|zsh|fish|man", "Prints the completion of a shell, or the manual page.",
+    (("source <(kdns completion bash)", "for this shell"), ("kdns completion man | man -l -", "read the manual page")),
+    ((0, "done"), (2, "a bad word")),
+)  # fmt: skip
 
 
 def main(words: Sequence[str]) -> int:
     """Prints the completion for a shell; returns the exit code."""
+    if words and words[0] in ("-h", "-help", "--help"):
+        sys.stdout.write(usage(HELP, ()))
+        return 0
     if len(words) != 1 or words[0] not in (*SHELLS, "man"):
-        sys.stderr.write("Usage: kdns completion bash|zsh|fish|man\n")
-        return 2
+        return misused("kdns completion takes one of: bash, zsh, fish, man", HELP)
     sys.stdout.write({"bash": bash, "zsh": zsh, "fish": fish, "man": man}[words[0]]())
     return 0
 
@@ -26,9 +34,14 @@ def flags_of() -> dict[str, list[Flag]]:
 
     out = {}
     for name in ("", *COMMANDS):
-        module = importlib.import_module(f"kdns.cli.{name or 'serve'}")
-        out[name] = list(getattr(module, "FLAGS", ()))
+        module = _module(name)
+        out[name] = list(getattr(module, "FLAGS", ())) if module is not None else []
     return out
+
+
+def _module(name: str) -> ModuleType | None:
+    """A command's module; None where `kdns.cli` itself does it."""
+    return None if name in ("help", "version") else importlib.import_module(f"kdns.cli.{name or 'serve'}")
 
 
 def bash() -> str:
@@ -83,15 +96,27 @@ def man() -> str:
         ".SH COMMANDS",
     ]  # fmt: skip
     for name, text in COMMANDS.items():
-        lines += [".TP", f".B {name}", f"{text}.", *_man_flags(found[name], ".RS", ".RE")]
+        module = _module(name)
+        help: Help | None = module.HELP if module is not None else None
+        lines += [".TP", f".B {name}", f"{text}."]
+        if help is not None:
+            lines += [".RS", ".PP", *_plain(help.about), *_man_flags(found[name])]
+            lines += [".PP", "Exit status: " + "; ".join(f"{code} {meaning}" for code, meaning in help.codes) + ".", ".RE"]
     lines += [
         ".SH SIGNALS", "SIGTERM serves on through the lameduck, then drains; SIGINT leaves without waiting; a second one leaves at",
         "once. SIGUSR1 reads the Corefile again.", ".SH EXIT STATUS",
-        "0 done; 1 the configuration or the start failed; 2 a bad flag.",
+        "0 done; 1 the configuration, the start or what was asked for failed; 2 a bad flag or word, or a second SIGINT; 130",
+        "interrupted. What a command adds to these stands with it.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _man_flags(flags: list[Flag], before: str = "", after: str = "") -> list[str]:
-    lines = [line for flag in flags for line in (".TP", ".B " + ", ".join(rf"\-{name}" for name in flag.names), flag.help + ".")]
-    return [*([before] if before and lines else []), *lines, *([after] if after and lines else [])]
+def _plain(text: str) -> list[str]:
+    """Lines that roff takes for text: none begins with its control characters."""
+    return [
+        rf"\&{line.strip()}" if line.strip()[:1] in (".", "'") else line.strip() for line in text.splitlines() if line.strip()
+    ]
+
+
+def _man_flags(flags: list[Flag]) -> list[str]:
+    return [line for flag in flags for line in (".TP", ".B " + ", ".join(rf"\-{name}" for name in flag.names), flag.help + ".")]

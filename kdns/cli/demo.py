@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from kdns.cli.flags import BadFlag, Flag, parse, refuse
+from kdns.cli.flags import BadFlag, Flag, Help, misused, parse, refuse
 from kdns.cli.serve import run
 from kdns.plugins.kubernetes import Kubernetes
 from kdns.server import build
@@ -14,15 +14,21 @@ from kdns.server.lifecycle import Server
 
 PORT: Final = 1053
 FLAGS: Final = (Flag(("dns.port", "p"), PORT, "port to serve on"),)
+HELP: Final = Help(
+    "demo", "kdns demo [FLAGS]", "Serves a sample cluster from inside the package: no files, no cluster, no root.",
+    (("kdns demo", "on 127.0.0.1:1053"), ("dig @127.0.0.1 -p 1053 web.shop.svc.cluster.local", "ask it, in another terminal")),
+)  # fmt: skip
 _SAMPLE: Final = "kdns/cli/sample"  # as Corefile.example names it
 
 
 def main(words: Sequence[str]) -> int:
     """Serves the sample until interrupted; returns the exit code."""
     try:
-        values, _ = parse(words, FLAGS)
+        values, rest = parse(words, FLAGS)
     except BadFlag as error:
-        return refuse(error, "Usage: kdns demo [FLAGS]\n\nFlags:", FLAGS)
+        return refuse(error, HELP, FLAGS)
+    if rest:
+        return misused(f'kdns demo takes no arguments, found "{rest[0]}"', HELP)
     port = int(values["dns.port"])
     text = corefile().replace(_SAMPLE, str(folder())).replace(f".:{PORT} ", f".:{port} ")
     return run(lambda: build.read(text, "Corefile.example"), greeting=lambda server: _greeting(server, port))

@@ -1,32 +1,36 @@
 """`kdns explain`: how a name is answered, and why.
 
-    kdns explain NAME [TYPE] [--from NAMESPACE[/POD]] [-conf FILE]
+    kdns explain NAME [TYPE] [--from NAMESPACE[/POD]] [-conf FILE] [--context NAME]
 
 Reads the Corefile and what it names (manifests, the API), and takes the question through its plugins without opening a
-listener. With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5; or as that
-Pod does, whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name is looked up in reverse. Of several listeners
-the one on the default port is asked. Exit code: 0 with an answer, 3 without.
+listener. Without a file the Corefile is the cluster's own: of the kubeconfig's context, or the one that is named.
+
+With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5; or as that Pod does,
+whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name is looked up in reverse. Of several listeners the one
+on the default port is asked. Exit code: 0 with an answer, 3 without.
 """
 
 import asyncio
-import ipaddress
+import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kdns import log
-from kdns.cli import corefiles
-from kdns.cli.flags import BadFlag, Flag, parse_among, refuse
+from kdns.cli import cluster, corefiles
+from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
+from kdns.cli.query import reverse_of
 from kdns.cli.resolv import Resolver, of_namespace, of_pod
-from kdns.corefile import CorefileError
+from kdns.corefile import Corefile, CorefileError
 from kdns.dns import iana
 from kdns.dns.answer import REPLY_RD, Answer
 from kdns.dns.errors import BadName, FormatError
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text, to_text
 from kdns.dns.query import Question
+from kdns.kube.api import ApiConfig
 from kdns.plugin.base import Plugin
 from kdns.plugin.outcome import Pending, RcodeOnly, ensure_pending
 from kdns.plugin.providers import Pods, Readiness
@@ -41,9 +45,21 @@ from kdns.server.dispatch import Dispatcher
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile; "-" or "stdin" reads standard input'),
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
-    Flag(("from",), "", "namespace, or NAMESPACE/POD, that asks: its search list is walked"),
+    corefiles.WITH,
+    Flag(("from", "namespace", "n"), "", "namespace, or NAMESPACE/POD, that asks: its search list is walked"),
+    *cluster.FLAGS,
 )
-_HEAD: Final = "Usage: kdns explain [FLAGS] NAME [TYPE]\n\nFlags:"
+HELP: Final = Help(
+    "explain", "kdns explain [FLAGS] NAME [TYPE] | ADDRESS",
+    "Takes a question through the plugins of a Corefile (-conf, ./Corefile, else the cluster's own), and says who answers and why.",
+    (
+        ("kdns explain web.shop.svc.cluster.local", "the Corefile and the objects of kubectl's current context"),
+        ("kdns explain web --from shop/cart-7d9f", "as that Pod looks it up: its search list, its ndots"),
+        ("kdns explain --context staging 10.96.1.5", "whose address is it, in another cluster"),
+        ("kdns explain -conf Corefile.example db --from data", "without a cluster"),
+    ),
+    ((0, "there is an answer"), (1, "the Corefile or the cluster cannot be read"), (2, "a bad flag or word"), (3, "there is no answer")),
+)  # fmt: skip
 # Plugins that would open listeners or end the process; they decide nothing about an answer.
 _LEFT_OUT: Final = frozenset(("health", "ready", "prometheus", "reload", "loop", "log", "errors"))
 SYNC: Final = 10.0  # seconds to wait for the API
@@ -54,23 +70,20 @@ def main(words: Sequence[str]) -> int:
     try:
         values, rest = parse_among(words, FLAGS)
     except BadFlag as error:
-        return refuse(error, _HEAD, FLAGS)
+        return refuse(error, HELP, FLAGS)
     qtype = iana.type_number(rest[1]) if len(rest) > 1 else iana.A
     if not 1 <= len(rest) <= 2:
-        sys.stderr.write("kdns explain takes a name, and a type if it is not A\n")
-        return 2
+        return misused("kdns explain takes a name, and a type if it is not A", HELP)
     if qtype is None:
-        sys.stderr.write(f'"{rest[1]}" is no query type\n')
-        return 2
+        return misused(f'"{rest[1]}" is no query type', HELP)
     name = rest[0]
-    if len(rest) == 1 and (reverse := _reverse_of(name)):
+    if len(rest) == 1 and (reverse := reverse_of(name)):
         name, qtype = reverse, iana.PTR
     log.start_writer(sys.stderr)
     try:
-        path = str(values["conf"]) or "Corefile"
-        corefile = corefiles.read(path, int(values["dns.port"]))
+        corefile = _corefile(values)
         if not corefile.blocks:
-            raise CorefileError(None, f"{corefiles.shown(path)} has no server block: nothing to explain")
+            raise CorefileError(None, f"{corefile.name} has no server block: nothing to explain")
         instance = build.build(corefile)
         instance.load()
         return asyncio.run(_explain(instance, name, qtype, str(values["from"]), int(values["dns.port"])))
@@ -83,12 +96,33 @@ def main(words: Sequence[str]) -> int:
         log.stop_writer()
 
 
-def _reverse_of(text: str) -> str:
-    """The reverse name of an address; nothing where the text is none."""
+def _corefile(values: Mapping[str, Value]) -> Corefile:
+    """The Corefile to explain by, its `kubernetes` with access to the cluster. Raises CorefileError or OSError."""
+    path, port, beside = str(values["conf"]), int(values["dns.port"]), str(values["with"])
+    named = bool(values["context"] or values["kubeconfig"])
+    if path or (os.path.lexists("Corefile") and not named):
+        corefile = corefiles.read(path or "Corefile", port, beside)
+        return cluster.with_access(corefile, cluster.access(values)) if cluster.is_configured(values) else corefile
+    if not cluster.is_configured(values):
+        raise CorefileError(
+            None, "there is no ./Corefile and no cluster is configured: name one with -conf, --kubeconfig or --context"
+        )
+    config = cluster.access(values)
+    return cluster.with_access(corefiles.parsed(asyncio.run(_cluster_corefile(config, values)), port), config)
+
+
+async def _cluster_corefile(config: ApiConfig, values: Mapping[str, Value]) -> corefiles.Source:
+    namespace = str(values["dns-namespace"])
+    asked = cluster.Cluster(config)
     try:
-        return ipaddress.ip_address(text).reverse_pointer + "."
-    except ValueError:
-        return ""
+        found = await asked.corefiles(namespace)
+    except cluster.FAILURES as error:
+        raise CorefileError(None, f"the cluster's Corefile cannot be read: {cluster.explained(error)}") from None
+    finally:
+        await asked.close()
+    if not found:
+        raise CorefileError(None, f"no ConfigMap in {namespace} has a key Corefile: name the namespace with --dns-namespace")
+    return found[0]
 
 
 async def _resolver(instance: build.Instance, place: str) -> Resolver:

@@ -1,5 +1,6 @@
 """Flags as Go's `flag` package reads them: `-x`, `--x`, `-x=v`, `-x v`; the first other word ends them."""
 
+import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,20 @@ class Flag:
     names: tuple[str, ...]
     default: str | bool | int
     help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Help:
+    """What a command's `--help` and its part of the manual page say, beside its flags.
+
+    `examples` are (command line, what it does); `codes` are (exit code, what it means).
+    """
+
+    command: str
+    usage: str
+    about: str
+    examples: tuple[tuple[str, str], ...] = ()
+    codes: tuple[tuple[int, str], ...] = ((0, "done"), (1, "it failed: stderr says why"), (2, "a bad flag or word"))
 
 
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
@@ -48,7 +63,8 @@ def parse(
         if flag is None:
             if name in ("h", "help"):
                 raise BadFlag("", help=True)
-            raise BadFlag(f"flag provided but not defined: -{name}")
+            near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)
+            raise BadFlag(f"flag provided but not defined: -{name}" + (f" (did you mean -{near[0]}?)" if near else ""))
         if isinstance(flag.default, bool):
             if equals and text not in _TRUE + _FALSE:
                 raise BadFlag(f'invalid boolean value "{text}" for -{name}')
@@ -77,18 +93,33 @@ def parse_among(words: Sequence[str], flags: Sequence[Flag]) -> tuple[dict[str, 
     return values, rest
 
 
-def refuse(error: BadFlag, head: str, flags: Sequence[Flag]) -> int:
-    """Says what is wrong with the flags, and the usage; returns the exit code: 0 where only that was asked for."""
-    sys.stderr.write(f"{error}\n" * bool(str(error)) + usage(head, flags))
-    return 0 if error.help else 2
+def refuse(error: BadFlag, help: Help, flags: Sequence[Flag]) -> int:
+    """Prints the help where that was asked for, else what is wrong; returns the exit code."""
+    if error.help:
+        sys.stdout.write(usage(help, flags))
+        return 0
+    return misused(str(error), help)
 
 
-def usage(head: str, flags: Sequence[Flag]) -> str:
+def misused(text: str, help: Help) -> int:
+    """Says what is wrong with a command line, and where its help is; returns the exit code for that."""
+    sys.stderr.write(f"{text}\nSee: kdns {help.command + ' ' if help.command else ''}--help\n")
+    return 2
+
+
+def usage(help: Help, flags: Sequence[Flag]) -> str:
     """The help text."""
-    lines = [head]
+    lines = [f"Usage: {help.usage}", "", help.about]
+    if help.examples:
+        lines += ["", "Examples:", *(f"  {line}\n      {text}" for line, text in help.examples)]
+    if flags:
+        lines += ["", "Flags:"]
     for flag in flags:
-        value = "" if isinstance(flag.default, bool) else " N" if isinstance(flag.default, int) else " TEXT"
-        names = ", ".join("-" + name for name in flag.names)
-        default = f" (default {flag.default})" if flag.default not in ("", False) else ""
-        lines.append(f"  {names}{value}\n    \t{flag.help}{default}")
+        default = f" (default {flag.default})" if flag.default not in ("", False, 0) else ""
+        lines.append(f"  {', '.join('-' + name for name in flag.names)}{_value(flag)}\n    \t{flag.help}{default}")
+    lines += ["", "Exit codes: " + "; ".join(f"{code} {text}" for code, text in help.codes) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _value(flag: Flag) -> str:
+    return "" if isinstance(flag.default, bool) else " N" if isinstance(flag.default, int) else " TEXT"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kdns.cli.corefiles import from_config_map, raw_text, shown
-from kdns.cli.flags import BadFlag, Flag, parse, refuse
+from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
 from kdns.corefile.format import check_braces, formatted
 
@@ -21,22 +21,25 @@ FLAGS: Final = (
     Flag(("diff",), False, "print what would change; exit code 1 if anything would"),
     Flag(("write",), False, "write the result to the file"),
 )
-_HEAD: Final = "Usage: kdns fmt [FLAGS] [FILE | -]\n\nFlags:"
+HELP: Final = Help(
+    "fmt", "kdns fmt [FLAGS] [FILE | -]", "Prints a Corefile in one style; what it means stays.",
+    (("kdns fmt Corefile", "print it"), ("kdns fmt --diff Corefile", "what would change"), ("kdns fmt --write Corefile", "in place")),
+    ((0, "done"), (1, "it cannot be read; with --diff: something would change"), (2, "a bad flag or word")),
+)  # fmt: skip
 
 
 def main(words: Sequence[str]) -> int:
     """Formats one Corefile; returns the exit code."""
     try:
-        values, rest = parse(words, FLAGS)
+        values, rest = parse_among(words, FLAGS)
     except BadFlag as error:
-        return refuse(error, _HEAD, FLAGS)
+        return refuse(error, HELP, FLAGS)
     path = rest[0] if rest else "Corefile"
     if len(rest) > 1 or (values["write"] and path == "-"):
-        sys.stderr.write("kdns fmt takes one file" + (", and cannot write to standard input\n" if path == "-" else "\n"))
-        return 2
+        return misused("kdns fmt takes one file" + (", and cannot write to standard input" if path == "-" else ""), HELP)
     try:
         text = raw_text(path, exactly=True)
-        before = from_config_map(text) or text
+        before = from_config_map(text, path) or text
         if values["write"] and before != text:
             raise CorefileError(None, f"{path} is a ConfigMap: --write would leave nothing of it but the Corefile")
         check_braces(before, shown(path))

@@ -6,7 +6,7 @@ from typing import Final
 
 from kdns import log
 from kdns.cli import corefiles
-from kdns.cli.flags import BadFlag, Flag, parse, refuse
+from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
 from kdns.plugin.base import overrides
 from kdns.server import build
@@ -14,9 +14,15 @@ from kdns.server.block import Block
 
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile; "-" or "stdin" reads standard input'),
+    corefiles.WITH,
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
 )
-_HEAD: Final = "Usage: kdns plan [FLAGS] [FILE | -]\n\nFlags:"
+HELP: Final = Help(
+    "plan", "kdns plan [FLAGS] [FILE | -]",
+    "Shows each server block's zones, and its plugins in the order in which queries meet them.",
+    (("kdns plan Corefile", "a file"), ("kubectl -n kube-system get cm coredns -o yaml | kdns plan -", "the cluster's own")),
+    ((0, "done"), (1, "the Corefile would not start"), (2, "a bad flag or word")),
+)  # fmt: skip
 _WHAT: Final = (
     ("handle", "answers or passes on"), ("on_answer", "changes answers from below"), ("on_failure", "sees failures from below"),
     ("observe", "sees every outcome"),
@@ -26,13 +32,15 @@ _WHAT: Final = (
 def main(words: Sequence[str]) -> int:
     """Prints the plan; returns the exit code."""
     try:
-        values, rest = parse(words, FLAGS)
+        values, rest = parse_among(words, FLAGS)
     except BadFlag as error:
-        return refuse(error, _HEAD, FLAGS)
+        return refuse(error, HELP, FLAGS)
+    if len(rest) > 1:
+        return misused("kdns plan takes one file", HELP)
     path = rest[0] if rest else str(values["conf"]) or "Corefile"
     log.start_writer(sys.stderr)
     try:
-        instance = build.build(corefiles.read(path, int(values["dns.port"])))
+        instance = build.build(corefiles.read(path, int(values["dns.port"]), str(values["with"])))
         instance.check()
     except BrokenPipeError:
         raise

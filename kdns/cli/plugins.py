@@ -3,20 +3,27 @@
 import inspect
 import sys
 from collections.abc import Sequence
+from typing import Final
 
+from kdns.cli.flags import Help, misused, usage
 from kdns.corefile.errors import did_you_mean
 from kdns.server import build
 from kdns.server.order import ORDER
+
+HELP: Final = Help(
+    "plugins", "kdns plugins [NAME]", "Lists the plugins in the order queries meet them, or prints one's manual.",
+    (("kdns plugins", "the list"), ("kdns plugins forward", "what forward does, its options and series")),
+    ((0, "done"), (1, "there is no such plugin"), (2, "a bad word")),
+)  # fmt: skip
 
 
 def main(words: Sequence[str]) -> int:
     """Prints the list or a manual; returns the exit code."""
     if words and words[0] in ("-h", "-help", "--help"):
-        print("Usage: kdns plugins [NAME]")
+        sys.stdout.write(usage(HELP, ()))
         return 0
     if len(words) > 1:
-        sys.stderr.write("kdns plugins takes one name\n")
-        return 2
+        return misused("kdns plugins takes one name", HELP)
     if words:
         return _manual(words[0])
     for name in build.built():

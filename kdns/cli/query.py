@@ -1,18 +1,19 @@
 """`kdns query`: asks a DNS server, for images without dig.
 
-    kdns query [@SERVER[:PORT]] [FLAGS] NAME [TYPE]
+    kdns query [@SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS
 
 Over UDP (again over TCP where the reply is cut), TCP, TLS or HTTPS. Exit code: 0 for any reply, 9 where none came, as dig's.
 """
 
 import asyncio
+import ipaddress
 import ssl
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 from kdns.address import split_host_port
-from kdns.cli.flags import BadFlag, Flag, Value, parse_among, refuse
+from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
 from kdns.deadlines import Deadlines
 from kdns.dns import edns, iana
 from kdns.dns.answer import REPLY_EDNS, REPLY_RD, Answer
@@ -33,10 +34,21 @@ FLAGS: Final = (
     Flag(("https",), False, "ask over HTTPS (RFC 8484)"),
     Flag(("ca",), "", "file with the authority to trust, for TLS and HTTPS"),
     Flag(("name",), "", "name that the server's certificate must bear (default: the server's)"),
+    Flag(("x",), "", "address whose name is asked for (PTR)"),
     Flag(("do",), False, "ask for DNSSEC records"),
     Flag(("short",), False, "print the data of the answer only"),
 )
-_HEAD: Final = "Usage: kdns query [@SERVER[:PORT]] [FLAGS] NAME [TYPE]\n\nFlags:"
+HELP: Final = Help(
+    "query", "kdns query [@SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS",
+    "Asks a DNS server (default: 127.0.0.1), for images without dig. A reply that is cut is asked for again over TCP.",
+    (
+        ("kdns query @10.96.0.10 kubernetes.default.svc.cluster.local", "an address"),
+        ("kdns query @10.96.0.10 -x 10.96.0.1", "the name of an address"),
+        ("kdns query @1.1.1.1 -tls -name one.one.one.one example.org MX", "over TLS"),
+    ),
+    ((0, "a reply came, whatever it says"), (1, "the authority's file cannot be read"), (2, "a bad flag or word"),
+     (9, "no reply, as dig has it")),
+)  # fmt: skip
 TIMEOUT: Final = 5.0  # seconds
 NO_REPLY: Final = 9  # dig's exit code
 
@@ -46,18 +58,22 @@ def main(words: Sequence[str]) -> int:
     try:
         values, given = parse_among(words, FLAGS)
     except BadFlag as error:
-        return refuse(error, _HEAD, FLAGS)
+        return refuse(error, HELP, FLAGS)
     servers = [word[1:] for word in given if word.startswith("@")]
     rest = [word for word in given if not word.startswith("@")]
     try:
         question, where = _read(rest, servers[-1] if servers else "127.0.0.1", values)
     except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        return misused(str(error), HELP)
     return asyncio.run(_ask(question, where, values))
 
 
 def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Question, Address]:
+    if values["x"]:
+        reverse = reverse_of(str(values["x"]))
+        if rest or not reverse:
+            raise ValueError(f'-x takes an IP address and nothing beside it, found "{" ".join([str(values["x"]), *rest])}"')
+        rest = [reverse, "PTR"]
     if not 1 <= len(rest) <= 2:
         raise ValueError("kdns query takes a name, and a type if it is not A")
     qtype = iana.type_number(rest[1]) if len(rest) > 1 else iana.A
@@ -71,6 +87,14 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
     host, port = split_host_port(server, PORTS[transport])
     port = int(values["p"]) or port
     return Question(name, qtype), Address(transport, host, port, str(values["name"]))
+
+
+def reverse_of(text: str) -> str:
+    """The reverse name of an address; nothing where the text is none."""
+    try:
+        return ipaddress.ip_address(text).reverse_pointer + "."
+    except ValueError:
+        return ""
 
 
 async def _ask(question: Question, where: Address, values: dict[str, Value]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from kdns import __version__, faults, log
-from kdns.cli.flags import BadFlag, Flag, parse, refuse
+from kdns.cli.flags import BadFlag, Flag, Help, parse, refuse
 from kdns.corefile import Corefile, CorefileError, source
 from kdns.printable import printable
 from kdns.server import build, gc_policy
@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
     try:
         values, rest = parse(words, FLAGS)
     except BadFlag as error:
-        return refuse(error, _head(), FLAGS)
+        return refuse(error, help_text(), FLAGS)
     if values["version"]:
         print("\n".join(version_lines()))
         return 0
@@ -44,7 +44,9 @@ def main(words: Sequence[str]) -> int:
         print("\n".join([*sorted(name for name in build.built() if name != "on"), ""]))
         return 0
     if rest:
-        return fail(f"extra command line arguments: {rest[0]!r} is no command of kdns (see -help)")
+        from kdns.cli import suggestion
+
+        return fail(f'extra command line arguments: "{rest[0]}" is not a command of kdns{suggestion(rest[0])}. See: kdns --help')
     form = str(values["log-format"])
     if form not in ("text", "json"):
         sys.stderr.write(f'invalid value "{form}" for flag -log-format: expected text or json\n')
@@ -136,11 +138,21 @@ def version_lines() -> list[str]:
     return [f"kdns-{__version__}", f"{platform.system().lower()}/{machine}, {implementation}, {loop}"]
 
 
-def _head() -> str:
+def help_text() -> Help:
+    """The help of the server, which names the tools."""
     from kdns.cli import COMMANDS
 
-    tools = "".join(f"  kdns {name:8} {text}\n" for name, text in COMMANDS.items())
-    return f"Usage: kdns [FLAGS]\n\nServes the Corefile. Tools:\n{tools}\nFlags:"
+    tools = "".join(f"\n  kdns {name:10} {text}" for name, text in COMMANDS.items())
+    return Help(
+        "", "kdns [FLAGS] | kdns COMMAND [FLAGS]",
+        f"Serves the Corefile: -conf, or ./Corefile. Tools (kdns help COMMAND says more):\n{tools}",
+        (
+            ("kdns -conf /etc/coredns/Corefile", "serve, as CoreDNS does"),
+            ("kdns demo", "serve a sample cluster on 127.0.0.1:1053: no cluster, no root"),
+            ("kubectl -n kube-system get cm coredns -o yaml | kdns check -", "will a cluster's Corefile run as it is?"),
+        ),
+        ((0, "done"), (1, "the configuration or the start failed"), (2, "a bad flag, or a second SIGINT")),
+    )  # fmt: skip
 
 
 def _raise_file_limit() -> None:

@@ -23,6 +23,7 @@ from kdns.corefile.lexer import Token, tokens
 MAX_SNIPPETS: Final = 10_000  # as CoreDNS: a snippet that multiplies itself ends here
 MAX_IMPORTS: Final = 100_000  # as CoreDNS: expansions of files; a glob counts once
 MAX_TOKENS: Final = 1_000_000  # what both may add up to; a 100 KB Corefile has some 15,000
+MAX_DEPTH: Final = 50  # blocks within blocks; plugins use two, and each is a call of the parser's
 # Directives that CoreDNS once had, and what to do about them (its own migration tool says the same).
 REMOVED: Final = {
     "proxy": "it was removed in CoreDNS 1.5; `forward` takes its place",
@@ -112,13 +113,16 @@ def parse(
     suggestions: Iterable[str] = (),
     environ: Mapping[str, str] | None = None,
     reader: Reader | None = None,
+    errors: list[CorefileError] | None = None,
 ) -> Corefile:
     """Reads a Corefile. Raises CorefileError with file, line and column.
 
     `default_port` stands in keys without one (`-dns.port`). `known` holds the directives there are (None: any).
-    `environ` is what `{$NAME}` and `{%NAME%}` are replaced from (default: none).
+    `environ` is what `{$NAME}` and `{%NAME%}` are replaced from (default: none). `errors`: takes the errors that can be read
+    past (unknown directives, bad keys), which are then not raised; what is wrong with braces still is.
     """
     parser = _Parser(tokens(text, name), default_port, known, tuple(suggestions), environ or {}, reader or FileReader())
+    parser.errors = errors
     blocks = parser.blocks()
     return Corefile(name, blocks, parser.warnings, "\n".join(parser.seen))
 
@@ -140,9 +144,11 @@ class _Parser:
         self.suggestions = suggestions
         self.environ = environ
         self.reader = reader
+        self.errors: list[CorefileError] | None = None
         self.snippets: dict[str, list[Token]] = {}
         self.warnings: list[str] = []
         self.seen: list[str] = []
+        self.depth = 0  # of blocks that are open within a server block
         self.snippet_uses = 0
         self.imports = 0
 
@@ -169,6 +175,12 @@ class _Parser:
             where = Position(last.at.file, last.last_line, last.at.column + len(last.text)) if last else None
             return CorefileError(where, message)
         return CorefileError(token.at, message)
+
+    def note(self, error: CorefileError) -> None:
+        """An error that can be read past: raised where nobody gathers them."""
+        if self.errors is None:
+            raise error
+        self.errors.append(error)
 
     # Environment.
 
@@ -208,9 +220,14 @@ class _Parser:
             self._snippet(names[0], braced)
             return None
         block = ServerBlock([], at=first.at)
+        broken = False
         for name in names:
             self.seen.append(f"{name.at} {name.text}")
-            block.keys += _keys.keys(name, self.default_port)
+            try:
+                block.keys += _keys.keys(name, self.default_port)
+            except CorefileError as error:
+                self.note(error)
+                broken = True
         while True:
             token = self.peek()
             if token is None:
@@ -231,7 +248,7 @@ class _Parser:
                 self._import()
                 continue
             self._directive(block, token)
-        return block if block.keys else None
+        return block if block.keys or broken else None
 
     def _keys(self) -> tuple[list[Token], bool]:
         names: list[Token] = []
@@ -294,9 +311,12 @@ class _Parser:
             if name.text.endswith("{"):
                 hint = ' (a space is missing before "{")'
             removed = REMOVED.get(name.text)
-            if removed:
-                raise self.fail(name, f'unknown directive "{name.text}": {removed}')
-            raise self.fail(name, f'unknown directive "{name.text}"{hint}')
+            error = self.fail(name, f'unknown directive "{name.text}"{f": {removed}" if removed else hint}')
+            if name.text.endswith("{"):
+                raise error  # the brace opened nothing, so what follows cannot be told apart
+            self.note(error)
+            self._line(name)
+            return
         line = self._line(name)
         directive = Directive(line.name, line.args, line.body)
         block.directives.setdefault(name.text, []).append(directive)
@@ -324,12 +344,16 @@ class _Parser:
         if token is not None and not self.begins_line() and token.text != "}":
             raise self.fail(token, f"expected a new line after '{{': the options of {name.text} stand on lines of their own")
         self.seen.append("{")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.fail(brace, f"blocks are nested more than {MAX_DEPTH} deep")
         while True:
             token = self.peek()
             if token is None:
                 raise self.fail(None, f"expected '}}' to close the block of {name.text} that begins at {brace.at}")
             if token.text == "}" and not token.quoted:
                 self.take()
+                self.depth -= 1
                 self.seen.append("}")
                 if self.peek() is not None and not self.begins_line():
                     raise self.fail(self.peek(), f"expected a new line after the '}}' of {name.text}")

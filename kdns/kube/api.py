@@ -193,23 +193,27 @@ class Client:
                 )
 
     @contextlib.asynccontextmanager
-    async def get(self, path: str, params: dict[str, str], read: float | None) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET's response, its status 200. Raises ApiError and what aiohttp raises."""
+    async def get(
+        self, path: str, params: dict[str, str], read: float | None, *, method: str = "GET", body: dict[str, Any] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The response to a GET (or another method, with a body as JSON), its status good. Raises ApiError and what aiohttp raises."""
         await self.renew()
         assert self.session is not None and self.access is not None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=read)
         began = time.monotonic()
         host = self.access.url.partition("://")[2]
         try:
-            request = await self.session.get(self.access.url + path, params=params, headers=self.access.headers, timeout=timeout)
+            request = await self.session.request(
+                method, self.access.url + path, params=params, json=body, headers=self.access.headers, timeout=timeout
+            )
         except (aiohttp.ClientError, OSError, TimeoutError):
-            REQUESTS.slot("<error>", "GET", host)[0] += 1
+            REQUESTS.slot("<error>", method, host)[0] += 1
             raise
         async with request as response:
-            REQUESTS.slot(str(response.status), "GET", host)[0] += 1
-            LIMITER.observe(LIMITER.slot("GET", host), 0.0)
-            DURATION.observe(DURATION.slot("GET", host), time.monotonic() - began)
-            if response.status != 200:
+            REQUESTS.slot(str(response.status), method, host)[0] += 1
+            LIMITER.observe(LIMITER.slot(method, host), 0.0)
+            DURATION.observe(DURATION.slot(method, host), time.monotonic() - began)
+            if response.status not in (200, 201):
                 text = (await response.text(errors="replace"))[:300]
                 if response.status == 410:
                     raise Expired(text)

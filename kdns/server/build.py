@@ -6,17 +6,19 @@ names and looks at interfaces, groups the keys by listener and finds duplicates.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 from kdns import log
 from kdns.address import host_port
-from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, ServerBlock, Token, parse
+from kdns.corefile import Corefile, CorefileError, Directive, Key, Position, Reader, ServerBlock, Token, parse
 from kdns.corefile.errors import did_you_mean
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
@@ -32,6 +34,7 @@ from kdns.server.order import BUILT, ORDER, RANK, place
 ENTRY_POINTS: Final = "kdns.plugins"
 # The schemes whose listeners are built.
 _TRANSPORTS: Final = ("dns",)
+MAX_PROBLEMS: Final = 100  # errors of one plugin's directives that are looked for: more help nobody
 
 
 class Group(NamedTuple):
@@ -67,11 +70,30 @@ class Instance:
                 plugin.load(block)
                 for warning in plugin.warnings():
                     log.plugin(plugin.name).warning(warning)
+        self._wire()
+
+    def _wire(self) -> None:
         for block in self.blocks:
             for plugin in block.plugins:
                 plugin.wire(block)
             block.compile()
         self.group()
+
+    def load_problems(self) -> list[CorefileError | OSError]:
+        """Every error of `load`: each plugin is loaded, whatever the others say. For tools: warnings are not logged."""
+        found: list[CorefileError | OSError] = []
+        for block in self.blocks:
+            for plugin in block.plugins:
+                try:
+                    plugin.load(block)
+                except (CorefileError, OSError) as error:
+                    found.append(error)
+        if not found:
+            try:
+                self._wire()
+            except (CorefileError, OSError) as error:
+                found.append(error)
+        return found
 
     def check(self) -> None:
         """Raises CorefileError where two blocks, or two plugins, claim the same. Before `load` interfaces are only names."""
@@ -113,8 +135,9 @@ def read(
     default_port: int = 53,
     environ: Mapping[str, str] | None = None,
     reader: Reader | None = None,
+    errors: list[CorefileError] | None = None,
 ) -> Corefile:
-    """A Corefile's blocks; directives must be known. Raises CorefileError."""
+    """A Corefile's blocks; directives must be known. Raises CorefileError (`errors`: see corefile.parse)."""
     names = known()
     return parse(
         text,
@@ -124,6 +147,7 @@ def read(
         suggestions=[*names, "import"],
         environ=os.environ if environ is None else environ,
         reader=reader,
+        errors=errors,
     )
 
 
@@ -180,6 +204,64 @@ def plugin_class(name: str) -> type[Plugin] | None:
         if entry.name == name:
             loaded: type[Plugin] = entry.load()
             return loaded
+    return None
+
+
+def problems(corefile: Corefile) -> list[CorefileError]:
+    """Every error of `build`, in the order of the blocks; after a bad line of a directive the others of it are read too."""
+    found: list[CorefileError] = []
+    for parsed in corefile.blocks:
+        for key in parsed.keys:
+            found += _raised(partial(_check_key, key))
+        folder = ""
+        with contextlib.suppress(CorefileError):
+            folder = _folder(corefile, parsed)
+        for name, directives in parsed.directives.items():
+            if name == plugin_files.NAME:
+                for directive in directives:
+                    found += _raised(partial(plugin_files.load, directive, folder))
+            else:
+                found += _of_directives(name, directives, parsed)
+    return found
+
+
+def _raised(call: Callable[[], object]) -> list[CorefileError]:
+    try:
+        call()
+    except CorefileError as error:
+        return [error]
+    return []
+
+
+def _of_directives(name: str, directives: list[Directive], block: ServerBlock) -> list[CorefileError]:
+    """What is wrong with a plugin's directives: a line that is at fault is left out, and the rest read again.
+
+    Only the first error may be of a directive as a whole: later ones may come of what was left out.
+    """
+    found: list[CorefileError] = []
+    left = list(directives)
+    for _ in range(MAX_PROBLEMS):
+        errors = _raised(partial(_rank, left[0].name)) or _raised(partial(_plugins, name, left, block))
+        if not errors:
+            return found
+        (error,) = errors
+        without = _without(left, error.where)
+        if found and without is None:
+            return found
+        found.append(error)
+        if without is None:
+            return found
+        left = without
+    return found
+
+
+def _without(directives: list[Directive], where: Position | None) -> list[Directive] | None:
+    """The directives without the option that begins on this line; None where no option does."""
+    for at, directive in enumerate(directives):
+        for line in directive.body or ():
+            if where is not None and line.name.line == (where.file, where.line):
+                kept = tuple(each for each in directive.body or () if each is not line)
+                return [*directives[:at], Directive(directive.name, directive.args, kept or None), *directives[at + 1 :]]
     return None
 
 

@@ -19,6 +19,7 @@ KINDS = {
     "namespaces": ("", "v1", "Namespace", False),
     "services": ("", "v1", "Service", True),
     "pods": ("", "v1", "Pod", True),
+    "configmaps": ("", "v1", "ConfigMap", True),
     "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice", True),
     "serviceimports": ("multicluster.x-k8s.io", "v1beta1", "ServiceImport", True),
 }

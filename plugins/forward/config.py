@@ -1,5 +1,6 @@
 """The directive `forward`: its options and how they are read."""
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -87,16 +88,28 @@ def target(word: Token) -> Target:
     if not separator:
         # A file's name may hold colons.
         host, port = (word.text, 53) if "/" in word.text else readers.host_port(word, 53)
+        if host.replace(".", "").isdecimal() and not _is_address(host):
+            raise readers.fail(word, f'"{word.text}" is not an address: four numbers of 0 to 255 are (10.0.0.1)')
         return Target("dns", host, port, "", True)
     if scheme not in PORTS:
         raise readers.fail(word, f'unknown scheme "{scheme}": expected dns://, tls:// or https://')
     if scheme == "https" and "/" in rest.rstrip("/"):
         raise readers.fail(word, f'"{word.text}" has a path: queries go to /dns-query always')
     host, port = readers.host_port(word._replace(text=rest.rstrip("/")), PORTS[scheme])
+    if host.replace(".", "").isdecimal() and not _is_address(host):
+        raise readers.fail(word, f'"{word.text}" is not an address: four numbers of 0 to 255 are (10.0.0.1)')
     if scheme == "dns":
         return Target(scheme, host, port, "", False)
     host, _, server_name = host.partition("%")
     return Target(scheme, host, port, server_name, False)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _option(line: Line, found: dict[str, object], options: dict[str, object]) -> None:

@@ -1,5 +1,6 @@
 """The tools as a person meets them: check, fmt, plan, explain, query, plugins, completion; and their bad input."""
 
+import json
 import os
 import re
 import shutil
@@ -12,14 +13,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdns.cli import completion
+from kdns.cli import COMMANDS, completion
 from kdns.cli.plugins import all_manuals
 from kdns.corefile.format import formatted, same
 from kdns.metrics import REGISTRY
 from kdns.server import build
 from kdns.testing import ApiServer, answer
 from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
-from tests.cli.test_commands import kdns
+from tests.cli.test_commands import ENV, kdns
 from tests.fixtures import Serve, Start
 from tests.securepeers import Authority, Doh, Dot, Peer
 
@@ -205,7 +206,7 @@ def test_explain_asks_at_the_default_port_and_names_the_other_listeners(tmp_path
     done = kdns("explain", "-conf", str(path), "a.org")
     assert "asked at dns://:53; there are also dns://:5300" in done.stdout and "a.org. 3600 A 10.0.0.2" in done.stdout
     assert "a.org. 3600 A 10.0.0.1" in kdns("explain", "-conf", str(path), "-dns.port", "5300", "a.org").stdout
-    assert kdns("explain", "a.org", "NOPE").stderr == '"NOPE" is no query type\n'
+    assert kdns("explain", "a.org", "NOPE").stderr == '"NOPE" is no query type\nSee: kdns explain --help\n'
     path.write_text("# nothing\n")
     done = kdns("explain", "-conf", str(path), "a.org")
     assert done.returncode == 1 and done.stderr == f"{path} has no server block: nothing to explain\n"
@@ -307,7 +308,7 @@ BAD_FILES = (
     (b"# caf\xe9\n.:53 {\n whoami\n}\n", None, "1:6: octet 0xe9 is no UTF-8"),
     (BRACES, "characters, at most 255", None), (b"x" * 2_000_000, "characters, at most", None),
     (b"y" * (5 << 20), "larger than 4 MiB", "larger than 4 MiB"),
-    (b"kind: ConfigMap\nCorefile: [", "1:1: ", None),
+    (b"kind: ConfigMap\nCorefile: [", "this is not YAML", "this is not YAML"),
     (b"kind: ConfigMap\ndata: {a: Corefile}\n", "the ConfigMap has no key", "the ConfigMap has no key"),
 )  # fmt: skip
 
@@ -337,12 +338,173 @@ def test_a_device_without_an_end_is_read_no_further_than_a_corefile_can_be_long(
         assert done.returncode == 1 and "/dev/zero is larger than 4 MiB" in done.stderr
 
 
-def test_an_empty_file_is_no_error_and_check_says_what_it_would_mean(tmp_path: Path) -> None:
-    path = tmp_path / "Corefile"
-    path.write_text("# nothing\n")
-    done = kdns("check", str(path))
-    assert done.returncode == 0 and "warning: no server block" in done.stderr
-    assert kdns("fmt", str(path)).stdout == "# nothing\n"
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "stdin: error: the input is empty: did the command before the pipe fail?"), (" \n\n", "the input is empty"),
+    ("# nothing\n", "no server block: in its place kdns would serve its built-in Corefile (whoami)"),
+    ("kind: List\nitems: []\n", "it holds no ConfigMap"),
+    ("kind: List\nitems: 5\n", "it holds no ConfigMap"), ("apiVersion: v1\n---\n- 1\n---\nnull\n", "it holds no ConfigMap"),
+    ('{"kind": "ConfigMap", "data": {"Corefile"', "this is not JSON"), ("kind: ConfigMap\ndata: *x\n", "this is not YAML"),
+    ("kind: ConfigMap\ndata: " + "[" * 5000, "this is not YAML"), ("kind: ConfigMap\ndata: [1]\n", "has no key Corefile"),
+    ("kind: ConfigMap\ndata: {Corefile: 5}\n", "has no key Corefile"), ("kind: ConfigMap\ndata:\n  Corefile: ''\n", "no server block"),
+])  # fmt: skip
+def test_check_said_ok_of_nothing_at_all_and_of_what_a_failed_command_left(text: str, said: str) -> None:
+    done = kdns("check", "-", stdin=text)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_check_says_all_errors_in_one_pass() -> None:
+    text = ".:53 {\n errrs\n cache {\n  sucess 1\n  denial x\n }\n forward . 1.1.1.300\n}\na..b {\n whoam {\n  x\n }\n log x {\n  y\n }\n}\n"
+    done = kdns("check", "-", stdin=text)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and [line.split(": ")[0] for line in lines[:-1]] == [
+        "stdin:2:2", "stdin:4:3", "stdin:5:10", "stdin:7:12", "stdin:9:1", "stdin:10:2", "stdin:14:3"], done.stderr  # fmt: skip
+    assert lines[-1] == "stdin: 7 errors"
+    told = json.loads(kdns("check", "--json", "-", stdin=text).stdout)
+    assert told["ok"] is False and told["line"] == 2 and len(told["errors"]) == 7 and told["errors"][3]["line"] == 7
+
+
+def test_an_error_in_a_snippet_is_said_once_and_a_missing_brace_last() -> None:
+    done = kdns("check", "-", stdin="(s) {\n log . a b c\n reload x\n}\na {\n import s\n}\nb {\n import s\n nope\n")
+    assert done.returncode == 1 and [line.split(": ")[0] for line in done.stderr.splitlines()] == [
+        "stdin:9:2",
+        "stdin:9:6",
+        "stdin",
+    ]
+    done = kdns("check", "-", stdin="(s) {\n log . a b c\n reload x\n}\na {\n import s\n}\nb {\n import s\n}\n")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("stdin:3:9: error: ")
+
+
+@pytest.mark.parametrize("word", ["1.1.1.300", "1.2.3", "256.1.1.1:53", "dns://1.1.1.300", "8.8.8.8.8", "10"])
+def test_an_upstream_that_is_no_address_was_found_only_by_load(word: str) -> None:
+    done = kdns("check", "-", stdin=f". {{\n forward . {word}\n}}\n")
+    assert done.returncode == 1 and f'stdin:2:12: error: "{word}" is not an address' in done.stderr
+
+
+def test_load_says_all_that_cannot_be_loaded(tmp_path: Path) -> None:
+    text = f". {{\n forward . {tmp_path}/none\n kubernetes {{\n manifests {tmp_path}/gone\n }}\n}}\n"
+    done = kdns("check", "--load", "-", stdin=text)
+    assert done.returncode == 1 and "neither an address nor a file" in done.stderr and "no such file or folder" in done.stderr
+    assert kdns("check", "-", stdin=text).returncode == 0
+
+
+def config_map(name: str, **data: str) -> dict[str, object]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "kube-system"}, "data": data}
+
+
+AKS = ".:53 {\n errors\n import custom/*.override\n}\nimport custom/*.server\n"
+
+
+@pytest.mark.parametrize("form", ["list", "documents", "json"])
+def test_check_reads_lists_documents_and_json_as_kubectl_prints_them(form: str) -> None:
+    maps = [config_map("coredns", Corefile=".:53 {\n whoami\n}\n"), config_map("node-local-dns", Corefile=".:53 {\n whoam\n}\n"),
+            config_map("other", key="value"), {"kind": "Service", "metadata": {"name": "kube-dns"}}]  # fmt: skip
+    listed = {"apiVersion": "v1", "kind": "List", "items": maps}
+    text = {"list": yaml.safe_dump(listed), "documents": yaml.safe_dump_all(maps), "json": json.dumps(listed, indent=2)}[form]
+    done = kdns("check", "-", stdin=text)
+    assert done.returncode == 1 and done.stdout == "stdin(kube-system/coredns): ok (1 server block, 1 plugin)\n"
+    assert done.stderr.startswith('stdin(kube-system/node-local-dns):2:2: error: unknown directive "whoam"')
+    done = kdns("plan", "-", stdin=text)
+    assert done.returncode == 1 and "2 Corefiles, and one is needed" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_check_reads_what_a_corefile_imports_from_a_config_map_of_its_own(tmp_path: Path) -> None:
+    custom = config_map("coredns-custom", **{"log.override": "log\n", "corp.server": "corp:53 {\n forward . 10.0.0.1\n}\n"})
+    both = yaml.safe_dump({"kind": "List", "items": [config_map("coredns", Corefile=AKS), custom]})
+    assert kdns("check", "-", stdin=both).stdout == "stdin: ok (2 server blocks, 3 plugins)\n"
+    (tmp_path / "custom.yaml").write_text(yaml.safe_dump(custom))
+    done = kdns("check", "--with", str(tmp_path / "custom.yaml"), "-", stdin=AKS)
+    assert (done.stdout, done.stderr) == ("stdin: ok (2 server blocks, 3 plugins)\n", "")
+    assert "log" in kdns("plan", "--with", str(tmp_path / "custom.yaml"), "-", stdin=AKS).stdout
+    custom["data"] = {"log.overide": "log\n", "corp.server": "corp:53 {\n forwad . 10.0.0.1\n}\n"}
+    (tmp_path / "custom.yaml").write_text(yaml.safe_dump(custom))
+    done = kdns("check", "--with", str(tmp_path / "custom.yaml"), "-", stdin=AKS)
+    assert done.returncode == 1 and 'custom/corp.server:2:2: error: unknown directive "forwad"' in done.stderr
+    custom["data"] = {"log.overide": "log\n"}
+    (tmp_path / "custom.yaml").write_text(yaml.safe_dump(custom))
+    done = kdns("check", "--with", str(tmp_path / "custom.yaml"), "-", stdin=AKS)
+    assert done.returncode == 0 and "warning: nothing imports log.overide" in done.stderr
+    for wrong in ("/nowhere/x", "/dev/null"):
+        done = kdns("check", "--with", wrong, "-", stdin=AKS)
+        assert done.returncode == int(wrong == "/nowhere/x") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("help", "version")])
+def test_every_command_has_help_on_stdout_with_its_exit_codes(name: str) -> None:
+    for words in ([name, "--help"], ["help", name]):
+        done = kdns(*words)
+        assert done.returncode == 0 and not done.stderr and done.stdout.startswith(f"Usage: kdns {name}")
+        assert "Examples:" in done.stdout and "Exit codes: 0 " in done.stdout
+    done = kdns(name, "-no-such-flag")
+    assert done.returncode in (1, 2) and not done.stdout and "Traceback" not in done.stderr
+
+
+def test_help_goes_to_stdout_and_words_that_are_unknown_get_a_suggestion() -> None:
+    for words in (["--help"], ["help"], ["-h"], ["help", "help"]):
+        done = kdns(*words)
+        assert done.returncode == 0 and not done.stderr and "kdns check " in done.stdout and "Exit codes:" in done.stdout
+    assert kdns("version").stdout == kdns("-version").stdout
+    done = kdns("chek")
+    assert done.returncode == 1 and 'did you mean "check"?' in done.stderr
+    done = kdns("help", "chek")
+    assert done.returncode == 2 and 'did you mean "check"?' in done.stderr
+    assert "(did you mean -json?)" in kdns("check", "-jsn").stderr
+    done = kdns("demo", "foo")
+    assert done.returncode == 2 and 'takes no arguments, found "foo"' in done.stderr
+    assert kdns("plan", "a", "b").returncode == 2
+
+
+def test_query_x_asks_for_the_name_of_an_address(upstream: Start) -> None:
+    up = upstream(lambda query, proto: answer(query, f"PTR {query.question[0].name.to_text().count('.')}.example."))
+    assert kdns("query", f"@127.0.0.1:{up.port}", "-short", "-x", "192.0.2.7").stdout == "6.example.\n"
+    assert kdns("query", f"@127.0.0.1:{up.port}", "-short", "-x", "2001:db8::7").stdout == "34.example.\n"
+    for words in (["-x", "web"], ["-x", "192.0.2.7", "A"], ["-x", "192.0.2.300"]):
+        done = kdns("query", f"@127.0.0.1:{up.port}", *words)
+        assert done.returncode == 2 and "-x takes an IP address" in done.stderr
+
+
+def kubeconfig(tmp_path: Path, **contexts: str) -> str:
+    """A kubeconfig with a context for each URL; the first is the current one."""
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump({
+        "apiVersion": "v1", "kind": "Config", "current-context": next(iter(contexts)), "users": [{"name": "u", "user": {"token": "t"}}],
+        "clusters": [{"name": name, "cluster": {"server": url}} for name, url in contexts.items()],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": "u"}} for name in contexts],
+    }))  # fmt: skip
+    return str(path)
+
+
+def test_explain_could_not_read_a_clusters_corefile_from_a_laptop(api: ApiServer, tmp_path: Path) -> None:
+    other = ApiServer()
+    try:
+        for each, address in ((api, "10.0.0.1"), (other, "10.0.0.2")):
+            each.put(namespace("shop"), service("shop/web", address),
+                     config_map("coredns", Corefile=".:53 {\n kubernetes cluster.local\n forward . 127.0.0.1\n}\n"))  # fmt: skip
+        path = kubeconfig(tmp_path, here=api.url, there=other.url)
+        for words, address in ((["-n", "shop"], "10.0.0.1"), (["--context", "there", "--from", "shop"], "10.0.0.2")):
+            done = kdns("explain", "--kubeconfig", path, *words, "web", cwd=tmp_path)
+            assert done.returncode == 0 and f"A {address}" in done.stdout, done.stderr
+        file = tmp_path / "mine"
+        file.write_text(".:53 {\n kubernetes cluster.local\n}\n")
+        done = kdns("explain", "--kubeconfig", path, "-conf", str(file), "web.shop.svc.cluster.local")
+        assert done.returncode == 0 and "A 10.0.0.1" in done.stdout, done.stderr
+        done = kdns("explain", "--kubeconfig", path, "--context", "nope", "web", cwd=tmp_path)
+        assert done.returncode == 1 and 'has no context "nope": it has here, there' in done.stderr
+        done = kdns("explain", "--kubeconfig", path, "--dns-namespace", "openshift-dns", "web", cwd=tmp_path)
+        assert done.returncode == 1 and "no ConfigMap in openshift-dns has a key Corefile" in done.stderr
+        api.fail += [403]
+        done = kdns("explain", "--kubeconfig", path, "web", cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr == "the cluster's Corefile cannot be read: 403 Forbidden: told to fail\n"
+    finally:
+        other.close()
+
+
+def test_explain_without_a_file_or_a_cluster_says_what_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENV, "HOME", str(tmp_path))
+    monkeypatch.setitem(ENV, "KUBECONFIG", "")
+    done = kdns("explain", "web", cwd=tmp_path)
+    assert (
+        done.returncode == 1 and "name one with -conf, --kubeconfig or --context" in done.stderr and done.stderr.count("\n") == 1
+    )
 
 
 def test_fmt_writes_no_config_map_over(tmp_path: Path) -> None:
