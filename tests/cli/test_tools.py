@@ -366,8 +366,8 @@ def test_check_says_all_errors_in_one_pass() -> None:
 def test_an_error_in_a_snippet_is_said_once_and_a_missing_brace_last() -> None:
     done = kdns("check", "-", stdin="(s) {\n log . a b c\n reload x\n}\na {\n import s\n}\nb {\n import s\n nope\n")
     assert done.returncode == 1 and [line.split(": ")[0] for line in done.stderr.splitlines()] == [
-        "stdin:9:2",
-        "stdin:9:6",
+        "stdin:10:2",
+        "stdin:10:6",
         "stdin",
     ]
     done = kdns("check", "-", stdin="(s) {\n log . a b c\n reload x\n}\na {\n import s\n}\nb {\n import s\n}\n")
