@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 import kdns
+from kdns.cli import compare
+from kdns.cli.flags import parse_among
 from kdns.metrics import REGISTRY
 from kdns.server import build
 from kdns.testing import free_port, http_get
@@ -115,10 +117,23 @@ def test_side_by_side_shares_no_name_selector_or_address_with_what_is_there() ->
     spec = one("overlays/side-by-side", "Deployment")["spec"]
     assert (
         spec["selector"]["matchLabels"] == {"k8s-app": "kdns"}
-        and spec["template"]["spec"]["volumes"][0]["configMap"]["name"] == "kdns-coredns"
+        and spec["template"]["spec"]["volumes"][0]["configMap"]["name"] == "coredns"
     )
     binding = one("overlays/side-by-side", "ClusterRoleBinding")
     assert binding["roleRef"]["name"] == "kdns-system:coredns" and binding["subjects"][0]["name"] == "kdns-coredns"
+
+
+def test_side_by_side_runs_the_clusters_own_corefile_and_compares_both() -> None:
+    assert "ConfigMap" not in {obj["kind"] for obj in rendered("overlays/side-by-side")}
+    job = one("overlays/side-by-side", "CronJob")
+    assert job["metadata"]["name"] == "kdns-compare" and job["metadata"]["namespace"] == "kube-system"
+    spec = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert spec["serviceAccountName"] == "kdns-coredns" and spec["restartPolicy"] == "Never"
+    (container,) = spec["containers"]
+    assert container["image"] == f"kdns:{kdns.__version__}" and container["securityContext"]["readOnlyRootFilesystem"]
+    services = {"kube-dns", one("overlays/side-by-side", "Service")["metadata"]["name"]}
+    values, words = parse_among(container["args"][1:], compare.FLAGS)
+    assert container["args"][0] == "compare" and {word.removeprefix("@") for word in words} == services and values["rate"] == 100
 
 
 # Monitoring.
