@@ -10,8 +10,10 @@ RUNS := $(VENV)/.runs
 # The image, from the one place that names it; `make image IMAGE=...` builds another.
 IMAGE ?= $(shell sed -n 's/^ *newName: *//p' deploy/components/image/kustomization.yaml):$(shell sed -n 's/^ *newTag: *//p' deploy/components/image/kustomization.yaml)
 ENGINE ?= $(shell command -v docker || command -v podman || command -v buildah)
+# Test processes: tests wait more than they work.
+WORKERS ?= 2
 
-.PHONY: run image push test lint types layers unit bench bench-scale image-proof docs tools clean help
+.PHONY: run image push test test-compiled compiled wheel coverage lint types layers unit fuzz torture soak bench bench-scale image-proof docs tools clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -43,10 +45,44 @@ layers: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 unit: $(READY)
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs -n $(WORKERS)
 
-## make bench  - CPU a query beside the floor in C; results go to benchmarks/results.md
-bench: $(READY)
+## make compiled - build/compiled: a copy of the checkout with the hot modules compiled by mypyc (needs a C compiler)
+compiled: $(READY)
+	$(BIN)/python hatch_build.py build/compiled
+
+## make test-compiled - every test on the compiled build
+test-compiled: tools compiled
+	cd build/compiled && ../../$(BIN)/python -m pytest -n $(WORKERS)
+
+## make wheel  - dist/: a wheel with compiled modules (needs a C compiler)
+wheel: $(READY)
+	KDNS_COMPILE=1 $(BIN)/python -m build --wheel --outdir dist .
+
+## make coverage - what lines the tests run, with a floor
+coverage: $(READY) tools
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term:skip-covered
+
+## make fuzz   - drives each harness of tests/fuzz for FUZZ_SECONDS (600) by coverage; needs Atheris (Linux on x86-64)
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= dispatcher upstream corefile expression http
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[fuzz]'
+	set -e; for target in $(FUZZ_TARGETS); do \
+	  $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS); \
+	done
+
+## make torture - floods, idle, slow and greedy clients, a mute upstream: a table, beside CoreDNS where it is on PATH; some 4 minutes
+torture: $(READY) tools
+	$(BIN)/python -m tests.torture.load
+
+## make soak   - mixed traffic, reloads and changes for SOAK_MINUTES (30): memory, files and tasks must stay as they are
+SOAK_MINUTES ?= 30
+soak: $(READY)
+	$(BIN)/python -m tests.torture.soak $(SOAK_MINUTES)
+
+## make bench  - CPU a query of both builds beside the floor in C; results go to benchmarks/results.md
+bench: $(READY) compiled
 	sh benchmarks/tools.sh
 	$(BIN)/python -m benchmarks.run
 
@@ -85,5 +121,5 @@ $(READY): $(RUNS)
 
 ## make clean  - remove the environment and what tools left
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

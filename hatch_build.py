@@ -2,8 +2,11 @@
 
 With KDNS_COMPILE=1 a wheel holds the modules of COMPILED also as extension modules made by mypyc; Python prefers those.
 The typed source is the same, and everything runs without them. Nothing is built in the checkout: sources are copied.
+
+    python hatch_build.py FOLDER      copies the checkout and puts the extension modules in: what `make compiled` runs
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -112,3 +115,32 @@ def extensions(root: Path, folder: Path) -> list[tuple[str, str]]:
         raise RuntimeError(f"the hot modules cannot be compiled:\n{done.stdout}\n{done.stderr}")
     out = folder / "out"
     return [(str(path), str(path.relative_to(out))) for path in sorted(out.rglob("*.so"))]
+
+
+def tree(root: Path, folder: Path) -> None:
+    """Makes a folder that is a copy of the checkout with the compiled modules in it.
+
+    Modules that were compiled from the same sources are taken again (a compilation takes minutes). Raises RuntimeError with
+    the compiler's output.
+    """
+    digest = hashlib.sha256(f"{COMPILED} {sys.version} {MYPY}".encode())
+    for path in sorted((root / "kdns").rglob("*.py")) + sorted((root / "plugins").rglob("*.py")):
+        digest.update(path.read_bytes())
+    modules = folder.parent / f"modules-{digest.hexdigest()[:16]}"
+    if not modules.is_dir():
+        with tempfile.TemporaryDirectory() as work:
+            for path, name in extensions(root, Path(work)):
+                target = Path(work) / "done" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+            for old in folder.parent.glob("modules-*"):
+                shutil.rmtree(old)
+            shutil.copytree(Path(work) / "done", modules)
+    shutil.rmtree(folder, ignore_errors=True)
+    ignored = shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycache__", ".*_cache", ".hypothesis", ".work")
+    shutil.copytree(root, folder, symlinks=True, ignore=ignored)
+    shutil.copytree(modules, folder, dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    tree(Path(__file__).parent.resolve(), Path(sys.argv[1]).resolve())

@@ -6,8 +6,18 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from kdns import log
+from kdns import log, version
 from kdns.testing import ApiServer, Script, Server, Upstream
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips, on the compiled build, what replaces a constant or a function that is compiled in."""
+    if version.build() != "compiled":
+        return
+    for item in items:
+        for mark in item.iter_markers("interpreted"):
+            item.add_marker(pytest.mark.skip(reason=f"runs on the interpreted build only: {mark.args[0]}"))
+
 
 # The same examples in every run.
 settings.register_profile("fixed", derandomize=True)

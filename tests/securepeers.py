@@ -37,14 +37,15 @@ class Authority:
 
 
 class Peer:
-    """A TLS server on loopback that speaks one protocol. `names` are the server names clients asked for."""
+    """A server on loopback that speaks one protocol, over TLS with a context. `names` are the server names clients asked for."""
 
-    def __init__(self, context: ssl.SSLContext, protocol: Callable[["Peer"], asyncio.Protocol]) -> None:
+    def __init__(self, context: ssl.SSLContext | None, protocol: Callable[["Peer"], asyncio.Protocol]) -> None:
         self.queries: list[dns.message.Message] = []
         self.connections: list[Any] = []
         self.names: list[str | None] = []
         self.requests: list[dict[str, str]] = []
-        context.sni_callback = lambda sock, name, _: self.names.append(name)
+        if context is not None:
+            context.sni_callback = lambda sock, name, _: self.names.append(name)
         self.port = free_port()
         self.thread = LoopThread()
 
@@ -54,6 +55,10 @@ class Peer:
             )
 
         self.server = self.thread.run(listen())
+
+    def silence(self) -> None:
+        """From now on nobody reads what comes on the connections there are: to their clients, the network lost them."""
+        self.thread.call(lambda: [transport.pause_reading() for transport in self.connections])
 
     def drop(self) -> None:
         """Closes the connections there are."""

@@ -1,8 +1,11 @@
 """`kdns plugins [NAME]`: the plugins in the order queries meet them, or one's manual."""
 
+import ast
 import inspect
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 from kdns.cli.flags import Help, misused, usage
@@ -53,11 +56,18 @@ def manual(name: str) -> str:
     assert cls is not None
     module = inspect.getmodule(cls)
     package = sys.modules.get(module.__name__.rpartition(".")[0]) if module is not None else None
-    for place in (package, module):
-        text = inspect.getdoc(place) if place is not None else None
-        if text and text.startswith(f"{name} - "):
-            return text
-    return inspect.getdoc(module) or f"{name} - no manual"
+    texts = [docstring(place) for place in (package, module) if place is not None]
+    return next((text for text in texts if text.startswith(f"{name} - ")), texts[-1] if texts else f"{name} - no manual")
+
+
+def docstring(module: ModuleType) -> str:
+    """A module's docstring. That of a compiled module is only in its source, which lies beside it."""
+    text = inspect.getdoc(module)
+    if not text and module.__file__:
+        path = Path(module.__file__)
+        source = path.with_name(path.name.partition(".")[0] + ".py")
+        text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) if source.is_file() else None
+    return text or ""
 
 
 def _title(name: str) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from kdns import __version__, faults, log
+from kdns import __version__, faults, log, version
 from kdns.cli.flags import BadFlag, Flag, Help, parse, refuse
 from kdns.corefile import Corefile, CorefileError, source
 from kdns.printable import printable
@@ -135,7 +135,7 @@ def version_lines() -> list[str]:
     loop = "asyncio"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         loop = f"uvloop {importlib.metadata.version('uvloop')}"
-    return [f"kdns-{__version__}", f"{platform.system().lower()}/{machine}, {implementation}, {loop}"]
+    return [f"kdns-{__version__}", f"{platform.system().lower()}/{machine}, {implementation}, {loop}, {version.build()}"]
 
 
 def help_text() -> Help:

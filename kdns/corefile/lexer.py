@@ -29,7 +29,7 @@ class Token(NamedTuple):
         return self.at.file, self.at.line
 
 
-def tokens(text: str, file: str) -> list[Token]:
+def tokens(text: str, file: str) -> list[Token]:  # noqa: C901 - one loop over characters: the states of a lexer
     """The tokens of a file's text; `file` is the name that positions carry."""
     out: list[Token] = []
     word: list[str] = []

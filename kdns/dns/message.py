@@ -61,7 +61,7 @@ def parse_reply(data: bytes, asked: Question | None = None) -> Message:
     return Message(data[0] << 8 | data[1], data[2] >> 3 & 15, question, answer)
 
 
-def _content(
+def _content(  # noqa: C901 - one pass over a message, checked as it goes
     data: bytes, base: int, claimed: tuple[int, int, int], name: bytes, starts: Sequence[int], budget: wire.Budget
 ) -> Answer:
     """The answer in a reply, whose records begin at `base` behind a question of this name, whose labels begin at `starts`.

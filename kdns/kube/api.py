@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import importlib
 import os
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -19,15 +18,20 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from kdns import __version__, log
-from kdns.kube.lists import ApiError, Expired, ResourceVersionRegressed, Unauthorized
+from kdns.keepalive import keep_alive
+from kdns.kube.lists import ApiError, Expired, Unauthorized, beginning
+from kdns.kube.proxy import Proxy, env_proxy, usable_proxy
 from kdns.metrics import Counter, Histogram
 
 CONNECT: Final = 10.0  # seconds to reach the API
 TOKEN_AGE: Final = 60.0  # seconds a token is used before its file is read again; the kubelet rotates it hourly
 # Keepalive probes that find a dead peer in 30 seconds: a watch may be silent for a minute.
-KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-USER_TIMEOUT: Final = 30_000  # milliseconds unacknowledged data may stand (tcp(7), TCP_USER_TIMEOUT)
+KEEPALIVE: Final = (15, 5, 3)  # seconds idle, seconds between two, and how many
+USER_TIMEOUT: Final = 30.0  # seconds that what is sent may stand unacknowledged
 MAX_RETRY_AFTER: Final = 60.0  # seconds of a Retry-After that are waited
+# What is read of an error's body: its text is for the log.
+ERROR_OCTETS: Final = 300
+ERROR_TIME: Final = 5.0  # seconds
 
 # client-go's series, under the names that CoreDNS gives them.
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -54,11 +58,12 @@ _log = log.plugin("kubernetes")
 
 
 class Access(NamedTuple):
-    """How the API is reached: its URL, TLS, and headers that prove who asks."""
+    """How the API is reached: its URL, TLS, headers that prove who asks, and the proxy if there is one between."""
 
     url: str
     tls: ssl.SSLContext | None
     headers: dict[str, str]
+    proxy: Proxy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +103,13 @@ class ApiConfig:
                 context = ssl.create_default_context(cafile=ca or None)
                 if cert:
                     context.load_cert_chain(cert, key)
-            return Access(self.endpoint.rstrip("/"), context, {})
+            return Access(self.endpoint.rstrip("/"), context, {}, env_proxy(self.endpoint, os.environ))
         from kubernetes import config
         from kubernetes.client import Configuration
 
         loader: Any = config
         made = Configuration()
+        made.proxy = ""  # it reads the environment by rules of its own
         try:
             if self.kubeconfig:
                 loader.load_kube_config(self.kubeconfig, self.context or None, made, persist_config=False)
@@ -111,7 +117,9 @@ class ApiConfig:
                 loader.load_incluster_config(client_configuration=made)
         except loader.ConfigException as error:
             raise ValueError(str(error)) from None
-        return Access(made.host.rstrip("/"), _tls(made), _headers(made))
+        # As client-go: the kubeconfig's `proxy-url` if it has one, whatever NO_PROXY says; else the environment's.
+        proxy = usable_proxy("proxy-url", made.proxy) if made.proxy else env_proxy(made.host, os.environ)
+        return Access(made.host.rstrip("/"), _tls(made), _headers(made), proxy)
 
 
 def _check_kubeconfig(config: ApiConfig) -> None:
@@ -149,6 +157,15 @@ def _headers(made: Any) -> dict[str, str]:
     basic = made.get_basic_auth_token() if made.username else None
     found = token or basic
     return {"Authorization": found} if found else {}
+
+
+def _headers_and_proxy(access: Access) -> dict[str, Any]:
+    """The headers of a request, and how its proxy is asked."""
+    if access.proxy is None:
+        return {"headers": access.headers}
+    if access.tls is None:  # the proxy reads the request itself
+        return {"headers": access.headers | access.proxy.headers, "proxy": access.proxy.url}
+    return {"headers": access.headers, "proxy": access.proxy.url, "proxy_headers": access.proxy.headers}
 
 
 class Client:
@@ -203,8 +220,9 @@ class Client:
         began = time.monotonic()
         host = self.access.url.partition("://")[2]
         try:
+            url = self.access.url + path
             request = await self.session.request(
-                method, self.access.url + path, params=params, json=body, headers=self.access.headers, timeout=timeout
+                method, url, params=params, json=body, timeout=timeout, **_headers_and_proxy(self.access)
             )
         except (aiohttp.ClientError, OSError, TimeoutError):
             REQUESTS.slot("<error>", method, host)[0] += 1
@@ -214,29 +232,15 @@ class Client:
             LIMITER.observe(LIMITER.slot(method, host), 0.0)
             DURATION.observe(DURATION.slot(method, host), time.monotonic() - began)
             if response.status not in (200, 201):
-                text = (await response.text(errors="replace"))[:300]
+                text = await beginning(response, ERROR_OCTETS, ERROR_TIME)
                 if response.status == 410:
                     raise Expired(text)
                 if response.status == 401:
                     raise Unauthorized(f"401 Unauthorized: {text}")
-                if "Too large resource version" in text:
-                    raise ResourceVersionRegressed(text)
                 # Seconds, as the API sends it (RFC 9110, section 10.2.3); at most what a backoff may be.
                 after = response.headers.get("Retry-After", "")
                 wait = min(float(after), MAX_RETRY_AFTER) if after.isdecimal() else 0.0
                 raise ApiError(f"{response.status} {response.reason}: {text}", wait, response.status)
-            _keep_alive(response)
+            if response.connection is not None and response.connection.transport is not None:
+                keep_alive(response.connection.transport, *KEEPALIVE, USER_TIMEOUT)
             yield response
-
-
-def _keep_alive(response: aiohttp.ClientResponse) -> None:
-    connection = response.connection
-    transport = connection.transport if connection is not None else None
-    sock = transport.get_extra_info("socket") if transport is not None else None
-    if sock is None:
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)

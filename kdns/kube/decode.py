@@ -1,6 +1,6 @@
 """From the API's octets to raw objects: pages of lists, watch events, and the lines that events come in.
 
-What cannot be read is `None` here and the caller's to set aside: one bad object costs only itself.
+What cannot be read is the caller's to set aside: one bad object costs only itself.
 """
 
 from collections.abc import AsyncIterator
@@ -68,24 +68,32 @@ _lists: Final[dict[str, Any]] = {kind: msgspec.json.Decoder(_List[cls]) for kind
 _objects: Final[dict[str, Any]] = {kind: msgspec.json.Decoder(cls) for kind, cls in RAW.items()}
 
 
+def _decode(decoder: Any, raw: bytes | str) -> Any:
+    """What a decoder finds. Raises msgspec.DecodeError, also for octets that are no UTF-8 and for what is nested too deep."""
+    try:
+        return decoder.decode(raw)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.ValidationError(str(error)) from None
+
+
 def page(kind: str, body: bytes) -> tuple[ListMeta, list[Raw | Unreadable]]:
     """A page of a list. Raises msgspec.DecodeError where it is no list at all."""
     try:
-        found = _lists[kind].decode(body)
+        found = _decode(_lists[kind], body)
         return found.metadata, found.items or []
     except msgspec.ValidationError:
-        raw = _raw_lists.decode(body)
+        raw = _decode(_raw_lists, body)
         return raw.metadata, [one(kind, bytes(item)) for item in raw.items or ()]
 
 
 def one(kind: str, raw: bytes) -> Raw | Unreadable:
     """One object."""
     try:
-        found: Raw = _objects[kind].decode(raw)
+        found: Raw = _decode(_objects[kind], raw)
         return found
     except msgspec.ValidationError as error:
         try:
-            meta = _named.decode(raw).metadata
+            meta = _decode(_named, raw.decode(errors="replace")).metadata
         except msgspec.DecodeError:
             meta = RawMeta()
         return Unreadable(meta, str(error))
@@ -93,14 +101,14 @@ def one(kind: str, raw: bytes) -> Raw | Unreadable:
 
 def event(line: bytes) -> tuple[str, bytes]:
     """An event's type, and its object's octets. Raises msgspec.DecodeError."""
-    found = _events.decode(line)
+    found = _decode(_events, line)
     return found.type, bytes(found.object)
 
 
 def status(raw: bytes) -> tuple[int, str]:
     """A Status's code and message; zero and nothing where there are none."""
     try:
-        found = _statuses.decode(raw)
+        found = _decode(_statuses, raw)
     except msgspec.DecodeError:
         return 0, ""
     return found.code, found.message
@@ -108,7 +116,7 @@ def status(raw: bytes) -> tuple[int, str]:
 
 def bookmark(raw: bytes) -> tuple[str, bool]:
     """A bookmark's resourceVersion, and whether it ends a streamed list."""
-    meta = _bookmarks.decode(raw).metadata
+    meta = _decode(_bookmarks, raw).metadata
     return meta.resource_version, (meta.annotations or {}).get(INITIAL_END) == "true"
 
 

@@ -1,5 +1,6 @@
-"""Asking the API: what its refusals are, and a list in pages."""
+"""Asking the API: what its refusals are, and a list in pages. No body is read without an end, of octets and of time."""
 
+import asyncio
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
@@ -10,6 +11,9 @@ from kdns.kube.decode import Unreadable
 from kdns.kube.objects import Raw
 
 LIST_READ: Final = 60.0  # seconds without an octet of a page
+PAGE_TIME: Final = 300.0  # seconds for all of a page: longer than any request that the API itself does not end (60)
+# Octets of a page, decompressed. One of 500 Services has some 1 MB; etcd's limit for an object is 1.5 MiB.
+MAX_PAGE: Final = 64 << 20
 
 
 class ApiError(Exception):
@@ -23,6 +27,10 @@ class ApiError(Exception):
 
 class Expired(ApiError):
     """410: the resourceVersion or continue token is too old."""
+
+
+class TooLarge(ApiError):
+    """A page is over MAX_PAGE."""
 
 
 class ResourceVersionRegressed(ApiError):
@@ -43,6 +51,31 @@ class Client(Protocol):
     async def renew(self, *, force: bool = False) -> None: ...
 
 
+async def body(response: aiohttp.ClientResponse) -> bytes:
+    """All of a page's octets. Raises TooLarge, TimeoutError, and what aiohttp raises."""
+    parts = []
+    size = 0
+    async with asyncio.timeout(PAGE_TIME):
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+            if size > MAX_PAGE:
+                raise TooLarge(f"a page over {MAX_PAGE >> 20} MiB")
+            parts.append(chunk)
+    return b"".join(parts)
+
+
+async def beginning(response: aiohttp.ClientResponse, octets: int, seconds: float) -> str:
+    """The first octets of a body, or what of them comes in some seconds, as text."""
+    found = b""
+    try:
+        async with asyncio.timeout(seconds):
+            while len(found) < octets and (chunk := await response.content.read(octets - len(found))):
+                found += chunk
+    except (aiohttp.ClientError, TimeoutError):
+        pass
+    return found.decode(errors="replace")
+
+
 class Pages:
     """The pages of one consistent list (never with resourceVersion=0, which ignores the limit on many versions)."""
 
@@ -56,10 +89,9 @@ class Pages:
         self.over = False
 
     async def next(self) -> list[Raw | Unreadable]:
-        """The next page's objects. Raises Expired where the list is too old to go on."""
+        """The next page's objects. Raises Expired where the list is too old to go on, TooLarge for a page that is."""
         async with self.client.get(self.path, self.params, LIST_READ) as response:
-            body = await response.read()
-        meta, objects = decode.page(self.kind, body)
+            meta, objects = decode.page(self.kind, await body(response))
         self.version = meta.resource_version
         self.params["continue"] = meta.go_on
         self.over = not meta.go_on

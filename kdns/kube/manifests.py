@@ -69,12 +69,35 @@ def _construct_map(loader: Any, node: Any) -> Any:
 _LinedLoader.add_constructor("tag:yaml.org,2002:map", _construct_map)
 
 
+class _PlacingLoader(_LinedLoader):
+    """Says where a value stands that its constructor chokes on; slower, so only for a file that is known to be broken."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except yaml.YAMLError:
+            raise
+        except Exception:
+            what = str(node.tag).removeprefix("tag:yaml.org,2002:")
+            raise yaml.constructor.ConstructorError(None, None, f"a value is no {what}", node.start_mark) from None
+
+
 def parse(text: str, path: str) -> tuple[list[Found], list[str]]:
     """The objects of a file that kdns serves, and a line for each that is none. Raises BrokenManifest."""
+    try:
+        return _parsed(text, path, _LinedLoader)
+    except BrokenManifest:
+        raise
+    except Exception:
+        # PyYAML's constructors raise whatever they meet: KeyError for `!!bool maybe`, IndexError for `!!int ""`.
+        return _parsed(text, path, _PlacingLoader)
+
+
+def _parsed(text: str, path: str, loader: Any) -> tuple[list[Found], list[str]]:
     found: list[Found] = []
     odd: list[str] = []
     try:
-        for document in yaml.load_all(text, Loader=_LinedLoader):
+        for document in yaml.load_all(text, Loader=loader):
             for item in _items(document):
                 if not isinstance(item, dict) or not isinstance(item.get("kind"), str):
                     odd.append(f"{path}: a document is no Kubernetes object (it has no kind)")
@@ -86,7 +109,7 @@ def parse(text: str, path: str) -> tuple[list[Found], list[str]]:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1
         raise BrokenManifest(f"{path}:{line}: {getattr(error, 'problem', None) or error}") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
         raise BrokenManifest(f"{path}:1: {error}") from None
     return found, odd
 

@@ -7,6 +7,7 @@ import msgspec
 
 from kdns.kube import manifests
 from kdns.kube.api import ApiConfig, Client
+from kdns.kube.lists import body
 
 READ = 10.0  # seconds the API may take
 
@@ -20,7 +21,7 @@ async def pod_spec(api: ApiConfig | None, paths: tuple[str, ...], namespace: str
         # A list of one: `list` is what the server's role allows, `get` is not.
         path = f"/api/v1/namespaces/{namespace}/pods"
         async with client.get(path, {"fieldSelector": f"metadata.name={name}"}, READ) as response:
-            found = msgspec.json.decode(await response.read())
+            found = msgspec.json.decode(await body(response))
     finally:
         await client.close()
     return next((_spec(item) for item in found.get("items") or () if _is(item, namespace, name)), None)

@@ -7,7 +7,8 @@ by one, and what is not there any more is removed at the end; so a name never bl
 
 A watch that ends is taken up where it ended. 410, by status or as an ERROR event, means that the API has forgotten where
 that was. A resourceVersion of the collection below ours means that its history is another one (etcd restored from a
-backup): what is known of versions is then worth nothing, and everything is brought anew. Errors wait 0.8 s, doubled up
+backup): what is known of versions is then worth nothing, and everything is brought anew. Only a list can say so: one API
+server of several that is behind for a moment ("Too large resource version") is asked again. Errors wait 0.8 s, doubled up
 to 30, with jitter, so that many replicas do not come back at once.
 
 A page decodes in some 2 ms; what is decoded is applied in slices, others run in between.
@@ -28,7 +29,17 @@ from kdns.kube import decode
 from kdns.kube.cluster import Cluster
 from kdns.kube.decode import Unreadable, lines
 from kdns.kube.hold import hold
-from kdns.kube.lists import LIST_READ, ApiError, Client, Expired, Pages, ResourceVersionRegressed, Unauthorized
+from kdns.kube.lists import (
+    LIST_READ,
+    ApiError,
+    Client,
+    Expired,
+    Pages,
+    ResourceVersionRegressed,
+    TooLarge,
+    Unauthorized,
+    body,
+)
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta, Slices
 from kdns.metrics import Counter
 from kdns.turns import Turn
@@ -137,7 +148,9 @@ class Reflector:
                 _log.warning(f"{self.kind}: {error}; everything is listed anew")
                 self.version = None
                 self.known = dict.fromkeys(self.known, "")
-                continue
+                if self.backoff == BACKOFF[0]:
+                    self.backoff *= 2  # as above
+                    continue
             except Unauthorized as error:
                 self._failed(error)
                 await self._renew()
@@ -214,6 +227,9 @@ class Reflector:
         except Expired:
             self.page = min(self.page * 4, MAX_PAGE)  # fewer pages are through sooner
             raise
+        except TooLarge:
+            self.page = max(self.page // 4, 1)
+            raise
         except ApiError as error:
             if error.code != 404 or not self.optional:
                 raise
@@ -260,7 +276,7 @@ class Reflector:
     async def _compare(self) -> None:
         """Asks for the collection's resourceVersion. Raises ResourceVersionRegressed if it is below ours."""
         async with self.client.get(self.path, {**self.params, "limit": "1"}, LIST_READ) as response:
-            meta, _ = decode.page(self.kind, await response.read())
+            meta, _ = decode.page(self.kind, await body(response))
         theirs, ours = meta.resource_version, self.version or ""
         if theirs.isdecimal() and ours.isdecimal() and int(theirs) < int(ours):
             raise ResourceVersionRegressed(f"the API's resourceVersion {theirs} is below {ours}, which it had before")
@@ -328,8 +344,6 @@ class Reflector:
         code, message = decode.status(raw)
         if code == 410:
             raise Expired(message)
-        if "Too large resource version" in message:
-            raise ResourceVersionRegressed(message)
         raise ApiError(f"{code} {message}", code=code)
 
     def _event(self, line: bytes) -> None:

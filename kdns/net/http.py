@@ -1,60 +1,78 @@
-"""A small HTTP/1.1 server for /health, /ready and /metrics: GET and HEAD, fixed paths, no bodies in.
+"""The HTTP/1.1 listener of /health, /ready, /metrics and the like: aiohttp reads the requests, routes answer them.
 
-Laws: a request is at most 8 KiB and 5 s; at most 100 connections; what is wrong gets a status and a close.
+Laws: a path has a route or is 404; a route answers every method, as CoreDNS's do, and HEAD without the body; no body is read, and
+a client that goes on sending one is closed; what a route raises is a 500, a line and a count. Who gets in and for how long says
+`http_connections`. aiohttp comes in with the first listener: it takes half a second to import.
 """
 
 import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from kdns import faults, log
+from kdns.address import host_port
+from kdns.net.http_connections import Connection, Connections, Limits
 from kdns.net.sockets import bind
 
-MAX_REQUEST: Final = 8 << 10
-TIMEOUT: Final = 5.0
-MAX_CONNECTIONS: Final = 100
-_REASONS: Final = {
-    200: "OK",
-    400: "Bad Request",
-    401: "Unauthorized",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
+if TYPE_CHECKING:
+    from aiohttp import web
+
+LINE: Final = 8 << 10  # octets of a request line or a header field, at most: what web servers commonly take
+FIELDS: Final = 100  # header fields, at most: as many as other servers take; a scraper sends six
+# Octets of a body that aiohttp holds before it stops reading. Nobody wants them.
+BODY: Final = 16 << 10
+LINGER: Final = 1.0  # seconds in which a body may still end after the reply, so that the client sees the reply and no reset
+CHUNK: Final = 64 << 10  # octets of a reply in one turn of the loop: to encrypt and send them takes 0.1 ms
+# Seconds that replies on their way have when a listener closes.
+STOP: Final = 1.0
+
+_log = log.Logger()
 
 
 class Response(NamedTuple):
-    """What a route gives: a status, a body, its type."""
+    """What a route gives: a status, a body (in one piece or several), its type."""
 
     status: int = 200
-    body: bytes = b"OK"
+    body: bytes | Sequence[bytes] = b"OK"
     content_type: str = "text/plain; charset=utf-8"
 
 
 Route = Callable[[], Awaitable[Response]]
 Guard = Callable[[str], Awaitable[bool]]
 
+NOT_FOUND: Final = Response(404, b"404 page not found\n")
+UNAUTHORIZED: Final = Response(401, b"Unauthorized\n")
+UNKNOWN_VERSION: Final = Response(505, b"HTTP/1.0 and HTTP/1.1 are spoken here\n")
+_VERSIONS: Final = ((1, 0), (1, 1))
+FAILED: Final = Response(500, b"internal error: see the log of the server\n")
+
 
 class HttpServer:
     """Serves routes on one literal address. The last route added for a path answers; when it goes, the one before does."""
 
     def __init__(
-        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, headers: str = "", guard: Guard | None = None
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        headers: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        """`headers`: finished lines that every reply has. `guard`: says of an Authorization field whether it will do."""
+        """`headers`: what every reply has. `guard`: says of an Authorization field whether it will do."""
         self.host = host
         self.port = port
         self.tls = tls
-        self.headers = headers
+        self.headers = dict(headers or {})
         self.guard = guard
+        self.limits = limits or Limits()
         self.routes: dict[str, list[Route]] = {}
-        self.server: asyncio.Server | None = None
-        self.open: set[asyncio.Task[None]] = set()
+        self.connections: Connections | None = None
+        self.server: web.Server | None = None
 
     def add(self, path: str, route: Route) -> None:
         """Answers a path."""
@@ -70,97 +88,79 @@ class HttpServer:
 
     async def start(self) -> None:
         """Binds and accepts. Raises BindError."""
+        from aiohttp import web
+
         sock = bind(socket.SOCK_STREAM, self.host, self.port, reuse_port=True)
         self.port = sock.getsockname()[1]
-        # A handshake that does not come to its end is given up like a request that does not.
-        patience = TIMEOUT if self.tls is not None else None
-        try:
-            self.server = await asyncio.start_server(
-                self._serve, sock=sock, limit=MAX_REQUEST, ssl=self.tls, ssl_handshake_timeout=patience
-            )
-        except BaseException:
-            sock.close()
-            raise
+        self.server = web.Server(
+            self._answer, handler_cancellation=True, access_log=None, logger=_Faults(), auto_decompress=False,
+            max_line_size=LINE, max_field_size=LINE, max_headers=FIELDS, read_bufsize=BODY, lingering_time=LINGER,
+        )  # fmt: skip
+        self.connections = Connections(sock, self.server, self.tls, self.limits)
+        self.connections.start()
 
     async def stop(self) -> None:
         """Closes everything."""
-        if self.server is not None:
-            self.server.close()
-        for task in list(self.open):
-            task.cancel()
-        if self.open:
-            await asyncio.wait(self.open, timeout=1)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        if len(self.open) >= MAX_CONNECTIONS:
-            writer.transport.abort()
+        if self.connections is None or self.server is None:
             return
-        self.open.add(task)
-        try:
-            while await self._exchange(reader, writer):
-                pass
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, asyncio.CancelledError):
-            pass
-        finally:
-            self.open.discard(task)
-            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+        self.server.pre_shutdown()
+        await self.connections.stop()
+        await self.server.shutdown(STOP)
+        self.connections = self.server = None
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        try:
-            raw = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT)
-        except asyncio.LimitOverrunError:
-            await self._respond(writer, Response(431, b"request too large\n"), "GET", False)
-            return False
-        head = raw.decode("latin-1").split("\r\n")
-        words = head[0].split(" ")
-        if len(words) != 3 or not words[2].startswith("HTTP/1."):
-            await self._respond(writer, Response(400, b"bad request\n"), "GET", False)
-            return False
-        method, target, version = words
-        fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
-        keep = fields.get("connection", "").lower() != "close" and version == "HTTP/1.1" and "content-length" not in fields
-        if method not in ("GET", "HEAD"):
-            response = Response(405, b"only GET and HEAD\n")
-            keep = False
-        elif self.guard is not None and not await self.guard(fields.get("authorization", "")):
-            response = Response(401, b"Unauthorized\n")
-        else:
-            response = await self._route(_path(target))
-        await self._respond(writer, response, method, keep)
-        return keep
+    async def _answer(self, request: "web.BaseRequest") -> "web.StreamResponse":
+        from aiohttp import web
 
-    async def _route(self, path: str | None) -> Response:
-        if path is None:
-            return Response(400, b"bad request\n")
-        routes = self.routes.get(path)
-        if not routes:
-            return Response(404, b"404 page not found\n")
+        transport = request.transport
+        connection = transport.get_protocol() if transport is not None else None
+        if not isinstance(connection, Connection):
+            raise ConnectionResetError("the client has gone")
+        connection.begin()
+        status, body, content_type = await self._route(request)
+        pieces = (body,) if isinstance(body, bytes) else body
+        response = web.StreamResponse(status=status, headers={"Server": "kdns", "Content-Type": content_type, **self.headers})
+        response.content_length = sum(map(len, pieces))
+        if status == 401:
+            response.headers["WWW-Authenticate"] = "Basic"
+        if status == 505 or "Upgrade" in request.headers or request.method == "CONNECT":
+            response.force_close()  # what follows may be no HTTP/1.1
+        with contextlib.suppress(ConnectionError):  # the client has gone; aiohttp finds that out by itself
+            await response.prepare(request)
+            for piece in pieces if request.method not in ("HEAD", "CONNECT") else ():
+                for at in range(0, len(piece), CHUNK):
+                    await response.write(piece[at : at + CHUNK])
+                    await asyncio.sleep(0)  # a client that reads as fast as we write would never make `write` wait
+            await response.write_eof()
+        connection.end()
+        return response
+
+    async def _route(self, request: "web.BaseRequest") -> Response:
+        if request.version not in _VERSIONS:
+            return UNKNOWN_VERSION
         try:
-            return await routes[-1]()
+            if self.guard is not None and not await self.guard(request.headers.get("Authorization", "")):
+                return UNAUTHORIZED
+            routes = self.routes.get(request.path)
+            return await routes[-1]() if routes else NOT_FOUND
         except Exception as error:
-            return Response(500, f"{type(error).__name__}: {error}\n".encode())
-
-    async def _respond(self, writer: asyncio.StreamWriter, response: Response, method: str, keep: bool) -> None:
-        status, body, content_type = response
-        head = (
-            f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}\r\nContent-Type: {content_type}\r\n"
-            f"Content-Length: {len(body)}\r\n{self.headers}"
-            + ("WWW-Authenticate: Basic\r\n" if status == 401 else "")
-            + ("" if keep else "Connection: close\r\n")
-            + "\r\n"
-        )
-        writer.write(head.encode() + (b"" if method == "HEAD" else body))
-        with contextlib.suppress(ConnectionError):
-            await asyncio.wait_for(writer.drain(), TIMEOUT)
+            faults.report(f"the HTTP listener {host_port(self.host, self.port)}", error)
+            return FAILED
 
 
-def _path(target: str) -> str | None:
-    """The path of a request's target: in origin-form, or behind the authority in absolute-form (RFC 9112, section 3.2)."""
-    if target[:7].lower() != "http://" and target[:8].lower() != "https://":
-        return target.partition("?")[0]
-    try:
-        return urlsplit(target).path or "/"
-    except ValueError:
-        return None
+class _Faults:
+    """Where aiohttp's own records go: what a client did wrong is a line for `debug`; the rest is a fault."""
+
+    def debug(self, text: str, *args: Any, **_: Any) -> None:
+        _log.debug(text % args)
+
+    warning = debug
+
+    def exception(self, text: str, *args: Any, exc_info: Any = None) -> None:
+        from aiohttp.http_exceptions import HttpProcessingError
+
+        if isinstance(exc_info, HttpProcessingError | ConnectionError):
+            _log.debug(f"HTTP: {text % args}: {exc_info}")
+        elif isinstance(exc_info, BaseException):
+            faults.report("aiohttp", exc_info)
+        else:
+            _log.error(f"aiohttp: {text % args}")

@@ -1,23 +1,33 @@
 """The TCP listener: DNS messages behind two octets of length (RFC 1035, section 4.2.2), pipelined (RFC 7766).
 
-Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a turn is
-at most 64 frames, 64 KiB or 1 ms, with one write; while frames or unsent octets wait, nothing more is read, so a client that
-does not read stops being read; every connection has a deadline that only whole queries move, so trickling octets buys
-no time; connections are capped, in all and for one address.
+Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a connection's turn is
+at most 64 frames, 64 KiB or 1 ms, with one write, and all connections together take a millisecond before others run; while frames
+or unsent octets wait, nothing more is read, so a client that does not read stops being read; every connection has a deadline that
+only whole queries move, so trickling octets buys no time; connections are capped, in all and for one client, and where there is no
+room, one of who holds most gives way (net.shares).
 """
 
 import asyncio
+import resource
 import socket
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler, MessageStream
+from kdns.net.shares import Shares
 
 # Octets of a turn. A usual one has some 3,000; the largest message is 64 KiB, and to look at its octets alone takes 0.1 ms.
 BATCH_OCTETS: Final = 64 << 10
 BATCH_FRAMES: Final = 64
 BATCH_SECONDS: Final = 0.001
+# Seconds of turns in one turn of the loop, all connections of a listener: as much as UDP has. With a millisecond for each, 300
+# connections that pipeline made everybody else wait 300 ms.
+LOOP_SECONDS: Final = 0.001
+# Below that, what was spent is not set back to nothing at once: to come back for it costs a turn of the loop.
+LITTLE: Final = LOOP_SECONDS / 2
 # The clock is looked at after the first frame, then after every fourth, or so many octets. A look costs 0.05 µs, a frame 1 to 5.
 LOOK_FRAMES: Final = 4
 LOOK_OCTETS: Final = 2048
@@ -30,12 +40,27 @@ MAX_PENDING: Final = 1000
 # A cluster of 5,000 nodes whose NodeLocal caches hold two connections each to one replica fits; a connection
 # costs some 3 KB here.
 MAX_CONNECTIONS: Final = 16_384
-# One address may be a whole cluster behind SNAT: half of all, so that others always get in.
-MAX_PER_ADDRESS: Final = MAX_CONNECTIONS // 2
+# Of all files the process may open, what connections to us may take: upstreams, the API server and probes need files too, and
+# a wildcard address has two listeners.
+FILES_SHARE: Final = 4
+# One address may be a whole cluster behind SNAT: half of all.
+CLIENT_SHARE: Final = 2
 WRITE_HIGH: Final = 256 << 10  # unsent octets at which reading stops
 
 CONNECTIONS = Gauge("kdns_tcp_connections", "Open TCP connections.", ("server",))
-REFUSED = Counter("kdns_tcp_connections_refused_total", "TCP connections closed because of a cap.", ("server",))
+REFUSED = Counter("kdns_tcp_connections_refused_total", "TCP connections closed at once because of a cap.", ("server",))
+DISPLACED = Counter("kdns_tcp_connections_displaced_total", "TCP connections closed to make room for another.", ("server",))
+
+
+def most_connections() -> int:
+    """TCP connections that a listener takes unless told otherwise: fewer where the process may open few files."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_CONNECTIONS if files < 0 else max(min(MAX_CONNECTIONS, files // FILES_SHARE), 1)
+
+
+def nobody(host: str) -> bool:
+    """The clients without limits, where none were named."""
+    return False
 
 
 class TcpListener:
@@ -49,28 +74,83 @@ class TcpListener:
         *,
         first_read: float = FIRST_READ,
         idle: float = IDLE,
-        max_connections: int = MAX_CONNECTIONS,
+        max_connections: int = 0,
         max_queries: int = 0,
     ) -> None:
+        """`max_connections` 0: as many as `most_connections` says."""
         self.sock = sock
         self.handler = handler
-        self.defaults = (first_read, idle)
+        self.defaults = (first_read, idle, max_connections or most_connections())
         self.first_read = first_read
         self.idle = idle
-        self.max_connections = max_connections
         self.max_queries = max_queries  # of one connection; 0 or less: no end
+        self.max_connections = self.defaults[2]
+        self.max_client = max(self.max_connections // CLIENT_SHARE, 1)  # of one client
+        self.exempt: Callable[[str], bool] = nobody  # clients whose connections have no limit of their own and never give way
         self.local: Address = sock.getsockname()
         self.connections: set[_Connection] = set()
-        self.by_address: dict[str, int] = {}
+        self.shares: Shares[_Connection] = Shares()
         self.open = CONNECTIONS.slot(label)
         self.refused = REFUSED.slot(label)
+        self.displaced = DISPLACED.slot(label)
         self.server: asyncio.Server | None = None
+        self.queue: deque[_Connection] = deque()  # those that have frames and wait for their turn
+        self.spent = 0.0  # seconds of turns since the last turn of the loop
+        self.coming_back = False
         self.busy = False  # whether anything came since it was last looked at
+
+    def come_back(self) -> None:
+        """Goes on with the queue in the loop's next turn."""
+        if not self.coming_back:
+            self.coming_back = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self.coming_back = False
+        self.spent = 0.0
+        queue = self.queue
+        try:
+            for _ in range(len(queue)):
+                queue.popleft().turn()
+                if self.spent >= LOOP_SECONDS:
+                    return
+        finally:
+            if queue:
+                self.come_back()
 
     async def start(self) -> None:
         """Begins to accept."""
         loop = asyncio.get_running_loop()
         self.server = await loop.create_server(lambda: _Connection(self), sock=self.sock, backlog=1024)
+
+    def limit(self, read: float, idle: float, most: int, of_client: int, exempt: Callable[[str], bool] | None) -> None:
+        """Sets deadlines (seconds) and caps; what is 0 or None is as it would be without."""
+        self.first_read = read or self.defaults[0]
+        self.idle = idle or self.defaults[1]
+        self.max_connections = most or self.defaults[2]
+        self.max_client = min(of_client or max(self.max_connections // CLIENT_SHARE, 1), self.max_connections)
+        self.exempt = exempt or nobody
+
+    def admit(self, connection: "_Connection", host: str) -> bool:
+        """Takes a connection in, at another's cost where there is no room; says whether it has."""
+        shares = self.shares
+        # Those without limits are in no share: they are only among all.
+        exempt = self.exempt(host)
+        others = len(self.connections) - shares.total
+        client = "" if exempt else host
+        if not shares.room(client, self.max_connections - others, self.max_client):
+            other = shares.gives_way(client, self.max_client)
+            if other is None:
+                self.refused[0] += 1
+                return False
+            self.displaced[0] += 1
+            other.leave()
+            other.abort()
+        self.connections.add(connection)
+        if not exempt:
+            shares.add(host, connection)
+        self.open[0] += 1
+        return True
 
     def stop_accepting(self) -> None:
         """Accepts no more; what is open goes on."""
@@ -113,18 +193,11 @@ class _Connection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.transport = transport  # type: ignore[assignment]
         self.peer = transport.get_extra_info("peername") or ("", 0)
-        host = self.peer[0]
-        count = listener.by_address.get(host, 0)
-        if len(listener.connections) >= listener.max_connections or count >= min(MAX_PER_ADDRESS, listener.max_connections):
-            listener.refused[0] += 1
-            self.peer = ()
+        self.deadline = self.loop.time() + listener.first_read
+        if not listener.admit(self, self.peer[0]):
             self.transport.abort()  # type: ignore[union-attr]
             return
-        listener.by_address[host] = count + 1
-        listener.connections.add(self)
-        listener.open[0] += 1
         self.transport.set_write_buffer_limits(WRITE_HIGH)  # type: ignore[union-attr]
-        self.deadline = self.loop.time() + listener.first_read
         self.timer = self.loop.call_later(listener.first_read, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -134,22 +207,26 @@ class _Connection(asyncio.Protocol):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.leave()
+
+    def leave(self) -> None:
+        """Gives its place to others."""
         listener = self.listener
         if self in listener.connections:
             listener.connections.discard(self)
+            listener.shares.remove(self.peer[0], self)
             listener.open[0] -= 1
-            host = self.peer[0]
-            left = listener.by_address.get(host, 1) - 1
-            if left:
-                listener.by_address[host] = left
-            else:
-                listener.by_address.pop(host, None)
 
     def data_received(self, data: bytes) -> None:
         self.listener.busy = True
         self.buffer = self.buffer + data if self.buffer else data
         if not self.scheduled:
-            self._turn()
+            listener = self.listener
+            if listener.queue or listener.spent >= LOOP_SECONDS:
+                self._pause()
+                self._schedule()
+            else:
+                self.turn()
 
     def eof_received(self) -> bool:
         # Half a close: what was asked is still answered, then we close too (RFC 7766, section 6.2.3).
@@ -169,7 +246,16 @@ class _Connection(asyncio.Protocol):
 
     # Turns.
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Answers what has come, as much as fits into a turn."""
+        began = time.monotonic()
+        self._turn()
+        listener = self.listener
+        listener.spent += time.monotonic() - began
+        if listener.spent >= LITTLE:
+            listener.come_back()
+
+    def _turn(self) -> None:  # noqa: C901 - one turn, with each way it may end
         self.scheduled = False
         transport = self.transport
         if transport is None or self.full:
@@ -229,7 +315,8 @@ class _Connection(asyncio.Protocol):
     def _schedule(self) -> None:
         if not self.scheduled and self.transport is not None:
             self.scheduled = True
-            self.loop.call_soon(self._turn)
+            self.listener.queue.append(self)
+            self.listener.come_back()
 
     def _pause(self) -> None:
         if not self.paused and self.transport is not None and not self.eof:

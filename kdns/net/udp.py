@@ -22,7 +22,7 @@ import struct
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler
@@ -54,7 +54,7 @@ class UdpListener:
         self.label = label
         self.wildcard = wildcard
         self.local: Address = sock.getsockname()
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.loop: Any = None  # the loop; uvloop's remove_reader gives no bool, which compiled code would insist on
         self.busy = False  # whether anything came since it was last looked at
         self.late: list[tuple[Controls | None, Address, bytes]] = []  # replies that had to wait and leave with this turn
         # Reply control data and local address by received control data: one entry a local address.

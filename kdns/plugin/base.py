@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 
 from kdns.dns.answer import Answer
 from kdns.plugin.outcome import Outcome
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 # How one more reply like a given one is counted: (octets of the query, octets of the reply without its OPT).
 Meter = Callable[[int, int], None]
+# What becomes of a query before anything of it is read, by the client's socket address and whether it came over TCP: one of the
+# verdicts below. It runs for every query, also for those that the reply cache answers.
+Gate = Callable[[tuple[Any, ...], bool], int]
+PASS: Final = 0
+IGNORED: Final = 1  # no reply
+SHORTENED: Final = 2  # a reply with TC and nothing in it, over UDP: who is at that address comes back over TCP
+DENIED: Final = 3  # REFUSED
 
 
 class BlockInfo(Protocol):
@@ -61,7 +68,10 @@ class ListenerOptions:
 
     `any_class`: queries of classes other than IN are let in. `debug`, `stacktrace`: exceptions are logged with their
     stack. `dropped`: called for queries that no block was found for. `read`, `idle` (seconds) and `max_queries` are of
-    TCP connections; 0 where they are not set.
+    TCP connections; `connections` and `client_connections` are how many there may be, of all clients and of each. All are 0
+    where they are not set; so is `client_waiting`, the queries of a client that may wait for the network. `exempt` says of a
+    client's address, as text, whether the limits of each client are not for it. `gate` makes, from the listener's label, what
+    judges each query before anything else.
     """
 
     any_class: bool = False
@@ -71,6 +81,11 @@ class ListenerOptions:
     read: float = 0.0
     idle: float = 0.0
     max_queries: int = 0
+    connections: int = 0
+    client_connections: int = 0
+    client_waiting: int = 0
+    exempt: Callable[[str], bool] | None = None
+    gate: Callable[[str], Gate] | None = None
 
 
 class Plugin:

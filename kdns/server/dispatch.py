@@ -22,8 +22,8 @@ from kdns.dns.errors import FormatError
 from kdns.dns.query import parse
 from kdns.dns.render import render
 from kdns.metrics import Counter
-from kdns.net import Address, MessageStream
-from kdns.plugin.base import ListenerOptions, Plugin
+from kdns.net import Address, Handler, MessageStream
+from kdns.plugin.base import DENIED, IGNORED, PASS, Gate, ListenerOptions, Plugin
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
 from kdns.plugin.request import Request
 from kdns.server.accept import META, MORE, REPLY_FLAGS, check, readable_question
@@ -51,6 +51,10 @@ class Dispatcher:
         self.read = 0.0
         self.idle = 0.0
         self.max_queries = 0
+        self.connections = 0
+        self.client_connections = 0
+        self.exempt: Callable[[str], bool] | None = None
+        self.gate: Gate | None = None
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.panics = PANICS.slot()
         self.waiting = PendingTable(label, self.finish, self.give_up)
@@ -72,6 +76,12 @@ class Dispatcher:
         self.read = options.read or self.read
         self.idle = options.idle or self.idle
         self.max_queries = options.max_queries or self.max_queries
+        self.connections = options.connections or self.connections
+        self.client_connections = options.client_connections or self.client_connections
+        self.exempt = options.exempt or self.exempt
+        self.waiting.limit(options.client_waiting, options.exempt)
+        if options.gate is not None:
+            self.gate = options.gate(self.label)
         if options.dropped is not None and options.dropped not in self.dropped:
             self.dropped.append(options.dropped)
 
@@ -90,6 +100,12 @@ class Dispatcher:
         self.only = None
         self.replies.clear()
 
+    def handlers(self) -> tuple[Handler, Handler]:
+        """What answers the datagrams, and the messages over TCP. Without a gate none is asked for: it costs nothing then."""
+        if self.gate is None:
+            return self.datagram, self.message
+        return self.judged_datagram, self.judged_message
+
     # Called by the listeners.
 
     def datagram(self, data: bytes, client: Address, local: Address | None) -> bytes | Pending | MessageStream | None:
@@ -99,6 +115,30 @@ class Dispatcher:
     def message(self, data: bytes, client: Address, local: Address | None) -> bytes | Pending | MessageStream | None:
         """The reply to a query that came over TCP."""
         return self.answer(data, client, local, TCP if len(client) == 2 else TCP | IPV6)
+
+    def judged_datagram(self, data: bytes, client: Address, local: Address | None) -> bytes | Pending | MessageStream | None:
+        """The reply to a datagram that the gate judges first."""
+        verdict = self._judge(client, False)
+        if verdict == PASS:
+            return self.answer(data, client, local, UDP if len(client) == 2 else UDP | IPV6)
+        return _short(data, verdict)
+
+    def judged_message(self, data: bytes, client: Address, local: Address | None) -> bytes | Pending | MessageStream | None:
+        """The reply to a message over TCP that the gate judges first."""
+        verdict = self._judge(client, True)
+        if verdict == PASS:
+            return self.answer(data, client, local, TCP if len(client) == 2 else TCP | IPV6)
+        return _short(data, verdict)
+
+    def _judge(self, client: Address, tcp: bool) -> int:
+        gate = self.gate
+        if gate is None:
+            return PASS
+        try:
+            return gate(client, tcp)
+        except Exception as error:
+            self._panic(error)
+            return PASS
 
     def answer(self, data: bytes, client: Address, local: Address | None, way: int) -> bytes | Pending | MessageStream | None:
         """The reply to a query; `way` is how it came (server.replycache)."""
@@ -348,6 +388,22 @@ class Dispatcher:
         except Exception as error:
             return reply.bare(data, end, self.failed(request, error).rcode, edns)
         return b""
+
+
+def _short(data: bytes, verdict: int) -> bytes | None:
+    """The reply to a query that a gate has not let pass. What is no well-formed query gets none."""
+    if verdict == IGNORED or check(data) is not None:
+        return None
+    try:
+        _, end, edns, _ = parse(data)
+    except FormatError:
+        return None
+    if verdict == DENIED:
+        return reply.bare(data, end, iana.REFUSED, edns)
+    made = bytearray(reply.bare(data, end, iana.NOERROR, edns))
+    made[2] |= iana.TC >> 8
+    made[3] |= iana.RA  # without it an empty reply reads as a lame referral, and a stub resolver looks at that before TC
+    return bytes(made)
 
 
 def _messages(request: Request, transfer: Transfer) -> Iterator[bytes]:

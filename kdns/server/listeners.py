@@ -24,10 +24,11 @@ class Listeners:
 
     def use(self, dispatcher: Dispatcher) -> None:
         """Answers with another dispatcher from the next query on."""
+        datagrams, messages = dispatcher.handlers()
         for udp in self.udp:
-            udp.handler = dispatcher.datagram
+            udp.handler = datagrams
         for tcp in self.tcp:
-            tcp.handler = dispatcher.message
+            tcp.handler = messages
             _limit(tcp, dispatcher)
 
     async def start(self) -> None:
@@ -61,13 +62,14 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
     """The bound sockets of a group; those opened before a failure are closed. Raises BindError."""
     out = Listeners()
     label = group.label
+    datagrams, messages = dispatcher.handlers()
     try:
         wildcard = not group.host
         for host in [group.host] if group.host else sockets.wildcard_hosts():
             sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
-            out.udp.append(UdpListener(sock, dispatcher.datagram, label, wildcard=wildcard))
+            out.udp.append(UdpListener(sock, datagrams, label, wildcard=wildcard))
             sock = sockets.bind(socket.SOCK_STREAM, host, group.port, reuse_port=True)
-            out.tcp.append(TcpListener(sock, dispatcher.message, label))
+            out.tcp.append(TcpListener(sock, messages, label))
             _limit(out.tcp[-1], dispatcher)
         if wildcard:
             out.udp += _own_addresses(group, dispatcher, label)
@@ -78,9 +80,8 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
 
 
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
-    """Sets what `timeouts` asks for."""
-    tcp.first_read = dispatcher.read or tcp.defaults[0]
-    tcp.idle = dispatcher.idle or tcp.defaults[1]
+    """Sets what `timeouts` and `limits` ask for."""
+    tcp.limit(dispatcher.read, dispatcher.idle, dispatcher.connections, dispatcher.client_connections, dispatcher.exempt)
     tcp.max_queries = dispatcher.max_queries
 
 
@@ -94,5 +95,5 @@ def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[Udp
                 sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
             except OSError:
                 continue  # the wildcard has it
-            out.append(UdpListener(sock, dispatcher.datagram, label))
+            out.append(UdpListener(sock, dispatcher.handlers()[0], label))
     return out

@@ -48,6 +48,7 @@ ORDER: Final[dict[str, str | None]] = {
     "autopath": "autopath:Autopath",
     "searchpath": "searchpath:Searchpath",
     "acl": "acl:Acl",
+    "limits": "limits:Limits",
     "header": "header:Header",
     "dnssec": None,
     "tls": None,

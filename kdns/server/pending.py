@@ -23,7 +23,7 @@ MAX_PENDING_CLIENT: Final = MAX_PENDING // 2
 DEADLINE: Final = 12.0
 MAX_DETACHED: Final = 1000
 
-OVERFLOWS = Counter("kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server",))
+OVERFLOWS = Counter("kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server", "reason"))
 EXPIRED = Counter("kdns_pending_expired_total", "Queries answered SERVFAIL because no plugin did in time.", ("server",))
 
 # From what a query came to, an outcome, an exception or None, to what its Pending resolves to.
@@ -40,9 +40,20 @@ class PendingTable:
         self.give_up = give_up
         self.table: dict[Pending, tuple[float, Request]] = {}
         self.clients: dict[Any, int] = {}  # a client's host -> its queries in the table
+        self.most_of_client = MAX_PENDING_CLIENT
+        self.exempt: Callable[[str], bool] | None = None
         self.detached: set[Pending] = set()
         self.deadlines = Deadlines()
         self.timer: asyncio.TimerHandle | None = None
+
+    def limit(self, most_of_client: int, exempt: Callable[[str], bool] | None) -> None:
+        """Lets fewer (or more) queries of a client wait, but for those that `exempt` says; 0 and None leave all as it is."""
+        self.most_of_client = most_of_client or self.most_of_client
+        self.exempt = exempt or self.exempt
+
+    def _too_many(self, host: str, waiters: int) -> bool:
+        """Whether a client with so many queries in the table may have no more."""
+        return waiters >= self.most_of_client and (self.exempt is None or not self.exempt(host))
 
     def add(self, request: Request, pending: Pending) -> Any:
         """A Pending of the finished reply; the reply itself where it is there already, or where there is no room."""
@@ -50,8 +61,9 @@ class PendingTable:
             return self.finish(request, pending.value)
         host = request._client[0]
         waiters = self.clients.get(host, 0)
-        if len(self.table) >= MAX_PENDING or waiters >= MAX_PENDING_CLIENT:
-            OVERFLOWS.slot(self.label)[0] += 1
+        full = len(self.table) >= MAX_PENDING
+        if full or self._too_many(host, waiters):
+            OVERFLOWS.slot(self.label, "all" if full else "client")[0] += 1
             return self.give_up(request, "too many queries wait for an upstream")
         result = Pending()
         self.clients[host] = waiters + 1

@@ -250,7 +250,7 @@ class ReplyCache:
             return False
         mark = hash(self.key)
         place = mark & SEEN - 1
-        mark = mark >> 20 & 0xFF
+        mark = mark >> 20 & 0xFF or 1  # zero is a place without a mark
         if self.seen[place] == mark:
             return True
         self.seen[place] = mark

@@ -47,6 +47,7 @@ class ApiServer:
         self.retry_after = ""
         self.forbidden: set[str] = set()  # plurals that nobody may list or watch
         self.denied: set[tuple[str, str]] = set()  # (verb, resource) that access reviews say no to
+        self.behind = 0  # so many watches are told that this server has not seen their resourceVersion yet
         self.streams = True  # whether lists may be streamed (WatchList)
         self.installed: set[str] = {"v1beta1", "v1alpha1"}  # versions of custom kinds
         self.page_delay = 0.0
@@ -288,8 +289,11 @@ class ApiServer:
         streamed = request.query.get("sendInitialEvents") == "true"
         if streamed and not self.streams:
             return _status(422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
-        if since > self.version:
-            return _status(504, f"Too large resource version: {since}, current: {self.version}")
+        if since and (since > self.version or self.behind):
+            self.behind = max(self.behind - 1, 0)
+            status = _status(504, f"Timeout: Too large resource version: {since}, current: {min(since - 1, self.version)}")
+            status.headers["Retry-After"] = "1"
+            return status
         if since and since < self.compacted:
             return _status(410, f"too old resource version: {since} ({self.compacted})")
         queue: asyncio.Queue[Any] = asyncio.Queue()

@@ -65,6 +65,19 @@ def new_id() -> bytes:
     return _ids.next()
 
 
+def random_case(name: bytes) -> bytes:
+    """A lower-cased wire name with the case of each letter by chance: a reply repeats it, and who forges one has to guess it.
+
+    draft-vixie-dnsext-dns0x20. A label's length is below every letter.
+    """
+    bits = int.from_bytes(os.urandom(32), "big")  # a name has 255 octets at most
+    out = bytearray(name)
+    for at, octet in enumerate(name):
+        if 97 <= octet <= 122 and bits >> at & 1:
+            out[at] = octet ^ 0x20
+    return bytes(out)
+
+
 def matching_reply(data: bytes, qid: bytes, question: Question, to: str) -> Answer | None:
     """The answer in a datagram or frame, if it is a reply to this question under this id; else None, counted."""
     if data[:2] == qid:

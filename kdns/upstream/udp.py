@@ -17,7 +17,7 @@ from kdns.address import address, family_of, host_port
 from kdns.deadlines import Deadline, Deadlines
 from kdns.dns.query import Question
 from kdns.metrics import Counter
-from kdns.upstream.exchange import Done, Mismatched, UpstreamError, matching_reply, new_id, os_text, tell
+from kdns.upstream.exchange import Done, Mismatched, UpstreamError, matching_reply, new_id, os_text, random_case, tell
 
 MAX_USES: Final = 100  # queries through one port
 MAX_AGE: Final = 10.0  # seconds of one port
@@ -57,8 +57,11 @@ class UdpSockets:
         self.hits = HITS.slot(name, to, "udp")
         self.misses = MISSES.slot(name, to, "udp")
 
-    def exchange(self, query: bytes, question: Question, timeout: float, done: Done) -> None:
-        """Sends a query (its id is replaced) and calls back once, with an answer or an UpstreamError."""
+    def exchange(self, query: bytes, question: Question, timeout: float, done: Done, mix: bool = False) -> None:
+        """Sends a query (its id is replaced) and calls back once, with an answer or an UpstreamError.
+
+        `mix`: the name's case is random, and a reply in another case ends the wait as Mismatched.
+        """
         now = monotonic()
         while self.idle:
             sock = self.idle.popleft()
@@ -73,7 +76,7 @@ class UdpSockets:
             except OSError as error:
                 tell(done, UpstreamError(f"dial udp {self.to}: {os_text('connect', error)}"))
                 return
-        sock.send(query, question, timeout, done)
+        sock.send(query, question, timeout, done, mix)
 
     def close(self) -> None:
         """Closes all sockets; queries in flight fail."""
@@ -83,13 +86,14 @@ class UdpSockets:
 
 @final
 class _Socket:
-    __slots__ = ("born", "deadline", "done", "junk", "local", "loop", "owner", "qid", "question", "sock", "uses")
+    __slots__ = ("born", "cased", "deadline", "done", "junk", "local", "loop", "owner", "qid", "question", "sock", "uses")
 
     def __init__(self, owner: UdpSockets, now: float) -> None:
         self.owner = owner
         self.born = now
         self.uses = 0
         self.junk = 0
+        self.cased = b""  # the name as it was sent where its case is random
         self.done: Done | None = None
         self.deadline: Deadline | None = None
         sock = socket.socket(owner.family, socket.SOCK_DGRAM)
@@ -106,13 +110,16 @@ class _Socket:
         self.loop.add_reader(sock, self._read)
         owner.open.add(self)
 
-    def send(self, query: bytes, question: Question, timeout: float, done: Done) -> None:
+    def send(self, query: bytes, question: Question, timeout: float, done: Done, mix: bool) -> None:
         self.uses += 1
         self.junk = 0
         self.qid = new_id()
         self.question = question
         self.done = done
         self.deadline = self.owner.deadlines.add(timeout, self._expire)
+        self.cased = random_case(question.name) if mix else b""
+        if mix:
+            query = b"".join((query[:12], self.cased, query[12 + len(self.cased) :]))
         try:
             self.sock.send(self.qid + query[2:])
         except OSError as error:
@@ -137,6 +144,9 @@ class _Socket:
             self.junk += 1
             if self.junk >= MAX_JUNK:
                 self.fail(Mismatched(f"read udp {self._route()}: {self.junk} replies did not match the query"))
+            return
+        if self.cased and data[5] and not data.startswith(self.cased, 12):
+            self.fail(Mismatched(f"read udp {self._route()}: the reply's name is in another case than the query's"))
             return
         self.done = None
         if self.deadline is not None:

@@ -25,7 +25,7 @@ from kdns.upstream.tcp import TcpConnections
 from kdns.upstream.udp import UdpSockets
 
 if TYPE_CHECKING:
-    from kdns.upstream.https import HttpsConnections
+    from kdns.upstream.connections import Connections
 
 PROBE_TIMEOUT: Final = 1.0  # seconds (CoreDNS's)
 MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is no reason to spin
@@ -39,7 +39,7 @@ DURATION = Histogram(
 _NO_EDNS: Final = frozenset((iana.FORMERR, iana.NOTIMP))
 
 MISMATCHES = Counter(
-    "kdns_upstream_mismatch_retries_total", "Questions asked again over TCP because too many replies did not match.", ("to",)
+    "kdns_upstream_mismatch_retries_total", "Questions asked again over TCP because replies did not match.", ("to",)
 )
 FAILURES = Counter(
     "coredns_proxy_healthcheck_failures_total", "Counter of the number of failed healthchecks.", ("proxy_name", "to")
@@ -60,6 +60,7 @@ class Options:
     probe_name: bytes = b"\0"
     force_tcp: bool = False
     fresh_ports: bool = False
+    random_case: bool = False
     source: str = ""
     server_name: str = ""
     doh_get: bool = False
@@ -98,7 +99,7 @@ class Upstream:
         tls = where.transport == "tls"
         self.udp = UdpSockets(where.host, where.port, self.to, name, deadlines, fresh=o.fresh_ports, source=o.source)
         server_name = where.server_name or o.server_name
-        self.tcp: TcpConnections | HttpsConnections
+        self.tcp: Connections
         if where.transport == "https":
             from kdns.upstream import https  # it brings an HTTP/2 implementation, for those who ask by it
 
@@ -141,7 +142,7 @@ class Upstream:
             self.tcp.exchange(query, question, self.options.timeout, came)
         else:
             came = partial(self._came, began, query, question, "udp", first, done)
-            self.udp.exchange(query, question, self.options.timeout, came)
+            self.udp.exchange(query, question, self.options.timeout, came, self.options.random_case)
 
     def _came(
         self, began: float, query: bytes, question: Question, proto: str, first: Answer | None, done: Done, result: Result
@@ -215,4 +216,4 @@ class Upstream:
                 await self.task
             self.task = None
         self.udp.close()
-        self.tcp.close()
+        await self.tcp.close()

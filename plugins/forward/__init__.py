@@ -26,6 +26,7 @@
         source_ports fresh
         resolver ADDRESS...
         client_subnet
+        case_randomization
     }
 
 * FROM is the zone whose names are sent on; TO are up to 15 upstreams: `IP[:PORT]`, `dns://IP[:PORT]`,
@@ -38,9 +39,11 @@
   `health_check` (0.5s) once a query has failed; `no_rec` without RD, `domain` for another name than the root.
 * `max_connect_attempts`: tries for one query; default twice the number of upstreams.
 * `read_timeout`: how long an upstream is waited for. Default 2s; a query takes at most 4.8s in all.
-* `expire` (10s), `max_age` (no end), `max_idle_conns` (no limit): when kept TCP connections are closed.
+* `expire` (10s), `max_age` (no end), `max_idle_conns` (no limit): when kept TCP connections are closed. One on which a query
+  times out without any answer meanwhile takes no more queries; those in flight on it are asked on a new one as well.
 * `tls`, `tls_servername`: certificates, and the name to verify, for `tls://` and `https://`
-  upstreams. `doh_method`: how `https://` upstreams are asked; default POST.
+  upstreams. `doh_method`: how `https://` upstreams are asked; default POST. Proxies of the environment (HTTPS_PROXY) are not
+  used: upstreams are asked directly.
 * `policy`: in which order upstreams are asked. `random` (default) prefers those that answer sooner, by chance among
   those that are alike, and asks a second one when the first is late; `round_robin` and `sequential` keep their order and
   move on by failure only.
@@ -53,6 +56,9 @@
   absolute, and looked up when a configuration is loaded.
 
 * `client_subnet` (kdns only): a client's ECS option (RFC 7871) goes upstream, and the cache keys on it.
+* `case_randomization` (kdns only): over UDP the letters of a name are sent in random case (0x20), which a reply repeats and who
+  forges one has to guess besides id and port. A reply in another case is not taken, and the question is asked over TCP. Default
+  off: a few servers do not keep the case, and each question to such a server would cost TCP as well; without TCP it would fail.
 
 Of a client's query go upstream: RD, CD, and DO; its other options do not (see `rewrite`). The UDP size is kdns's own, 1232
 or that of `bufsize`, and AD is always asked for. So the queries of different clients are the same, and those in flight are

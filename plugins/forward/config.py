@@ -14,7 +14,7 @@ MAX_UPSTREAMS: Final = 15
 _OPTIONS: Final = (
     "except", "max_fails", "max_connect_attempts", "health_check", "expire", "max_age", "max_idle_conns", "read_timeout",
     "force_tcp", "prefer_udp", "tls", "tls_servername", "doh_method", "policy", "max_concurrent", "next", "failover",
-    "next_on_nodata", "failfast_all_unhealthy_upstreams", "source_address", "source_ports", "resolver", "client_subnet",
+    "next_on_nodata", "failfast_all_unhealthy_upstreams", "source_address", "source_ports", "resolver", "client_subnet", "case_randomization",
 )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _option(line: Line, found: dict[str, object], options: dict[str, object]) -> None:
+def _option(line: Line, found: dict[str, object], options: dict[str, object]) -> None:  # noqa: C901 - one branch an option
     name = line.name.text
     if name == "except":
         readers.arguments(line, 1, None, "names")
@@ -146,6 +146,9 @@ def _option(line: Line, found: dict[str, object], options: dict[str, object]) ->
         found["policy"] = word.text
     elif name in ("next", "failover"):
         found["next_rcodes" if name == "next" else name] = _rcodes(line)
+    elif name == "case_randomization":
+        readers.arguments(line, 0, 0)
+        options["random_case"] = True
     elif name == "source_address":
         options["source"] = readers.ip(readers.one(line, "an address"))
     elif name == "source_ports":

@@ -36,7 +36,8 @@ MAX_VARIANTS: Final = 8
 # through for every query of that question.
 MAX_QUEUED: Final = 56
 # A second upstream is asked when the first is this late: three times its usual, within bounds. The first waits on.
-HEDGE: Final = (0.02, 0.5)
+HEDGE_SOONEST: Final = 0.02  # seconds
+HEDGE_LATEST: Final = 0.5
 MAX_FLIGHTS: Final = 20_000  # different questions in flight
 _NETWORK_ERROR: Final = edns.extended_error(23)  # Network Error: RFC 8914, section 4.24
 _TOO_MANY: Final = edns.extended_error(0, b"too many forms of this question are in flight")  # Other: RFC 8914, section 4.1
@@ -322,7 +323,7 @@ class ForwardAttempt:
     def prepare(self, upstream: Upstream) -> None:
         """Sets when a second upstream is asked: once for a query, and only where the policy keeps no order."""
         if self.forward.config.policy == "random" and len(self.list) > 1 and self.attempts == 1 and not self.over:
-            late = min(max(3 * upstream.rtt, HEDGE[0]), HEDGE[1]) if upstream.rtt else HEDGE[1]
+            late = min(max(3 * upstream.rtt, HEDGE_SOONEST), HEDGE_LATEST) if upstream.rtt else HEDGE_LATEST
             self.hedge = asyncio.get_running_loop().call_later(late, self.ask_another)
 
     def ask_another(self) -> None:

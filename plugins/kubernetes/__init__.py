@@ -34,6 +34,9 @@ watches the cluster's API, or follows manifests in files, and answers from an in
   Without `endpoint`, `kubeconfig` and `manifests`, the Pod's service account is used.
 * `kubeconfig` takes address and credentials from a kubeconfig file, CONTEXT or its current context: tokens, client
   certificates and exec plugins.
+* A proxy before the API is used as kubectl does: the kubeconfig's `proxy-url`, or else HTTPS_PROXY or HTTP_PROXY of the
+  environment but for what NO_PROXY lists (hosts, domains, addresses, prefixes, each with or without a port) and this machine
+  itself. It is asked over `http://` or `https://`; SOCKS proxies are not supported.
 * `manifests` (kdns only) reads Services, EndpointSlices, Namespaces and Pods from YAML files and folders instead of
   an API, and follows them. `kubectl get svc,endpointslices,ns -A -o yaml` is such a file. A namespace exists if it
   has an object or anything in it. A broken file keeps its last good state.

@@ -91,7 +91,7 @@ def parse(directives: Sequence[Directive], block: ServerBlock) -> list[Config]:
     return [Config(zones, warnings=tuple(warnings), **found)]  # type: ignore[arg-type]
 
 
-def _option(line: Line, found: dict[str, object], namespaces: list[str], warnings: list[str]) -> None:
+def _option(line: Line, found: dict[str, object], namespaces: list[str], warnings: list[str]) -> None:  # noqa: C901 - one branch an option
     name = line.name.text
     readers.no_block(line)
     if name == "endpoint":

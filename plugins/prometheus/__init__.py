@@ -29,6 +29,7 @@ address share it.
 ## Metrics
 
 * `coredns_build_info{version,revision,goversion}` - 1, with the versions of kdns and Python.
+* `kdns_build_info{version,build,python}` - 1, with the build: `compiled` or `interpreted`.
 * `coredns_dns_requests_total{server,zone,view,proto,family,type}` - queries.
 * `coredns_dns_request_duration_seconds{server,zone,view}` - time from arrival to outcome.
 * `coredns_dns_request_size_bytes{server,zone,view,proto}` and `coredns_dns_response_size_bytes{server,zone,view,proto}`.
@@ -38,7 +39,6 @@ address share it.
 * `coredns_plugin_enabled{server,zone,view,name}` - 1 for each plugin in the path of queries.
 """
 
-import asyncio
 import platform
 from bisect import bisect_left
 from collections import Counter as Multiset
@@ -47,17 +47,17 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import ClassVar, Final
 
-from kdns import __version__, faults, log, metrics
+from kdns import __version__, log, metrics, version
 from kdns.address import host_port
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns.answer import Answer
 from kdns.metrics import TIME_BUCKETS
-from kdns.net.http import Response
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo, ListenerOptions, Meter
 from kdns.plugin.endpoint import HttpEndpoint
 from kdns.plugin.runtime import Runtime
-from kdns.plugins.prometheus import process, webconfig
+from kdns.plugins.prometheus import webconfig
+from kdns.plugins.prometheus.exposition import Exposition
 from kdns.plugins.prometheus.rows import (
     BUILD,
     BY_SERVER,
@@ -65,6 +65,7 @@ from kdns.plugins.prometheus.rows import (
     ENABLED,
     FIRST_BUCKET,
     NO_REPLY,
+    OWN_BUILD,
     Row,
     dropped,
 )  # fmt: skip
@@ -112,6 +113,7 @@ class Prometheus(Plugin):
         self.one_zone = ""
         self.next = ""
         self.server: HttpEndpoint | None = None
+        self.exposition = Exposition()
         self.enabled: list[tuple[str, str, str, str]] = []
 
     def load(self, block: BlockInfo) -> None:
@@ -143,6 +145,7 @@ class Prometheus(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         BUILD.slot(__version__, "", f"python{platform.python_version()}")[0] = 1
+        OWN_BUILD.slot(__version__, version.build(), platform.python_version())[0] = 1
         for labels in self.enabled:
             _enabled[labels] += 1
             ENABLED.slot(*labels)[0] = 1
@@ -155,7 +158,7 @@ class Prometheus(Plugin):
             # As in CoreDNS, not fatal: names matter more than counts.
             _log.error(f"Failed to start metrics handler: {error}")
             return
-        self.server.add("/metrics", expose)
+        self.server.add("/metrics", self.exposition.respond)
 
     async def stop(self) -> None:
         self.flush()
@@ -218,14 +221,3 @@ class Prometheus(Plugin):
             row = Row(request.server.label, zone, self.block.view, request.transport, family, qtype, self.next)
             self.rows[key] = row
         return row
-
-
-async def expose() -> Response:
-    """All metrics, a slice of one family a turn of the loop."""
-    faults.call_each("the refresh of a metric", metrics.REFRESH)
-    parts = []
-    for text in metrics.families():
-        parts.append(text)
-        await asyncio.sleep(0)
-    parts.append(process.text())
-    return Response(200, b"".join(parts), "text/plain; version=0.0.4; charset=utf-8")

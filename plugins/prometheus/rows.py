@@ -23,6 +23,11 @@ BUILD: Final = Gauge(
     "coredns_build_info", "A metric with a constant '1' value labeled by version, revision, and goversion.",
     ("version", "revision", "goversion"),
 )  # fmt: skip
+OWN_BUILD: Final = Gauge(
+    "kdns_build_info",
+    "1, with the version, the build (compiled or interpreted) and the version of Python.",
+    ("version", "build", "python"),
+)
 REQUESTS: Final = Counter(
     "coredns_dns_requests_total", "Counter of DNS requests made per zone, protocol and family.",
     ("server", "zone", "view", "proto", "family", "type"),

@@ -1,7 +1,7 @@
 """Who may read the metrics: names and bcrypt hashes of passwords (RFC 7617), as a web configuration file has them.
 
 A check takes tens of milliseconds of CPU on purpose. It runs in a thread (bcrypt lets go of the interpreter's lock), one at a
-time whoever asks, and its outcome is remembered, so that a scrape every few seconds costs nothing.
+time whoever asks. What was right is remembered, so that a scrape every few seconds costs nothing and waits for no one who guesses.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, Final
 _HASH: Final = re.compile(r"\$2[abxy]\$\d\d\$[./A-Za-z0-9]{53}", re.ASCII)
 # Of nobody: a name that is not known takes as long as a wrong password.
 _NOBODY: Final = b"$2b$10$OMwzFyXoi/sh55quHzuVO.I7GqILlC5GqXPPiK35OCD0hPsU7jrr6"
-MAX_KNOWN: Final = 100  # outcomes kept: a few scrapers have one each, and guesses push each other out
+MAX_WRONG: Final = 100  # passwords kept that were wrong: a scraper with an old one asks every few seconds
 
 
 class Users:
@@ -30,7 +30,8 @@ class Users:
             if not _HASH.fullmatch(text):
                 raise ValueError(f"basic_auth_users: what {name} has is no bcrypt hash")
         self.hashes = {name: text.encode() for name, text in hashes.items()}
-        self.known: dict[bytes, bool] = {}
+        self.right: set[bytes] = set()  # as many as there are users, at most
+        self.wrong: dict[bytes, None] = {}
         self.lock = asyncio.Lock()
 
     async def allows(self, authorization: str) -> bool:
@@ -45,14 +46,19 @@ class Users:
         if not colon:
             return False
         key = hashlib.sha256(f"{len(name)}:{name}{password}".encode()).digest()
+        if key in self.right:
+            return True
         async with self.lock:
-            right = self.known.get(key)
-            if right is None:
-                hashed = self.hashes.get(name, _NOBODY)
-                right = await asyncio.to_thread(self._matches, password.encode(), hashed) and name in self.hashes
-                if len(self.known) >= MAX_KNOWN:
-                    self.known.clear()
-                self.known[key] = right
+            if key in self.right or key in self.wrong:
+                return key in self.right
+            hashed = self.hashes.get(name, _NOBODY)
+            right = await asyncio.to_thread(self._matches, password.encode(), hashed) and name in self.hashes
+            if right:
+                self.right.add(key)
+            else:
+                self.wrong[key] = None
+                if len(self.wrong) > MAX_WRONG:
+                    del self.wrong[next(iter(self.wrong))]
         return right
 
     def _matches(self, password: bytes, hashed: bytes) -> bool:

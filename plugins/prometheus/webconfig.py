@@ -44,10 +44,10 @@ _HEADERS: Final = (
 
 @dataclass(slots=True)
 class WebConfig:
-    """`context`: None for plain HTTP. `headers` are finished lines. `users`: None where everybody may read."""
+    """`context`: None for plain HTTP. `headers` are of every reply. `users`: None where everybody may read."""
 
     context: ssl.SSLContext | None = None
-    headers: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     users: Users | None = None
 
 
@@ -122,7 +122,7 @@ def _understand(found: Any, folder: str) -> WebConfig:
     for name, value in _mapping(http.get("headers") or {}, "headers", _HEADERS).items():
         if not str(value).isprintable():
             raise ValueError(f"headers: {name} has a character that no header can have")
-        out.headers += f"{name}: {value}\r\n"
+        out.headers[name] = str(value)
     return out
 
 

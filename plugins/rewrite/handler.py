@@ -1,8 +1,10 @@
 """The plugin `rewrite` in the query path: rules on the way in, changes on the way out."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from itertools import groupby
+from typing import Any, ClassVar, Final
 
 from kdns import log
 from kdns.corefile import Directive, ServerBlock
@@ -13,20 +15,35 @@ from kdns.dns.name import from_text, to_text
 from kdns.dns.query import Question
 from kdns.dns.rrset import RRset, Section
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, then
-from kdns.plugins.rewrite.config import AnswerRule, Label, Match, Part, Rule, read
+from kdns.plugins.rewrite.config import AnswerRule, Label, Part, Rule, read
 from kdns.plugins.rewrite.options import apply
+from kdns.plugins.rewrite.table import NameTable
 from kdns.regex import compile_regex
 
 Change = Callable[[RRset], RRset]
 _log = log.plugin("rewrite")
 
 
-class Changes(NamedTuple):
-    """What is to be done to a query's answer."""
+# The fields whose rules fit by the name: a run of them is looked up as one.
+_BY_NAME: Final = frozenset(("name", "ttl", "rcode"))
 
-    records: list[Change]
-    codes: list[tuple[int, int]]
-    targets: list[tuple[Rule, Any]]
+
+@dataclass(slots=True)
+class Changes:
+    """What is to be done to a query's answer. `targets` is how many of the block's cname rules count for it."""
+
+    records: list[Change] = field(default_factory=list)
+    codes: list[tuple[int, int]] = field(default_factory=list)
+    targets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Rules that stand in a row. With a `table` all fit by the name; `targets` are the cname rules up to here."""
+
+    rules: tuple[Rule, ...]
+    table: NameTable | None
+    targets: int
 
 
 class Rewrite(Plugin):
@@ -41,43 +58,66 @@ class Rewrite(Plugin):
 
     def __init__(self, config: tuple[Rule, ...]) -> None:
         super().__init__(config)
-        self.rules = [(rule, rule.match.compiled()) for rule in config]
+        self.cnames = tuple([rule for rule in config if rule.field == "cname"])
+        self.targets = NameTable([rule.match for rule in self.cnames])
+        self.steps: list[Step] = []
+        passed = 0
+        for kind, found in groupby(config, lambda rule: "name" if rule.field in _BY_NAME else rule.field):
+            rules = tuple(found)
+            passed += len(rules) if kind == "cname" else 0
+            self.steps.append(Step(rules, NameTable([rule.match for rule in rules]) if kind == "name" else None, passed))
 
     def handle(self, request: Request) -> Outcome | None:
-        changes = Changes([], [], [])
-        for rule, regex in self.rules:
-            try:
-                acted = self._apply(rule, regex, request, changes)
-            except BadName as error:
-                return RcodeOnly(iana.SERVFAIL, f"invalid name after rewrite: {error}")
-            if acted and rule.stop:
-                break
-        if any(changes):
+        changes = Changes()
+        try:
+            for step in self.steps:
+                changes.targets = step.targets
+                if self._by_name(step, step.table, request, changes) if step.table else self._each(step, request):
+                    break
+        except BadName as error:
+            return RcodeOnly(iana.SERVFAIL, f"invalid name after rewrite: {error}")
+        if changes.records or changes.codes or changes.targets:
             request.slots[self.position] = changes
         return None
 
-    def _apply(self, rule: Rule, regex: Any, request: Request, changes: Changes) -> bool:
-        """Does what a rule says of the question, and notes what it says of the answer; whether it fitted."""
-        question = request.question
-        if rule.option is not None:
-            return apply(rule.option, request)
-        if rule.field == "cname":
-            changes.targets.append((rule, regex))
-            return False
-        if rule.field == "type":
-            if question.type != rule.numbers[0]:
-                return False
-            request.question = Question(question.name, rule.numbers[1], question.cls)
-            return True
-        if rule.field == "class":
-            if question.cls != rule.numbers[0]:
-                return False
-            request.question = Question(question.name, question.type, rule.numbers[1])
-            return True
-        text = to_text(question.name)
-        found = _met(rule.match, regex, text)
-        if found is None:
-            return False
+    def _each(self, step: Step, request: Request) -> bool:
+        """Takes the question through rules that look at other things than its name; whether one of them was the last."""
+        for rule in step.rules:
+            question = request.question
+            if rule.option is not None:
+                if apply(rule.option, request) and rule.stop:
+                    return True
+            elif rule.field == "type" and question.type == rule.numbers[0]:
+                request.question = Question(question.name, rule.numbers[1], question.cls)
+                if rule.stop:
+                    return True
+            elif rule.field == "class" and question.cls == rule.numbers[0]:
+                request.question = Question(question.name, question.type, rule.numbers[1])
+                if rule.stop:
+                    return True
+        return False
+
+    def _by_name(self, step: Step, table: NameTable, request: Request, changes: Changes) -> bool:
+        """Takes the question through rules that fit by its name, in order; whether one of them was the last. Raises BadName."""
+        name = request.question.name
+        text = to_text(name)
+        places = iter(table.places(text))
+        while (at := next(places, -1)) >= 0:
+            rule = step.rules[at]
+            found = table.met(at, text)
+            if found is None or not self._act(rule, found, text, request, changes):
+                continue
+            if rule.stop:
+                return True
+            if request.question.name != name:
+                # The rules behind this one see the new name.
+                name = request.question.name
+                text = to_text(name)
+                places = iter([place for place in table.places(text) if place > at])
+        return False
+
+    def _act(self, rule: Rule, found: Any, text: str, request: Request, changes: Changes) -> bool:
+        """Does what a rule that fits says of the question, and notes what it says of the answer; whether it did. Raises BadName."""
         if rule.field == "ttl":
             low, high = rule.numbers
             changes.records.append(lambda rrset: rrset._replace(ttl=min(max(rrset.ttl, low), high)))
@@ -88,6 +128,7 @@ class Rewrite(Plugin):
         new = _expanded(rule.parts, found, request) if rule.parts else _replaced(rule, found, text)
         if new is None:
             return False
+        question = request.question
         name = from_text(new).lower()
         request.question = Question(name, question.type, question.cls)
         for answer in rule.answers:
@@ -109,8 +150,10 @@ class Rewrite(Plugin):
             if rrset.type != iana.CNAME:
                 continue
             text = to_text(rrset.rdatas[0].lower())
-            for rule, regex in changes.targets:
-                found = _met(rule.match, regex, text)
+            for at in self.targets.places(text):
+                if at >= changes.targets:
+                    break
+                rule, found = self.cnames[at], self.targets.met(at, text)
                 if found is None:
                     continue
                 try:
@@ -158,20 +201,6 @@ class Rewrite(Plugin):
             rcode=rcode, flags=flags, answer=sections[0], authority=sections[1], additional=sections[2],
             validity=request.inherit(answer),
         )  # fmt: skip
-
-
-def _met(match: Match, regex: Any, text: str) -> Any:
-    """Something if the name is met (a regex's match), else None."""
-    kind, part = match.kind, match.text
-    if kind == "regex":
-        return regex.search(text)
-    if kind == "exact":
-        return text == part or None
-    if kind == "prefix":
-        return text.startswith(part) or None
-    if kind == "suffix":
-        return text.endswith(part) or None
-    return part in text or None
 
 
 def _replaced(rule: Rule, found: Any, text: str) -> str:

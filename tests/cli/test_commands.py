@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kdns import version
 from kdns.testing import free_port
 
 ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -92,6 +93,7 @@ def test_version_prints_two_lines(flag: str) -> None:
     assert done.returncode == 0
     first, second = done.stdout.splitlines()
     assert first.startswith("kdns-") and second.startswith("linux/") and "Python" in second
+    assert second.endswith(f", {version.build()}")
 
 
 def test_plugins_lists_directives_alphabetically_and_ends_with_an_empty_line() -> None:

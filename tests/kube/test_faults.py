@@ -226,7 +226,7 @@ def test_an_etcd_that_was_restored_from_a_backup_is_noticed_and_believed(serve: 
         eventually(lambda: a(server, "after.n1") == ["10.0.0.8"])
 
 
-def test_a_resource_version_too_large_is_another_history(serve: Serve, api: ApiServer, lines: list[str]) -> None:
+def test_a_resource_version_that_the_api_never_had_is_another_history(serve: Serve, api: ApiServer, lines: list[str]) -> None:
     server = start(serve, api)
     source(server).reflectors[1].broken = False
     server.thread.call(lambda: setattr(source(server).reflectors[1], "version", "999999"))

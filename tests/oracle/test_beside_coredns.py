@@ -1,4 +1,4 @@
-"""kdns and CoreDNS side by side: the same Corefile, the same cluster, the same questions; each difference is one that the README lists.
+"""kdns and CoreDNS side by side: the same Corefile, the same cluster, the same questions; each difference is one that docs/differences.md lists.
 
 Needs `coredns` on PATH (`go install github.com/coredns/coredns@v1.15.0`); without it nothing here runs, and nothing depends on it.
 """
@@ -185,7 +185,7 @@ def names() -> list[str]:
 
 
 def listed(name: str, rtype: str, theirs: Reply, ours: Reply) -> str:
-    """The line of the README that a difference falls under; nothing where it falls under none."""
+    """The line of docs/differences.md that a difference falls under; nothing where it falls under none."""
     if rtype == "SOA" and theirs.code == "NOERROR" and not theirs.answer and ours.code == "NXDOMAIN":
         return "a name that does not exist is never NODATA"
     if theirs.code == "NXDOMAIN" and ours.code == "NOERROR" and not ours.answer:
@@ -201,7 +201,7 @@ def listed(name: str, rtype: str, theirs: Reply, ours: Reply) -> str:
 
 @pytest.mark.parametrize("options", ["pods insecure\n fallthrough in-addr.arpa ip6.arpa\n ttl 30", "pods verified\n endpoint_pod_names",
     "pods disabled\n namespaces shop", "noendpoints"])  # fmt: skip
-def test_names_of_a_cluster_come_to_what_coredns_says_or_what_the_readme_lists(
+def test_names_of_a_cluster_come_to_what_coredns_says_or_what_is_listed(
     both: Callable[[str], tuple[Peer, Peer]], cluster: ApiServer, upstream: Start, options: str
 ) -> None:
     up = upstream(zones)
@@ -319,7 +319,7 @@ def test_metrics_and_log_lines_are_the_same(
         assert theirs.ask(name, rtype).code == ours.ask(name, rtype).code, name
     time.sleep(0.5)
     queries = [[line for line in peer.log().splitlines() if " IN " in line] for peer in (theirs, ours)]
-    # The cache marks its answers as not authoritative: the README says so.
+    # The cache clears AA: docs/differences.md says so.
     assert [line.replace(",aa", "") for line in queries[0]] == [line.replace(",aa", "") for line in queries[1]]
     mark = re.compile(r"127\.0\.0\.1:(\d+)")
     families: list[dict[str, Any]] = []

@@ -129,6 +129,7 @@ def test_rest_asks_only_the_plugins_below(mine: Callable[..., Server]) -> None:
     assert code(mine(handle, "whoami").ask("x.org.")) == "NXDOMAIN" and len(found) == 1
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending, "DEADLINE", 0.2)
     server = mine(lambda request: Pending())
@@ -138,6 +139,7 @@ def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Server],
     assert all(not dispatcher.waiting.table for dispatcher in server.server.instance.dispatchers.values())  # type: ignore[union-attr]
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_queries_that_wait_are_bounded(mine: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending, "MAX_PENDING", 3)
     monkeypatch.setattr(pending, "DEADLINE", 3.0)

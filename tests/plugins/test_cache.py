@@ -234,6 +234,7 @@ def test_only_records_of_the_questions_chain_are_kept(serve: Serve, upstream: St
     assert len(up.queries) == 1
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_the_cache_is_bounded_in_octets_too(serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "ENTRY_OCTETS", 100)
     up = upstream(lambda query, proto: answer(query, *(f"A 192.0.{i}.1" for i in range(40))))
@@ -511,6 +512,7 @@ def test_the_stale_counter_rose_for_fresh_replies(serve: Serve, upstream: Start)
     assert stale() == before + 1
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_options_count_as_octets_of_the_cache(serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upstream's extended errors of some kilobytes each were kept beside what was counted."""
     monkeypatch.setattr(cache_module, "ENTRY_OCTETS", 400)

@@ -259,7 +259,7 @@ def test_force_tcp_keeps_and_pipelines_its_connections(serve: Serve, upstream: S
     assert all(data(server.ask(f"x{i}.example.org.")) == ["192.0.2.1"] for i in range(10))
     assert set(up.protos) == {"tcp"}
     forwarder = next(p for p in server.server.instance.plugins if p.name == "forward")  # type: ignore[union-attr]
-    assert len(forwarder.upstreams[0].tcp.connections) == 1  # type: ignore[attr-defined]
+    assert len(forwarder.upstreams[0].tcp.open) == 1  # type: ignore[attr-defined]
 
 
 def test_a_kept_connection_that_the_upstream_closed_costs_nothing(serve: Serve, upstream: Start) -> None:

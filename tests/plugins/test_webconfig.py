@@ -38,7 +38,7 @@ def test_metrics_are_served_behind_tls_as_a_web_configuration_says(serve: Serve,
             socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
             context.wrap_socket(raw, server_hostname=name) as sock,
         ):
-            sock.sendall(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
     text = scrape("metrics.lab")
@@ -81,6 +81,35 @@ def test_metrics_are_read_with_a_password_where_the_web_configuration_has_users(
     calls: list[bytes] = []
     monkeypatch.setattr(bcrypt, "checkpw", lambda password, hashed: calls.append(password))
     assert scrape(b"ann", b"pass:word")[0] == 200 and not calls  # checked once
+
+
+def test_a_scraper_with_the_right_password_waited_for_all_who_guessed(serve: Serve, tmp_path: Path) -> None:
+    import bcrypt
+
+    path, port = tmp_path / "web.yaml", free_port()
+    # A check takes half a second or more.
+    path.write_text(f"basic_auth_users:\n  ann: {bcrypt.hashpw(b'right', bcrypt.gensalt(13)).decode()}\n")
+    serve(block(f"prometheus 127.0.0.1:{port} {{\n tls {path}\n }}", "whoami"))
+
+    def request(password: str) -> bytes:
+        token = base64.b64encode(f"ann:{password}".encode()).decode()
+        return f"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Basic {token}\r\n\r\n".encode()
+
+    def scrape() -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+            sock.sendall(request("right"))
+            return sock.makefile("rb").readline()
+
+    assert b" 200 " in scrape()
+    guesses = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(20)]
+    for number, sock in enumerate(guesses):
+        sock.sendall(request(f"wrong {number}"))
+    assert b" 200 " in scrape()
+    guesses[-1].setblocking(False)
+    with pytest.raises(BlockingIOError):  # it is not its turn yet
+        guesses[-1].recv(1)
+    for sock in guesses:
+        sock.close()
 
 
 def test_cipher_suites_are_those_of_the_web_configuration(serve: Serve, tmp_path: Path) -> None:

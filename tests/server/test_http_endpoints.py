@@ -1,13 +1,19 @@
 """Plugins that serve HTTP: who shares an address, what a request may look like, and what a lame duck waits for."""
 
 import asyncio
+import http.client
 import socket
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from kdns import metrics
 from kdns.corefile import CorefileError
+from kdns.plugins.prometheus import exposition
+from kdns.plugins.prometheus.exposition import Exposition
 from kdns.testing import block, eventually, free_port, http_get
 from tests.fixtures import Serve
 
@@ -85,7 +91,7 @@ def ask(port: int, request: str) -> bytes:
 
 @pytest.mark.parametrize(("target", "status"), [
     ("http://127.0.0.1/health", 200), ("HTTP://anybody:8080/health", 200), ("https://a/health?x=http://b/y", 200), ("/health?a=b", 200),
-    ("http://a/nothing", 404), ("http://a", 404), ("http://a?x", 404), ("//a/health", 404), ("/http://a/health", 404), ("health", 404),
+    ("http://a/nothing", 404), ("http://a", 404), ("http://a?x", 404), ("//a/health", 404), ("/http://a/health", 404), ("health", 400),
     ("http://[::1/health", 400),
 ])  # fmt: skip
 def test_a_target_in_absolute_form_was_not_found(serve: Serve, target: str, status: int) -> None:
@@ -93,6 +99,71 @@ def test_a_target_in_absolute_form_was_not_found(serve: Serve, target: str, stat
     serve(block(f"health 127.0.0.1:{port}", "whoami"))
     found = ask(port, f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert found.split()[1] == str(status).encode()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_a_method_other_than_get_was_refused_where_coredns_answers(serve: Serve, method: str) -> None:
+    port = free_port()
+    serve(everything(f"127.0.0.1:{port}"))
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    for path in PATHS:
+        for body in (None, b"abc"):
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            found = response.read()
+            assert response.status == 200 and (found == b"" if method == "HEAD" else found)
+            assert int(response.headers["Content-Length"]) > 1
+    connection.close()
+
+
+def test_a_version_that_is_not_spoken_is_said_to_be(serve: Serve) -> None:
+    port = free_port()
+    serve(block(f"health 127.0.0.1:{port}", "whoami"))
+    assert b" 505 " in ask(port, "GET /health HTTP/2.0\r\nHost: a\r\n\r\n")
+
+
+# Metrics.
+
+
+def test_scrapes_at_one_time_were_rendered_one_by_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def families() -> Iterator[bytes]:
+        begun.append(0)
+        for _ in range(200):
+            yield b"a 1\n" * 1000
+            time.sleep(0.0005)
+
+    monkeypatch.setattr(metrics, "families", families)
+    port = free_port()
+    serve(block(f"prometheus 127.0.0.1:{port}", "whoami"))
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: http_get(port, "/metrics"), range(16)))
+    assert all(status == 200 and text.count("a 1\n") == 200_000 for status, text in found)
+    # One for who came first, one for those who came while it ran; a slow machine lets some come later still.
+    assert 1 <= len(begun) < 8
+
+
+def test_a_scrape_that_is_given_up_ends_no_other(serve: Serve) -> None:
+    port = free_port()
+    serve(block(f"prometheus 127.0.0.1:{port}", "whoami"))
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert "coredns_build_info" in http_get(port, "/metrics")[1]
+
+
+def test_large_metrics_were_put_together_in_one_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = metrics.Counter("test_many_total", "Many.", ("a",))
+    try:
+        for number in range(5000):
+            many.slot(f"{number:0100}")
+        body = asyncio.run(Exposition().respond()).body
+        assert not isinstance(body, bytes) and len(body) > 8 and max(map(len, body)) < 2 * exposition.PIECE
+        text = b"".join(body)
+        assert text.count(b"# TYPE test_many_total ") == 1 and text.count(b"test_many_total{") == 5000
+    finally:
+        del metrics.REGISTRY["test_many_total"]
 
 
 # The lame duck.

@@ -180,6 +180,7 @@ def parts(server: Server) -> dict[str, weakref.ref[Any]]:
     return {name: weakref.ref(each) for name, each in found.items()}
 
 
+@pytest.mark.interpreted("compiled classes have no weak references")
 def test_a_configuration_that_was_replaced_stayed_in_memory_for_ever(serve: Serve, everything: str) -> None:
     server = serve(everything)
     old = parts(server)
@@ -295,6 +296,7 @@ def found(name: str, server: Server) -> Any:
     return next(plugin for plugin in server.server.instance.plugins if plugin.name == name)
 
 
+@pytest.mark.interpreted("compiled classes have no weak references")
 def test_thirty_reloads_with_a_full_cache_left_thirty_caches(serve: Serve, everything: str) -> None:
     server = serve(everything)
 

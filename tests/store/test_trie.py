@@ -43,6 +43,38 @@ def test_it_holds_what_was_put_and_not_removed(steps: list[tuple[str, bytes]], a
     assert (node.name, asked[off:]) == (expected, expected)
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["put", "remove", "remove type", "remove_subtree"]), names, st.integers(1, 3)), max_size=30
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_each_name_holds_the_newest_rrset_of_each_type_and_what_was_said_of_it_ends(steps: list[tuple[str, bytes, int]]) -> None:
+    store = Store()
+    model: dict[tuple[bytes, int], RRset] = {}
+    for number, (step, owner, rtype) in enumerate(steps):
+        said = {node.name: node.validity for node in store.index.values()}
+        before = dict(model)
+        if step == "put":
+            model[(owner, rtype)] = record(owner, rtype)._replace(ttl=number)
+            store.put(model[(owner, rtype)])
+        elif step == "remove_subtree":
+            model = {key: rrset for key, rrset in model.items() if not is_within(key[0], owner)}
+            store.remove_subtree(owner)
+        else:
+            only = rtype if step == "remove type" else None
+            model = {key: rrset for key, rrset in model.items() if key[0] != owner or only not in (None, key[1])}
+            store.remove(owner, only)
+        assert {(name, rrset.type): rrset for name, node in store.index.items() for rrset in node.rrsets} == model
+        assert {node.name for node in walk(store.root)} == {b"\0", *store.index}
+        assert all(store.above(node) in walk(store.root) for node in store.index.values())
+        for name, validity in said.items():
+            changed = {key: rrset for key, rrset in before.items() if key[0] == name} != {
+                key: rrset for key, rrset in model.items() if key[0] == name
+            }
+            assert not validity.valid or (not changed and name in store.index)
+
+
 def _offsets(name: bytes) -> list[int]:
     out, off = [], 0
     for label in labels(name):

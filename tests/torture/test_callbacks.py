@@ -82,7 +82,7 @@ def test_an_exception_in_what_waits_for_one_reply_failed_all_others_of_the_conne
             asked.exchange(query, question, 2.0, done)
         while len(found) < 2:
             await asyncio.sleep(0.01)
-        asked.close()
+        await asked.close()
         return found
 
     found = asyncio.run(run(lambda: TcpConnections("127.0.0.1", up.port, "x", "test", Deadlines())))
@@ -97,7 +97,9 @@ def test_an_exception_in_what_waits_kept_the_other_sockets_from_being_closed(sai
         for each in (asked, mute):
             for done in (boom, found.append, boom, found.append):
                 each.exchange(b"\0" * 12, Question(b"\1x\0", 1), 2.0, done)
-            each.close()
+            closing = each.close()
+            if closing is not None:
+                await closing
         assert not asked.open and not asked.idle
         return found
 
@@ -106,6 +108,7 @@ def test_an_exception_in_what_waits_kept_the_other_sockets_from_being_closed(sai
     assert len(said()) == 4
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 @pytest.mark.parametrize("where", ["choose", "ask", "finish_reply"])
 def test_a_fault_in_forward_left_its_question_in_flight_for_ever(
     serve: Serve, upstream: Start, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, where: str
@@ -128,6 +131,7 @@ def test_a_fault_in_forward_left_its_question_in_flight_for_ever(
     assert not forwarder.concurrent and not forwarder.flights
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_an_exception_in_a_timer_of_forward_is_servfail_for_its_question(
     serve: Serve, upstream: Start, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +176,7 @@ def test_an_exception_in_one_gauges_refresh_ended_the_whole_scrape(serve: Serve,
     assert len(said()) == 1
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_work_that_outlives_its_reply_failed_in_silence(
     serve: Serve, upstream: Start, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

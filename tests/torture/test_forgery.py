@@ -280,3 +280,69 @@ def test_an_extended_code_is_servfail_for_who_knows_none(serve: Serve, upstream:
 
     server = serve(block(f"forward . {upstream(script).address}"))
     assert code(server.ask("x.org.", use_edns=False)) == "SERVFAIL" and code(server.ask("x.org.", use_edns=0)) == "BADVERS"
+
+
+# Random case (0x20).
+
+
+def mixed(text: str) -> bool:
+    return text not in (text.lower(), text.upper())
+
+
+def test_case_is_random_where_that_is_configured_and_the_clients_own_is_what_it_gets(serve: Serve, upstream: Start) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    name = "some-long-name.with-65-letters.example.org."
+    server = serve(block(f"forward . {up.address} {{\n case_randomization\n }}"))
+    for i in range(20):
+        reply = server.ask(f"{i}.{name}", "HTTPS" if i % 2 else "A")  # the type's octet is a letter too: 65
+        assert code(reply) == "NOERROR" and reply.question[0].name.to_text() == f"{i}.{name}"
+    asked = [query.question[0].name.to_text() for query in up.queries]
+    assert all(mixed(text) for text in asked) and len({text.partition(".")[2] for text in asked}) == 20
+    assert {query.question[0].rdtype for query in up.queries} == {1, 65} and set(up.protos) == {"udp"}
+    plain = serve(block(f"forward . {up.address}"))
+    plain.ask(f"Mixed.{name}")
+    assert up.queries[-1].question[0].name.to_text() == f"mixed.{name}"
+
+
+def test_a_reply_in_another_case_is_asked_for_over_tcp(serve: Serve, upstream: Start) -> None:
+    """A forger who has the id and the port still has to guess the case; he gets one try."""
+
+    def script(query: dns.message.Message, proto: str) -> list[bytes]:
+        if proto == "tcp":
+            return [answer(query, "A 192.0.2.1").to_wire()]
+        forged = dns.message.make_query(query.question[0].name.to_text().lower(), "A", id=query.id)
+        return [answer(forged, "A 192.0.2.66").to_wire(), answer(query, "A 192.0.2.2").to_wire()]
+
+    up = upstream(script)
+    server = serve(block(f"forward . {up.address} {{\n case_randomization\n health_check 0.5s domain health.example.org\n }}"))
+    retries = total("kdns_upstream_mismatch_retries_total")
+    for i in range(3):
+        assert data(server.ask(f"x{i}.a-long-name.example.org.")) == ["192.0.2.1"]
+    assert up.protos == ["udp", "tcp"] * 3 and total("kdns_upstream_mismatch_retries_total") - retries == 3
+
+
+def test_a_reply_without_question_has_no_case(serve: Serve, upstream: Start) -> None:
+    up = upstream(lambda query, proto: [struct.pack("!HH8x", query.id, 0x8105)])
+    server = serve(block(f"forward . {up.address} {{\n case_randomization\n }}"))
+    assert code(server.ask("some-long-name.example.org.")) == "REFUSED" and set(up.protos) == {"udp"}
+
+
+def test_an_upstream_that_folds_case_is_not_down_for_its_probes(serve: Serve, upstream: Start) -> None:
+    broken = threading.Event()
+
+    def script(query: dns.message.Message, proto: str) -> Any:
+        if broken.is_set():
+            return None
+        name = query.question[0].name.to_text().lower()
+        folded = dns.message.make_query(name, query.question[0].rdtype, id=query.id)
+        return answer(folded if proto == "udp" else query, *(["A 192.0.2.1"] if "health" not in name else []))
+
+    options = "case_randomization\n health_check 50ms domain health.a-long-name.example.org\n read_timeout 100ms"
+    server = serve(block(f"forward . {upstream(script).address} {{\n {options}\n }}"))
+    forwarder: Any = next(p for p in server.server.instance.plugins if p.name == "forward")  # type: ignore[union-attr]
+    broken.set()
+    assert code(server.ask("one.a-long-name.example.org.")) == "SERVFAIL"
+    eventually(lambda: forwarder.upstreams[0].down())
+    broken.clear()
+    eventually(lambda: not forwarder.upstreams[0].down())
+    assert data(server.ask("two.a-long-name.example.org.")) == ["192.0.2.1"]

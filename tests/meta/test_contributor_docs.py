@@ -1,0 +1,40 @@
+"""What ARCHITECTURE.md and CONTRIBUTING.md say is there is there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b[a-z_]+(?:/[a-z_]+)*\.py\b", ARCHITECTURE + CONTRIBUTING))))
+def test_a_module_that_the_documents_name_is_there(path: str) -> None:
+    folders = (
+        ROOT,
+        ROOT / "kdns",
+        ROOT / "kdns/dns",
+        ROOT / "kdns/server",
+        ROOT / "kdns/net",
+        ROOT / "kdns/corefile",
+        ROOT / "kdns/kube",
+    )
+    assert any((folder / path).is_file() for folder in (*folders, ROOT / "plugins/kubernetes")), path
+
+
+def test_every_layer_is_in_the_drawing() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (layers,) = (contract["layers"] for contract in project["tool"]["importlinter"]["contracts"] if "layers" in contract)
+    names = {name for row in layers for name in row.split(" | ")}
+    drawing = ARCHITECTURE.split("```text")[1].split("```")[0]
+    assert {name for name in names if not re.search(rf"\b{name}\b", drawing)} == set()
+
+
+def test_every_target_of_make_that_is_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for document in (ARCHITECTURE, CONTRIBUTING, (ROOT / "README.md").read_text()):
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", document, re.M):
+            assert re.search(rf"^{target}:", makefile, re.M), target
