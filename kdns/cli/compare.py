@@ -67,7 +67,7 @@ HELP: Final = Help(
         ("kdns compare @127.0.0.1:1053 @127.0.0.1:1054 --manifests cluster.yaml", "without a cluster"),
     ),
     (
-        (0, "they answer alike, but for what the README documents"), (1, "what is needed cannot be read"), (2, "a bad flag or word"),
+        (0, "they answer alike, but for what docs/differences.md documents"), (1, "what is needed cannot be read"), (2, "a bad flag or word"),
         (DIFFERENT, "they answer differently"), (NO_REPLY, "one of them answers nothing"),
     ),
 )  # fmt: skip
@@ -321,13 +321,13 @@ def _print(report: Report, as_json: bool, shown: int) -> None:
             found = [each for each in report.found if each.kind == kind and bool(each.documented) is documented]
             if not found:
                 continue
-            note = " - as the README says" if documented else "" if kind in differences.SERIOUS else " - no client minds"
+            note = " - as docs/differences.md says" if documented else "" if kind in differences.SERIOUS else " - no client minds"
             print(f"\n{kind}: {len(found)}{note}")
             for each in found[:shown]:
                 print(f"  {printable(each.name)} {each.type}")
                 print(f"      {printable(each.one)}  |  {printable(each.other)}")
                 if each.documented:
-                    print(f"      README: {each.documented}")
+                    print(f"      documented: {each.documented}")
             if len(found) > shown:
                 print(f"  and {len(found) - shown} more (--all shows them)")
     print(f"\n{_verdict(report)}")
@@ -340,4 +340,4 @@ def _verdict(report: Report) -> str:
         names = len({(each.name, each.type) for each in report.serious})
         return f"{names} of {report.questions} questions {'is' if names == 1 else 'are'} answered differently"
     rest = sum(1 for each in report.found if each.documented)
-    return "both answer alike" + (f", but for {rest} differences that the README documents" if rest else "")
+    return "both answer alike" + (f", but for {rest} differences that docs/differences.md documents" if rest else "")

@@ -1,4 +1,4 @@
-"""How two servers' replies to one question differ, and which of that the README says. Pure."""
+"""How two servers' replies to one question differ, and which of that docs/differences.md says. Pure."""
 
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -19,7 +19,7 @@ _FLAGS: Final = ((iana.AA, "aa"), (iana.TC, "tc"), (iana.RA, "ra"), (iana.AD, "a
 
 
 class Difference(NamedTuple):
-    """One question's: what kind, what each said, and the words of the README that announce it (empty: it does not)."""
+    """One question's: what kind, what each said, and the words of docs/differences.md that announce it (empty: it does not)."""
 
     name: str
     type: str
@@ -109,7 +109,7 @@ def _listed(records: set[str]) -> str:
     return "; ".join(shown) + more if records else "nothing beside what both have"
 
 
-# What the README announces: (kind, when, its words there). A test holds the words against the README.
+# What docs/differences.md announces: (kind, when, its words there). A test holds the words against it.
 
 
 def _existence(found: Context) -> bool:
@@ -138,15 +138,15 @@ def _flag(bit: int) -> Callable[[Context], bool]:
 
 
 RULES: Final[tuple[tuple[str, Callable[[Context], bool], str], ...]] = (
-    (CODE, _existence, "A name that exists is never NXDOMAIN, and one that does not never NODATA"),
-    (CODE, _below_pod, "Labels before a Pod's address name do not exist"),
-    (CODE, _kept_cname, "An ExternalName that leads nowhere keeps its CNAME"),
-    (CODE, _apex_ns, "The apex always has its NS"),
-    (RECORDS, _apex_ns, "The apex always has its NS"),
-    (AUTHORITY, _existence, "A name that exists is never NXDOMAIN, and one that does not never NODATA"),
-    (FLAGS, _outside_aa, "Cached answers are not authoritative"),
-    (FLAGS, _flag(iana.TC), "UDP replies are at most 1232 octets"),
-    (FLAGS, _flag(iana.AD), "AD is in a reply only for clients that set AD or DO"),
+    (CODE, _existence, "A name that exists never gets NXDOMAIN, and one that does not never gets NODATA"),
+    (CODE, _below_pod, "Names below a Pod's address name do not exist"),
+    (CODE, _kept_cname, "An ExternalName whose target fails keeps its CNAME"),
+    (CODE, _apex_ns, "The apex always has NS records"),
+    (RECORDS, _apex_ns, "The apex always has NS records"),
+    (AUTHORITY, _existence, "A name that exists never gets NXDOMAIN, and one that does not never gets NODATA"),
+    (FLAGS, _outside_aa, "Cached answers have AA cleared"),
+    (FLAGS, _flag(iana.TC), "UDP replies have at most 1232 octets"),
+    (FLAGS, _flag(iana.AD), "A reply has AD only if the client set AD or DO"),
 )
 
 

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,12 @@ def test_a_browser_shows_it_at_phone_width_and_in_the_dark(
         server.ask(f"name{i % 7}.org.")
     server.ask("a.nx.org.")
     server.ask("x.dead.org.")
+    assert server.server.instance is not None
+    (status,) = [plugin for plugin in server.server.instance.plugins if isinstance(plugin, Status)]
+    for second in range(5, 25, 5):  # what time would bring
+        server.thread.call(status.ledger.sample, time.monotonic() + second, time.time() - 25 + second)
     browser = shutil.which("chromium") or "chromium-browser"
-    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},2200",
+    words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},2200",
              f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=12000"]  # fmt: skip
     words += ["--blink-settings=preferredColorScheme=0"] if dark else []
     url = f"http://127.0.0.1:{port}/"
