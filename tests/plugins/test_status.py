@@ -209,7 +209,7 @@ def test_a_browser_shows_it_at_phone_width_and_in_the_dark(
     for second in range(5, 25, 5):  # what time would bring
         server.thread.call(status.ledger.sample, time.monotonic() + second, time.time() - 25 + second)
     browser = shutil.which("chromium") or "chromium-browser"
-    words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},2200",
+    words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},{2400 if dark else 1620}",
              f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=12000"]  # fmt: skip
     words += ["--blink-settings=preferredColorScheme=0"] if dark else []
     url = f"http://127.0.0.1:{port}/"
