@@ -1,21 +1,35 @@
 # kdns. `make run` serves the sample cluster on 127.0.0.1:1053, `make test` runs every check; both make their own
-# environment in .venv and need python3 (3.11 or newer) and make.
+# environment in .venv and need python3 (3.11 or newer) and make. `make run` installs what the server runs on, `make test` also
+# what the tests need.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RUNS := $(VENV)/.runs
+# The image, from the one place that names it; `make image IMAGE=...` builds another.
+IMAGE ?= $(shell sed -n 's/^ *newName: *//p' deploy/components/image/kustomization.yaml):$(shell sed -n 's/^ *newTag: *//p' deploy/components/image/kustomization.yaml)
+ENGINE ?= $(shell command -v docker || command -v podman || command -v buildah)
 # Test processes: tests wait more than they work.
 WORKERS ?= 2
 
-.PHONY: run test test-compiled compiled wheel coverage lint types layers unit fuzz torture soak bench bench-scale image-proof docs tools clean help
+.PHONY: run image push test test-compiled compiled wheel coverage lint types layers unit fuzz torture soak bench bench-scale image-proof docs tools clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
 ## make run    - serve Corefile.example on 127.0.0.1:1053
-run: $(READY)
+run: $(RUNS)
 	exec $(BIN)/python -m kdns -conf Corefile.example
+
+## make image  - build the image with docker, podman or buildah
+image:
+	@[ -n "$(ENGINE)" ] || { echo "make image needs docker, podman or buildah; none is installed (make image-proof builds without one)"; exit 1; }
+	$(ENGINE) build -f docker/Dockerfile -t $(IMAGE) .
+
+## make push   - push it to the registry in its name (deploy/components/image)
+push: image
+	$(ENGINE) push $(IMAGE)
 
 ## make test   - lint, types, layers, and every test
 test: $(READY) tools lint types layers unit
@@ -31,7 +45,7 @@ layers: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 unit: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -rs -n $(WORKERS)
 
 ## make compiled - build/compiled: a copy of the checkout with the hot modules compiled by mypyc (needs a C compiler)
 compiled: $(READY)
@@ -81,20 +95,28 @@ bench-scale: $(READY)
 image-proof:
 	sh docker/prove.sh
 
-## make docs   - docs/manuals.md, from the plugins' docstrings
+## make docs   - docs/manuals.md, from the plugins' docstrings; the chart's list of what is not built
 docs: $(READY)
+	$(BIN)/python -c 'from kdns.cli.plugins import not_built; print("\n".join(not_built()))' > deploy/helm/kdns/not-built.txt
 	$(BIN)/python -c 'from kdns.cli.plugins import all_manuals; print(all_manuals(), end="")' > docs/manuals.md
 
 # dig, dnsperf and kubectl, by the system's package manager where we may; tests name what they skip without them.
 tools:
 	@sh tests/tools.sh
 
-$(READY): pyproject.toml
+# The environment; progress is pip's.
+$(RUNS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "kdns needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || \
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || \
 	  { echo "$(PYTHON) cannot make an environment: install its venv module (Debian: apt-get install python3-venv)"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "Installing what kdns runs on into $(VENV): some 30 MB to fetch"
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable .
+	@touch $@
+
+$(READY): $(RUNS)
+	@echo "Installing what the tests need into $(VENV): pytest, mypy, ruff and their like"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 ## make clean  - remove the environment and what tools left

@@ -16,6 +16,8 @@ COMMANDS: Final = {
     "fmt": "print a Corefile in one style",
     "plan": "show each block's plugins in the order queries meet them",
     "explain": "show how a name is answered, and why",
+    "doctor": "say what is wrong with a cluster's DNS",
+    "compare": "ask two servers the same questions, and show where they differ",
     "query": "ask a DNS server",
     "plugins": "list the plugins, or print one's manual",
     "demo": "serve a sample cluster on 127.0.0.1:1053",

@@ -13,7 +13,11 @@ from kdns.server import build
 from kdns.server.lifecycle import Server
 
 PORT: Final = 1053
-FLAGS: Final = (Flag(("dns.port", "p"), PORT, "port to serve on"),)
+STATUS: Final = 8053
+FLAGS: Final = (
+    Flag(("dns.port", "p"), PORT, "port to serve on"),
+    Flag(("status.port",), STATUS, "port of the status page; 0: none"),
+)
 HELP: Final = Help(
     "demo", "kdns demo [FLAGS]", "Serves a sample cluster from inside the package: no files, no cluster, no root.",
     (("kdns demo", "on 127.0.0.1:1053"), ("dig @127.0.0.1 -p 1053 web.shop.svc.cluster.local", "ask it, in another terminal")),
@@ -31,7 +35,9 @@ def main(words: Sequence[str]) -> int:
         return misused(f'kdns demo takes no arguments, found "{rest[0]}"', HELP)
     port = int(values["dns.port"])
     text = corefile().replace(_SAMPLE, str(folder())).replace(f".:{PORT} ", f".:{port} ")
-    return run(lambda: build.read(text, "Corefile.example"), greeting=lambda server: _greeting(server, port))
+    if shown := int(values["status.port"]):
+        text = text.replace("    errors\n", f"    errors\n    status 127.0.0.1:{shown}\n", 1)
+    return run(lambda: build.read(text, "Corefile.example"), greeting=lambda server: _greeting(server, port, shown))
 
 
 def folder() -> Path:
@@ -48,7 +54,7 @@ def corefile() -> str:
     raise FileNotFoundError(2, "no such file", os.fspath(folder() / "Corefile.example"))
 
 
-def _greeting(server: Server, port: int) -> list[str]:
+def _greeting(server: Server, port: int, status: int) -> list[str]:
     assert server.instance is not None
     cluster = next(plugin.cluster for plugin in server.instance.plugins if isinstance(plugin, Kubernetes))
     services = len(cluster.entries)
@@ -58,5 +64,6 @@ def _greeting(server: Server, port: int) -> list[str]:
         f"  dig @127.0.0.1 -p {port} web.shop.svc.cluster.local",
         f"  dig @127.0.0.1 -p {port} _pg._tcp.db.data.svc.cluster.local SRV",
         f"  dig @127.0.0.1 -p {port} -x 10.96.1.5",
+        *([f"What it does: http://127.0.0.1:{status}/"] if status else []),
         "Ctrl-C stops it.",
     ]

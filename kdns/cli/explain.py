@@ -12,35 +12,31 @@ on the default port is asked. Exit code: 0 with an answer, 3 without.
 
 import asyncio
 import os
-import socket
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kdns import log
 from kdns.cli import cluster, corefiles
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
+from kdns.cli.offline import LEFT_OUT, Offline
 from kdns.cli.query import reverse_of
 from kdns.cli.resolv import Resolver, of_namespace, of_pod
 from kdns.corefile import Corefile, CorefileError
 from kdns.dns import iana
-from kdns.dns.answer import REPLY_RD, Answer
+from kdns.dns.answer import Answer
 from kdns.dns.errors import BadName, FormatError
-from kdns.dns.message import pack_query
 from kdns.dns.name import from_text, to_text
 from kdns.dns.query import Question
 from kdns.kube.api import ApiConfig
 from kdns.plugin.base import Plugin
-from kdns.plugin.outcome import Pending, RcodeOnly, ensure_pending
-from kdns.plugin.providers import Pods, Readiness
+from kdns.plugin.outcome import RcodeOnly, ensure_pending
+from kdns.plugin.providers import Pods
 from kdns.plugin.records import record_of
 from kdns.plugin.request import Request
-from kdns.plugin.runtime import Runtime
 from kdns.printable import printable
 from kdns.server import build
 from kdns.server.chain import Handle
-from kdns.server.dispatch import Dispatcher
 
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile; "-" or "stdin" reads standard input'),
@@ -60,9 +56,6 @@ HELP: Final = Help(
     ),
     ((0, "there is an answer"), (1, "the Corefile or the cluster cannot be read"), (2, "a bad flag or word"), (3, "there is no answer")),
 )  # fmt: skip
-# Plugins that would open listeners or end the process; they decide nothing about an answer.
-_LEFT_OUT: Final = frozenset(("health", "ready", "prometheus", "reload", "loop", "log", "errors"))
-SYNC: Final = 10.0  # seconds to wait for the API
 
 
 def main(words: Sequence[str]) -> int:
@@ -81,7 +74,7 @@ def main(words: Sequence[str]) -> int:
         name, qtype = reverse, iana.PTR
     log.start_writer(sys.stderr)
     try:
-        corefile = _corefile(values)
+        corefile = read_corefile(values, str(values["with"]))
         if not corefile.blocks:
             raise CorefileError(None, f"{corefile.name} has no server block: nothing to explain")
         instance = build.build(corefile)
@@ -96,9 +89,12 @@ def main(words: Sequence[str]) -> int:
         log.stop_writer()
 
 
-def _corefile(values: Mapping[str, Value]) -> Corefile:
-    """The Corefile to explain by, its `kubernetes` with access to the cluster. Raises CorefileError or OSError."""
-    path, port, beside = str(values["conf"]), int(values["dns.port"]), str(values["with"])
+def read_corefile(values: Mapping[str, Value], beside: str = "") -> Corefile:
+    """The Corefile of `-conf`, of this folder, or of the cluster; its `kubernetes` with access to the cluster.
+
+    Not to be called on a loop. Raises CorefileError, OSError or ValueError.
+    """
+    path, port = str(values["conf"]), int(values["dns.port"])
     named = bool(values["context"] or values["kubeconfig"])
     if path or (os.path.lexists("Corefile") and not named):
         corefile = corefiles.read(path or "Corefile", port, beside)
@@ -146,53 +142,35 @@ async def _resolver(instance: build.Instance, place: str) -> Resolver:
 
 
 async def _explain(instance: build.Instance, name: str, qtype: int, place: str, port: int) -> int:
-    runtime = Runtime()
-    started: list[Plugin] = []
     resolver = await _resolver(instance, place)
     names = [from_text(each).lower() for each in resolver.names(name)]
     if place:
         print(f"search {' '.join(resolver.search) or '(none)'}; ndots {resolver.ndots}")
     if resolver.note:
         print(resolver.note)
+    offline = Offline(instance, port)
     try:
-        for plugin in instance.plugins:
-            if plugin.name not in _LEFT_OUT:
-                started.append(plugin)
-                await plugin.start(runtime)
-        await _synced(instance)
-        groups = list(instance.dispatchers)
-        chosen = next((group for group in groups if group.port == port), groups[0])
-        if len(groups) > 1:
-            print(f"asked at {chosen.label}; there are also {', '.join(group.label for group in groups if group != chosen)}")
+        await offline.start()
+        if offline.others:
+            print(f"asked at {offline.group.label}; there are also {', '.join(group.label for group in offline.others)}")
         found = False
         for number, each in enumerate(names):
             if number or place:
                 print()
             print(f"{to_text(each)} {iana.type_text(qtype)}")
-            outcome = await _one(instance.dispatchers[chosen], Question(each, qtype))
+            outcome = await _one(offline, Question(each, qtype))
             found = type(outcome) is Answer and outcome.rcode == iana.NOERROR and bool(outcome.answer)
             if found:
                 break
         return 0 if found else 3
     finally:
-        for plugin in reversed(started):
-            await plugin.stop()
+        await offline.stop()
 
 
-async def _synced(instance: build.Instance) -> None:
-    end = time.monotonic() + SYNC
-    waiting = [plugin for plugin in instance.plugins if isinstance(plugin, Readiness) and not plugin.is_ready()]
-    while any(not plugin.is_ready() for plugin in waiting) and time.monotonic() < end:
-        await asyncio.sleep(0.02)
-
-
-async def _one(dispatcher: Dispatcher, question: Question) -> object:
+async def _one(offline: Offline, question: Question) -> object:
     """Takes one question through, printing what each plugin decides."""
-    query = pack_query(1, question)
-    local = (socket.gethostname(), 53)
-    end = 12 + len(question.wire)
-    request = Request(dispatcher, query, end, question, None, b"", REPLY_RD, ("127.0.0.1", 0), local, "udp", time.monotonic())
-    block = dispatcher.find(request)
+    request = offline.request(question)
+    block = offline.dispatcher.find(request)
     if block is None:
         print("  no server block is for this name: REFUSED")
         return None
@@ -201,9 +179,7 @@ async def _one(dispatcher: Dispatcher, question: Question) -> object:
     untold = block.chain
     block.chain = untold.watched(lambda plugin, handle: _telling(plugin, handle, told))
     try:
-        outcome: object = dispatcher.route(request)
-        if isinstance(outcome, Pending):
-            outcome = await outcome
+        outcome: object = await offline.route(request)
     finally:
         block.chain = untold
     for line in (*told, f"  = {_said(outcome)}", *(f"    {line}" for line in _records(outcome, question))):
@@ -213,7 +189,7 @@ async def _one(dispatcher: Dispatcher, question: Question) -> object:
 
 def _telling(plugin: Plugin, original: Handle, told: list[str]) -> Handle:
     """A plugin's `handle` that also says what it does with a question: lines for `told`."""
-    if plugin.name in _LEFT_OUT:
+    if plugin.name in LEFT_OUT:
         return original
 
     def handle(request: Request) -> Any:

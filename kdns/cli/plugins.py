@@ -31,9 +31,13 @@ def main(words: Sequence[str]) -> int:
         return _manual(words[0])
     for name in build.built():
         print(f"{name:14} {_title(name)}")
-    missing = ", ".join(name for name, place in ORDER.items() if place is None and name != "on")
-    print(f"\nKnown from CoreDNS, not built: {missing}")
+    print(f"\nKnown from CoreDNS, not built: {', '.join(not_built())}")
     return 0
+
+
+def not_built() -> list[str]:
+    """The names of CoreDNS's plugins that are known and not built."""
+    return [name for name, place in ORDER.items() if place is None and name != "on"]
 
 
 def _manual(name: str) -> int:

@@ -42,9 +42,12 @@ class Response(NamedTuple):
 
 Route = Callable[[], Awaitable[Response]]
 Guard = Callable[[str], Awaitable[bool]]
+Hosts = Callable[[str], bool]
 
 NOT_FOUND: Final = Response(404, b"404 page not found\n")
 UNAUTHORIZED: Final = Response(401, b"Unauthorized\n")
+# RFC 9110, section 15.5.20.
+MISDIRECTED: Final = Response(421, b"this name is not served here: ask by address, or name it in the Corefile\n")
 UNKNOWN_VERSION: Final = Response(505, b"HTTP/1.0 and HTTP/1.1 are spoken here\n")
 _VERSIONS: Final = ((1, 0), (1, 1))
 FAILED: Final = Response(500, b"internal error: see the log of the server\n")
@@ -71,18 +74,22 @@ class HttpServer:
         self.guard = guard
         self.limits = limits or Limits()
         self.routes: dict[str, list[Route]] = {}
+        self.hosts: dict[Route, Hosts] = {}
         self.connections: Connections | None = None
         self.server: web.Server | None = None
 
-    def add(self, path: str, route: Route) -> None:
-        """Answers a path."""
+    def add(self, path: str, route: Route, hosts: Hosts | None = None) -> None:
+        """Answers a path. `hosts` says of a Host field whether the route answers by it; None: by any."""
         self.routes.setdefault(path, []).append(route)
+        if hosts is not None:
+            self.hosts[route] = hosts
 
     def remove(self, path: str, route: Route) -> None:
         """Takes a route back."""
         routes = self.routes.get(path, [])
         if route in routes:
             routes.remove(route)
+            self.hosts.pop(route, None)
         if not routes:
             self.routes.pop(path, None)
 
@@ -141,7 +148,12 @@ class HttpServer:
             if self.guard is not None and not await self.guard(request.headers.get("Authorization", "")):
                 return UNAUTHORIZED
             routes = self.routes.get(request.path)
-            return await routes[-1]() if routes else NOT_FOUND
+            if not routes:
+                return NOT_FOUND
+            hosts = self.hosts.get(routes[-1])
+            if hosts is not None and not hosts(request.headers.get("Host", "")):
+                return MISDIRECTED
+            return await routes[-1]()
         except Exception as error:
             faults.report(f"the HTTP listener {host_port(self.host, self.port)}", error)
             return FAILED

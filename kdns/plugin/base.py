@@ -55,6 +55,9 @@ class BlockInfo(Protocol):
     def zone_text(self, name: bytes) -> str:
         """The longest of the block's zones that a name is in, as text; `.` if there is none."""
 
+    def anywhere(self, protocol: Callable[..., P]) -> list[P]:
+        """The plugins of all blocks of this server that follow a protocol."""
+
     def every_zone(self) -> tuple[bytes, ...]:
         """The zones of all blocks of this server."""
 

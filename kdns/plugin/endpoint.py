@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from functools import partial
 from typing import Any, Protocol, final, runtime_checkable
 
-from kdns.net.http import HttpServer, Route
+from kdns.net.http import Hosts, HttpServer, Route
 from kdns.net.sockets import wildcard_hosts
 from kdns.plugin.runtime import Runtime
 
@@ -62,11 +62,11 @@ class HttpEndpoint:
         """The port that was bound."""
         return next(iter(self.servers.values())).port
 
-    def add(self, path: str, route: Route) -> None:
-        """Answers a path until `close`."""
+    def add(self, path: str, route: Route, hosts: Hosts | None = None) -> None:
+        """Answers a path until `close`; by which names, `hosts` says (None: any)."""
         self.routes.append((path, route))
         for server in self.servers.values():
-            server.add(path, route)
+            server.add(path, route, hosts)
 
     async def close(self) -> None:
         """Takes the routes back, and closes what nobody else serves on."""

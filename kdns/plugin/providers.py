@@ -141,6 +141,36 @@ class Forwards(Protocol):
         """The zones at which its treatment of names changes: what it sends on, and what it leaves out."""
 
 
+class UpstreamState(NamedTuple):
+    """How an upstream is: `up`, `failing` (it did not answer, and is being probed), `down`, or `unused` yet.
+
+    `since`: for how many seconds it fails, or since it last answered. `rtt`: seconds, 0 where it is not known.
+    """
+
+    to: str
+    zone: bytes
+    state: str
+    since: float
+    error: str
+    rtt: float
+
+
+@runtime_checkable
+class HasUpstreams(Protocol):
+    """A plugin with upstreams."""
+
+    def upstream_states(self) -> list[UpstreamState]:
+        """How each of them is now."""
+
+
+@runtime_checkable
+class ClientNames(Protocol):
+    """A plugin that knows who has an address."""
+
+    def client_name(self, host: str) -> str:
+        """`NAMESPACE/POD` of a client's address; empty where that is not known."""
+
+
 @runtime_checkable
 class Pods(Protocol):
     """A plugin that can look at Pods; for tools."""

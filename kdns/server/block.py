@@ -40,6 +40,10 @@ class Block:
         """The plugins of this block that follow a protocol of kdns.plugin.providers, in order."""
         return cast(list[P], [plugin for plugin in self.plugins if isinstance(plugin, cast(Any, protocol))])
 
+    def anywhere(self, protocol: Callable[..., P]) -> list[P]:
+        """The plugins of all blocks of this server that follow a protocol."""
+        return [plugin for block in self.siblings or [self] for plugin in block.all(protocol)]
+
     def path(self, text: str) -> str:
         """A path of the Corefile, joined to `root` where it is relative."""
         return os.path.join(self.root, text) if self.root else text

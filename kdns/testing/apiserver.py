@@ -20,6 +20,8 @@ KINDS = {
     "services": ("", "v1", "Service", True),
     "pods": ("", "v1", "Pod", True),
     "configmaps": ("", "v1", "ConfigMap", True),
+    "daemonsets": ("apps", "v1", "DaemonSet", True),
+    "networkpolicies": ("networking.k8s.io", "v1", "NetworkPolicy", True),
     "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice", True),
     "serviceimports": ("multicluster.x-k8s.io", "v1beta1", "ServiceImport", True),
 }
@@ -43,6 +45,8 @@ class ApiServer:
         self.token = token
         self.fail: list[int] = []  # statuses for the next requests
         self.retry_after = ""
+        self.forbidden: set[str] = set()  # plurals that nobody may list or watch
+        self.denied: set[tuple[str, str]] = set()  # (verb, resource) that access reviews say no to
         self.behind = 0  # so many watches are told that this server has not seen their resourceVersion yet
         self.streams = True  # whether lists may be streamed (WatchList)
         self.installed: set[str] = {"v1beta1", "v1alpha1"}  # versions of custom kinds
@@ -119,6 +123,7 @@ class ApiServer:
     async def _start(self) -> None:
         app = web.Application()
         app.router.add_get("/{path:.*}", self._handle)
+        app.router.add_post("/apis/authorization.k8s.io/v1/{review}", self._review)
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self.runner.setup()
         self.listening = socket.create_server(("127.0.0.1", self.port))
@@ -227,6 +232,8 @@ class ApiServer:
         if words[0] in CUSTOM and group_version not in self.installed:
             return _status(404, "the server could not find the requested resource")
         plural = words[0]
+        if plural in self.forbidden:
+            return _status(403, f"{plural} is forbidden")
         if len(words) == 2:
             key = f"{namespace}/{words[1]}"
             found = self.objects[plural].get(key)
@@ -236,6 +243,15 @@ class ApiServer:
         if self.page_delay:
             await asyncio.sleep(self.page_delay)
         return self._list(request, plural, namespace)
+
+    async def _review(self, request: web.Request) -> web.Response:
+        self.requests.append(request.path_qs)
+        if request.match_info["review"] in self.forbidden:
+            return _status(403, f"{request.match_info['review']} is forbidden")
+        body = await request.json()
+        asked = body["spec"]["resourceAttributes"]
+        allowed = (asked["verb"], asked["resource"]) not in self.denied
+        return web.json_response({**body, "status": {"allowed": allowed}}, status=201)
 
     def _full(self, plural: str, obj: dict[str, Any]) -> dict[str, Any]:
         group, version, kind, _ = KINDS[plural]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kdns.upstream.connections import Connections
 
 PROBE_TIMEOUT: Final = 1.0  # seconds (CoreDNS's)
+MAX_ERROR: Final = 200  # characters kept of an error
 MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is no reason to spin
 PORTS: Final = {"dns": 53, "tls": 853, "https": 443, "grpc": 443}
 
@@ -93,6 +94,10 @@ class Upstream:
         self.fails = 0
         self.rtt = 0.0  # seconds, smoothed; 0 while not known
         self.refused = False  # by the plugin `loop`
+        # For whoever shows it: when it last answered, since when it does not (monotonic seconds; 0: never), and what it said.
+        self.answered = 0.0
+        self.failing = 0.0
+        self.error = ""
         self.closed = False
         self.task: asyncio.Task[None] | None = None
         o = options
@@ -177,13 +182,20 @@ class Upstream:
                 slot = self.durations[result.rcode] = DURATION.slot(self.name, self.to, iana.rcode_text(result.rcode))
             took = monotonic() - began
             DURATION.observe(slot, took)
+            self.answered = began + took
+            self.failing = 0.0
             # RFC 6298's gain of 1/8: one slow answer moves it little, a change shows in a dozen.
             self.rtt = took if not self.rtt else self.rtt + (took - self.rtt) / 8
         else:
             # Who did not answer is asked last until it does again.
             self.rtt = max(self.rtt * 2, self.options.timeout)
+            self._note(result)
             self.failed()
         done(result)
+
+    def _note(self, error: UpstreamError) -> None:
+        self.error = str(error)[:MAX_ERROR]
+        self.failing = self.failing or monotonic()
 
     def failed(self) -> None:
         """An exchange failed: from now on it is probed until it answers."""
@@ -202,6 +214,7 @@ class Upstream:
             if type(result) is Answer:
                 alive.set()
             elif not alive.is_set():
+                self._note(result)
                 self.fails += 1
                 FAILURES.slot(self.name, self.to)[0] += 1
 
@@ -212,6 +225,8 @@ class Upstream:
                 await asyncio.wait_for(alive.wait(), max(self.options.interval, MIN_INTERVAL))
         self.fails = 0
         self.rtt = 0.0
+        self.failing = 0.0
+        self.answered = monotonic()
         self.task = None
 
     async def close(self) -> None:

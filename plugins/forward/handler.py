@@ -19,7 +19,7 @@ from kdns.dns.query import Question
 from kdns.metrics import Counter
 from kdns.plugin import Outcome, Pending, Plugin, RcodeOnly, Request
 from kdns.plugin.base import BlockInfo, ListenerOptions
-from kdns.plugin.providers import BoundsSize
+from kdns.plugin.providers import BoundsSize, UpstreamState
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.forward import config as _config
 from kdns.plugins.forward.addresses import addresses, tls_context
@@ -118,6 +118,17 @@ class Forward(Plugin):
     async def stop(self) -> None:
         for upstream in self.upstreams:
             await upstream.close()
+
+    def upstream_states(self) -> list[UpstreamState]:
+        """How each of the upstreams is now."""
+        now = time.monotonic()
+        out = []
+        for each in self.upstreams:
+            state = "down" if each.down() else "failing" if each.failing else "up" if each.answered else "unused"
+            since = now - (each.failing or each.answered or now)
+            error = "it sends queries back to this server" if each.refused else each.error if state in ("down", "failing") else ""
+            out.append(UpstreamState(each.to, self.config.zone, state, since, error, each.rtt if state == "up" else 0.0))
+        return out
 
     def forwarded_zones(self) -> tuple[bytes, ...]:
         """The zones at which its treatment of names changes."""

@@ -274,6 +274,14 @@ class Kubernetes(Plugin):
         """The zone of Pods' search lists."""
         return to_text(self.config.primary).rstrip(".")
 
+    def client_name(self, host: str) -> str:
+        """`NAMESPACE/POD` of the Pod with this address, where Pods are watched (`pods verified`)."""
+        try:
+            pod = self.cluster.pod_of(ipaddress.ip_address(host.partition("%")[0]).packed)
+        except ValueError:
+            return ""
+        return f"{pod.namespace}/{pod.name}" if pod is not None else ""
+
     async def pod_spec(self, namespace: str, name: str) -> dict[str, Any] | None:
         """A Pod's spec, asked for anew."""
         return await pod_spec(self.api, self.paths, namespace, name)

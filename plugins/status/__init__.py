@@ -2,12 +2,20 @@
 
 ## Syntax
 
-    status [ADDRESS]
+    status [ADDRESS] {
+        hosts NAME...
+    }
 
-* ADDRESS is HOST:PORT; default 127.0.0.1:8053. The page is `/`, what it shows as JSON `/status.json`.
+* ADDRESS is HOST:PORT; default 127.0.0.1:8053. The page is `/`, what it shows as JSON `/status.json`, its history
+  `/history.json`.
+* `hosts` are names under which a browser may ask for it (of a Service, of an Ingress). Any address and `localhost` always may; other
+  names get 421, so that no website can read the page through a name of its own that leads here (DNS rebinding).
 
-One page without anything from elsewhere: queries a second, response codes, latency, cache, upstreams, the age of the cluster's
-state, and the names, clients and denied suffixes that are asked most, counted in constant memory. Not part of CoreDNS.
+One page without anything from elsewhere: an outage in one line at its top, failures, queries a second, each configured upstream
+and since when it does not answer, response codes, times, cache, the age of the cluster's state, the last errors, and the names,
+clients and denied suffixes that are asked most, counted in constant memory. Clients are Pods by name where `kubernetes` has
+`pods verified`. The server keeps 24 hours of history (170 KiB): every 5 seconds of the last hour, every minute of the last day.
+Not part of CoreDNS.
 
 While a block has it each of its queries is looked at by itself: finished replies are not repeated, which costs some five
 microseconds a query. Names and clients are on the page: keep its address to yourself.
@@ -16,7 +24,9 @@ microseconds a query. Names and clients are on the page: keep its address to you
 
 ~~~ corefile
 .:1053 {
-    status 127.0.0.1:8053
+    status 127.0.0.1:8053 {
+        hosts kdns.example.org
+    }
     whoami
 }
 ~~~

@@ -1,9 +1,11 @@
 """The plugin `status`: what is counted for the page, and how it is served."""
 
-import asyncio
+import hashlib
+import ipaddress
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, ClassVar, Final
 
@@ -14,16 +16,21 @@ from kdns.dns.answer import Answer
 from kdns.dns.name import to_text
 from kdns.metrics import REGISTRY, TIME_BUCKETS
 from kdns.net.http import Response
-from kdns.plugin import Outcome, Plugin, Request, readers
+from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
+from kdns.plugin.base import BlockInfo
 from kdns.plugin.endpoint import HttpEndpoint
+from kdns.plugin.providers import ClientNames, HasUpstreams
 from kdns.plugin.runtime import Runtime
-from kdns.plugins.status.topk import TopK
+from kdns.plugins.status.ledger import Failure, Ledger
 
 DEFAULT: Final = ("127.0.0.1", 8053)
-SHOWN: Final = 10  # of each table
-FADE: Final = 300.0  # seconds after which counts are halved
+SHOWN: Final = 50  # of each table: more than fit on the page, for its search
+ERROR_TEXT: Final = 200  # characters of each
+STALE: Final = 60.0  # seconds without news of the API after which it counts as away
+FAILING: Final = 0.05  # part of a minute's answers that fail, above which the page says so
 # Only what the page itself holds may run on it.
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+_BAD: Final = frozenset((iana.SERVFAIL, iana.REFUSED, iana.NOTIMP, iana.FORMERR))
 SERIES: Final = {
     "requests": "coredns_dns_requests_total", "cache_hits": "coredns_cache_hits_total", "cache_misses": "coredns_cache_misses_total",
     "cache_entries": "coredns_cache_entries", "data_age": "kdns_kubernetes_data_age_seconds", "objects": "kdns_kubernetes_objects",
@@ -31,70 +38,111 @@ SERIES: Final = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Where the page is, and by which names besides addresses and localhost."""
+
+    host: str
+    port: int
+    names: frozenset[str] = frozenset()
+
+
 class Status(Plugin):
-    """Counts names, clients and denials, and serves the page."""
+    """Counts names, clients and denials, keeps the history, and serves the page."""
 
     name: ClassVar[str] = "status"
 
     @classmethod
-    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[tuple[str, int]]:
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         directive = readers.once(directives)
-        readers.no_block(directive)
-        return [readers.http_address(directive, DEFAULT)]
+        names: set[str] = set()
+        for line in directive.body or ():
+            if line.name.text != "hosts":
+                raise readers.unknown(line, ("hosts",))
+            readers.no_block(line)
+            names |= {word.lower().rstrip(".") for word in readers.arguments(line, 1, None, "names")}
+        return [Config(*readers.http_address(directive, DEFAULT), frozenset(names))]
 
-    def __init__(self, config: tuple[str, int]) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.host, self.port = config
-        self.names, self.clients, self.denied = TopK(), TopK(), TopK()
-        self.rcodes: dict[int, int] = {}
-        self.times = [0] * (len(TIME_BUCKETS) + 1)
-        self.queries = 0
-        self.began = time.monotonic()
+        self.config: Config = config
+        self.ledger = Ledger()
+        self.forwards: list[HasUpstreams] = []
+        self.pods: list[ClientNames] = []
+        self.serves: list[dict[str, Any]] = []
         self.server: HttpEndpoint | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.runtime: Runtime | None = None
 
     @property
     def http(self) -> tuple[str, int, str]:
         """Where it serves."""
-        return self.host, self.port, ""
+        return self.config.host, self.config.port, ""
+
+    def wire(self, block: BlockInfo) -> None:
+        self.forwards = block.anywhere(HasUpstreams)
+        self.pods = block.anywhere(ClientNames)
+        self.serves = [{"keys": [str(key) for key in block.parsed.keys], "plugins": [plugin.name for plugin in block.plugins]}]
 
     async def start(self, runtime: Runtime) -> None:
+        self.ledger = await runtime.acquire(self._key, Ledger)
+        self.runtime = runtime
         self.server = await HttpEndpoint.open(runtime, self.http)
-        self.server.add("/", self.page)
-        self.server.add("/status.json", self.data)
-        self.task = asyncio.create_task(faults.supervise("plugin/status", self._fade), name="status")
+        for path, route in (("/", self.page), ("/status.json", self.data), ("/history.json", self.past)):
+            self.server.add(path, route, self.is_served)
 
     async def stop(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
-            self.task = None
         if self.server is not None:
             await self.server.close()
             self.server = None
+        if self.runtime is not None:
+            await self.runtime.release(self._key)
+            self.runtime = None
 
-    async def _fade(self) -> None:
-        while True:
-            await asyncio.sleep(FADE)
-            for top in (self.names, self.clients, self.denied):
-                top.fade()
+    @property
+    def _key(self) -> tuple[str, str, int]:
+        return ("status", self.config.host, self.config.port)
+
+    def is_served(self, host: str) -> bool:
+        """Whether a Host field (RFC 9110, section 7.2) is an address, localhost, or a name that the Corefile has."""
+        name = host.lower()
+        if name.startswith("["):
+            name = name[1:].partition("]")[0]
+        elif name.count(":") == 1:
+            name = name.partition(":")[0]
+        if not name or name == "localhost" or name.rstrip(".") in self.config.names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
 
     def observe(self, request: Request, outcome: Outcome) -> None:
         if request.depth:
             return
-        self.queries += 1
+        ledger = self.ledger
+        ledger.queries += 1
         rcode = outcome.rcode
-        self.rcodes[rcode] = self.rcodes.get(rcode, 0) + 1
+        ledger.rcodes[rcode] = ledger.rcodes.get(rcode, 0) + 1
         took = time.monotonic() - request.now
         place = 0
         while place < len(TIME_BUCKETS) and took > TIME_BUCKETS[place]:
             place += 1
-        self.times[place] += 1
+        ledger.times[place] += 1
         name = request.asked.name
-        self.names.add(name)
-        self.clients.add(request.client[0])
+        client = request.client[0]
+        ledger.names.add(name)
+        ledger.clients.add(client)
         if rcode == iana.NXDOMAIN and type(outcome) is Answer:
-            # A search list's waste shows in what stands behind the first label.
-            self.denied.add(name[name[0] + 1 :] if name[0] else name)
+            # A search list's waste shows in what stands behind the first label, and in who sends it.
+            ledger.denied.add(name[name[0] + 1 :] if name[0] else name)
+            ledger.wasted.add(client)
+        elif rcode in _BAD or rcode < 0:
+            ledger.failures += 1
+            why = str(outcome.error or "") if type(outcome) is RcodeOnly else ""
+            text = (iana.rcode_text(rcode) if rcode >= 0 else "dropped") + (f": {why}" if why else "")
+            asked = to_text(name), iana.type_text(request.asked.type)
+            ledger.errors.append(Failure(int(time.time()), *asked, str(client), text[:ERROR_TEXT]))
 
     async def page(self) -> Response:
         """The page itself."""
@@ -105,21 +153,61 @@ class Status(Plugin):
         """What the page shows."""
         return Response(200, json.dumps(self.state()).encode(), "application/json")
 
+    async def past(self) -> Response:
+        """The history: two lists of samples, as History has them."""
+        found = {"fine": list(self.ledger.history.fine), "coarse": list(self.ledger.history.coarse)}
+        return Response(200, json.dumps(found).encode(), "application/json")
+
     def state(self) -> dict[str, Any]:
         """All numbers: counters since the start, so that whoever asks twice knows the rate."""
         faults.call_each("the refresh of a metric", metrics.REFRESH)
+        upstreams = [each for plugin in self.forwards for each in plugin.upstream_states()]
+        ages = _values(SERIES["data_age"])
         return {
             "version": __version__,
-            "uptime_seconds": round(time.monotonic() - self.began, 3),
-            "queries": self.queries,
-            "rcodes": {iana.rcode_text(code) if code >= 0 else "dropped": count for code, count in sorted(self.rcodes.items())},
-            "latency_seconds": {"bounds": list(TIME_BUCKETS), "counts": self.times},
+            "uptime_seconds": round(time.monotonic() - self.ledger.began, 3),
+            "serves": self.serves,
+            "configuration": self._configuration(),
+            "outages": self.outages(ages),
+            "queries": self.ledger.queries,
+            "failures": self.ledger.failures,
+            "failing_part": round(self.ledger.failing(), 4),
+            "rcodes": {
+                iana.rcode_text(code) if code >= 0 else "dropped": count for code, count in sorted(self.ledger.rcodes.items())
+            },
+            "latency_seconds": {"bounds": list(TIME_BUCKETS), "counts": self.ledger.times},
             "series": {short: _values(name) for short, name in SERIES.items()},
-            "upstreams": _upstreams(),
-            "names": [[to_text(key), count] for key, count in self.names.top(SHOWN) if isinstance(key, bytes)],
-            "clients": [[str(key), count] for key, count in self.clients.top(SHOWN)],
-            "denied": [[to_text(key), count] for key, count in self.denied.top(SHOWN) if isinstance(key, bytes)],
+            "upstreams": [{**each._asdict(), "zone": to_text(each.zone)} for each in upstreams],
+            "errors": [each._asdict() for each in reversed(self.ledger.errors)],
+            "names": [[to_text(key), count] for key, count in self.ledger.names.top(SHOWN) if isinstance(key, bytes)],
+            "clients": [[self._who(str(key)), count] for key, count in self.ledger.clients.top(SHOWN)],
+            "denied": [[to_text(key), count] for key, count in self.ledger.denied.top(SHOWN) if isinstance(key, bytes)],
+            "wasted": [[self._who(str(key)), count] for key, count in self.ledger.wasted.top(SHOWN)],
         }
+
+    def outages(self, ages: list[list[Any]]) -> list[str]:
+        """What is wrong now, in sentences; empty in good times."""
+        out = []
+        for plugin in self.forwards:
+            states = plugin.upstream_states()
+            if states and all(each.state in ("down", "failing") for each in states):
+                names = ", ".join(each.to for each in states)
+                out.append(f"No upstream of {to_text(states[0].zone)} answers: {names}. Names that are forwarded to them fail.")
+        if ages and (oldest := max(age for _, age in ages)) > STALE:
+            out.append(f"The API has not been heard of for {int(oldest)} s: what is served of the cluster is that old.")
+        if (part := self.ledger.failing()) > FAILING:
+            out.append(f"{part:.0%} of the last minute's answers are failures.")
+        return out
+
+    def _configuration(self) -> str:
+        """The beginning of a hash of the Corefile that runs."""
+        text = self.runtime.loaded if self.runtime is not None else ""
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _who(self, client: str) -> str:
+        """A client's Pod, where one is known to have the address."""
+        pod = next((found for plugin in self.pods if (found := plugin.client_name(client))), "")
+        return f"{pod} ({client})" if pod else client
 
 
 def _values(name: str) -> list[list[Any]]:
@@ -127,14 +215,3 @@ def _values(name: str) -> list[list[Any]]:
     if family is None:
         return []
     return [[dict(zip(family.labels, labels, strict=True)), slot[0]] for labels, slot in family.slots.items()]
-
-
-def _upstreams() -> list[list[Any]]:
-    """Of each upstream: answers, and their mean time in ms."""
-    family = REGISTRY.get("coredns_proxy_request_duration_seconds")
-    found: dict[str, list[float]] = {}
-    for labels, slot in family.slots.items() if family is not None else ():
-        known = found.setdefault(labels[1], [0.0, 0.0])
-        known[0] += sum(slot[1:])
-        known[1] += slot[0]
-    return [[to, count, total / count * 1e3 if count else 0.0] for to, (count, total) in sorted(found.items())]

@@ -1,5 +1,6 @@
 """The tools as a person meets them: check, fmt, plan, explain, query, plugins, completion; and their bad input."""
 
+import importlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdns.cli import COMMANDS, completion
+from kdns.cli.flags import parse_among
 from kdns.cli.plugins import all_manuals
 from kdns.corefile.format import formatted, same
 from kdns.metrics import REGISTRY
@@ -607,3 +609,32 @@ def test_a_number_of_thousands_of_digits_was_a_traceback(line: str) -> None:
 def test_a_number_of_thousands_of_digits_on_the_command_line_was_a_traceback(words: list[str]) -> None:
     done = kdns(*words)
     assert done.returncode == 2 and "Traceback" not in done.stderr and DIGITS in done.stderr
+
+
+TROUBLE = (Path(__file__).resolve().parents[2] / "docs" / "troubleshoot.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "example", re.findall(r"```console\n\$ kdns (.*?)```", TROUBLE, re.S), ids=lambda text: text.split("\n")[0]
+)
+def test_what_the_troubleshooting_page_shows_is_what_is_printed(example: str) -> None:
+    command, *shown = example.rstrip().split("\n")
+    done = kdns(*command.split())
+    assert shown and all(line in done.stdout.splitlines() for line in shown), done.stdout + done.stderr
+
+
+def test_the_commands_of_the_troubleshooting_page_take_the_flags_it_gives_them() -> None:
+    found = re.findall(r"`kdns (\w+)([^`]*)`", TROUBLE)
+    assert len(found) > 10
+    for command, rest in found:
+        assert command in COMMANDS, command
+        if command != "help":
+            parse_among(rest.split(), importlib.import_module(f"kdns.cli.{command}").FLAGS)
+
+
+def test_the_exit_codes_of_the_troubleshooting_page_are_those_of_the_help() -> None:
+    for command, zero, others in re.findall(
+        r"^\| `kdns (\w+)` \| ([^|]*) \| ([^|]*) \|$", TROUBLE.partition("## Exit codes")[2], re.M
+    ):
+        codes = {code for code, _ in importlib.import_module(f"kdns.cli.{command}").HELP.codes}
+        assert zero and {int(number) for number in re.findall(r"\b(\d)\b", others)} <= codes, command

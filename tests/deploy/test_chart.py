@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 import kdns
+from kdns.cli.plugins import not_built
 from kdns.server import build
 
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "kdns"
+NOT_BUILT = not_built()[0]
 pytestmark = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not installed")
 
 
@@ -162,4 +164,47 @@ def test_two_that_scale_the_same_deployment_are_refused() -> None:
 def test_values_that_cannot_be_or_would_do_nothing_are_refused_by_name(setting: str, named: str) -> None:
     words = ["helm", "template", "dns", str(CHART), "--set", setting]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1 and f"- {named}: " in done.stderr, done.stderr
+    assert done.returncode == 1, done.stderr
+    # The setting as helm writes it: `servers.0.port:` until 3.17, `at '/servers/0/port':` since.
+    assert f"- {named}: " in done.stderr or f"'/{named.replace('.', '/')}'" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ({"servers": [{"zones": [{"zone": ".", "scheme": "tls://"}], "port": 853}]}, "kdns serves plain DNS over UDP and TCP, not tls:// (zone .)"),
+    ({"servers": [{"zones": [{"zone": "."}], "port": 53, "plugins": [{"name": NOT_BUILT}]}]}, f"kdns has no plugin {NOT_BUILT} yet"),
+])  # fmt: skip
+def test_what_kdns_cannot_serve_is_a_sentence_and_not_a_pod_that_crashes(
+    tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    words = ["helm", "template", "dns", str(CHART), "--kube-version", "1.31.0", "-f", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+
+
+# What the README of coredns/coredns shows in its table of values and its examples.
+DOCUMENTED: dict[str, dict[str, Any]] = {
+    "service type": {"serviceType": "NodePort", "isClusterService": False},
+    "fixed address": {"service": {"clusterIP": "10.96.0.10", "name": "kube-dns"}},
+    "dual stack": {"service": {"clusterIPs": ["10.96.0.10", "fd00::10"], "ipFamilyPolicy": "PreferDualStack"}},
+    "monitor": {"prometheus": {"service": {"enabled": True}, "monitor": {"enabled": True, "additionalLabels": {"release": "prom"}}}},
+    "resources": {"resources": {"limits": {"cpu": "100m", "memory": "128Mi"}, "requests": {"cpu": "100m", "memory": "128Mi"}}},
+    "affinity": {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}]}}},
+    "autoscaler": {"autoscaler": {"enabled": True, "coresPerReplica": 256, "nodesPerReplica": 16}},
+    "budget": {"podDisruptionBudget": {"minAvailable": 1}},
+    "server": {"servers": [{"zones": [{"zone": "."}], "port": 53, "plugins": [
+        {"name": "errors"}, {"name": "health", "configBlock": "lameduck 5s"}, {"name": "ready"},
+        {"name": "kubernetes", "parameters": "cluster.local in-addr.arpa ip6.arpa",
+         "configBlock": "pods insecure\nfallthrough in-addr.arpa ip6.arpa\nttl 30"},
+        {"name": "prometheus", "parameters": "0.0.0.0:9153"}, {"name": "forward", "parameters": ". /etc/resolv.conf"},
+        {"name": "cache", "parameters": 30}, {"name": "loop"}, {"name": "reload"}, {"name": "loadbalance"}]}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_the_originals_documented_values_render_a_corefile_that_kdns_takes(tmp_path: Path, name: str) -> None:
+    objects = rendered(tmp_path, DOCUMENTED[name])
+    maps = [obj for obj in objects if obj["kind"] == "ConfigMap" and "Corefile" in obj["data"]]
+    build.build(build.read(maps[0]["data"]["Corefile"], "Corefile"))

@@ -13,6 +13,9 @@ import pytest
 import yaml
 
 import kdns
+from kdns.cli import compare
+from kdns.cli.flags import parse_among
+from kdns.cli.plugins import not_built
 from kdns.metrics import REGISTRY
 from kdns.server import build
 from kdns.testing import free_port, http_get
@@ -39,7 +42,7 @@ def one(tree: str, kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("tree", TREES)
 def test_every_object_fits_the_schemas(tree: str) -> None:
     for obj in rendered(tree):
-        if obj["kind"] != "PrometheusRule":
+        if obj["kind"] not in ("PrometheusRule", "ServiceMonitor"):
             kubernetes_validate.validate(obj, "1.31", strict=True)
 
 
@@ -101,6 +104,69 @@ def test_the_role_allows_to_list_and_watch_and_nothing_else() -> None:
     }
 
 
+def test_replacing_changes_what_its_file_says_and_nothing_else() -> None:
+    assert sorted((obj["kind"], obj["metadata"]["name"]) for obj in rendered("overlays/replace-coredns")) == [
+        ("Deployment", "coredns"), ("PodDisruptionBudget", "coredns"),
+    ]  # fmt: skip
+
+
+def test_no_network_policy_comes_unasked_and_the_one_there_is_holds_kdns_alone(tmp_path: Path) -> None:
+    assert not any(obj["kind"] == "NetworkPolicy" for tree in TREES for obj in rendered(tree))
+    found = yaml.safe_load((DEPLOY / "components/network-policy/networkpolicy.yaml").read_text())
+    kubernetes_validate.validate(found, "1.31", strict=True)
+    labels = one("base", "Deployment")["spec"]["template"]["metadata"]["labels"]
+    selector = found["spec"]["podSelector"]["matchLabels"]
+    assert selector.items() <= labels.items() and not selector.items() <= {"k8s-app": "kube-dns"}.items()
+    # Stub domains, upstreams and the API have ports that nobody can know here.
+    assert found["spec"]["policyTypes"] == ["Ingress"]
+    ports = {each["port"] for each in found["spec"]["ingress"][0]["ports"]}
+    probed = {port["containerPort"] for port in one("base", "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert probed <= ports
+
+
+def test_one_place_names_the_image_and_all_others_say_the_same() -> None:
+    top = DEPLOY.parent
+    (image,) = yaml.safe_load((DEPLOY / "components/image/kustomization.yaml").read_text())["images"]
+    name = f"{image['newName']}:{image['newTag']}"
+    assert image["newTag"] == kdns.__version__
+    for tree in TREES:
+        for obj in rendered(tree):
+            for found in re.findall(r'"image": "([^"]+)"', json.dumps(obj)):
+                assert found == name, tree
+    chart = yaml.safe_load((DEPLOY / "helm/kdns/Chart.yaml").read_text())
+    values = yaml.safe_load((DEPLOY / "helm/kdns/values.yaml").read_text())
+    assert f"{values['image']['repository']}:{chart['appVersion']}" == name and values["image"]["tag"] == ""
+    texts = [top / "README.md", top / "docker/Dockerfile", *top.glob("docs/*.md"), *DEPLOY.rglob("*.yaml")]
+    for path in texts:
+        for found in re.findall(r"\bkdns:(\d[\w.]*)", path.read_text()):
+            assert found == image["newTag"], path
+    done = subprocess.run(["make", "-n", "image", "ENGINE=engine"], cwd=top, capture_output=True, text=True, check=True)
+    assert f"engine build -f docker/Dockerfile -t {name} ." in done.stdout
+
+
+def test_the_charts_list_of_what_is_not_built_is_the_servers() -> None:
+    assert (DEPLOY / "helm/kdns/not-built.txt").read_text().split() == not_built(), "run make docs"
+
+
+def test_the_dashboard_shows_whatever_job_the_servers_have() -> None:
+    dashboard = json.loads(one("overlays/monitoring", "ConfigMap")["data"]["dashboard.json"])
+    variables = {each["name"]: each for each in dashboard["templating"]["list"]}
+    assert variables["job"]["query"] == "label_values(coredns_build_info, job)" and variables["job"]["includeAll"]
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert not any('job="' in text for text in expressions) and sum('job=~"$job"' in text for text in expressions) > 15
+
+
+def test_what_scrapes_selects_the_service_and_its_port_and_the_pods_and_theirs() -> None:
+    monitor = one("overlays/monitoring", "ServiceMonitor")["spec"]
+    service = one("base", "Service")
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+    pods = yaml.safe_load((DEPLOY / "overlays/monitoring/podmonitor.yaml").read_text())["spec"]
+    template = one("base", "Deployment")["spec"]["template"]
+    assert pods["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert pods["podMetricsEndpoints"][0]["port"] in {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+
+
 def test_replacing_touches_neither_the_corefile_nor_the_service() -> None:
     kinds = {obj["kind"] for obj in rendered("overlays/replace-coredns")}
     assert "ConfigMap" not in kinds and "Service" not in kinds and "Deployment" in kinds
@@ -115,10 +181,23 @@ def test_side_by_side_shares_no_name_selector_or_address_with_what_is_there() ->
     spec = one("overlays/side-by-side", "Deployment")["spec"]
     assert (
         spec["selector"]["matchLabels"] == {"k8s-app": "kdns"}
-        and spec["template"]["spec"]["volumes"][0]["configMap"]["name"] == "kdns-coredns"
+        and spec["template"]["spec"]["volumes"][0]["configMap"]["name"] == "coredns"
     )
     binding = one("overlays/side-by-side", "ClusterRoleBinding")
     assert binding["roleRef"]["name"] == "kdns-system:coredns" and binding["subjects"][0]["name"] == "kdns-coredns"
+
+
+def test_side_by_side_runs_the_clusters_own_corefile_and_compares_both() -> None:
+    assert "ConfigMap" not in {obj["kind"] for obj in rendered("overlays/side-by-side")}
+    job = one("overlays/side-by-side", "CronJob")
+    assert job["metadata"]["name"] == "kdns-compare" and job["metadata"]["namespace"] == "kube-system"
+    spec = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert spec["serviceAccountName"] == "kdns-coredns" and spec["restartPolicy"] == "Never"
+    (container,) = spec["containers"]
+    assert container["image"] == f"kdns:{kdns.__version__}" and container["securityContext"]["readOnlyRootFilesystem"]
+    services = {"kube-dns", one("overlays/side-by-side", "Service")["metadata"]["name"]}
+    values, words = parse_among(container["args"][1:], compare.FLAGS)
+    assert container["args"][0] == "compare" and {word.removeprefix("@") for word in words} == services and values["rate"] == 100
 
 
 # Monitoring.

@@ -1,0 +1,199 @@
+"""`kdns doctor`: says what is wrong with a cluster's DNS, CoreDNS's or kdns's, from a laptop or inside a Pod.
+
+Looks at the Service, its Pods and EndpointSlices, the Corefile, the servers' rights, NetworkPolicies, NodeLocal DNSCache and one
+Pod's resolver, then asks real queries. It changes nothing. The rules are in findings.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final
+
+from kdns import log
+from kdns.address import split_host_port
+from kdns.cli import cluster
+from kdns.cli.findings import ERROR, WARNING, Asked, Finding, Object, State, diagnosed
+from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse, refuse
+from kdns.deadlines import Deadlines
+from kdns.dns import iana, resolvconf
+from kdns.dns.answer import Answer
+from kdns.dns.errors import BadName
+from kdns.dns.message import pack_query
+from kdns.dns.name import from_text
+from kdns.dns.query import Question
+from kdns.printable import printable
+from kdns.upstream.exchange import Result
+from kdns.upstream.upstream import Address, Options, Upstream
+
+TIMEOUT: Final = 3.0  # seconds a server has for one query
+UNWELL: Final = 3
+MAX_ASKED: Final = 20  # Pods that are asked one by one
+# What a server lists and watches, as (API group, resource).
+_NEEDED: Final = (("", "services"), ("", "namespaces"), ("discovery.k8s.io", "endpointslices"))
+
+FLAGS: Final = (
+    *cluster.FLAGS,
+    Flag(("from",), "", "NAMESPACE/POD that has the trouble: its resolver and its NetworkPolicies are looked at"),
+    Flag(("server",), "", "server to ask, HOST[:PORT] (default in a Pod: the Service, and each of its Pods)"),
+    Flag(("zone",), "cluster.local", "zone of the cluster"),
+    Flag(("outside",), "example.com", "outside name to ask for"),
+    Flag(("json",), False, "print the findings as JSON"),
+)
+HELP: Final = Help(
+    "doctor", "kdns doctor [FLAGS]",
+    "Says what is wrong with a cluster's DNS (CoreDNS's or kdns's), what it means, and the next command. Changes nothing.",
+    (
+        ("kdns doctor", "the cluster of kubectl's current context"),
+        ("kdns doctor --context prod --from shop/cart-7d9f", "and why that Pod cannot look names up"),
+        ("kdns doctor --server 127.0.0.1:5353 --json", "ask through a port-forward; for programs"),
+    ),
+    ((0, "nothing is wrong, but for warnings"), (1, "the cluster cannot be asked"), (2, "a bad flag or word"), (UNWELL, "something is wrong")),
+)  # fmt: skip
+
+
+def main(words: Sequence[str]) -> int:
+    """Looks; returns the exit code."""
+    try:
+        values, rest = parse(words, FLAGS)
+    except BadFlag as error:
+        return refuse(error, HELP, FLAGS)
+    if rest:
+        return misused(f'kdns doctor takes no arguments, found "{rest[0]}"', HELP)
+    if values["from"] and not all(str(values["from"]).partition("/")[::2]):
+        return misused(f'--from takes NAMESPACE/POD, found "{values["from"]}"', HELP)
+    try:
+        server = split_host_port(str(values["server"]), 53) if values["server"] else None
+        names = [from_text(str(values[flag])) for flag in ("zone", "outside")]
+        assert names
+    except (BadName, ValueError) as error:
+        return misused(str(error), HELP)
+    log.start_writer(sys.stderr)
+    try:
+        state = asyncio.run(_gathered(values, server))
+    except cluster.FAILURES as error:
+        sys.stderr.write(f"the cluster cannot be asked: {printable(cluster.explained(error))}\n")
+        return 1
+    finally:
+        log.stop_writer()
+    found = diagnosed(state)
+    code = UNWELL if any(each.level == ERROR for each in found) else 0
+    if values["json"]:
+        print(json.dumps({"ok": not code, "findings": [each._asdict() for each in found]}))
+    else:
+        _print(found)
+    return code
+
+
+def _print(found: list[Finding]) -> None:
+    for each in found:
+        print(printable(f"{each.level:7}  {each.part}: {each.seen}"))
+        for label, text in (("means", each.means), ("next", each.next)):
+            if text:
+                print(printable(f"         {label}: {text}"))
+    counts = {level: sum(1 for each in found if each.level == level) for level in (ERROR, WARNING)}
+    said = [f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items() if count]
+    print(f"\n{', '.join(said) or 'nothing is wrong'}")
+
+
+# Gathering.
+
+
+async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None) -> State:
+    """All that the rules look at. Raises what cluster.FAILURES names where the API cannot be reached at all."""
+    namespace = str(values["dns-namespace"])
+    state = State(namespace, zone=str(values["zone"]).rstrip("."), client_name=str(values["from"]))
+    config = await asyncio.to_thread(cluster.access, values)
+    state.inside = not config.kubeconfig
+    api = cluster.Cluster(config)
+    try:
+        await api.get("/version")  # whoever cannot have this is not at this API at all
+        core = f"/api/v1/namespaces/{namespace}"
+        state.services = await _read(state, "services", api.items(f"{core}/services"))
+        state.pods = await _read(state, "pods", api.items(f"{core}/pods"))
+        state.slices = await _read(
+            state, "endpointslices", api.items(f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices")
+        )
+        state.corefiles = await _read(state, "configmaps", api.corefiles(namespace))
+        state.daemonsets = await _read(state, "daemonsets", api.items(f"/apis/apps/v1/namespaces/{namespace}/daemonsets"))
+        state.namespaces = await _read(state, "namespaces", api.items("/api/v1/namespaces"))
+        state.policies = await _read(state, "networkpolicies", api.items("/apis/networking.k8s.io/v1/networkpolicies"))
+        if state.client_name:
+            place, _, pod = state.client_name.partition("/")
+            listed = await _read(
+                state, "pods", api.items(f"/api/v1/namespaces/{place}/pods", fieldSelector=f"metadata.name={pod}")
+            )
+            state.client = next((each for each in listed or () if each["metadata"]["name"] == pod), None)
+        await _read(state, "subjectaccessreviews", _review(state, api))
+    finally:
+        await api.close()
+    if state.inside:
+        state.nameservers = await asyncio.to_thread(_own_nameservers)
+    await _ask_all(state, server, str(values["outside"]))
+    return state
+
+
+async def _read(state: State, kind: str, answer: Awaitable[Any]) -> Any:
+    """What the API says, or None, with the reason in `unread`."""
+    try:
+        return await answer
+    except cluster.FAILURES as error:
+        state.unread[kind] = cluster.explained(error)
+        return None
+
+
+async def _review(state: State, api: cluster.Cluster) -> None:
+    """Asks what the servers may do: as the account this runs under in a Pod, as theirs from elsewhere."""
+    accounts = [str((each.get("spec") or {}).get("serviceAccountName") or "default") for each in state.servers]
+    for group, resource in _NEEDED:
+        for verb in ("list", "watch"):
+            spec: Object = {"resourceAttributes": {"group": group, "resource": resource, "verb": verb}}
+            kind = "SelfSubjectAccessReview"
+            if not state.inside:
+                kind, spec["user"] = (
+                    "SubjectAccessReview",
+                    f"system:serviceaccount:{state.namespace}:{(accounts or ['coredns'])[0]}",
+                )
+            body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
+            said = await api.post(f"/apis/authorization.k8s.io/v1/{kind.lower()}s", body)
+            if not (said.get("status") or {}).get("allowed"):
+                state.denied.append(f"{verb} {resource}")
+
+
+def _own_nameservers() -> tuple[str, ...]:
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            return tuple(resolvconf.nameservers(file.read()))
+    except OSError:
+        return ()
+
+
+async def _ask_all(state: State, server: tuple[str, int] | None, outside: str) -> None:
+    """Real queries: to the server that was named, or from inside to the Service and to each Pod."""
+    inside = f"kubernetes.default.svc.{state.zone}"
+    where = [server] if server is not None else []
+    if server is None and state.inside:
+        addresses = [state.address, *(str((each.get("status") or {}).get("podIP") or "") for each in state.servers)]
+        where = [(address, 53) for address in dict.fromkeys(addresses) if address and address != "None"][:MAX_ASKED]
+    for host, port in where:
+        for name, transport in ((inside, "udp"), (inside, "tcp"), (outside, "udp")):
+            state.asked.append(await _ask(host, port, name, transport))
+
+
+async def _ask(host: str, port: int, name: str, transport: str) -> Asked:
+    where = Address("dns", host, port)
+    upstream = Upstream(where, Options(timeout=TIMEOUT, max_fails=0), "doctor", Deadlines(), None)
+    question = Question(from_text(name).lower(), iana.A)
+    began = time.monotonic()
+    try:
+        came: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        upstream.exchange(pack_query(0, question), question, transport, came.set_result)
+        result = await came
+        said = iana.rcode_text(result.rcode) if type(result) is Answer else str(result)
+        answered = type(result) is Answer and result.rcode == iana.NOERROR
+    except OSError as error:
+        said, answered = error.strerror or str(error), False
+    finally:
+        await upstream.close()
+    return Asked(where.text, transport, f"{name}.", said, answered, time.monotonic() - began)

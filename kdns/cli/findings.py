@@ -1,0 +1,599 @@
+"""What is wrong with a cluster's DNS, from what its API and its servers said: rules over a State. Pure.
+
+Each rule looks at one part and yields Findings: what was seen, what it means for those who ask, and the next command. What the
+API would not show is None in the State, and is a finding of its own.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from kdns.cli.check import examined
+from kdns.cli.corefiles import Source
+from kdns.cli.resolv import of_pod
+from kdns.corefile import Corefile, CorefileError
+from kdns.server import build
+
+ERROR, WARNING, INFO = "error", "warning", "info"
+RESTARTS: Final = 5  # of a container, beyond which it is no accident
+MAX_NAMESERVERS: Final = 3  # resolv.conf(5), MAXNS; the kubelet cuts what is more
+Object = dict[str, Any]
+
+
+class Finding(NamedTuple):
+    """What one look found. `means` is for whoever asks names; `next` a command that shows more or mends it."""
+
+    level: str
+    part: str
+    seen: str
+    means: str = ""
+    next: str = ""
+
+
+class Asked(NamedTuple):
+    """A real query: to whom, over what, for which name, and the response code or why there is none."""
+
+    server: str
+    transport: str
+    name: str
+    said: str
+    answered: bool
+    took: float  # seconds
+
+
+@dataclass
+class State:
+    """What was gathered. A list that is None could not be read; `unread` says why, by kind."""
+
+    namespace: str
+    zone: str = "cluster.local"
+    inside: bool = False  # whether this runs in a Pod
+    services: list[Object] | None = None
+    pods: list[Object] | None = None
+    slices: list[Object] | None = None
+    policies: list[Object] | None = None
+    daemonsets: list[Object] | None = None
+    namespaces: list[Object] | None = None
+    corefiles: list[Source] | None = None
+    denied: list[str] = field(default_factory=list)  # "list services": what the servers may not do
+    client: Object | None = None  # the Pod that asks
+    client_name: str = ""  # NAMESPACE/POD, where one was named
+    nameservers: tuple[str, ...] = ()  # of this machine's resolv.conf, where it is a Pod's
+    asked: list[Asked] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def service(self) -> Object | None:
+        """The Service that Pods ask: by label, else by the names that platforms give it."""
+        found = [each for each in self.services or () if _labels(each).get("k8s-app") == "kube-dns" and _has_dns(each)]
+        named = [
+            each
+            for each in self.services or ()
+            if _name(each) in ("kube-dns", "coredns", "dns-default", "rke2-coredns-rke2-coredns")
+        ]
+        return next(iter([*found, *named]), None)
+
+    @property
+    def address(self) -> str:
+        """The Service's address."""
+        return str(((self.service or {}).get("spec") or {}).get("clusterIP") or "")
+
+    @property
+    def servers(self) -> list[Object]:
+        """The Pods that the Service selects."""
+        selector = ((self.service or {}).get("spec") or {}).get("selector") or {"k8s-app": "kube-dns"}
+        return [each for each in self.pods or () if selector.items() <= _labels(each).items()]
+
+
+def diagnosed(state: State) -> list[Finding]:
+    """Every finding, the gravest first."""
+    rank = {ERROR: 0, WARNING: 1, INFO: 2}
+    return sorted((found for rule in RULES for found in rule(state)), key=lambda found: rank[found.level])
+
+
+def _name(each: Object) -> str:
+    return str((each.get("metadata") or {}).get("name", ""))
+
+
+def _labels(each: Object) -> dict[str, str]:
+    return (each.get("metadata") or {}).get("labels") or {}
+
+
+def _has_dns(each: Object) -> bool:
+    return any(port.get("port") == 53 for port in (each.get("spec") or {}).get("ports") or ())
+
+
+def _ready(pod: Object) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
+
+
+# The rules.
+
+
+def _unread(state: State) -> Iterator[Finding]:
+    for kind, why in state.unread.items():
+        yield Finding(
+            WARNING,
+            "access",
+            f"{kind} cannot be read: {why}",
+            "what depends on them was not looked at",
+            f"kubectl auth can-i list {kind} -A",
+        )
+
+
+def _service(state: State) -> Iterator[Finding]:
+    ns = state.namespace
+    if state.services is None:
+        return
+    if state.service is None:
+        yield Finding(
+            ERROR, "Service", f"no Service of the cluster's DNS in {ns} (label k8s-app=kube-dns, or the name kube-dns)",
+            "Pods ask an address behind which nobody is: every name fails",
+            "kubectl get svc -A -l k8s-app=kube-dns    # another namespace? --dns-namespace",
+        )  # fmt: skip
+        return
+    name, spec = _name(state.service), state.service.get("spec") or {}
+    ports = {(port.get("port"), port.get("protocol", "TCP")) for port in spec.get("ports") or ()}
+    for protocol in ("UDP", "TCP"):
+        if (53, protocol) not in ports:
+            means = "every name fails" if protocol == "UDP" else "large answers fail, and resolvers that use TCP"
+            yield Finding(ERROR, "Service", f"{name} has no port 53/{protocol}", means, f"kubectl -n {ns} edit svc {name}")
+    if spec.get("clusterIP") in (None, "", "None"):
+        yield Finding(
+            ERROR,
+            "Service",
+            f"{name} has no address of its own",
+            "kubelets have nothing to put into resolv.conf",
+            f"kubectl -n {ns} get svc {name} -o yaml",
+        )
+
+
+def _pods(state: State) -> Iterator[Finding]:
+    ns, servers = state.namespace, state.servers
+    if state.pods is None or (state.services is not None and state.service is None):
+        return
+    if not servers:
+        yield Finding(
+            ERROR,
+            "Pods",
+            f"no DNS Pod runs in {ns}",
+            "every name fails",
+            f"kubectl -n {ns} get deploy,ds -l k8s-app=kube-dns; kubectl -n {ns} get events",
+        )
+        return
+    bad = [each for each in servers if not _ready(each)]
+    for pod in bad:
+        why = _why_not_ready(pod)
+        level = ERROR if len(bad) == len(servers) else WARNING
+        means = (
+            "no server answers: every name fails"
+            if level == ERROR
+            else f"{len(servers) - len(bad)} of {len(servers)} servers answer"
+        )
+        yield Finding(
+            level,
+            "Pods",
+            f"{_name(pod)} is not ready: {why}",
+            means,
+            f"kubectl -n {ns} describe pod {_name(pod)}; kubectl -n {ns} logs {_name(pod)} --previous",
+        )
+    for pod in servers:
+        for status in (pod.get("status") or {}).get("containerStatuses") or ():
+            last = ((status.get("lastState") or {}).get("terminated") or {}).get("reason", "")
+            if last == "OOMKilled":
+                yield Finding(
+                    WARNING, "Pods", f"{_name(pod)} was killed for memory", "queries were lost each time, and its cache with them",
+                    f"kubectl -n {ns} set resources deploy/coredns --limits=memory=340Mi    # or what your cluster needs",
+                )  # fmt: skip
+            elif int(status.get("restartCount") or 0) > RESTARTS:
+                yield Finding(
+                    WARNING,
+                    "Pods",
+                    f"{_name(pod)} restarted {status['restartCount']} times{f' ({last})' if last else ''}",
+                    "queries are lost at each",
+                    f"kubectl -n {ns} logs {_name(pod)} --previous",
+                )
+    nodes = {(each.get("spec") or {}).get("nodeName") for each in servers}
+    if len(servers) == 1:
+        yield Finding(
+            WARNING,
+            "Pods",
+            "there is one DNS Pod",
+            "while it is moved or restarted every name fails",
+            f"kubectl -n {ns} scale deploy/coredns --replicas=2",
+        )
+    elif len(nodes) == 1 and None not in nodes:
+        yield Finding(
+            WARNING,
+            "Pods",
+            f"all {len(servers)} DNS Pods are on the node {nodes.pop()}",
+            "when it goes, every name fails",
+            f"kubectl -n {ns} rollout restart deploy/coredns    # and a topologySpreadConstraint",
+        )
+    images = sorted(
+        {str(container.get("image")) for each in servers for container in (each.get("spec") or {}).get("containers") or ()}
+    )
+    if len(images) > 1:
+        yield Finding(
+            WARNING,
+            "versions",
+            f"DNS Pods run {len(images)} images: {', '.join(images)}",
+            "answers may differ from one query to the next",
+            f"kubectl -n {ns} rollout status deploy/coredns",
+        )
+    elif images:
+        yield Finding(INFO, "versions", f"{len(servers)} DNS Pods run {images[0]}")
+    for pod in servers:
+        if (pod.get("spec") or {}).get("dnsPolicy") in (None, "ClusterFirst") and not (pod.get("spec") or {}).get("hostNetwork"):
+            yield Finding(
+                ERROR, "loops", f"{_name(pod)} has dnsPolicy ClusterFirst",
+                "its resolv.conf names its own Service: what it forwards there comes back to it",
+                f"kubectl -n {ns} patch deploy coredns -p '{{\"spec\":{{\"template\":{{\"spec\":{{\"dnsPolicy\":\"Default\"}}}}}}}}'",
+            )  # fmt: skip
+            return
+
+
+def _why_not_ready(pod: Object) -> str:
+    status = pod.get("status") or {}
+    for each in status.get("containerStatuses") or ():
+        waiting = (each.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason"):
+            return f"{waiting['reason']} {waiting.get('message', '')}".strip()
+    conditions = [each for each in status.get("conditions") or () if each.get("status") == "False" and each.get("message")]
+    return str(conditions[0]["message"]) if conditions else str(status.get("phase") or "no status yet")
+
+
+def _endpoints(state: State) -> Iterator[Finding]:
+    if state.slices is None or state.service is None:
+        return
+    name = _name(state.service)
+    own = [each for each in state.slices if _labels(each).get("kubernetes.io/service-name") == name]
+    ready = {
+        address
+        for each in own
+        for endpoint in each.get("endpoints") or ()
+        if (endpoint.get("conditions") or {}).get("ready") is not False
+        for address in endpoint.get("addresses") or ()
+    }
+    if not ready:
+        yield Finding(
+            ERROR, "EndpointSlices", f"{name} has no ready endpoint", "kube-proxy has nobody to send queries to: they are refused or time out",
+            f"kubectl -n {state.namespace} get endpointslices -l kubernetes.io/service-name={name}    # and the Service's selector",
+        )  # fmt: skip
+
+
+def _configuration(state: State) -> Iterator[Finding]:
+    ns = state.namespace
+    if state.corefiles is None:
+        return
+    if not state.corefiles:
+        yield Finding(
+            ERROR,
+            "ConfigMap",
+            f"no ConfigMap in {ns} has a key Corefile",
+            "a server that starts anew has nothing to serve",
+            f"kubectl -n {ns} get cm",
+        )
+    for source in state.corefiles[:1]:
+        show = f"kubectl -n {ns} get cm {source.name.rpartition('/')[2]} -o yaml | kdns check -"
+        summary, errors = examined(source, 53, False)
+        for error in errors:
+            yield Finding(
+                ERROR,
+                "ConfigMap",
+                str(error),
+                "a server that starts anew with it fails; those that run keep the one before",
+                show,
+            )
+        for warning in summary.warnings:
+            yield Finding(INFO, "ConfigMap", f"{source.name}: {warning}", "", show)
+        if not errors:
+            yield from _blocks(state, source)
+
+
+def _blocks(state: State, source: Source) -> Iterator[Finding]:
+    try:
+        corefile: Corefile = build.read(source.text, source.name)
+    except CorefileError:  # it imports what is in the server's file system only
+        return
+    if not any("kubernetes" in block.directives for block in corefile.blocks):
+        yield Finding(
+            ERROR,
+            "ConfigMap",
+            f"{source.name} has no plugin kubernetes",
+            f"names of {state.zone} are not served",
+            f"kubectl -n {state.namespace} edit cm {source.name.rpartition('/')[2]}",
+        )
+    if not any("loop" in block.directives for block in corefile.blocks):
+        yield Finding(
+            WARNING,
+            "ConfigMap",
+            f"{source.name} has no plugin loop",
+            "an upstream that leads back is not noticed",
+            "add a line `loop` to its server block",
+        )
+    for block in corefile.blocks:
+        for directive in block.directives.get("forward", []):
+            for word in directive.args[1:]:
+                host = word.text.partition("://")[2] or word.text
+                host = re.sub(r"(:\d+)?$", "", host.partition("%")[0]).strip("[]")
+                if _is_loopback(host) or (host and host == state.address):
+                    what = "this server's own Service" if host == state.address else "the Pod itself"
+                    yield Finding(
+                        ERROR,
+                        "loops",
+                        f"{word.at}: forwards to {host}, which is {what}",
+                        "queries for outside names go round and fail",
+                        f"kubectl -n {state.namespace} edit cm {source.name.rpartition('/')[2]}    # name the nodes' true upstreams",
+                    )
+
+
+def _is_loopback(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        return False
+
+
+def _rights(state: State) -> Iterator[Finding]:
+    for what in state.denied:
+        verb, _, resource = what.partition(" ")
+        yield Finding(
+            ERROR, "RBAC", f"the servers may not {verb} {resource}", "names of what they cannot see do not exist, or they never get ready",
+            f"kubectl auth can-i {verb} {resource} --as=system:serviceaccount:{state.namespace}:{_account(state)}    # clusterrole system:coredns",
+        )  # fmt: skip
+
+
+def _account(state: State) -> str:
+    return next(
+        (
+            str((each.get("spec") or {}).get("serviceAccountName"))
+            for each in state.servers
+            if (each.get("spec") or {}).get("serviceAccountName")
+        ),
+        "coredns",
+    )
+
+
+def _client(state: State) -> Iterator[Finding]:
+    if not state.client_name:
+        return
+    if state.client is None:
+        if "pods" not in state.unread:
+            yield Finding(
+                ERROR,
+                "client",
+                f"there is no Pod {state.client_name}",
+                "",
+                f"kubectl get pods -n {state.client_name.partition('/')[0]}",
+            )
+        return
+    namespace, spec = state.client_name.partition("/")[0], state.client.get("spec") or {}
+    resolver = of_pod(spec, namespace, state.zone)
+    show = f"kubectl -n {namespace} exec {_name(state.client)} -- cat /etc/resolv.conf"
+    yield Finding(
+        INFO,
+        "client",
+        f"{state.client_name} searches {' '.join(resolver.search) or '(nothing)'}; ndots {resolver.ndots}",
+        "",
+        show,
+    )
+    if resolver.note:
+        yield Finding(
+            WARNING,
+            "client",
+            resolver.note,
+            f"names of {state.zone} may not exist for it",
+            f"kubectl -n {namespace} get pod {_name(state.client)} -o yaml    # dnsPolicy: ClusterFirstWithHostNet",
+        )
+    config = spec.get("dnsConfig") or {}
+    servers = [str(each) for each in config.get("nameservers") or ()]
+    if len(servers) > MAX_NAMESERVERS:
+        yield Finding(
+            ERROR, "client", f"dnsConfig names {len(servers)} servers", f"a resolver takes the first {MAX_NAMESERVERS}", show
+        )
+    if servers and spec.get("dnsPolicy") == "None" and state.address and state.address not in servers:
+        yield Finding(
+            WARNING,
+            "client",
+            f"it asks {', '.join(servers)}, not the cluster's DNS ({state.address})",
+            f"names of {state.zone} do not exist for it, unless those servers know them",
+            show,
+        )
+    if resolver.ndots > 1 and resolver.search:
+        count = len(resolver.search)
+        yield Finding(
+            INFO,
+            "client",
+            f"an outside name with fewer than {resolver.ndots} dots costs {count} queries more ({count * 2} with AAAA)",
+            "",
+            "write it with a final dot, lower ndots in dnsConfig, or use the plugin searchpath",
+        )
+
+
+def _network_policies(state: State) -> Iterator[Finding]:
+    if state.policies is None:
+        return
+    where = {_name(each): _labels(each) for each in state.namespaces or ()}
+    by_namespace: dict[str, list[Object]] = {}
+    for each in state.policies:
+        by_namespace.setdefault(str((each.get("metadata") or {}).get("namespace")), []).append(each)
+    client_namespace = state.client_name.partition("/")[0]
+    for namespace, policies in sorted(by_namespace.items()):
+        if state.client_name and namespace != client_namespace:
+            continue
+        labels = _labels(state.client) if state.client is not None else None
+        chosen = [each for each in policies if _selects(each, labels) and "Egress" in _types(each)]
+        for protocol in ("UDP", "TCP"):
+            if chosen and not any(_lets_out(each, protocol, state, where) for each in chosen):
+                who = state.client_name or f"Pods of the namespace {namespace}"
+                names = ", ".join(_name(each) for each in chosen)
+                yield Finding(
+                    ERROR if protocol == "UDP" else WARNING, "NetworkPolicy",
+                    f"{names} in {namespace}: {who} may not send to port 53/{protocol} of the DNS Pods",
+                    "every name times out there" if protocol == "UDP" else "large answers, and resolvers that use TCP, fail there",
+                    f"kubectl -n {namespace} get networkpolicy -o yaml    # an egress rule to namespace {state.namespace}, ports 53 UDP and TCP",
+                )  # fmt: skip
+    for each in by_namespace.get(state.namespace, []):
+        if "Ingress" in _types(each) and any(_selects(each, _labels(server)) for server in state.servers):
+            rules = (each.get("spec") or {}).get("ingress") or []
+            if not any(_port_53(rule, "UDP") for rule in rules):
+                yield Finding(
+                    ERROR,
+                    "NetworkPolicy",
+                    f"{_name(each)} in {state.namespace} lets no query in to the DNS Pods",
+                    "every name times out",
+                    f"kubectl -n {state.namespace} get networkpolicy {_name(each)} -o yaml",
+                )
+
+
+def _types(policy: Object) -> list[str]:
+    spec = policy.get("spec") or {}
+    return spec.get("policyTypes") or ["Ingress", *(["Egress"] if "egress" in spec else [])]
+
+
+def _selects(policy: Object, labels: dict[str, str] | None) -> bool:
+    """Whether a policy selects a Pod with these labels; None: whether it selects all of its namespace."""
+    selector = (policy.get("spec") or {}).get("podSelector") or {}
+    return not selector if labels is None else _matches(selector, labels)
+
+
+def _matches(selector: Object, labels: dict[str, str]) -> bool:
+    """Kubernetes' LabelSelector."""
+    if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
+        return False
+    for each in selector.get("matchExpressions") or ():
+        key, values = each.get("key"), each.get("values") or ()
+        holds = {
+            "In": labels.get(key) in values, "NotIn": labels.get(key) not in values,
+            "Exists": key in labels, "DoesNotExist": key not in labels,
+        }.get(str(each.get("operator")), False)  # fmt: skip
+        if not holds:
+            return False
+    return True
+
+
+def _lets_out(policy: Object, protocol: str, state: State, namespaces: dict[str, dict[str, str]]) -> bool:
+    for rule in (policy.get("spec") or {}).get("egress") or ():
+        peers = rule.get("to")
+        if _port_53(rule, protocol) and (not peers or any(_reaches(peer, policy, state, namespaces) for peer in peers)):
+            return True
+    return False
+
+
+def _reaches(peer: Object, policy: Object, state: State, namespaces: dict[str, dict[str, str]]) -> bool:
+    """Whether a peer of an egress rule is one of the DNS Pods."""
+    if block := (peer.get("ipBlock") or {}).get("cidr"):
+        addresses = [str((each.get("status") or {}).get("podIP") or "") for each in state.servers] + [state.address]
+        return any(_within(address, str(block)) for address in addresses)
+    labels = {"kubernetes.io/metadata.name": state.namespace, **namespaces.get(state.namespace, {})}
+    if "namespaceSelector" in peer:
+        if not _matches(peer["namespaceSelector"] or {}, labels):
+            return False
+    elif (policy.get("metadata") or {}).get("namespace") != state.namespace:
+        return False
+    servers = state.servers or [{"metadata": {"labels": {"k8s-app": "kube-dns"}}}]
+    return any(_matches(peer.get("podSelector") or {}, _labels(each)) for each in servers)
+
+
+def _within(address: str, cidr: str) -> bool:
+    try:
+        return ipaddress.ip_address(address) in ipaddress.ip_network(cidr, strict=False)
+    except ValueError:
+        return False
+
+
+def _port_53(rule: Object, protocol: str) -> bool:
+    ports = rule.get("ports")
+    if not ports:
+        return True
+    for each in ports:
+        if each.get("protocol", "TCP") != protocol:
+            continue
+        port, last = each.get("port"), each.get("endPort")
+        if (
+            port is None
+            or port in (53, "53", "dns", "dns-tcp")
+            or (isinstance(port, int) and isinstance(last, int) and port <= 53 <= last)
+        ):
+            return True
+    return False
+
+
+def _node_local(state: State) -> Iterator[Finding]:
+    for each in state.daemonsets or ():
+        if "node-local" not in _name(each):
+            continue
+        status = each.get("status") or {}
+        wanted, ready = int(status.get("desiredNumberScheduled") or 0), int(status.get("numberReady") or 0)
+        if ready < wanted:
+            yield Finding(
+                ERROR,
+                "NodeLocal",
+                f"{_name(each)}: {ready} of {wanted} are ready",
+                "on the other nodes every name may fail: Pods there ask an address nobody listens on",
+                f"kubectl -n {state.namespace} get pods -o wide -l k8s-app={_name(each)}",
+            )
+        else:
+            yield Finding(
+                INFO, "NodeLocal", f"{_name(each)} runs on {ready} nodes: the servers see the nodes' addresses, not the Pods'"
+            )
+
+
+def _resolv_conf(state: State) -> Iterator[Finding]:
+    loops = [each for each in state.nameservers if _is_loopback(each)]
+    if loops:
+        yield Finding(
+            ERROR,
+            "loops",
+            f"/etc/resolv.conf names {', '.join(loops)}",
+            "in a Pod that is the Pod itself: what is forwarded there comes back or fails",
+            "set the kubelet's --resolv-conf to the file with the true servers (systemd: /run/systemd/resolve/resolv.conf)",
+        )
+    if len(state.nameservers) > MAX_NAMESERVERS:
+        yield Finding(
+            WARNING,
+            "upstreams",
+            f"/etc/resolv.conf names {len(state.nameservers)} servers",
+            f"resolvers take the first {MAX_NAMESERVERS}",
+            "shorten the node's resolv.conf",
+        )
+
+
+def _queries(state: State) -> Iterator[Finding]:
+    for each in state.asked:
+        if not each.answered:
+            outside = state.zone not in each.name
+            means = (
+                "outside names fail"
+                if outside
+                else "names of the cluster fail"
+                if each.transport == "udp"
+                else "large answers fail"
+            )
+            command = f"kdns query @{each.server} {each.name}{' -tcp' if each.transport == 'tcp' else ''}"
+            yield Finding(ERROR, "queries", f"{each.server} over {each.transport}, {each.name}: {each.said}", means, command)
+        elif each.took > 1:
+            yield Finding(
+                WARNING,
+                "queries",
+                f"{each.server} took {each.took:.1f} s for {each.name}",
+                "resolvers ask again after 5 s, and applications wait",
+                f"kdns query @{each.server} {each.name}",
+            )
+    good = sum(each.answered for each in state.asked)
+    if good:
+        yield Finding(INFO, "queries", f"{good} of {len(state.asked)} queries were answered")
+    if not state.asked:
+        yield Finding(
+            INFO, "queries", "no server was asked: this is no Pod of the cluster, and no --server was named", "",
+            f"run doctor in a Pod, or name a server that can be reached from here: kdns doctor --server {state.address or 'ADDRESS'}",
+        )  # fmt: skip
+
+
+RULES: Final[tuple[Callable[[State], Iterator[Finding]], ...]] = (
+    _unread, _service, _pods, _endpoints, _configuration, _rights, _client, _network_policies, _node_local, _resolv_conf, _queries,
+)  # fmt: skip

@@ -1,0 +1,194 @@
+"""compare: two servers asked the same questions; what counts as a difference, what is documented, and bad input."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdns.cli import differences, questions
+from kdns.testing import ApiServer, Server, answer, free_port, soa
+from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from tests.cli.test_commands import kdns
+from tests.cli.test_tools import config_map, kubeconfig
+from tests.fixtures import Serve, Start
+
+ROOT = Path(__file__).resolve().parents[2]
+OBJECTS = [
+    namespace("shop"), service("shop/web", "10.0.0.1"), service("shop/db"), service("shop/alias", external="old.org"),
+    endpointslice("shop/db-1", "db", endpoint("10.1.0.1", host="db-0"), endpoint("10.1.0.2")),
+]  # fmt: skip
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump_all(OBJECTS))
+    return path
+
+
+def block(manifest: Path, *more: str) -> str:
+    lines = "\n".join(more)
+    return f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n kubernetes cluster.local in-addr.arpa {{\n manifests {manifest}\n pods insecure\n }}\n}}\n"
+
+
+def test_two_that_answer_alike_are_said_to(serve: Serve, manifest: Path) -> None:
+    one, other = serve(block(manifest)), serve(block(manifest, "cache 30"))
+    done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--manifests", str(manifest))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.match(r"2\d questions; left: 127", done.stdout) and done.stdout.endswith("\nboth answer alike\n")
+
+
+def test_differences_are_shown_by_kind_and_the_verdict_is_the_exit_code(serve: Serve, manifest: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "other.yaml"
+    changed.write_text(yaml.safe_dump_all([*OBJECTS[:1], service("shop/web", "10.0.0.9"), *OBJECTS[2:3], *OBJECTS[4:]]))
+    one, other = serve(block(manifest)), serve(block(changed))
+    words = ["compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--manifests", str(manifest)]
+    done = kdns(*words)
+    assert done.returncode == 3 and "\nrecords: " in done.stdout and "\nresponse code: " in done.stdout, done.stdout
+    assert "web.shop.svc.cluster.local. A 10.0.0.1  |  web.shop.svc.cluster.local. A 10.0.0.9" in done.stdout
+    assert re.search(r"\d+ of 2\d questions are answered differently\n$", done.stdout)
+    told = json.loads(kdns(*words, "--json").stdout)
+    assert told["serious"] and {each["kind"] for each in told["found"]} >= {"records", "response code"}
+
+
+def test_a_configuration_is_compared_with_a_server_that_runs(serve: Serve, manifest: Path, tmp_path: Path) -> None:
+    other = serve(block(manifest))
+    path = tmp_path / "Corefile"
+    path.write_text(block(manifest, "errors", "health :1", "prometheus :2").replace("{port}", "53"))
+    done = kdns("compare", "--with", f"127.0.0.1:{other.port}", "-conf", str(path))
+    assert done.returncode == 0 and "(this configuration)" in done.stdout, done.stdout + done.stderr
+    path.write_text(path.read_text().replace("pods insecure", "pods disabled"))
+    done = kdns("compare", f"@127.0.0.1:{other.port}", "-conf", str(path))
+    assert done.returncode == 3 and "10-1-0-1.shop.pod.cluster.local. A" in done.stdout
+    done = kdns("compare", f"@127.0.0.1:{other.port}", "-conf", str(path), "web.shop.svc.cluster.local")
+    assert done.returncode == 0 and done.stdout.startswith("1 questions")
+
+
+def test_the_clusters_own_configuration_is_compared_through_a_kubeconfig(
+    serve: Serve, api: ApiServer, tmp_path: Path, manifest: Path
+) -> None:
+    api.put(*OBJECTS, config_map("coredns", Corefile=".:53 {\n kubernetes cluster.local in-addr.arpa {\n pods insecure\n }\n}\n"))
+    other = serve(block(manifest))
+    words = ["compare", "--with", f"127.0.0.1:{other.port}", "--kubeconfig", kubeconfig(tmp_path, here=api.url)]
+    done = kdns(*words, cwd=tmp_path)
+    assert done.returncode == 0 and "left: kube-system/coredns (this configuration)" in done.stdout, done.stdout + done.stderr
+    api.fail += [403]
+    done = kdns(*words, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr == "the cluster's Corefile cannot be read: 403 Forbidden: told to fail\n"
+
+
+def test_real_questions_come_from_a_file_or_a_log(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    lines = [
+        "a.org A", "b.org", "# not this", "", "x" * 5000, "c.org NOPE", "a..org A", "d.org ANY", "a.org. A",
+        '[INFO] 10.244.0.5:53211 - 1234 "AAAA IN e.org. udp 44 false 512" NOERROR qr,aa,rd 106 0.0001s',
+        '{"msg": "10.0.0.1:5 - 1 \\"MX IN f.org. udp 44 false 512\\" NOERROR"}', "[ERROR] plugin/errors: 2 g.org. A: timeout",
+    ]  # fmt: skip
+    assert [tuple(each) for each in questions.sampled(questions.of_lines(lines), 100)] == [
+        ("a.org.", "A"), ("b.org.", "A"), ("e.org.", "AAAA"), ("f.org.", "MX")]  # fmt: skip
+    path = tmp_path / "log"
+    path.write_text("\n".join(lines))
+    one, other = (serve(f". {{\n bind 127.0.0.1\n forward . {up.address}\n}}\n".replace(". {", ".:{port} {", 1)) for _ in "ab")
+    for words, stdin in (([str(path)], None), (["-"], "\n".join(lines))):
+        done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--file", *words, stdin=stdin)
+        assert done.returncode == 0 and done.stdout.startswith("4 questions"), done.stdout + done.stderr
+    path.write_bytes(bytes(range(256)) * 100)
+    done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--file", str(path))
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr
+    for wrong in ("/nowhere/x", "/dev/null"):
+        done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--file", wrong)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_more_questions_than_the_limit_are_an_even_sample() -> None:
+    found = [questions.Asked(f"n{i}.org.", "A") for i in range(1000)]
+    kept = questions.sampled(found, 10)
+    assert len(kept) == 10 and kept[0].name == "n0.org." and kept[-1].name == "n900.org."
+
+
+def test_what_changed_between_two_questions_is_no_difference(upstream: Start) -> None:
+    asked: list[int] = []
+
+    def moving(query: object, proto: str) -> object:
+        asked.append(1)
+        return answer(query, "A 192.0.2.1" if len(asked) == 1 else "A 192.0.2.2")  # type: ignore[arg-type]
+
+    one = upstream(moving)  # type: ignore[arg-type]
+    other = upstream(lambda query, proto: answer(query, "A 192.0.2.2"))
+    done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "a.svc.cluster.local")
+    assert done.returncode == 0 and len(asked) == 2
+
+
+def test_addresses_of_outside_names_may_vary_and_codes_may_not(upstream: Start) -> None:
+    one = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    other = upstream(lambda query, proto: answer(query, "A 192.0.2.2"))
+    gone = upstream(lambda query, proto: soa(answer(query)))
+    done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "a.org")
+    assert done.returncode == 0 and "addresses of outside names: 1 - no client minds" in done.stdout
+    done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{gone.port}", "a.org")
+    assert (
+        done.returncode == 3 and "NOERROR, 1 record  |  NODATA" in done.stdout and "1 of 1 questions is answered" in done.stdout
+    )
+
+
+def test_one_that_answers_nothing_is_named(upstream: Start) -> None:
+    one = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    port = free_port()
+    done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{port}", "a.org")
+    assert done.returncode == 9 and f"127.0.0.1:{port} answers nothing" in done.stdout
+
+
+def test_a_server_may_be_a_name_and_one_that_is_none_is_said_to_be(upstream: Start) -> None:
+    one = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    assert kdns("compare", f"@localhost:{one.port}", f"@127.0.0.1:{one.port}", "a.org").returncode == 0
+    done = kdns("compare", "@no-such-host.invalid", f"@127.0.0.1:{one.port}", "a.org")
+    assert done.returncode == 1 and done.stderr.startswith("@no-such-host.invalid: ") and done.stderr.count("\n") == 1
+
+
+def test_every_rule_of_what_is_documented_is_among_the_differences() -> None:
+    text = " ".join((ROOT / "docs" / "differences.md").read_text().split())
+    for _, _, words in differences.RULES:
+        assert words in text, words
+
+
+@pytest.mark.parametrize("words", [
+    [], ["@a", "@b", "@c"], ["@a:x"], ["@127.0.0.1", "@127.0.0.1", "a..b"], ["@127.0.0.1", "@127.0.0.1", "a.org", "NOPE"],
+    ["@127.0.0.1", "@127.0.0.1", "a", "A", "b"], ["@127.0.0.1", "@127.0.0.1", "--limit", "0"], ["@127.0.0.1", "-zone", "a..b", "x"],
+])  # fmt: skip
+def test_a_bad_command_line_is_one_line_and_the_exit_code_2(words: list[str]) -> None:
+    done = kdns("compare", *words)
+    assert done.returncode == 2 and "See: kdns compare --help" in done.stderr and done.stderr.count("\n") == 2
+
+
+@pytest.fixture
+def coredns(tmp_path: Path, api: ApiServer) -> Iterator[int]:
+    """A CoreDNS over the API's objects."""
+    port = free_port()
+    path = tmp_path / "Corefile.coredns"
+    path.write_text(
+        f".:{port} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {{\n endpoint {api.url}\n pods insecure\n }}\n}}\n"
+    )
+    process = subprocess.Popen(["coredns", "-conf", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    yield port
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.skipif(shutil.which("coredns") is None, reason="coredns is not installed")
+def test_beside_coredns_only_what_is_documented_differs(serve: Serve, api: ApiServer, coredns: int, manifest: Path) -> None:
+    api.put(*OBJECTS)
+    server: Server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {{\n endpoint {api.url}\n pods insecure\n }}\n}}\n"
+    )
+    words = ["compare", f"@127.0.0.1:{coredns}", f"@127.0.0.1:{server.port}", "--manifests", str(manifest), "--all"]
+    end = time.monotonic() + 30
+    while (done := kdns(*words)).returncode and time.monotonic() < end:
+        time.sleep(0.5)
+    assert done.returncode == 0, done.stdout
+    assert "as docs/differences.md says" in done.stdout
