@@ -35,6 +35,13 @@ class RcodeOnly:
         return f"RcodeOnly({iana.rcode_text(self.rcode)}, {self.error!r})"
 
 
+class NoNextPlugin(Exception):
+    """The chain ran off its end: no plugin had an answer."""
+
+    def __str__(self) -> str:
+        return "no next plugin found"
+
+
 @final
 class Drop:
     """No reply. There is one: DROP."""

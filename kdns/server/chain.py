@@ -16,20 +16,13 @@ from typing import Any, cast, final
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.plugin.base import Plugin, in_query_path, overrides
-from kdns.plugin.outcome import OUTCOMES, Outcome, Pending, RcodeOnly, ensure_pending
+from kdns.plugin.outcome import OUTCOMES, NoNextPlugin, Outcome, Pending, RcodeOnly, ensure_pending
 from kdns.plugin.request import Request
 
 Handle = Callable[[Request], Outcome | Awaitable[Outcome | None] | None]
 OnAnswer = Callable[[Request, Answer], Answer | Awaitable[Answer]]
 OnFailure = Callable[[Request, Outcome], None]
 Resume = Callable[[Request, int, int, Any], Outcome | Pending]
-
-
-class NoNextPlugin(Exception):
-    """The chain ran off its end: no plugin had an answer."""
-
-    def __str__(self) -> str:
-        return "no next plugin found"
 
 
 @final

@@ -62,7 +62,7 @@ ORDER: Final[dict[str, str | None]] = {
     "clouddns": None,
     "k8s_external": "kubernetes.external:K8sExternal",
     "kubernetes": "kubernetes:Kubernetes",
-    "file": None,
+    "file": "file:File",
     "auto": None,
     "secondary": None,
     "family": "family:Family",

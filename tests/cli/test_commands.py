@@ -196,7 +196,7 @@ def test_a_port_below_1024_needs_a_privilege_and_the_error_says_which(tmp_path: 
 
 @pytest.mark.parametrize(("text", "expected"), [
     (".:1 {\n  kuberntes\n}\n", ':2:3: unknown directive "kuberntes" (did you mean "kubernetes"?)'),
-    (".:1 {\n  file db\n}\n", ':2:3: plugin "file" is known from CoreDNS'),
+    (".:1 {\n  etcd db\n}\n", ':2:3: plugin "etcd" is known from CoreDNS'),
     (".:1 {\n  kubernetes cluster.local {\n    transfer to x\n  }\n}\n", ":3:5: unknown property"),
     (".:1 {\n  kubernetes cluster.local\n}\n", "no cluster is configured"),
     (".:1 {\n  kubernetes cluster.local {\n    kubeconfig /nowhere/config\n  }\n}\n", "kubeconfig /nowhere/config: no such file"),

@@ -1,0 +1,124 @@
+"""Answering from whole zones: what `file`, `auto` and `secondary` do with a query, whatever way their zones come.
+
+A zone's answer is made for the question and kept by the reply table until another version of the zone takes its place
+(`Zone.validity`). Where a CNAME leads out of the zone, the whole server is asked for what it leads to, as the same client.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Protocol, TypeVar
+
+from kdns.dns import edns as _edns
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+from kdns.dns.name import parent, to_text
+from kdns.dns.rrset import RRset
+from kdns.plugin.outcome import NoNextPlugin, Outcome, Pending, RcodeOnly, then
+from kdns.plugin.readers import Fallthrough
+from kdns.plugin.request import Request
+from kdns.store.zone import Found, Zone
+
+NOT_READY: Final = 14  # extended errors: RFC 8914, section 4
+INVALID_DATA: Final = 24
+_ROOM: Final = 12 + 4 + 11  # octets of a reply beside its name and records: header, type and class, OPT
+
+
+class Served(Protocol):
+    """A zone that is served: its current version, or why there is none (an extended error's code and text)."""
+
+    @property
+    def zone(self) -> Zone | None: ...
+
+    @property
+    def failure(self) -> tuple[int, str]: ...
+
+
+S = TypeVar("S", bound=Served)
+
+
+def find(name: bytes, qtype: int, zones: Mapping[bytes, S]) -> S | None:
+    """The zone that answers for a name: the longest it is in; for a DS the one above, if that is here (RFC 4035, section 3.1.4.1)."""
+    found = None
+    while True:
+        known = zones.get(name)
+        if known is not None:
+            if found is not None or qtype != iana.DS:
+                return known
+            found = known
+        elif found is None:
+            qtype = 0  # a DS of a name that is no apex is the zone's own
+        if name == b"\0":
+            return found
+        name = parent(name)
+
+
+def respond(request: Request, served: Served, fallthrough: Fallthrough) -> Outcome | Pending | None:
+    """What a zone says to a request; None where its name is not there and falls through."""
+    question = request.question
+    zone = served.zone
+    if zone is None:
+        code, text = served.failure
+        return RcodeOnly(iana.SERVFAIL, text, _edns.extended_error(code, text.encode()))
+    if question.type in (iana.AXFR, iana.IXFR):
+        return RcodeOnly(iana.REFUSED)  # `transfer` stands above and has not taken it
+    do = request.edns is not None and request.edns.do
+    found = zone.answer(question.name, question.type, do)
+    request.depends_on(zone.validity)
+    if found.denied and fallthrough.falls_through(question.name):
+        return None
+    if found.target:
+        ours = found
+        theirs = request.lookup(found.target, question.type)
+        joined: Outcome | Pending = then(theirs, lambda outcome: _joined(zone, ours, outcome))
+        return joined
+    return _answer(request, zone, found)
+
+
+def _answer(request: Request, zone: Zone, found: Found) -> Answer:
+    authority = found.authority
+    if found.zone_ns and _fits(request, found):
+        authority = [*authority, *found.zone_ns]
+    flags = iana.AA if found.authoritative else 0
+    made = Answer(found.rcode, flags, found.answer, authority, found.additional, local=True, validity=zone.validity)
+    if found.needed and _is_cut(request, made, found):
+        return made.replace(flags=flags | iana.TC)  # RFC 9471, section 3: without its glue a referral leads nowhere
+    return made
+
+
+def _fits(request: Request, found: Found) -> bool:
+    """Whether the zone's NS surely fit beside the answer: they are a courtesy that may not cost a truncation (RFC 2181, section 9)."""
+    room = request.limit - _ROOM - len(request.question.name)
+    for section in (found.answer, found.authority, found.zone_ns):
+        for rrset in section:
+            room -= sum([len(data) for data in rrset.rdatas]) + len(rrset.rdatas) * (10 + len(rrset.owner))
+    return room >= 0
+
+
+def _is_cut(request: Request, made: Answer, found: Found) -> bool:
+    """Whether records that a referral needs do not fit."""
+    name = request.asked.name
+    body = made.rendered(name)
+    an, ns, _ = body.counts
+    last = an + ns + sum([len(rrset.rdatas) for rrset in found.additional[: found.needed]])
+    return body.ends[last - 1] > request.limit - _ROOM - len(name)
+
+
+def _joined(zone: Zone, ours: Found, theirs: Outcome) -> Outcome:
+    """A CNAME of ours and what it leads to (RFC 1034, section 3.6.2): the response code is that of the last name (RFC 6604)."""
+    if type(theirs) is Answer:
+        rest: tuple[list[RRset], ...] = tuple([list(section) for section in theirs.sections])
+        sections = ([*ours.answer, *rest[0]], rest[1], rest[2])
+        return Answer(theirs.rcode, iana.AA, *sections, local=True, validity=zone.validity)
+    # Nobody here knows the name: the CNAME is all there is to say, and a resolver goes on from there. If it is known but could not
+    # be had, the client must not take the CNAME alone for an answer.
+    failed = type(theirs) is RcodeOnly and theirs.rcode != iana.REFUSED and not isinstance(theirs.error, NoNextPlugin)
+    return Answer(iana.SERVFAIL if failed else iana.NOERROR, iana.AA, ours.answer, local=True)
+
+
+def wildcard(request: Request, zones: Mapping[bytes, S]) -> str | None:
+    """The wildcard that stands in for the name a query asks, as text; None where there is none."""
+    question = request.asked
+    served = find(question.name, question.type, zones)
+    if served is None or served.zone is None:
+        return None
+    found = served.zone.answer(question.name, question.type)
+    return to_text(found.wildcard) if found.wildcard else None

@@ -1,0 +1,194 @@
+"""A zone file that is served: read, followed, and replaced whole by its next version.
+
+Laws: what is broken or gone keeps the last good version, and one line says what is wrong with it; a new version is put in the old
+one's place at once, which ends what was rendered from the old one; a file is read when it has looked the same twice, so that one half
+written is not taken for a short one.
+
+One object stands for a file and a zone however many configurations use it, so a reload of the Corefile reads no zone again.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+from weakref import WeakValueDictionary
+
+from kdns import log
+from kdns.dns.name import to_text
+from kdns.store.zone import Zone
+from kdns.store.zone_diff import Change, differences
+from kdns.turns import Turn, emptied
+from kdns.zonefile.load import BrokenZone, Loaded, read_beside, read_paced
+from kdns.zonefile.reader import Seen, look_at
+
+SETTLE: Final = 0.1  # seconds a file must look the same before it is read
+HISTORY: Final = 16  # versions that an IXFR can begin with
+MAX_CHANGES: Final = 100_000  # records that the history holds in all; some 20 MiB
+RELEASE: Final = 1.0  # seconds between two looks whether anybody still reads an old version
+
+Changed = Callable[["ZoneFile"], None]
+
+
+class Version:
+    """A step in a zone's history: from a version to the next."""
+
+    __slots__ = ("changes", "count", "new", "old")
+
+    def __init__(self, old: Zone, new: Zone, changes: list[Change]) -> None:
+        self.old = old.soa
+        self.new = new.soa
+        self.changes = changes
+        self.count = sum(len(rrset.rdatas) for change in changes for rrset in change if rrset is not None)
+
+
+class ZoneFile:
+    """A zone's file, its current version, and the last steps that led to it. `plugin` is the name its log lines begin with."""
+
+    def __init__(self, path: str, origin: bytes, plugin: str) -> None:
+        self.path = path
+        self.origin = origin
+        self.log = log.plugin(plugin)
+        self.zone: Zone | None = None
+        self.history: list[Version] = []
+        self.seen: list[Seen] = [Seen(path, None)]
+        self.by_mtime = False  # whether a version with the same serial is taken
+        self.on_change: list[Changed] = []
+        self.complaint = ""
+        self.looking = False
+        self.releases: set[asyncio.Task[None]] = set()
+
+    # Reading.
+
+    def load(self) -> None:
+        """Reads the file for the first time; may run in a thread. Raises BrokenZone or OSError."""
+        if self.zone is None:
+            self._use(read_paced(self.path, self.origin))
+
+    def changed(self) -> bool:
+        """Whether any of the zone's files looks otherwise than when it was read."""
+        return any(look_at(each.path) != each.look for each in self.seen)
+
+    async def look(self) -> bool:
+        """Reads the file if it has changed; says whether there is another version."""
+        if self.looking or (self.zone is not None and not self.changed()):
+            return False
+        self.looking = True
+        try:
+            return await self._read()
+        finally:
+            self.looking = False
+
+    async def _read(self) -> bool:
+        before = [look_at(each.path) for each in self.seen]
+        if self.zone is not None:
+            await asyncio.sleep(SETTLE)
+            if before != [look_at(each.path) for each in self.seen]:
+                return False  # it is being written
+        kept = "; the last good version is served" if self.zone is not None else ""
+        try:
+            loaded = await read_beside(self.path, self.origin)
+        except BrokenZone as error:
+            self._complain(f"Parsing zone {self._name}: {error}{kept}")
+            if self.zone is not None:
+                self.seen = error.seen or self.seen
+            return False
+        except OSError as error:
+            self._complain(f'Failed to open zone {self._name} in "{self.path}": {error.strerror or error}{kept}')
+            return False
+        self.complaint = ""
+        old = self.zone
+        if old is None:
+            self._use(loaded)
+            self._say(loaded)
+            return True
+        changes = await _changes(old, loaded.zone)
+        if loaded.zone.serial == old.serial and loaded.zone.soa == old.soa and changes is not None and not changes:
+            self.seen = loaded.seen  # touched, not edited
+            await emptied(loaded.zone.nodes)
+            return False
+        if loaded.zone.serial == old.serial and not self.by_mtime:
+            self.seen = loaded.seen
+            self.log.warning(
+                f'zone {self._name}: "{self.path}" has changed, but its SOA serial is still {old.serial}: it is not taken. '
+                "Raise the serial, or say reload_by_mtime"
+            )
+            await emptied(loaded.zone.nodes)
+            return False
+        if (loaded.zone.serial - old.serial) & 0xFFFFFFFF >= 1 << 31:
+            self.log.warning(
+                f"zone {self._name}: serial {loaded.zone.serial} is older than {old.serial} (RFC 1982): secondaries will not take it"
+            )
+        self._remember(old, loaded.zone, changes)
+        self._use(loaded)
+        self._say(loaded)
+        self._release(old)
+        return True
+
+    def _use(self, loaded: Loaded) -> None:
+        for problem in loaded.warnings:
+            self.log.warning(str(problem))
+        old, self.zone = self.zone, loaded.zone
+        self.seen = loaded.seen
+        if old is not None:
+            old.validity.end()
+        for call in list(self.on_change):
+            call(self)
+
+    def _say(self, loaded: Loaded) -> None:
+        self.log.info(f'Successfully reloaded zone {self._name} in "{self.path}" with {loaded.zone.serial} SOA serial')
+
+    def _remember(self, old: Zone, new: Zone, changes: list[Change] | None) -> None:
+        if changes is None or old.serial == new.serial:
+            self.history.clear()  # no steps lead here that an IXFR could tell
+            return
+        self.history.append(Version(old, new, changes))
+        while len(self.history) > HISTORY or sum(step.count for step in self.history) > MAX_CHANGES:
+            del self.history[0]
+
+    def _release(self, old: Zone) -> None:
+        task = asyncio.get_running_loop().create_task(_released(old), name="an old zone")
+        self.releases.add(task)
+        task.add_done_callback(self.releases.discard)
+
+    def _complain(self, text: str) -> None:
+        if text != self.complaint:
+            self.complaint = text
+            self.log.warning(text)
+
+    @property
+    def _name(self) -> str:
+        return f'"{to_text(self.origin)}"'
+
+
+async def _changes(old: Zone, new: Zone) -> list[Change] | None:
+    """What differs, found in turns; None where it is more than the history may hold."""
+    out: list[Change] = []
+    count = 0
+    turn = Turn()
+    for i, changes in enumerate(differences(old, new)):
+        for change in changes:
+            count += sum(len(rrset.rdatas) for rrset in change if rrset is not None)
+            out.append(change)
+        if count > MAX_CHANGES:
+            return None
+        if i % 64 == 63:
+            await turn.pause()
+    return out
+
+
+async def _released(zone: Zone) -> None:
+    """Lets go of a version that nobody serves any more, in turns, once nobody reads it."""
+    while zone.readers:
+        await asyncio.sleep(RELEASE)
+    await emptied(zone.nodes, zone.hashed)
+
+
+_files: Final[WeakValueDictionary[tuple[str, bytes, str], ZoneFile]] = WeakValueDictionary()
+
+
+def zone_file(path: str, origin: bytes, plugin: str) -> ZoneFile:
+    """The object that stands for a file and a zone; the same one while anybody uses it."""
+    key = (path, origin, plugin)
+    known = _files.get(key)
+    if known is None:
+        known = _files[key] = ZoneFile(path, origin, plugin)
+    return known

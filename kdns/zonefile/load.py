@@ -1,0 +1,172 @@
+"""From a zone's file to a Zone: at once where it is small, by a child process where reading it would hold the loop.
+
+The child (`python -m kdns.zonefile.load PATH ORIGIN`) reads the file, puts its names into canonical order and writes them in pieces
+of some hundred names; what is left to do here is to make objects of them, a piece in half a millisecond, others running in between.
+"""
+
+import asyncio
+import contextlib
+import gc
+import marshal
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import IO, Any, Final, NamedTuple, NoReturn
+
+from kdns.dns.name import from_text, to_text
+from kdns.store.zone import BadZone, Zone, ZoneBuilder, zone_of
+from kdns.store.zone_node import arranged
+from kdns.turns import Turn
+from kdns.zonefile.errors import Problem, ZoneFileError
+from kdns.zonefile.reader import MasterFile, Seen
+
+INLINE: Final = 32 << 10  # octets; some 1,000 records, which take 5 ms
+PIECE: Final = 100  # names in a piece: a third of a millisecond
+MAX_PIECE: Final = 64 << 20  # octets: a name's records at most, of all types
+CHILD_TIMEOUT: Final = 600.0  # seconds; ten million records take some 100
+
+
+class Loaded(NamedTuple):
+    """A zone, the files it was read from, and what was odd about them."""
+
+    zone: Zone
+    seen: list[Seen]
+    warnings: list[Problem]
+
+
+class BrokenZone(Exception):
+    """A zone that cannot be made of its file; `seen` are the files that were looked at."""
+
+    def __init__(self, message: str, seen: list[Seen], problems: list[Problem]) -> None:
+        super().__init__(message)
+        self.seen = seen
+        self.problems = problems
+
+
+def is_large(path: str) -> bool:
+    """Whether reading a file takes longer than the loop may be held."""
+    try:
+        return os.stat(path).st_size > INLINE
+    except OSError:
+        return False
+
+
+def read(path: str, origin: bytes) -> Loaded:
+    """Reads a zone here and now. Raises BrokenZone, or OSError where the file cannot be opened."""
+    source = MasterFile(origin)
+    source.read(path)
+    try:
+        zone = zone_of(origin, arranged(origin, source.finish()))
+    except ZoneFileError as error:
+        raise BrokenZone(str(error), source.seen, error.problems) from None
+    except BadZone as error:
+        problem = Problem(path, 1, 1, str(error))
+        raise BrokenZone(str(problem), source.seen, [problem]) from None
+    return Loaded(zone, source.seen, source.warnings)
+
+
+def read_paced(path: str, origin: bytes) -> Loaded:
+    """Reads a zone in a thread that may not hold the others: a large one by a child. Raises as `read` does."""
+    if not is_large(path):
+        return read(path, origin)
+    builder = ZoneBuilder(origin)
+    with subprocess.Popen(_command(path, origin), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        while head := child.stdout.read(4):
+            last = _take(builder, child.stdout.read(int.from_bytes(head, "big")), path)
+            if last is not None:
+                return last
+            time.sleep(0)  # gives the interpreter to a thread that waits for it
+    _died(path)
+
+
+async def read_beside(path: str, origin: bytes) -> Loaded:
+    """Reads a zone while others run: a large one by a child. Raises as `read` does."""
+    if not is_large(path):
+        return read(path, origin)
+    builder = ZoneBuilder(origin)
+    child = await asyncio.create_subprocess_exec(
+        *_command(path, origin), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, limit=1 << 20
+    )
+    try:
+        return await asyncio.wait_for(_pieces(child, builder, path), CHILD_TIMEOUT)
+    except TimeoutError:
+        raise BrokenZone(f"{path}: reading it took over {CHILD_TIMEOUT:g} s", [], []) from None
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+        await child.wait()
+
+
+async def _pieces(child: asyncio.subprocess.Process, builder: ZoneBuilder, path: str) -> Loaded:
+    assert child.stdout is not None
+    turn = Turn()
+    try:
+        while True:
+            size = int.from_bytes(await child.stdout.readexactly(4), "big")
+            last = _take(builder, await child.stdout.readexactly(min(size, MAX_PIECE)), path)
+            if last is not None:
+                return last
+            await turn.pause()
+    except asyncio.IncompleteReadError:
+        _died(path)
+
+
+def _died(path: str) -> NoReturn:
+    raise BrokenZone(f"{path}: the process that read it has died", [], [])
+
+
+def _command(path: str, origin: bytes) -> list[str]:
+    return [sys.executable, "-m", "kdns.zonefile.load", path, to_text(origin)]
+
+
+def _take(builder: ZoneBuilder, piece: bytes, path: str) -> Loaded | None:
+    """Adds a piece; at the last one gives the zone. Raises BrokenZone or OSError."""
+    kind, content, seen, problems = marshal.loads(piece)
+    if kind == "names":
+        for bare in content:
+            builder.add(bare)
+        return None
+    files = [Seen(*each) for each in seen]
+    noted = [Problem(*each) for each in problems]
+    if kind == "missing":
+        raise OSError(*content)
+    if kind == "broken":
+        raise BrokenZone(content, files, noted)
+    try:
+        return Loaded(builder.finish(), files, noted)
+    except BadZone as error:
+        problem = Problem(path, 1, 1, str(error))
+        raise BrokenZone(str(problem), files, [problem]) from None
+
+
+def _said(path: str, origin: bytes) -> Iterator[tuple[str, Any, list[Any], list[Any]]]:
+    """What the child says."""
+    source = MasterFile(origin)
+    try:
+        source.read(path)
+        names = arranged(origin, source.finish())
+    except ZoneFileError as error:
+        yield "broken", str(error), [tuple(each) for each in source.seen], [tuple(each) for each in error.problems]
+        return
+    except OSError as error:
+        yield "missing", (error.errno, error.strerror, path), [], []
+        return
+    for i in range(0, len(names), PIECE):
+        yield "names", names[i : i + PIECE], [], []
+    yield "end", None, [tuple(each) for each in source.seen], [tuple(each) for each in source.warnings]
+
+
+def _write(out: IO[bytes], path: str, origin: bytes) -> None:
+    for said in _said(path, origin):
+        piece = marshal.dumps(said)
+        out.write(len(piece).to_bytes(4, "big") + piece)
+    out.flush()
+
+
+if __name__ == "__main__":
+    gc.disable()
+    _write(sys.stdout.buffer, sys.argv[1], from_text(sys.argv[2]).lower())
