@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "doctor": "say what is wrong with a cluster's DNS",
     "compare": "ask two servers the same questions, and show where they differ",
     "query": "ask a DNS server",
+    "zone": "check a zone file, print it, compare two",
     "plugins": "list the plugins, or print one's manual",
     "demo": "serve a sample cluster on 127.0.0.1:1053",
     "completion": "print a shell's completion, or the manual page",

@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeVar
 
 from kdns.dns import edns as _edns
 from kdns.dns import iana
-from kdns.dns.answer import Answer
+from kdns.dns.answer import Answer, Validity
 from kdns.dns.name import parent, to_text
 from kdns.dns.rrset import RRset
 from kdns.plugin.outcome import NoNextPlugin, Outcome, Pending, RcodeOnly, then
@@ -49,6 +49,18 @@ def find(name: bytes, qtype: int, zones: Mapping[bytes, S]) -> S | None:
         if name == b"\0":
             return found
         name = parent(name)
+
+
+class Known:
+    """Which zones there are: what was said of names that are in none of them holds until one comes or goes."""
+
+    def __init__(self) -> None:
+        self.validity = Validity()
+
+    def changed(self) -> None:
+        """A zone has come or gone."""
+        self.validity.end()
+        self.validity = Validity()
 
 
 def respond(request: Request, served: Served, fallthrough: Fallthrough) -> Outcome | Pending | None:

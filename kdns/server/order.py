@@ -63,7 +63,7 @@ ORDER: Final[dict[str, str | None]] = {
     "k8s_external": "kubernetes.external:K8sExternal",
     "kubernetes": "kubernetes:Kubernetes",
     "file": "file:File",
-    "auto": None,
+    "auto": "auto:Auto",
     "secondary": None,
     "family": "family:Family",
     "cache": "cache:Cache",

@@ -234,11 +234,11 @@ class _Look:
         found.referral = True
         found.authoritative = bool(found.answer)  # of the first name (RFC 6604, section 2)
         found.authority.append(servers)
-        if self.do:
+        if self.do and zone.proofs is not None:
             ds = node.rrset(iana.DS)
             if ds is not None:
                 self._add(found.authority, ds, node)
-            elif zone.proofs is not None:
+            else:
                 zone.proofs.insecure(node.name, self._prove)
         # RFC 9471: what is below the cut can be had from nowhere else. Other addresses we have save a question.
         others: list[RRset] = []

@@ -1,0 +1,251 @@
+"""file and auto: answers, chains out of the zone, fallthrough; following files; what is broken; folders."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import dns.edns
+import dns.flags
+import dns.message
+import pytest
+
+from kdns.corefile import CorefileError
+from kdns.dns.name import from_text
+from kdns.testing import Server, Upstream, code, data, eventually
+from kdns.testing.upstream import answer
+from kdns.zonefile import follow
+from tests.fixtures import Serve
+
+ZONE = """\
+$TTL 300
+@ SOA ns hostmaster {serial} 3600 600 86400 60
+@ NS ns
+ns A 192.0.2.1
+www A 192.0.2.2
+alias CNAME www
+out CNAME www.example.net.
+a.b TXT "below an empty non-terminal"
+sub NS ns.sub
+ns.sub A 192.0.2.3
+"""
+
+
+def put(path: Path, serial: int = 1, more: str = "") -> None:
+    """Writes a zone, as an editor or a ConfigMap does: at once."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(ZONE.replace("{serial}", str(serial)) + more)
+    os.replace(new, path)
+
+
+@pytest.fixture
+def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(follow, "SETTLE", 0.01)
+    path = tmp_path / "db.example.org"
+    put(path)
+    return path
+
+
+def corefile(path: Path, *options: str, more: str = "", zone: str = ".") -> str:
+    inner = "\n ".join(options)
+    return f"{zone}:{{port}} {{\n bind 127.0.0.1\n file {path} example.org {{\n {inner}\n }}\n {more}\n}}\n"
+
+
+def ede(reply: dns.message.Message) -> list[int]:
+    return [int(option.code) for option in reply.options if isinstance(option, dns.edns.EDEOption)]
+
+
+def test_names_of_a_zone_are_answered_with_authority(serve: Serve, db: Path) -> None:
+    server = serve(corefile(db))
+    reply = server.ask("WWW.example.org.")
+    assert data(reply) == ["192.0.2.2"] and reply.flags & dns.flags.AA and str(reply.question[0].name) == "WWW.example.org."
+    assert [str(rrset) for rrset in reply.authority] == ["example.org. 300 IN NS ns.example.org."]
+    denied = server.ask("nope.example.org.")
+    assert code(denied) == "NXDOMAIN" and denied.authority[0].ttl == 60
+    assert code(server.ask("b.example.org.")) == "NODATA"
+    assert data(server.ask("alias.example.org.", tcp=True)) == ["192.0.2.2", "www.example.org."]
+    referral = server.ask("x.sub.example.org.")
+    assert not referral.flags & dns.flags.AA and referral.additional[0].to_text() == "ns.sub.example.org. 300 IN A 192.0.2.3"
+    assert code(server.ask("www.example.net.")) == "REFUSED"
+    assert code(server.ask("example.org.", "AXFR", tcp=True)) == "REFUSED"
+
+
+def test_an_answer_is_repeated_until_the_zone_changes(serve: Serve, db: Path) -> None:
+    server = serve(corefile(db, "reload 20ms"))
+    for _ in range(4):
+        assert data(server.ask("www.example.org.")) == ["192.0.2.2"] and code(server.ask("new.example.org.")) == "NXDOMAIN"
+    assert any(len(dispatcher.replies) for dispatcher in server.server.instance.dispatchers.values())  # type: ignore[union-attr]
+    put(db, 2, "new A 192.0.2.9\n")
+    eventually(lambda: data(server.ask("new.example.org.")) == ["192.0.2.9"])
+
+
+def test_a_cname_out_of_the_zone_is_followed_by_the_whole_server(
+    serve: Serve, db: Path, upstream: Callable[..., Upstream]
+) -> None:
+    peer = upstream(lambda query, proto: answer(query, "A 198.51.100.7"))
+    server = serve(corefile(db, more=f"forward . {peer.address}"))
+    reply = server.ask("out.example.org.")
+    assert data(reply) == ["198.51.100.7", "www.example.net."] and reply.flags & dns.flags.AA
+
+
+def test_a_cname_out_of_the_zone_that_nobody_knows_is_all_there_is(serve: Serve, db: Path) -> None:
+    reply = serve(corefile(db)).ask("out.example.org.")
+    assert data(reply) == ["www.example.net."] and code(reply) == "NOERROR"
+
+
+def test_a_cname_whose_target_cannot_be_had_is_a_failure_and_keeps_the_cname(serve: Serve, db: Path) -> None:
+    server = serve(corefile(db, more="template ANY ANY example.net {\n rcode SERVFAIL\n }"))
+    reply = server.ask("out.example.org.")
+    assert code(reply) == "SERVFAIL" and data(reply) == ["www.example.net."]
+
+
+def test_names_that_are_not_there_fall_through(serve: Serve, db: Path, upstream: Callable[..., Upstream]) -> None:
+    peer = upstream(lambda query, proto: answer(query, "A 198.51.100.7"))
+    server = serve(corefile(db, "fallthrough", more=f"forward . {peer.address}"))
+    assert data(server.ask("nope.example.org.")) == ["198.51.100.7"]
+    assert data(server.ask("b.example.org.")) == ["198.51.100.7"]
+    assert code(server.ask("www.example.org.", "TXT")) == "NODATA"  # the name is there
+
+
+def test_a_ds_is_asked_of_the_parent_where_both_zones_are_here(serve: Serve, db: Path, tmp_path: Path) -> None:
+    put(tmp_path / "child")
+    put(db, 1, "sub DS 1 13 2 " + "00" * 32 + "\n")
+    server = serve(corefile(db, more=f"file {tmp_path / 'child'} sub.example.org"))
+    assert server.ask("sub.example.org.", "DS").answer[0].rdtype == 43
+    assert data(server.ask("www.sub.example.org.")) == ["192.0.2.2"]
+
+
+def test_an_edited_file_with_the_same_serial_is_named_and_not_taken(serve: Serve, db: Path, lines: list[str]) -> None:
+    server = serve(corefile(db, "reload 20ms"))
+    put(db, 1, "new A 192.0.2.9\n")
+    eventually(lambda: any("its SOA serial is still 1: it is not taken" in line and "reload_by_mtime" in line for line in lines))
+    assert code(server.ask("new.example.org.")) == "NXDOMAIN"
+    put(db, 2, "new A 192.0.2.9\n")
+    eventually(lambda: data(server.ask("new.example.org.")) == ["192.0.2.9"])
+
+
+def test_an_edited_file_with_the_same_serial_is_taken_by_its_time(serve: Serve, db: Path) -> None:
+    server = serve(corefile(db, "reload 20ms", "reload_by_mtime"))
+    put(db, 1, "new A 192.0.2.9\n")
+    eventually(lambda: data(server.ask("new.example.org.")) == ["192.0.2.9"])
+
+
+def test_a_file_that_breaks_keeps_its_last_good_version(serve: Serve, db: Path, lines: list[str]) -> None:
+    server = serve(corefile(db, "reload 20ms"))
+    put(db, 2, "bad A x\n")
+    eventually(
+        lambda: any(
+            f"{db}:11:7: expected an IPv4 address" in line and "the last good version is served" in line for line in lines
+        )
+    )
+    assert data(server.ask("www.example.org.")) == ["192.0.2.2"]
+    db.unlink()
+    eventually(lambda: any("Failed to open zone" in line for line in lines))
+    assert data(server.ask("www.example.org.")) == ["192.0.2.2"]
+    put(db, 3, "new A 192.0.2.9\n")
+    eventually(lambda: data(server.ask("new.example.org.")) == ["192.0.2.9"])
+
+
+def test_a_missing_file_is_servfail_with_a_reason_until_it_is_there(serve: Serve, db: Path, lines: list[str]) -> None:
+    db.unlink()
+    server = serve(corefile(db, "reload 20ms"))
+    reply = server.ask("www.example.org.", use_edns=0)
+    assert code(reply) == "SERVFAIL" and ede(reply) == [14]
+    assert any("Failed to open" in line and "trying again" in line for line in lines)
+    put(db)
+    eventually(lambda: data(server.ask("www.example.org.")) == ["192.0.2.2"])
+
+
+def test_a_configmaps_links_are_followed(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "SETTLE", 0.01)
+    for serial in (1, 2):
+        (tmp_path / f"..{serial}").mkdir()
+        put(tmp_path / f"..{serial}" / "db.example.org", serial, f"v{serial} A 192.0.2.9\n")
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "db.example.org").symlink_to("..data/db.example.org")
+    server = serve(corefile(tmp_path / "db.example.org", "reload 20ms"))
+    folder = serve(f".:{{port}} {{\n bind 127.0.0.1\n auto {{\n directory {tmp_path}\n reload 20ms\n }}\n}}")
+    for each in (server, folder):
+        assert data(each.ask("v1.example.org.")) == ["192.0.2.9"]
+    (tmp_path / "..next").symlink_to("..2")
+    os.replace(tmp_path / "..next", tmp_path / "..data")
+    for each in (server, folder):
+        eventually(lambda each=each: data(each.ask("v2.example.org.")) == ["192.0.2.9"])
+        assert code(each.ask("v1.example.org.")) == "NXDOMAIN"
+
+
+def test_a_large_zone_is_read_beside_the_loop(serve: Serve, db: Path) -> None:
+    many = "".join(f"h{i} A 10.0.{i >> 8 & 255}.{i & 255}\n" for i in range(5000))
+    put(db, 1, many)
+    server = serve(corefile(db, "reload 20ms"))
+    assert data(server.ask("h4999.example.org.")) == ["10.0.19.135"]
+    put(db, 2, many + "last A 192.0.2.9\n")
+    eventually(lambda: data(server.ask("last.example.org.")) == ["192.0.2.9"])
+    put(db, 3, many + "bad A x\n")
+    assert data(server.ask("last.example.org.")) == ["192.0.2.9"]
+
+
+def test_a_reload_of_the_corefile_reads_no_zone_again(serve: Serve, db: Path) -> None:
+    server = serve(corefile(db))
+    before = follow._files[(str(db), from_text("example.org."), "file")].zone
+    assert server.reload(corefile(db, more="whoami"))
+    assert follow._files[(str(db), from_text("example.org."), "file")].zone is before is not None
+    assert data(server.ask("www.example.org.")) == ["192.0.2.2"]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("file", "expected a file"), ("file {db} {\n bogus\n }", "unknown property"), ("file {db} {\n reload 5\n }", "a unit is missing"),
+    ("file {db} {\n reload_by_mtime x\n }", "unexpected argument"), ("file {bad}", "bad:1:5: expected an IPv4 address"),
+    ("file {none} {\n reload 0\n }", "No such file"), ("auto", "auto needs `directory`"), ("auto {\n directory a b\n }", "needs a TEMPLATE"),
+    ("auto {\n directory a db {1}\n }", "needs a group"), ("auto {\n directory a (db {1}\n }", "bad regular expression"),
+])  # fmt: skip
+def test_bad_directives_are_named(serve: Serve, db: Path, text: str, expected: str) -> None:
+    (db.parent / "bad").write_text("a A x\n")
+    filled = text.replace("{db}", str(db)).replace("{bad}", str(db.parent / "bad")).replace("{none}", str(db.parent / "none"))
+    with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:
+        serve(f".:{{port}} {{\n bind 127.0.0.1\n {filled}\n}}\n")
+    assert expected in str(caught.value)
+
+
+# auto
+
+
+def test_zones_of_a_folder_come_change_and_go(
+    serve: Serve, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "SETTLE", 0.01)
+    put(tmp_path / "db.one.example")
+    (tmp_path / "db.broken.example").write_text("bad\n")
+    (tmp_path / "deep").mkdir()
+    put(tmp_path / "deep" / "db.one.example", 7)
+    server: Server = serve(f"example:{{port}} {{\n bind 127.0.0.1\n auto {{\n directory {tmp_path}\n reload 20ms\n }}\n}}")
+    assert data(server.ask("www.one.example.")) == ["192.0.2.2"]
+    assert server.ask("one.example.", "SOA").answer[0][0].serial == 1
+    assert code(server.ask("www.broken.example.")) == code(server.ask("www.two.example.")) == "REFUSED"
+    assert any("Parse zone `broken.example.'" in line for line in lines)
+    assert any("Multiple zone files match origin" in line for line in lines)
+    put(tmp_path / "db.two.example")
+    eventually(lambda: data(server.ask("www.two.example.")) == ["192.0.2.2"])
+    put(tmp_path / "db.one.example", 2, "new A 192.0.2.9\n")
+    eventually(lambda: data(server.ask("new.one.example.")) == ["192.0.2.9"])
+    (tmp_path / "db.two.example").unlink()
+    eventually(lambda: code(server.ask("www.two.example.")) == "REFUSED")
+    assert any("Inserting zone `two.example.'" in line for line in lines) and any(
+        "Deleting zone `two.example.'" in line for line in lines
+    )
+
+
+def test_a_template_says_which_zone_a_file_holds(serve: Serve, tmp_path: Path) -> None:
+    put(tmp_path / "one.zone")
+    put(tmp_path / "other.txt")
+    server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n auto {{\n directory {tmp_path} (.*)[.]zone {{1}}.example.org\n }}\n whoami\n}}"
+    )
+    assert data(server.ask("www.one.example.org.")) == ["192.0.2.2"]
+
+
+def test_a_folder_that_is_not_there_is_named_and_waited_for(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
+    server = serve(f".:{{port}} {{\n bind 127.0.0.1\n auto {{\n directory {tmp_path}/later\n reload 20ms\n }}\n}}")
+    assert any("Directory does not exist" in line for line in lines)
+    (tmp_path / "later").mkdir()
+    put(tmp_path / "later" / "db.example.org")
+    eventually(lambda: data(server.ask("www.example.org.")) == ["192.0.2.2"])
