@@ -44,9 +44,11 @@ from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.errors import BadName
 from kdns.dns.name import closest, from_text, to_text
+from kdns.dns.rrset import RRset
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers, zones
 from kdns.plugin.base import BlockInfo, overrides
 from kdns.plugin.outcome import Pending
+from kdns.plugin.providers import Notifies, ZoneStep
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.regex import compile_regex
@@ -109,6 +111,7 @@ class Auto(Plugin):
         self.known = zones.Known()
         self.complaints: set[str] = set()
         self.last = False
+        self.notifiers: list[Notifies] = []
         self.task: asyncio.Task[None] | None = None
 
     # Life.
@@ -125,11 +128,13 @@ class Auto(Plugin):
             self.served[origin] = _Served(file)
 
     def wire(self, block: BlockInfo) -> None:
+        self.notifiers = block.all(Notifies)
         self.last = not any(overrides(plugin, "handle") for plugin in block.plugins[self.position + 1 :])
 
     async def start(self, runtime: Runtime) -> None:
         for served in self.served.values():
             served.file.by_mtime = self.config.by_mtime
+            served.file.on_change.append(self._changed)
         if self.config.reload:
             self.task = asyncio.create_task(faults.supervise("plugin/auto", self._follow), name="auto")
 
@@ -138,6 +143,13 @@ class Auto(Plugin):
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
             self.task = None
+        for served in self.served.values():
+            self._leave(served)
+        self.notifiers = []
+
+    def _leave(self, served: _Served) -> None:
+        if self._changed in served.file.on_change:
+            served.file.on_change.remove(self._changed)
 
     async def _follow(self) -> None:
         while True:
@@ -150,6 +162,7 @@ class Auto(Plugin):
         for origin in [origin for origin in self.served if origin not in found]:
             _log.info(f"Deleting zone `{to_text(origin)}'")
             gone = self.served.pop(origin)
+            self._leave(gone)
             self.known.changed()
             if gone.zone is not None:
                 gone.zone.validity.end()
@@ -167,7 +180,9 @@ class Auto(Plugin):
                 continue
             _log.info(f"Inserting zone `{to_text(origin)}' from: {path}")
             self.served[origin] = _Served(file)
+            file.on_change.append(self._changed)
             self.known.changed()
+            self._changed(file)
 
     def _found(self) -> dict[bytes, str]:
         """The zones that the folder's files hold, and which file each."""
@@ -203,6 +218,26 @@ class Auto(Plugin):
         if served is None:
             return RcodeOnly(iana.REFUSED) if self.last else None
         return zones.respond(request, served, _NEVER)
+
+    # Transfers.
+
+    def transfer_zones(self) -> tuple[bytes, ...]:
+        """The zones that may be had whole."""
+        return tuple(self.served)
+
+    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
+        """All records of a zone."""
+        served = self.served.get(zone)
+        return zones.whole(served.zone) if served is not None and served.zone is not None else None
+
+    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[ZoneStep] | None:
+        """The steps that lead from a version to the present one."""
+        served = self.served.get(zone)
+        return served.file.history.since(serial) if served is not None else None
+
+    def _changed(self, file: ZoneFile) -> None:
+        for each in self.notifiers:
+            each.notify(file.origin)
 
     def label(self, request: Request, name: str) -> str | None:
         """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""

@@ -37,7 +37,7 @@ example.org:1053 {
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -46,9 +46,11 @@ from kdns.corefile import CorefileError, Directive, ServerBlock
 from kdns.corefile.errors import Position
 from kdns.dns import iana
 from kdns.dns.name import to_text
+from kdns.dns.rrset import RRset
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers, zones
 from kdns.plugin.base import BlockInfo, overrides
 from kdns.plugin.outcome import Pending
+from kdns.plugin.providers import Notifies, ZoneStep
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.store.zone import Zone
@@ -105,6 +107,7 @@ class File(Plugin):
         self.config: tuple[Config, ...] = config
         self.served: dict[bytes, _Served] = {}
         self.last = False
+        self.notifiers: list[Notifies] = []
         self.tasks: list[asyncio.Task[None]] = []
 
     # Life.
@@ -127,11 +130,13 @@ class File(Plugin):
                 _log.warning(f"Failed to open {text}: trying again in {readers.duration_text(min(config.reload, RETRY))}")
 
     def wire(self, block: BlockInfo) -> None:
+        self.notifiers = block.all(Notifies)
         self.last = not any(overrides(plugin, "handle") for plugin in block.plugins[self.position + 1 :])
 
     async def start(self, runtime: Runtime) -> None:
         for served in self.served.values():
             served.file.by_mtime = served.config.by_mtime
+            served.file.on_change.append(self._changed)
             if served.config.reload:
                 follow = faults.supervise("plugin/file", lambda served=served: _follow(served))  # type: ignore[misc]
                 self.tasks.append(asyncio.create_task(follow, name="file"))
@@ -141,6 +146,10 @@ class File(Plugin):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self.tasks.clear()
+        for served in self.served.values():
+            if self._changed in served.file.on_change:
+                served.file.on_change.remove(self._changed)
+        self.notifiers = []
 
     # Queries.
 
@@ -153,6 +162,26 @@ class File(Plugin):
             # An authority that is asked for what it has not, and has nobody to ask (RFC 1035, section 4.1.1).
             return RcodeOnly(iana.REFUSED) if self.last else None
         return zones.respond(request, served, served.config.fallthrough)
+
+    # Transfers.
+
+    def transfer_zones(self) -> tuple[bytes, ...]:
+        """The zones that may be had whole."""
+        return tuple(self.served)
+
+    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
+        """All records of a zone."""
+        served = self.served.get(zone)
+        return zones.whole(served.zone) if served is not None and served.zone is not None else None
+
+    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[ZoneStep] | None:
+        """The steps that lead from a version to the present one."""
+        served = self.served.get(zone)
+        return served.file.history.since(serial) if served is not None else None
+
+    def _changed(self, file: ZoneFile) -> None:
+        for each in self.notifiers:
+            each.notify(file.origin)
 
     def label(self, request: Request, name: str) -> str | None:
         """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""

@@ -5,16 +5,19 @@
     transfer [ZONES...] {
         to ADDRESS...
         source ADDRESS
+        tsig KEY [ALGORITHM]
     }
 
 * ZONES are the zones that may be transferred; the block's if there are none. May be given several times; the longest zone
   that fits counts.
 * `to` says to whom: `*` is everybody, else IP addresses, with the port that NOTIFY goes to (default 53). Required.
 * `source` is the local address of NOTIFY.
+* `tsig` signs NOTIFY with a key of the plugin `tsig` in this block. ALGORITHM: hmac-sha256 (the default), another hmac-sha, hmac-md5.
 
 AXFR and IXFR (RFC 5936, RFC 1995) are answered over TCP, from the plugins that have the zone whole: `kubernetes` and
-`k8s_external`. An IXFR from a serial that is not older than ours gets our SOA; any other gets the whole zone. Over UDP, and
-for others than `to` names, the answer is REFUSED. Those that `to` names by address are notified at start (RFC 1996).
+`k8s_external`, `file`, `auto` and `secondary`. An IXFR from a serial that is not older than ours gets our SOA; one from a version whose
+steps to the present one are known gets those; any other gets the whole zone. Over UDP, and for others than `to` names, the answer is
+REFUSED. Those that `to` names by address are notified at start and of every new version (RFC 1996), with `tsig` signed.
 
 ## Examples
 
@@ -31,14 +34,16 @@ for others than `to` names, the answer is REFUSED. Those that `to` names by addr
 """
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from kdns import faults, log
 from kdns.address import host_port
-from kdns.corefile import Directive, ServerBlock
-from kdns.dns import iana, wire
+from kdns.corefile import CorefileError, Directive, ServerBlock
+from kdns.corefile.errors import Position
+from kdns.dns import iana, tsig, wire
 from kdns.dns.errors import FormatError
 from kdns.dns.name import closest, to_text
 from kdns.dns.query import Question
@@ -46,7 +51,7 @@ from kdns.dns.rrset import RRset
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.outcome import Transfer
-from kdns.plugin.providers import TransferSource
+from kdns.plugin.providers import KeyRing, StepSource, TransferSource, ZoneStep
 from kdns.plugin.runtime import Runtime
 from kdns.upstream import oneshot
 from kdns.upstream.exchange import UpstreamError
@@ -63,12 +68,15 @@ _log = log.plugin("transfer")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One directive: zones as wire names; who may have them (None: everybody); where NOTIFY goes, and from where."""
+    """One directive: zones as wire names; who may have them (None: everybody); where NOTIFY goes, from where, signed with what key."""
 
     zones: tuple[bytes, ...]
     allowed: frozenset[str] | None
     notified: tuple[tuple[str, int], ...] = ()
     source: str = ""
+    key: bytes = b""
+    algorithm: bytes = tsig.SHA256
+    at: Position | None = None
 
 
 class TransferPlugin(Plugin):
@@ -85,23 +93,55 @@ class TransferPlugin(Plugin):
         super().__init__(config)
         self.rules = config
         self.sources: list[TransferSource] = []
-        self.tasks: list[asyncio.Task[None]] = []
+        self.keys: dict[bytes, tsig.Key] = {}
+        # NOTIFYs on their way, by zone and address; and those that a newer version has overtaken meanwhile.
+        self.tasks: dict[tuple[bytes, tuple[str, int]], asyncio.Task[None]] = {}
+        self.again: set[tuple[bytes, tuple[str, int]]] = set()
+        self.started = False
 
     def wire(self, block: BlockInfo) -> None:
         self.sources = block.all(TransferSource)
+        for rule in self.rules:
+            if rule.key:
+                secret = next((found for ring in block.all(KeyRing) if (found := ring.tsig_key(rule.key)) is not None), None)
+                if secret is None:
+                    raise CorefileError(rule.at, f"transfer: the block's tsig has no key {to_text(rule.key)}")
+                self.keys[rule.key] = tsig.Key(rule.key, secret, rule.algorithm)
 
     async def start(self, runtime: Runtime) -> None:
+        self.started = True
         for zone in dict.fromkeys(zone for source in self.sources for zone in source.transfer_zones()):
-            rule = self._rule(zone)
-            for where in rule.notified if rule is not None else ():
-                notify = faults.attempt("plugin/transfer", _notify(zone, where, rule.source if rule else ""))
-                self.tasks.append(asyncio.create_task(notify, name="notify"))
+            self.notify(zone)
 
     async def stop(self) -> None:
-        for task in self.tasks:
+        self.started = False
+        tasks = list(self.tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self.tasks.clear()
+        self.sources = []
+
+    def notify(self, zone: bytes) -> None:
+        """Tells those that are named by address of a new version; of several while one is told, once more."""
+        rule = self._rule(zone)
+        if rule is None or not self.started:
+            return
+        for where in rule.notified:
+            if (zone, where) in self.tasks:
+                self.again.add((zone, where))
+                continue
+            work = faults.attempt("plugin/transfer", self._notify(zone, where, rule))
+            self.tasks[zone, where] = asyncio.create_task(work, name="notify")
+
+    async def _notify(self, zone: bytes, where: tuple[str, int], rule: Rule) -> None:
+        try:
+            await _notify(zone, where, rule.source, self.keys.get(rule.key))
+            while (zone, where) in self.again:
+                self.again.discard((zone, where))
+                await _notify(zone, where, rule.source, self.keys.get(rule.key))
+        finally:
+            self.tasks.pop((zone, where), None)
 
     def handle(self, request: Request) -> Outcome | None:
         question = request.question
@@ -137,7 +177,27 @@ class TransferPlugin(Plugin):
         ours = int.from_bytes(soa.rdatas[0][-20:-16], "big")
         if serial is not None and (serial - ours) & 0xFFFFFFFF < 0x80000000:
             return Transfer(iter([(soa,)]))  # RFC 1995, section 2: not older than ours (RFC 1982)
+        steps = (
+            source.transfer_steps(request.question.name, serial)
+            if serial is not None and isinstance(source, StepSource)
+            else None
+        )
+        if steps is not None:
+            return Transfer(_messages(soa, _told(steps)))
         return Transfer(_messages(soa, records))
+
+
+def _told(steps: Sequence[ZoneStep]) -> Iterator[RRset]:
+    """Difference sequences (RFC 1995, section 4): the old SOA, what goes, the new SOA, what comes."""
+    for step in steps:
+        yield step.old
+        for gone, _ in step.changes:
+            if gone is not None:
+                yield gone
+        yield step.new
+        for _, come in step.changes:
+            if come is not None:
+                yield come
 
 
 def _messages(soa: RRset, records: Iterator[RRset]) -> Iterator[tuple[RRset, ...]]:
@@ -180,14 +240,16 @@ def _serial(request: Request) -> int | None:
 # NOTIFY (RFC 1996).
 
 
-async def _notify(zone: bytes, where: tuple[str, int], source: str) -> None:
+async def _notify(zone: bytes, where: tuple[str, int], source: str, key: tsig.Key | None) -> None:
     """Tells a server that a zone may have changed; three tries, then a warning."""
     question = Question(zone, iana.SOA)
     query = b"\0\0" + (_NOTIFY | iana.AA).to_bytes(2, "big") + b"\0\1\0\0\0\0\0\0" + question.wire
     why = ""
     for _ in range(TRIES):
         try:
-            answer = await oneshot.ask(query, question, *where, timeout=PATIENCE, source=source)
+            # The id is chosen when it is sent; a signature covers the one that the TSIG record names (RFC 8945, section 5.3.1).
+            message = query if key is None else tsig.signed(query, key, time.time())[0]
+            answer = await oneshot.ask(message, question, *where, timeout=PATIENCE, source=source)
         except UpstreamError as error:
             why = str(error)
             continue
@@ -205,7 +267,7 @@ def _rule(directive: Directive, block: ServerBlock) -> Rule:
     allowed: set[str] = set()
     everybody = False
     notified: list[tuple[str, int]] = []
-    source = ""
+    source, key, algorithm = "", b"", tsig.SHA256
     for line in directive.body or ():
         readers.no_block(line)
         if line.name.text == "to":
@@ -219,8 +281,14 @@ def _rule(directive: Directive, block: ServerBlock) -> Rule:
                     notified.append(where)
         elif line.name.text == "source":
             source = readers.ip(readers.one(line, "an address"))
+        elif line.name.text == "tsig":
+            readers.arguments(line, 1, 2, "a key's name")
+            key = readers.name(line.args[0])
+            if len(line.args) == 2:
+                algorithm = readers.tsig_algorithm(line.args[1])
         else:
-            raise readers.unknown(line, ("to", "source"))
+            raise readers.unknown(line, ("to", "source", "tsig"))
     if not allowed and not everybody:
         raise readers.fail(directive, "transfer needs `to`: * or the addresses that may have the zone")
-    return Rule(zones, None if everybody else frozenset(allowed), tuple(dict.fromkeys(notified)), source)
+    who = None if everybody else frozenset(allowed)
+    return Rule(zones, who, tuple(dict.fromkeys(notified)), source, key, algorithm, directive.at)

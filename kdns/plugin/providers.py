@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from kdns.dns.answer import Validity
@@ -104,6 +104,54 @@ class TransferSource(Protocol):
 
     def transfer(self, zone: bytes) -> Iterator[RRset] | None:
         """All records of a zone of its as they are now, the SOA first and not last; None while it cannot say."""
+
+
+class ZoneStep(Protocol):
+    """A step in a zone's history: the SOAs of two versions, and the records that went and came, as pairs."""
+
+    @property
+    def old(self) -> RRset: ...
+
+    @property
+    def new(self) -> RRset: ...
+
+    @property
+    def changes(self) -> Sequence[tuple[RRset | None, RRset | None]]: ...
+
+    @property
+    def count(self) -> int: ...
+
+
+@runtime_checkable
+class StepSource(Protocol):
+    """A plugin that knows the last versions of its zones (RFC 1995)."""
+
+    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[ZoneStep] | None:
+        """The steps from a serial to the present version; None where they are not known."""
+
+
+@runtime_checkable
+class Notifies(Protocol):
+    """A plugin that tells secondaries of new versions of a zone (RFC 1996)."""
+
+    def notify(self, zone: bytes) -> None:
+        """A zone has another version. Called in the loop."""
+
+
+@runtime_checkable
+class TakesNotify(Protocol):
+    """A plugin that wants to be told of new versions of zones."""
+
+    def notified(self, request: Request) -> int | None:
+        """Takes a NOTIFY: the response code; None where the zone is none of its own."""
+
+
+@runtime_checkable
+class KeyRing(Protocol):
+    """A plugin that has keys for transaction signatures (RFC 8945)."""
+
+    def tsig_key(self, name: bytes) -> bytes | None:
+        """The secret of a key, by its lower-cased wire name."""
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ from kdns.address import split_host_port
 from kdns.corefile import CorefileError, Directive, Line, ServerBlock, Token
 from kdns.corefile.errors import did_you_mean
 from kdns.corefile.keys import plugin_zones
+from kdns.dns import tsig
 from kdns.dns.errors import BadName
 from kdns.dns.name import closest, from_text, is_within
 from kdns.regex import BadRegex, compile_regex
@@ -179,6 +180,15 @@ def ip_port(word: Token, default: int) -> tuple[str, int]:
         return str(ipaddress.ip_address(host)), port
     except ValueError:
         raise fail(word, f'expected an IP address, with or without a port, found "{word.text}"') from None
+
+
+def tsig_algorithm(word: Token) -> bytes:
+    """The algorithm of a transaction signature as its wire name."""
+    text = word.text.lower().rstrip(".")
+    found = from_text("hmac-md5.sig-alg.reg.int." if text == "hmac-md5" else f"{text}.")
+    if found not in tsig.ALGORITHMS:
+        raise fail(word, f'unknown algorithm "{word.text}": hmac-sha1, -sha224, -sha256, -sha384, -sha512 and hmac-md5 are known')
+    return found
 
 
 def http_address(directive: Directive, default: tuple[str, int]) -> tuple[str, int]:

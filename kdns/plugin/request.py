@@ -8,6 +8,7 @@ and when the reply will be another one by itself. The notes of all passes of a q
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 from kdns.dns import edns as _edns
@@ -65,7 +66,7 @@ class Request:
 
     __slots__ = (
         "_client", "_data", "_end", "_local", "_options", "_root", "_slots", "added", "asked", "block", "depth", "edns",
-        "metadata", "now", "personal", "question", "repeatable", "reply_flags", "server", "timeout", "transport", "until",
+        "metadata", "now", "personal", "question", "repeatable", "reply_flags", "seal", "server", "timeout", "transport", "until",
         "validities",
     )  # fmt: skip
 
@@ -99,6 +100,8 @@ class Request:
         self.now = now
         self.depth = 0
         self.timeout = 0.0
+        # What makes the octets that leave of a finished message, called for each message of the reply in turn.
+        self.seal: Callable[[bytes], bytes] | None = None
         self._slots: list[Any] | None = None
         self.block: Any = None
         self.added = b""
@@ -145,6 +148,14 @@ class Request:
     def shows_ad(self) -> bool:
         """Whether the client says that it understands AD in a reply, by AD or by DO (RFC 6840, sections 5.7 and 5.8)."""
         return bool(self._data[3] & 0x20) or (self.edns is not None and self.edns.do)
+
+    @property
+    def may_be_signed(self) -> bool:
+        """Whether the query has records that no key of the reply cache stands for: a TSIG is one of them."""
+        data = self._data
+        if data[6:10] != b"\0\0\0\0":
+            return True
+        return data[10] != 0 or data[11] > (self.edns is not None)
 
     @property
     def id(self) -> int:

@@ -4,7 +4,7 @@ A zone's answer is made for the question and kept by the reply table until anoth
 (`Zone.validity`). Where a CNAME leads out of the zone, the whole server is asked for what it leads to, as the same client.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, Protocol, TypeVar
 
 from kdns.dns import edns as _edns
@@ -49,6 +49,15 @@ def find(name: bytes, qtype: int, zones: Mapping[bytes, S]) -> S | None:
         if name == b"\0":
             return found
         name = parent(name)
+
+
+def whole(zone: Zone) -> Iterator[RRset]:
+    """All records of a zone for a transfer; the zone is not taken apart meanwhile."""
+    zone.readers += 1
+    try:
+        yield from zone.rrsets()
+    finally:
+        zone.readers -= 1
 
 
 class Known:

@@ -30,11 +30,14 @@ REPLY_FLAGS: Final = _reply_flags()
 META: Final = frozenset((iana.OPT, iana.TSIG, iana.TKEY))
 
 
-def check(data: bytes) -> bytes | None:
-    """The checks of a header that is none of the usual ones: None to go on, a reply, or `b""` for none."""
+def check(data: bytes, notices: bool = False) -> bytes | None:
+    """The checks of a header that is none of the usual ones: None to go on, a reply, or `b""` for none.
+
+    `notices`: NOTIFY is let in (RFC 1996).
+    """
     if len(data) < 12 or data[2] & 0x80:
         return b""  # a response is never answered: two servers could go on for ever
-    if data[2] & 0x78:
+    if data[2] & 0x78 and not (notices and data[2] & 0x78 == 0x20):
         return reply.refusal(data, iana.NOTIMP, True)
     if data[4:6] != b"\0\1" or data[6:8] > b"\0\1" or data[8:10] > b"\0\1" or data[10:12] > b"\0\2":
         return reply.refusal(data, iana.FORMERR, False)

@@ -29,6 +29,7 @@ from kdns.net.proxy import ProxyPolicy
 from kdns.net.web import Network
 from kdns.plugin.base import DENIED, IGNORED, PASS, Gate, ListenerOptions, Plugin
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
+from kdns.plugin.providers import TakesNotify
 from kdns.plugin.request import Request
 from kdns.server.accept import META, MORE, REPLY_FLAGS, check, readable_question
 from kdns.server.block import Block
@@ -68,6 +69,7 @@ class Dispatcher:
         self.transfers = label.startswith(("dns://", "tls://"))
         self.secure = not label.startswith("dns://")  # encrypted, by us or by a proxy in front
         self.keepalive = b""  # the EDNS option that says how long connections are kept (RFC 7828)
+        self.notices = False  # whether anybody wants to be told of new versions of zones
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.panics = PANICS.slot()
         self.waiting = PendingTable(label, self.finish, self.give_up)
@@ -104,6 +106,7 @@ class Dispatcher:
 
     def ready(self) -> None:
         """Called once all is added: finds out whether there is a choice of blocks at all."""
+        self.notices = any(block.all(TakesNotify) for found in self.zones.values() for block in found)
         blocks = self.zones.get(b"\0", [])
         if len(self.zones) == 1 and len(blocks) == 1 and not blocks[0].admits and not blocks[0].chain.empty:
             self.only = blocks[0]
@@ -179,7 +182,7 @@ class Dispatcher:
         """The reply that the plugins give."""
         flags = REPLY_FLAGS.get(data[2:12], -1)
         if flags < 0:
-            refusal = check(data)
+            refusal = check(data, self.notices)
             if refusal is not None:
                 return refusal or None
             flags = reply.flags_of(data) | MORE
@@ -196,6 +199,8 @@ class Dispatcher:
         if question.type in META:
             return reply.refusal(data, iana.FORMERR, False, data[12:end])
         request = Request(self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[way], monotonic())
+        if data[2] & 0x78:
+            return self._notice(request)
         key = self.replies.key if self.replies.wanted() else b""
         if question.cls != iana.IN and not self.any_class:
             outcome: Outcome | Pending = self._drop(request, RcodeOnly(iana.REFUSED))
@@ -211,6 +216,18 @@ class Dispatcher:
         if stored and seen is outcome and type(seen) is Answer and type(made) is bytes:
             self._store(request, seen, key, made)
         return made
+
+    def _notice(self, request: Request) -> bytes:
+        """The reply to a NOTIFY (RFC 1996): of the plugin whose zone it is, REFUSED where there is none."""
+        rcode: int | None = None
+        block = self.find(request)
+        for plugin in block.all(TakesNotify) if block is not None else ():
+            rcode = plugin.notified(request)
+            if rcode is not None:
+                break
+        made = reply.bare(request._data, request._end, iana.REFUSED if rcode is None else rcode, request.edns)
+        made = made[:2] + bytes((made[2] | iana.AA >> 8,)) + made[3:]
+        return made if request.seal is None else request.seal(made)
 
     # Called by requests.
 
@@ -351,6 +368,13 @@ class Dispatcher:
         return outcome
 
     def _packed(self, request: Request, outcome: Outcome) -> bytes | MessageStream | None:
+        made = self._unsealed(request, outcome)
+        seal = request.seal
+        if seal is None or made is None:
+            return made
+        return seal(made) if type(made) is bytes else made
+
+    def _unsealed(self, request: Request, outcome: Outcome) -> bytes | MessageStream | None:
         if type(outcome) is Answer:
             try:
                 rotations = outcome.rotations
@@ -445,4 +469,5 @@ def _messages(request: Request, transfer: Transfer) -> Iterator[bytes]:
     for records in transfer.messages:
         answer = Answer(iana.NOERROR, transfer.flags, records)
         body = answer.rendered(request.asked.name)
-        yield reply.pack(answer, body, request._data, request._end, request.reply_flags, request.edns, 65535)
+        made = reply.pack(answer, body, request._data, request._end, request.reply_flags, request.edns, 65535)
+        yield made if request.seal is None else request.seal(made)

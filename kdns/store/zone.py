@@ -372,17 +372,27 @@ class ZoneBuilder:
 
     def add(self, bare: Bare) -> None:
         """Adds a name with its RRsets."""
-        name, sets = bare
-        node = made(self.origin, bare)
-        for rtype, _, rdatas in sets:
-            self.count += len(rdatas)
-            if rtype == iana.NSEC:
+        self.put(made(self.origin, bare))
+
+    def put(self, node: ZoneNode) -> None:
+        """Adds a name's node, which may be that of another version."""
+        name = node.name
+        hashed = False
+        for rrset in node.rrsets:
+            self.count += len(rrset.rdatas)
+            if rrset.type == iana.NSEC:
                 self.nsec.append(name)
-            elif rtype == NSEC3:
-                # A hashed name is no name of the zone (RFC 5155, section 7.2.8).
-                self.hashed[name[1 : name[0] + 1]] = node
-                return
-        self.nodes[name] = node
+            elif rrset.type == NSEC3:
+                hashed = True
+        if hashed:
+            # A hashed name is no name of the zone (RFC 5155, section 7.2.8).
+            self.hashed[name[1 : name[0] + 1]] = node
+        else:
+            self.nodes[name] = node
+
+    def sort_hashed(self) -> None:
+        """Brings NSEC3 records into the order of their hashes, where they were not added in it."""
+        self.hashed = dict(sorted(self.hashed.items()))
 
     def finish(self) -> Zone:
         """The zone. Raises BadZone."""

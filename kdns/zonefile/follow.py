@@ -15,29 +15,14 @@ from weakref import WeakValueDictionary
 from kdns import log
 from kdns.dns.name import to_text
 from kdns.store.zone import Zone
-from kdns.store.zone_diff import Change, differences
-from kdns.turns import Turn, emptied
+from kdns.turns import emptied
+from kdns.zonefile.history import History, changes_of, released
 from kdns.zonefile.load import BrokenZone, Loaded, read_beside, read_paced
 from kdns.zonefile.reader import Seen, look_at
 
 SETTLE: Final = 0.1  # seconds a file must look the same before it is read
-HISTORY: Final = 16  # versions that an IXFR can begin with
-MAX_CHANGES: Final = 100_000  # records that the history holds in all; some 20 MiB
-RELEASE: Final = 1.0  # seconds between two looks whether anybody still reads an old version
 
 Changed = Callable[["ZoneFile"], None]
-
-
-class Version:
-    """A step in a zone's history: from a version to the next."""
-
-    __slots__ = ("changes", "count", "new", "old")
-
-    def __init__(self, old: Zone, new: Zone, changes: list[Change]) -> None:
-        self.old = old.soa
-        self.new = new.soa
-        self.changes = changes
-        self.count = sum(len(rrset.rdatas) for change in changes for rrset in change if rrset is not None)
 
 
 class ZoneFile:
@@ -48,7 +33,7 @@ class ZoneFile:
         self.origin = origin
         self.log = log.plugin(plugin)
         self.zone: Zone | None = None
-        self.history: list[Version] = []
+        self.history = History()
         self.seen: list[Seen] = [Seen(path, None)]
         self.by_mtime = False  # whether a version with the same serial is taken
         self.on_change: list[Changed] = []
@@ -100,7 +85,7 @@ class ZoneFile:
             self._use(loaded)
             self._say(loaded)
             return True
-        changes = await _changes(old, loaded.zone)
+        changes = await changes_of(old, loaded.zone)
         if loaded.zone.serial == old.serial and loaded.zone.soa == old.soa and changes is not None and not changes:
             self.seen = loaded.seen  # touched, not edited
             await emptied(loaded.zone.nodes)
@@ -117,7 +102,7 @@ class ZoneFile:
             self.log.warning(
                 f"zone {self._name}: serial {loaded.zone.serial} is older than {old.serial} (RFC 1982): secondaries will not take it"
             )
-        self._remember(old, loaded.zone, changes)
+        self.history.add(old, loaded.zone, changes)
         self._use(loaded)
         self._say(loaded)
         self._release(old)
@@ -136,16 +121,8 @@ class ZoneFile:
     def _say(self, loaded: Loaded) -> None:
         self.log.info(f'Successfully reloaded zone {self._name} in "{self.path}" with {loaded.zone.serial} SOA serial')
 
-    def _remember(self, old: Zone, new: Zone, changes: list[Change] | None) -> None:
-        if changes is None or old.serial == new.serial:
-            self.history.clear()  # no steps lead here that an IXFR could tell
-            return
-        self.history.append(Version(old, new, changes))
-        while len(self.history) > HISTORY or sum(step.count for step in self.history) > MAX_CHANGES:
-            del self.history[0]
-
     def _release(self, old: Zone) -> None:
-        task = asyncio.get_running_loop().create_task(_released(old), name="an old zone")
+        task = asyncio.get_running_loop().create_task(released(old), name="an old zone")
         self.releases.add(task)
         task.add_done_callback(self.releases.discard)
 
@@ -157,29 +134,6 @@ class ZoneFile:
     @property
     def _name(self) -> str:
         return f'"{to_text(self.origin)}"'
-
-
-async def _changes(old: Zone, new: Zone) -> list[Change] | None:
-    """What differs, found in turns; None where it is more than the history may hold."""
-    out: list[Change] = []
-    count = 0
-    turn = Turn()
-    for i, changes in enumerate(differences(old, new)):
-        for change in changes:
-            count += sum(len(rrset.rdatas) for rrset in change if rrset is not None)
-            out.append(change)
-        if count > MAX_CHANGES:
-            return None
-        if i % 64 == 63:
-            await turn.pause()
-    return out
-
-
-async def _released(zone: Zone) -> None:
-    """Lets go of a version that nobody serves any more, in turns, once nobody reads it."""
-    while zone.readers:
-        await asyncio.sleep(RELEASE)
-    await emptied(zone.nodes, zone.hashed)
 
 
 _files: Final[WeakValueDictionary[tuple[str, bytes, str], ZoneFile]] = WeakValueDictionary()

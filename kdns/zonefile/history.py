@@ -1,0 +1,73 @@
+"""The last steps that led to a zone's version: what IXFR tells (RFC 1995), bounded."""
+
+import asyncio
+from typing import Final, final
+
+from kdns.dns.rrset import RRset
+from kdns.store.zone import Zone
+from kdns.store.zone_diff import Change, differences
+from kdns.turns import Turn, emptied
+
+STEPS: Final = 16  # versions that an IXFR can begin with
+MAX_CHANGES: Final = 100_000  # records of all steps; some 20 MiB
+RELEASE: Final = 1.0  # seconds between two looks whether anybody still reads an old version
+
+
+@final
+class Step:
+    """From a version to the next: the SOAs of both, and what changed beside them."""
+
+    __slots__ = ("changes", "count", "new", "old")
+
+    def __init__(self, old: RRset, new: RRset, changes: list[Change]) -> None:
+        self.old = old
+        self.new = new
+        self.changes = changes
+        self.count = sum(len(rrset.rdatas) for change in changes for rrset in change if rrset is not None)
+
+
+@final
+class History:
+    """The steps, oldest first; each begins where the one before ends."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def add(self, old: Zone, new: Zone, changes: list[Change] | None) -> None:
+        """Adds a step; None where too much changed, or nothing that a serial tells: then no steps lead here."""
+        if changes is None or old.serial == new.serial:
+            self.steps.clear()
+            return
+        self.steps.append(Step(old.soa, new.soa, changes))
+        while len(self.steps) > STEPS or sum(step.count for step in self.steps) > MAX_CHANGES:
+            del self.steps[0]
+
+    def since(self, serial: int) -> list[Step] | None:
+        """The steps that lead from a serial to now; None where they are not known."""
+        for i, step in enumerate(self.steps):
+            if int.from_bytes(step.old.rdatas[0][-20:-16], "big") == serial:
+                return self.steps[i:]
+        return None
+
+
+async def changes_of(old: Zone, new: Zone) -> list[Change] | None:
+    """What differs, found in turns; None where it is more than a history may hold."""
+    out: list[Change] = []
+    count = 0
+    turn = Turn()
+    for i, changes in enumerate(differences(old, new)):
+        for change in changes:
+            count += sum(len(rrset.rdatas) for rrset in change if rrset is not None)
+            out.append(change)
+        if count > MAX_CHANGES:
+            return None
+        if i % 64 == 63:
+            await turn.pause()
+    return out
+
+
+async def released(zone: Zone) -> None:
+    """Lets go of a version that nobody serves any more, in turns, once nobody reads it."""
+    while zone.readers:
+        await asyncio.sleep(RELEASE)
+    await emptied(zone.nodes, zone.hashed)

@@ -1,0 +1,213 @@
+"""secondary - serves zones that it has from their primaries.
+
+Zones are transferred (AXFR, then IXFR: RFC 5936, RFC 1995), kept in memory and kept up to date: a NOTIFY of a primary (RFC 1996) or the
+SOA's timers have their serial compared, and a newer version fetched.
+
+## Syntax
+
+    secondary [ZONES...] {
+        transfer from ADDRESS...
+        tsig KEY [ALGORITHM]
+        fallthrough [ZONES...]
+    }
+
+* ZONES are the zones it has; the block's if there are none. May be given several times.
+* `transfer from` are the primaries: IP addresses, with a port (default 53). They are asked in order. Required.
+* `tsig` signs what is asked of them and wants their answers signed, by a key of the plugin `tsig` in this block. ALGORITHM: hmac-sha256
+  (the default), another hmac-sha, hmac-md5.
+* `fallthrough` passes names that are not in the zone on to the next plugin.
+
+Until the first transfer a zone is SERVFAIL, and so it is once no primary has answered for as long as the SOA's expire says; both with
+an extended error. A failed transfer changes nothing; it is tried again by the SOA's retry, the first one after 250ms to 10s.
+
+## Examples
+
+~~~ corefile
+example.org:1053 {
+    secondary {
+        transfer from 192.0.2.1 192.0.2.2:5353
+    }
+    errors
+}
+~~~
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
+
+from kdns import log
+from kdns.corefile import CorefileError, Directive, ServerBlock
+from kdns.corefile.errors import Position
+from kdns.dns import iana, tsig
+from kdns.dns.errors import FormatError
+from kdns.dns.name import to_text
+from kdns.dns.rrset import RRset
+from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers, zones
+from kdns.plugin.base import BlockInfo, overrides
+from kdns.plugin.outcome import Pending
+from kdns.plugin.providers import KeyRing, Notifies, ZoneStep
+from kdns.plugin.readers import Fallthrough
+from kdns.plugin.runtime import Runtime
+from kdns.plugins.secondary.zone import SecondaryZone, same_host
+
+_OPTIONS: Final = ("transfer", "tsig", "fallthrough")
+_log = log.plugin("secondary")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One directive: zones as wire names, primaries as (address, port), the key's name and algorithm as wire names."""
+
+    zones: tuple[bytes, ...]
+    primaries: tuple[tuple[str, int], ...]
+    at: Position
+    key: bytes = b""
+    algorithm: bytes = tsig.SHA256
+    fallthrough: Fallthrough = field(default_factory=Fallthrough)
+
+
+class Secondary(Plugin):
+    """Answers from zones of its primaries."""
+
+    name: ClassVar[str] = "secondary"
+    pure = True
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[tuple[Config, ...]]:
+        return [tuple(_config(directive, block) for directive in directives)]
+
+    def __init__(self, config: tuple[Config, ...]) -> None:
+        super().__init__(config)
+        self.config: tuple[Config, ...] = config
+        self.settings: dict[bytes, Config] = {origin: each for each in config for origin in each.zones}
+        self.keys: dict[bytes, tsig.Key] = {}
+        self.served: dict[bytes, SecondaryZone] = {}
+        self.held: list[object] = []
+        self.notifiers: list[Notifies] = []
+        self.runtime: Runtime | None = None
+        self.last = False
+        self.strangers = 0
+
+    # Life.
+
+    def wire(self, block: BlockInfo) -> None:
+        self.last = not any(overrides(plugin, "handle") for plugin in block.plugins[self.position + 1 :])
+        self.notifiers = block.all(Notifies)
+        for config in self.config:
+            if config.key:
+                secret = next((found for ring in block.all(KeyRing) if (found := ring.tsig_key(config.key)) is not None), None)
+                if secret is None:
+                    raise CorefileError(config.at, f"secondary: the block's tsig has no key {to_text(config.key)}")
+                self.keys[config.key] = tsig.Key(config.key, secret, config.algorithm)
+
+    async def start(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        for origin, config in self.settings.items():
+            key = self.keys.get(config.key)
+            held = ("secondary", origin, config.primaries, key)
+            zone = await runtime.acquire(held, lambda o=origin, c=config, k=key: SecondaryZone(o, c.primaries, k))  # type: ignore[misc]
+            self.held.append(held)
+            self.served[origin] = zone
+            zone.on_change.append(self._changed)
+
+    async def stop(self) -> None:
+        for zone in self.served.values():
+            if self._changed in zone.on_change:
+                zone.on_change.remove(self._changed)
+        held, self.held = self.held, []
+        for each in held:
+            assert self.runtime is not None
+            await self.runtime.release(each)
+        self.notifiers = []
+
+    def _changed(self, zone: SecondaryZone) -> None:
+        for each in self.notifiers:
+            each.notify(zone.origin)
+
+    # Queries.
+
+    def handle(self, request: Request) -> Outcome | Pending | None:
+        question = request.question
+        if question.cls != iana.IN and question.cls != iana.ANY:
+            return None
+        served = zones.find(question.name, question.type, self.served)
+        if served is None:
+            return RcodeOnly(iana.REFUSED) if self.last else None
+        return zones.respond(request, served, self.settings[served.origin].fallthrough)
+
+    def notified(self, request: Request) -> int | None:
+        """Takes a NOTIFY for one of its zones from one of its primaries."""
+        served = self.served.get(request.question.name)
+        if served is None:
+            return None
+        host = str(request.client[0])
+        if not any(same_host(host, primary) for primary, _ in served.primaries) or request.question.type != iana.SOA:
+            self.strangers += 1
+            if self.strangers == 1:
+                _log.warning(f"notify of {to_text(served.origin)} from {host}, which is no primary of it: refused")
+            return iana.REFUSED
+        if served.key is not None and request.may_be_signed:
+            try:
+                found = tsig.find(request.wire)
+                if found is not None:
+                    if found.name != served.key.name:
+                        return tsig.NOTAUTH
+                    tsig.check(request.wire, found, served.key, time.time())
+                    signer = tsig.Signer(served.key, found.mac)
+                    request.seal = lambda message: signer.sign(message, time.time())
+            except (FormatError, tsig.Refused):
+                return tsig.NOTAUTH
+        served.wake()
+        return iana.NOERROR
+
+    # Transfers.
+
+    def transfer_zones(self) -> tuple[bytes, ...]:
+        """The zones that may be had whole."""
+        return tuple(self.settings)
+
+    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
+        """All records of a zone."""
+        served = self.served.get(zone)
+        return zones.whole(served.zone) if served is not None and served.zone is not None else None
+
+    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[ZoneStep] | None:
+        """The steps that lead from a version to the present one."""
+        served = self.served.get(zone)
+        return served.history.since(serial) if served is not None else None
+
+    def label(self, request: Request, name: str) -> str | None:
+        """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""
+        return zones.wildcard(request, self.served) if name == "zone/wildcard" else None
+
+
+def _config(directive: Directive, block: ServerBlock) -> Config:
+    primaries: list[tuple[str, int]] = []
+    key, algorithm, fallthrough = b"", tsig.SHA256, Fallthrough()
+    for line in directive.body or ():
+        readers.no_block(line)
+        name = line.name.text
+        if name == "transfer":
+            readers.arguments(line, 2, None, "`from` and addresses")
+            if line.args[0].text != "from":
+                raise readers.fail(
+                    line.args[0], f'expected `from`, found "{line.args[0].text}"; who may have the zone says the plugin transfer'
+                )
+            primaries += [readers.ip_port(word, 53) for word in line.args[1:]]
+        elif name == "tsig":
+            readers.arguments(line, 1, 2, "a key's name")
+            key = readers.name(line.args[0])
+            if len(line.args) == 2:
+                algorithm = readers.tsig_algorithm(line.args[1])
+        elif name == "fallthrough":
+            fallthrough = Fallthrough.parse(line)
+        elif name == "catalog":
+            raise readers.fail(line, "catalog zones (RFC 9432) are not built yet")
+        else:
+            raise readers.unknown(line, _OPTIONS)
+    if not primaries:
+        raise readers.fail(directive, "secondary needs `transfer from`: the addresses of the zone's primaries")
+    names = readers.zone_names(directive.args, block)
+    return Config(names, tuple(dict.fromkeys(primaries)), directive.at, key, algorithm, fallthrough)
