@@ -145,6 +145,17 @@ EVERYTHING = """
         fallthrough
     }
     k8s_external ext.org
+    tsig sec.org {
+        secret key.org c2VjcmV0
+    }
+    file db.file.org file.org
+    auto auto.org {
+        directory zones
+    }
+    secondary sec.org {
+        transfer from 127.0.0.1:9
+        tsig key.org
+    }
     loop
     forward . UPSTREAM
     grpc g.org 127.0.0.1:1
@@ -171,7 +182,18 @@ https://.:HTTPS grpc://.:GRPC {
     whoami
 }
 """
-QUESTIONS = ("a.org.", "b.org.", "web.n1.svc.cluster.local.", "nope.n1.svc.cluster.local.", "x.t.org.", "a.v.org.", "x.ext.org.")
+QUESTIONS = (
+    "a.org.",
+    "b.org.",
+    "web.n1.svc.cluster.local.",
+    "nope.n1.svc.cluster.local.",
+    "x.t.org.",
+    "a.v.org.",
+    "x.ext.org.",
+    "x.file.org.",
+    "x.auto.org.",
+    "x.sec.org.",
+)
 
 
 @pytest.fixture
@@ -181,6 +203,9 @@ def everything(tmp_path: Path, upstream: Callable[..., Upstream], monkeypatch: p
     (tmp_path / "hosts").write_text("10.0.0.1 a.org")
     Site(tmp_path)
     (tmp_path / "search.conf").write_text("search n1.svc.cluster.local")
+    (tmp_path / "zones").mkdir()
+    for path in ("db.file.org", "zones/db.auto.org"):
+        (tmp_path / path).write_text("@ 60 SOA ns h 1 60 60 60 60\n@ NS ns\nx A 192.0.2.1\n")
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     monkeypatch.setattr(up, "queries", deque(maxlen=1))  # what this test counts must not grow by itself
     text = EVERYTHING.replace("FOLDER", str(tmp_path)).replace("UPSTREAM", up.address)

@@ -1,9 +1,10 @@
 """The same zones served by kdns, BIND, NSD and Knot: every name and type asked of all of them, with and without DO.
 
 What is compared: response code, AA, and the records of the answer and authority sections with their TTLs; of a referral also the glue.
-What is left out, with its reason, is in `_comparable` and `EXPECTED`.
+What is left out, with its reason, is in `comparable` and `expected_difference`.
 """
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,29 @@ def ask(port: int, name: str, rtype: str, do: bool) -> dns.message.Message:
     return reply
 
 
-def expected_difference(peer: str, name: str, rtype: str, do: bool, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+def expected_difference(peer: str, name: str, rtype: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Why a peer may answer otherwise; empty where it may not."""
+    differ = {part for part in ours if ours[part] != theirs[part]}
+    if peer == "bind" and rtype == "NSEC" and ours["glue"] | ours["authority"] and theirs["aa"] and not ours["aa"]:
+        return "the NSEC of a cut is in the parent, but a referral helps who asks for it more; NSD and Knot refer too"
+    if peer == "bind" and theirs["rcode"] == "SERVFAIL" and len({kind for _, kind, _, _ in ours["answer"]} - {"RRSIG"}) == 1:
+        return "BIND fails a loop of CNAMEs; as NSD and Knot we give what there is, and whoever follows sees the loop"
+    if peer == "nsd" and rtype == "DS" and name in ZONES:
+        return "the zone above is here too and is asked for a DS (RFC 4035, section 3.1.4.1), though it has no such delegation"
+    if peer == "nsd" and rtype == "NSEC" and any(kind == "CNAME" for _, kind, _, _ in theirs["answer"] ^ ours["answer"]):
+        return "an NSEC is asked of a CNAME's owner itself (RFC 4035, section 2.5), also where there is none"
+    if peer == "nsd" and differ == {"authority"} and name.startswith("*.") and ours["authority"] < theirs["authority"]:
+        return "NSD also proves the closest encloser of a wildcard that is asked by its own name"
+    if (
+        peer == "nsd"
+        and differ == {"authority"}
+        and theirs["authority"] < ours["authority"]
+        and ours["rcode"] == "NXDOMAIN"
+        and ours["answer"]
+    ):
+        return "NSD leaves out the proof for the name that a DNAME leads to"
+    if peer == "knot" and differ == {"authority"} and rtype == "NSEC" and theirs["authority"] < ours["authority"]:
+        return "Knot takes the wildcard's NSEC in the answer for the proof too, where it has the name asked as its owner"
     return ""
 
 
@@ -112,6 +134,35 @@ def served(paths: dict[str, Path]) -> Iterator[Server]:
         yield server
 
 
+def compare(
+    peer: str, paths: dict[str, Path], folder: Path, sample: int, first: int = 0
+) -> tuple[int, dict[str, int], list[Any]]:
+    """Asks every `sample`th question of both; gives the count, the counts of stated differences, and what differs otherwise."""
+    compared, stated, odd = 0, dict[str, int](), []
+    with peers.serving(peer, folder, paths) as port:
+        for server in served(paths):
+            asked = [(zone, *question) for zone, path in paths.items() for question in questions(zone, path)]
+            for zone, name, rtype in asked[first % sample :: sample]:
+                for do in (False, True):
+                    ours = comparable(ask(server.port, name, rtype, do), zone, name)
+                    theirs = comparable(ask(port, name, rtype, do), zone, name)
+                    compared += 1
+                    if ours == theirs:
+                        continue
+                    reason = expected_difference(peer, name, rtype, ours, theirs)
+                    if reason:
+                        stated[reason] = stated.get(reason, 0) + 1
+                    else:
+                        odd.append(
+                            (name, rtype, do, {part: (ours[part], theirs[part]) for part in ours if ours[part] != theirs[part]})
+                        )
+    return compared, stated, odd
+
+
+# Every seventh question in each run; they begin in different places, so that nearly all are asked of somebody.
+SAMPLE = 7
+
+
 @pytest.mark.parametrize("peer", list(peers.PROGRAMS))
 @pytest.mark.parametrize("kind", ["plain", *SIGNINGS])
 def test_the_same_answers_as_peers(files: dict[str, dict[str, Path]], kind: str, peer: str, tmp_path: Path) -> None:
@@ -119,24 +170,61 @@ def test_the_same_answers_as_peers(files: dict[str, dict[str, Path]], kind: str,
         pytest.skip(f"{peers.PROGRAMS[peer]} is not installed")
     if kind not in files:
         pytest.skip("dnssec-signzone is not installed")
-    paths = files[kind]
-    compared, odd = 0, []
-    with peers.serving(peer, tmp_path, paths) as port:
-        for server in served(paths):
-            for zone, path in paths.items():
-                for name, rtype in questions(zone, path):
-                    for do in (False, True):
-                        ours = comparable(ask(server.port, name, rtype, do), zone, name)
-                        theirs = comparable(ask(port, name, rtype, do), zone, name)
-                        compared += 1
-                        if ours != theirs and not expected_difference(peer, name, rtype, do, ours, theirs):
-                            odd.append(
-                                (
-                                    name,
-                                    rtype,
-                                    do,
-                                    {part: (ours[part], theirs[part]) for part in ours if ours[part] != theirs[part]},
-                                )
-                            )
-    print(f"{peer} {kind}: {compared} answers compared")
-    assert not odd, f"{len(odd)} of {compared} differ: {odd[:8]}"
+    first = list(peers.PROGRAMS).index(peer) * 4 + ["plain", *SIGNINGS].index(kind)
+    compared, _, odd = compare(peer, files[kind], tmp_path, SAMPLE, first)
+    assert compared > 500 and not odd, f"{len(odd)} of {compared} differ: {odd[:8]}"
+
+
+def random_zone(origin: str, chance: random.Random) -> str:
+    """A small zone of nodes of all kinds, that all peers load."""
+    lines = [f"$TTL 300\n$ORIGIN {origin}\n@ SOA ns h 1 3600 300 3600000 60\n@ NS ns\nns A 192.0.2.1"]
+    labels = ("a", "b", "c", "*")
+    taken: dict[str, str] = {"": "apex", "ns": "data"}
+    for _ in range(chance.randrange(4, 16)):
+        name = ".".join(chance.choice(labels) for _ in range(chance.randrange(1, 4)))
+        above = name.split(".")
+        parents = {".".join(above[i:]) for i in range(1, len(above))}
+        if name in taken or any(taken.get(each) in ("cut", "dname") for each in parents):
+            continue
+        if any(each.endswith("." + name) for each in taken):
+            kind = "data"
+        else:
+            kind = chance.choice(("data", "data", "cname", "dname", "cut", "signed cut"))
+        if name.startswith("*") and kind in ("cut", "signed cut", "dname"):
+            kind = "data"
+        taken[name] = kind.split()[-1]
+        target = ".".join(chance.choice(labels[:3]) for _ in range(chance.randrange(1, 4)))
+        if kind == "data":
+            lines += [
+                f"{name} {record}"
+                for record in chance.sample(["A 192.0.2.2", 'TXT "x"', f"MX 10 {target}", "AAAA 2001:db8::2"], 2)
+            ]
+        elif kind == "cname":
+            lines.append(f"{name} CNAME {target}")
+        elif kind == "dname":
+            lines.append(f"{name} DNAME {target}.q")
+        else:
+            lines += [f"{name} NS ns.{name}", f"ns.{name} A 192.0.2.3"]
+            if kind == "signed cut":
+                lines.append(f"{name} DS 1 13 2 {'0' * 64}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("peer", list(peers.PROGRAMS))
+@pytest.mark.parametrize("kind", ["plain", *SIGNINGS])
+def test_the_same_answers_as_peers_in_random_zones(kind: str, peer: str, tmp_path: Path) -> None:
+    if peer not in peers.there():
+        pytest.skip(f"{peers.PROGRAMS[peer]} is not installed")
+    if kind != "plain" and not peers.find("dnssec-signzone"):
+        pytest.skip("dnssec-signzone is not installed")
+    paths = {}
+    for i in range(5):
+        origin = f"z{i}.test."
+        text = random_zone(origin, random.Random(f"{kind} {i}"))
+        if kind == "plain":
+            paths[origin] = tmp_path / origin
+            paths[origin].write_text(text)
+        else:
+            paths[origin] = peers.signed(tmp_path / "signed", origin, text, *SIGNINGS[kind])
+    compared, _, odd = compare(peer, paths, tmp_path / "peer", 11)
+    assert compared > 100 and not odd, f"{len(odd)} of {compared} differ: {odd[:8]}"
