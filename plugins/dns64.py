@@ -38,15 +38,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive, ServerBlock, Token
+from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer
+from kdns.dns.translation import PREFIX, embed
 from kdns.metrics import Counter, Slot
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, then
 from kdns.plugin.base import Meter
 
-DEFAULT: Final = ipaddress.IPv6Network("64:ff9b::/96")
-LENGTHS: Final = (32, 40, 48, 56, 64, 96)  # RFC 6052, section 2.2
 MAX_TTL: Final = 600  # seconds, where the AAAA's denial says nothing (RFC 6147, section 5.1.7)
 
 TRANSLATED: Final = Counter(
@@ -58,7 +57,7 @@ TRANSLATED: Final = Counter(
 class Config:
     """The prefix, and for whom and what."""
 
-    prefix: ipaddress.IPv6Network = DEFAULT
+    prefix: ipaddress.IPv6Network = PREFIX
     translate_all: bool = False
     allow_ipv4: bool = False
 
@@ -73,10 +72,10 @@ class Dns64(Plugin):
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         directive = directives[-1]
         readers.arguments(directive, 0, 1)
-        config = Config(_prefix(directive.args[0])) if directive.args else Config()
+        config = Config(readers.translation_prefix(directive.args[0])) if directive.args else Config()
         for line in directive.body or ():
             if line.name.text == "prefix":
-                config = replace(config, prefix=_prefix(readers.one(line, "a prefix")))
+                config = replace(config, prefix=readers.translation_prefix(readers.one(line, "a prefix")))
             elif line.name.text == "translate_all":
                 readers.arguments(line, 0, 0)
                 config = replace(config, translate_all=True)
@@ -136,25 +135,3 @@ class Dns64(Plugin):
         # RA, as a translated answer is recursion's; an empty one would else read as a lame referral.
         flags = outcome.flags & iana.TC | iana.RA
         return Answer(outcome.rcode, flags, answer, outcome.authority, outcome.additional, validity=ALWAYS)
-
-
-def embed(prefix: ipaddress.IPv6Network, address: bytes) -> bytes:
-    """An IPv4 address in a prefix; octet 8 stays zero (RFC 6052, section 2.2)."""
-    out = bytearray(prefix.network_address.packed)
-    at = prefix.prefixlen // 8
-    for octet in address:
-        if at == 8:
-            at += 1
-        out[at] = octet
-        at += 1
-    return bytes(out)
-
-
-def _prefix(word: Token) -> ipaddress.IPv6Network:
-    try:
-        network = ipaddress.IPv6Network(word.text, strict=False)
-    except ValueError:
-        raise readers.fail(word, f'expected an IPv6 prefix such as 64:ff9b::/96, found "{word.text}"') from None
-    if network.prefixlen not in LENGTHS:
-        raise readers.fail(word, f"a prefix of {network.prefixlen} bits: expected {', '.join(map(str, LENGTHS))}")
-    return network

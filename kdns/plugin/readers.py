@@ -12,6 +12,7 @@ from kdns.corefile.keys import plugin_zones
 from kdns.dns import tsig
 from kdns.dns.errors import BadName
 from kdns.dns.name import closest, from_text, is_within
+from kdns.dns.translation import LENGTHS
 from kdns.regex import BadRegex, compile_regex
 
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -180,6 +181,17 @@ def ip_port(word: Token, default: int) -> tuple[str, int]:
         return str(ipaddress.ip_address(host)), port
     except ValueError:
         raise fail(word, f'expected an IP address, with or without a port, found "{word.text}"') from None
+
+
+def translation_prefix(word: Token) -> ipaddress.IPv6Network:
+    """A prefix that IPv4 addresses are embedded in (RFC 6052)."""
+    try:
+        network = ipaddress.IPv6Network(word.text, strict=False)
+    except ValueError:
+        raise fail(word, f'expected an IPv6 prefix such as 64:ff9b::/96, found "{word.text}"') from None
+    if network.prefixlen not in LENGTHS:
+        raise fail(word, f"a prefix of {network.prefixlen} bits: expected {', '.join(map(str, LENGTHS))}")
+    return network
 
 
 def tsig_algorithm(word: Token) -> bytes:

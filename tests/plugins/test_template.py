@@ -8,7 +8,7 @@ import pytest
 
 from kdns.corefile import CorefileError
 from kdns.dns.errors import FormatError
-from kdns.plugins.dns64 import embed
+from kdns.dns.translation import embed
 from kdns.plugins.template import record
 from kdns.plugins.template.language import BadTemplate, Template
 from kdns.server import build

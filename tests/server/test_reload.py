@@ -113,6 +113,7 @@ EVERYTHING = """
     family
     local
     dns64
+    siit
     acl {
         allow
     }
@@ -180,6 +181,12 @@ https://.:HTTPS grpc://.:GRPC {
     grpc_server
     proxyproto
     whoami
+}
+e.org:{port} {
+    bind 127.0.0.1
+    erratic {
+        drop 0
+    }
 }
 """
 QUESTIONS = (

@@ -95,6 +95,9 @@ def expected_difference(peer: str, name: str, rtype: str, ours: dict[str, Any], 
         return "the NSEC of a cut is in the parent, but a referral helps who asks for it more; NSD and Knot refer too"
     if peer == "bind" and theirs["rcode"] == "SERVFAIL" and len({kind for _, kind, _, _ in ours["answer"]} - {"RRSIG"}) == 1:
         return "BIND fails a loop of CNAMEs; as NSD and Knot we give what there is, and whoever follows sees the loop"
+    less = differ == {"authority"} and theirs["authority"] < ours["authority"] and ours["rcode"] == "NOERROR"
+    if peer in ("bind", "knot") and less and any(kind == "NSEC" for _, kind, _, _ in ours["authority"]):
+        return "BIND and Knot leave out the NSEC that shows that a wildcard is an empty non-terminal; NSD gives it too"
     if peer == "nsd" and rtype == "DS" and name in ZONES:
         return "the zone above is here too and is asked for a DS (RFC 4035, section 3.1.4.1), though it has no such delegation"
     if peer == "nsd" and rtype == "NSEC" and any(kind == "CNAME" for _, kind, _, _ in theirs["answer"] ^ ours["answer"]):
