@@ -158,7 +158,7 @@ class Auto(Plugin):
 
     async def look(self) -> None:
         """Takes in new files, lets go of those that have gone, and reads again what has changed."""
-        found = self._found()
+        found = await asyncio.to_thread(self._found)
         for origin in [origin for origin in self.served if origin not in found]:
             _log.info(f"Deleting zone `{to_text(origin)}'")
             gone = self.served.pop(origin)
@@ -238,6 +238,9 @@ class Auto(Plugin):
     def _changed(self, file: ZoneFile) -> None:
         for each in self.notifiers:
             each.notify(file.origin)
+
+    def explain(self, request: Request) -> str:
+        return zones.explained(request, self.served)
 
     def label(self, request: Request, name: str) -> str | None:
         """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""

@@ -183,6 +183,9 @@ class File(Plugin):
         for each in self.notifiers:
             each.notify(file.origin)
 
+    def explain(self, request: Request) -> str:
+        return zones.explained(request, self.served)
+
     def label(self, request: Request, name: str) -> str | None:
         """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""
         if name != "zone/wildcard":

@@ -17,12 +17,15 @@ Positive answers lose their authority and additional sections. Denials, errors a
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer
+from kdns.dns.rrset import RRset
 from kdns.plugin import Plugin, Request, readers
+
+NSEC3: Final = 50
 
 
 class Minimal(Plugin):
@@ -42,4 +45,12 @@ class Minimal(Plugin):
             return answer
         if not answer.answer or not (answer.authority or answer.additional):
             return answer
-        return answer.replace(authority=(), additional=(), validity=answer.validity)
+        proofs = [rrset for rrset in answer.authority if proves(rrset)]
+        return answer.replace(authority=proofs, additional=(), validity=answer.validity)
+
+
+def proves(rrset: RRset) -> bool:
+    """Whether an RRset is part of a proof: without that of a wildcard's answer validators take it for a forgery (RFC 4035, 5.3.4)."""
+    if rrset.type == iana.RRSIG:
+        return any(data[:2] in (b"\0\x2f", b"\0\x32") for data in rrset.rdatas)
+    return rrset.type in (iana.NSEC, NSEC3)

@@ -151,6 +151,9 @@ class TsigPlugin(Plugin):
         except tsig.Refused as error:
             return self._refuse(request, found, key, error.error)
         signer = tsig.Signer(key, found.mac)
+        if request.edns is not None and request.transport == "udp":
+            # The signature of the reply takes as much room as that of the query (RFC 8945, section 5.3).
+            request.edns = request.edns.with_size(request.edns.size - (len(data) - found.start))
         request.seal = lambda message: signer.sign(message, time.time())
         request.slots[self.position] = found.name
         return None

@@ -96,6 +96,8 @@ def respond(request: Request, served: Served, fallthrough: Fallthrough) -> Outco
 
 def _answer(request: Request, zone: Zone, found: Found) -> Answer:
     authority = found.authority
+    if len(authority) == 1 and not found.answer and authority[0] is zone.denial:
+        return zone.denied(request.question.name, found.rcode)
     if found.zone_ns and _fits(request, found):
         authority = [*authority, *found.zone_ns]
     flags = iana.AA if found.authoritative else 0
@@ -133,6 +135,28 @@ def _joined(zone: Zone, ours: Found, theirs: Outcome) -> Outcome:
     # be had, the client must not take the CNAME alone for an answer.
     failed = type(theirs) is RcodeOnly and theirs.rcode != iana.REFUSED and not isinstance(theirs.error, NoNextPlugin)
     return Answer(iana.SERVFAIL if failed else iana.NOERROR, iana.AA, ours.answer, local=True)
+
+
+def explained(request: Request, zones: Mapping[bytes, S]) -> str:
+    """Why a query gets what it gets, in a few words."""
+    question = request.question
+    served = find(question.name, question.type, zones)
+    if served is None:
+        return "no zone of its has this name"
+    zone = served.zone
+    if zone is None:
+        return served.failure[1]
+    found = zone.answer(question.name, question.type)
+    about = f"zone {to_text(zone.origin)}, serial {zone.serial}"
+    if found.referral:
+        return f"{about}: delegated to {to_text(found.authority[-1].owner)}"
+    if found.wildcard:
+        return f"{about}: by the wildcard {to_text(found.wildcard)}"
+    if found.target:
+        return f"{about}: a CNAME leads out of the zone, to {to_text(found.target)}"
+    if found.rcode == iana.NXDOMAIN:
+        return f"{about}: there is no such name"
+    return about if found.answer else f"{about}: the name has no record of this type"
 
 
 def wildcard(request: Request, zones: Mapping[bytes, S]) -> str | None:

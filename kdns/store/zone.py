@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final, final
 
 from kdns.dns import iana
-from kdns.dns.answer import Validity
+from kdns.dns.answer import Answer, Validity, negative
 from kdns.dns.name import MAX_NAME, is_within
 from kdns.dns.rrset import RRset
 from kdns.dns.wire import skip_name
@@ -75,19 +75,8 @@ class Zone:
     """A zone's nodes by name, and the chain of its proofs. Made by `ZoneBuilder` or `zone_of`."""
 
     __slots__ = (
-        "apex",
-        "count",
-        "denial",
-        "hashed",
-        "negative_ttl",
-        "nodes",
-        "origin",
-        "proofs",
-        "readers",
-        "serial",
-        "soa",
-        "validity",
-    )
+        "_denials", "apex", "count", "denial", "hashed", "negative_ttl", "nodes", "origin", "proofs", "readers", "serial", "soa", "validity",
+    )  # fmt: skip
 
     def __init__(self, builder: "ZoneBuilder", apex: ZoneNode, soa: RRset, proofs: Proofs | None) -> None:
         self.origin = builder.origin
@@ -103,6 +92,18 @@ class Zone:
         self.negative_ttl = min(soa.ttl, int.from_bytes(soa.rdatas[0][-4:], "big"))
         self.denial = soa._replace(ttl=self.negative_ttl)
         self.validity = Validity()
+        # What was rendered of denials without proofs, by response code and octets of the name: at most 2 x 255.
+        self._denials: dict[tuple[int, int], Answer] = {}
+
+    def denied(self, name: bytes, rcode: int) -> Answer:
+        """The denial of a name of this zone, without proofs."""
+        key = (rcode, len(name))
+        known = self._denials.get(key)
+        if known is None:
+            soa = self.denial
+            known = negative(name, self.origin, rcode, iana.AA, soa.ttl, soa.rdatas[0], self.validity)
+            self._denials[key] = known
+        return known
 
     def __len__(self) -> int:
         return len(self.nodes)

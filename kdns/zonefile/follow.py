@@ -52,21 +52,27 @@ class ZoneFile:
         """Whether any of the zone's files looks otherwise than when it was read."""
         return any(look_at(each.path) != each.look for each in self.seen)
 
+    def _looks(self) -> list[tuple[int, int, int] | None]:
+        return [look_at(each.path) for each in self.seen]
+
     async def look(self) -> bool:
         """Reads the file if it has changed; says whether there is another version."""
-        if self.looking or (self.zone is not None and not self.changed()):
+        if self.looking:
             return False
         self.looking = True
         try:
+            # In a thread: a file system that hangs holds nobody.
+            if self.zone is not None and not await asyncio.to_thread(self.changed):
+                return False
             return await self._read()
         finally:
             self.looking = False
 
     async def _read(self) -> bool:
-        before = [look_at(each.path) for each in self.seen]
         if self.zone is not None:
+            before = await asyncio.to_thread(self._looks)
             await asyncio.sleep(SETTLE)
-            if before != [look_at(each.path) for each in self.seen]:
+            if before != await asyncio.to_thread(self._looks):
                 return False  # it is being written
         kept = "; the last good version is served" if self.zone is not None else ""
         try:

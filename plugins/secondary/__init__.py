@@ -178,6 +178,9 @@ class Secondary(Plugin):
         served = self.served.get(zone)
         return served.history.since(serial) if served is not None else None
 
+    def explain(self, request: Request) -> str:
+        return zones.explained(request, self.served)
+
     def label(self, request: Request, name: str) -> str | None:
         """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""
         return zones.wildcard(request, self.served) if name == "zone/wildcard" else None

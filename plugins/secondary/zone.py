@@ -28,6 +28,7 @@ FIRST_RETRY: Final = 0.25  # seconds before the first transfer is tried again, d
 LAST_RETRY: Final = 10.0
 LEAST: Final = 1.0  # seconds: a timer of the SOA that is shorter
 MOST: Final = 2_419_200.0  # seconds, four weeks: one that is longer (BIND's max-refresh-time)
+APART: Final = 0.2  # seconds between two looks at the primaries, however many NOTIFYs come
 JITTER: Final = 5.0  # seconds at most, and a tenth of the timer: secondaries that began together do not ask together
 
 _log = log.plugin("secondary")
@@ -113,6 +114,7 @@ class SecondaryZone:
 
     async def _wait(self, seconds: float) -> None:
         assert self.woken is not None
+        await asyncio.sleep(min(APART, seconds))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.woken.wait(), seconds)
 

@@ -1,12 +1,15 @@
 """file and auto: answers, chains out of the zone, fallthrough; following files; what is broken; folders."""
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import dns.edns
 import dns.flags
 import dns.message
+import dns.rdatatype
+import dns.rrset
 import pytest
 
 from kdns.corefile import CorefileError
@@ -14,6 +17,7 @@ from kdns.dns.name import from_text
 from kdns.testing import Server, Upstream, code, data, eventually
 from kdns.testing.upstream import answer
 from kdns.zonefile import follow
+from tests.cli.test_commands import kdns
 from tests.fixtures import Serve
 
 ZONE = """\
@@ -195,7 +199,8 @@ def test_a_reload_of_the_corefile_reads_no_zone_again(serve: Serve, db: Path) ->
 @pytest.mark.parametrize(("text", "expected"), [
     ("file", "expected a file"), ("file {db} {\n bogus\n }", "unknown property"), ("file {db} {\n reload 5\n }", "a unit is missing"),
     ("file {db} {\n reload_by_mtime x\n }", "unexpected argument"), ("file {bad}", "bad:1:5: expected an IPv4 address"),
-    ("file {none} {\n reload 0\n }", "No such file"), ("auto", "auto needs `directory`"), ("auto {\n directory a b\n }", "needs a TEMPLATE"),
+    ("file {none} {\n reload 0\n }", "No such file"), ("auto", "auto needs `directory`"), ("auto {\n directory a b\n }",
+    "needs a TEMPLATE"),
     ("auto {\n directory a db {1}\n }", "needs a group"), ("auto {\n directory a (db {1}\n }", "bad regular expression"),
 ])  # fmt: skip
 def test_bad_directives_are_named(serve: Serve, db: Path, text: str, expected: str) -> None:
@@ -249,3 +254,84 @@ def test_a_folder_that_is_not_there_is_named_and_waited_for(serve: Serve, tmp_pa
     (tmp_path / "later").mkdir()
     put(tmp_path / "later" / "db.example.org")
     eventually(lambda: data(server.ask("www.example.org.")) == ["192.0.2.2"])
+
+
+SIGNED = """\
+@ NSEC *.w A NS SOA NSEC
+*.w A 192.0.2.7
+*.w NSEC ns.example.org. A NSEC
+"""
+
+
+def kinds(section: list[dns.rrset.RRset]) -> list[str]:
+    return sorted(dns.rdatatype.to_text(rrset.rdtype) for rrset in section)
+
+
+def test_minimal_keeps_the_proof_of_a_wildcards_answer(serve: Serve, db: Path) -> None:
+    put(db, 1, SIGNED)
+    server = serve(corefile(db, more="minimal"))
+    for _ in range(3):
+        assert kinds(server.ask("x.w.example.org.", want_dnssec=True).authority) == ["NSEC"]
+        assert not server.ask("x.w.example.org.").authority and not server.ask("www.example.org.").authority
+    plain = serve(corefile(db))
+    assert kinds(plain.ask("x.w.example.org.", want_dnssec=True).authority) == ["NS", "NSEC"]
+
+
+def test_what_was_asked_before_changes_no_answer(serve: Serve, db: Path) -> None:
+    put(db, 1, SIGNED)
+    names = [
+        f"{first}.example.org."
+        for first in ("www", "WWW", "x.w", "y.w", "nope", "n0pe", "b", "alias", "q.sub", "sub", "x.nope", "a.b.c")
+    ]
+    asked = [(name, rtype, do) for name in names for rtype in ("A", "TXT", "DS", "NS") for do in (False, True)]
+
+    def said(server: Server, name: str, rtype: str, do: bool) -> list[list[str]]:
+        reply = server.ask(name, rtype, want_dnssec=do)
+        return [sorted(str(rrset) for rrset in section) for section in reply.sections] + [[code(reply), str(reply.flags)]]
+
+    fresh = serve(corefile(db))
+    expected = {each: said(fresh, *each) for each in asked}
+    server = serve(corefile(db))
+    chance = random.Random(1)
+    for _ in range(3):
+        chance.shuffle(asked)
+        for each in asked:
+            assert said(server, *each) == expected[each], each
+
+
+def test_the_courtesy_of_the_zones_servers_never_costs_a_truncation(serve: Serve, db: Path) -> None:
+    put(
+        db,
+        1,
+        "".join(f"@ NS ns{i}.{'long' * 12}.example.net.\n" for i in range(4))
+        + "".join(f"many A 10.0.0.{i}\n" for i in range(20)),
+    )
+    server = serve(corefile(db))
+    small, large = server.ask("many.example.org."), server.ask("many.example.org.", use_edns=0, payload=1232)
+    assert not small.flags & dns.flags.TC and len(small.answer[0]) == 20 and not small.authority and large.authority
+
+
+def test_a_referral_whose_glue_does_not_fit_is_truncated(serve: Serve, db: Path) -> None:
+    many = range(13)
+    put(
+        db,
+        1,
+        "".join(
+            f"big NS ns{i}.{'x' * 30}.big\nns{i}.{'x' * 30}.big A 10.0.0.{i}\nns{i}.{'x' * 30}.big AAAA ::{i}\n" for i in many
+        ),
+    )
+    server = serve(corefile(db))
+    assert server.ask("a.big.example.org.").flags & dns.flags.TC
+    whole = server.ask("a.big.example.org.", tcp=True)
+    assert not whole.flags & dns.flags.TC and len(whole.additional) == 26
+
+
+def test_explain_says_why(serve: Serve, db: Path, tmp_path: Path) -> None:
+    put(db, 1, "*.w A 192.0.2.7\n")
+    (tmp_path / "Corefile").write_text(f"example.org:1053 {{\n file {db}\n}}\n")
+    for name, why in (
+        ("www", "zone example.org., serial 1"), ("x.w", "by the wildcard *.w.example.org."), ("x.sub", "delegated to sub.example.org."),
+        ("nope", "there is no such name"), ("b", "no record of this type"), ("out", "a CNAME leads out of the zone, to www.example.net."),
+    ):  # fmt: skip
+        done = kdns("explain", "-conf", str(tmp_path / "Corefile"), f"{name}.example.org")
+        assert why in done.stdout, done.stdout + done.stderr
