@@ -255,7 +255,8 @@ def _decoded(text: bytes, base: int) -> bytes | None:
             return binascii.unhexlify(text)
         if base == 64:
             return base64.b64decode(text, validate=True)
-        return base64.b32hexdecode(text.upper() + b"=" * (-len(text) % 8))
+        # Without padding (RFC 5155, section 3.3).
+        return base64.b32hexdecode(text.upper() + b"=" * (-len(text) % 8)) if b"=" not in text else None
     except (ValueError, binascii.Error):
         return None
 

@@ -184,7 +184,8 @@ def test_simple_lines_are_read_by_the_short_way_as_by_the_long_one(lines: list[s
     ("www SVCB 1 . alpn=h2 alpn=h3\n", 'parameter "alpn" stands twice'), ("www SVCB 1 . mandatory=port\n",
     "a mandatory parameter is missing"),
     ("www LOC 91 N 0 E 0m\n", "expected a number up to 90"), ("www RRSIG A 5 3 1 20301322173103 1 1 . AA==\n", 'no time: "20301322173103"'),
-    ("www NSEC3 1 0 0 - !!\n", "expected octets in base32"), ("www APL 3:x/1\n", "expected a prefix such as"),
+    ("www NSEC3 1 0 0 - !!\n", "expected octets in base32"),
+    ("www NSEC3 1 0 0 - 2vptu5timamqttgl4luu9kg21e0aor3s==== A\n", "expected octets in base32"), ("www APL 3:x/1\n", "expected a prefix such as"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named_with_its_place(text: str | bytes, expected: str) -> None:
     assert expected in complaint(text)
