@@ -20,6 +20,7 @@ from kdns.dns.errors import FormatError
 from kdns.dns.name import to_text
 from kdns.plugin.zones import INVALID_DATA, NOT_READY
 from kdns.plugins.secondary.client import Primary, Unchanged
+from kdns.store.catalog import BadCatalog
 from kdns.store.zone import BadZone, Zone
 from kdns.store.zone_transfer import BadTransfer
 from kdns.zonefile.history import History, changes_of, released
@@ -37,10 +38,18 @@ _log = log.plugin("secondary")
 class SecondaryZone:
     """A zone that is fetched from its primaries. A resource: started once, shared by the configurations that have it."""
 
-    def __init__(self, origin: bytes, primaries: tuple[tuple[str, int], ...], key: tsig.Key | None) -> None:
+    def __init__(
+        self,
+        origin: bytes,
+        primaries: tuple[tuple[str, int], ...],
+        key: tsig.Key | None,
+        accepts: Callable[[Zone], object] | None = None,
+    ) -> None:
+        """`accepts` raises BadCatalog for a version that may not be used."""
         self.origin = origin
         self.primaries = primaries
         self.key = key
+        self.accepts = accepts
         self.current: Zone | None = None
         self.history = History()
         self.expired = False
@@ -129,9 +138,11 @@ class SecondaryZone:
             primary = Primary(self.origin, where, self.key)
             try:
                 zone = await primary.newer(self.current)
+                if self.accepts is not None:
+                    self.accepts(zone)
             except Unchanged:
                 return True
-            except (OSError, TimeoutError, EOFError, FormatError, BadTransfer, BadZone, tsig.Refused) as error:
+            except (OSError, TimeoutError, EOFError, FormatError, BadTransfer, BadZone, BadCatalog, tsig.Refused) as error:
                 why = str(error) or type(error).__name__
                 _log.warning(f"Failed to transfer {self._name} from {host_port(*where)}: {why}")
                 continue

@@ -399,7 +399,7 @@ def test_a_reload_of_the_corefile_keeps_the_zone(serve: Serve, db: Path) -> None
     ("secondary {\n transfer from ns.example.\n }", "expected an IP address"),
     ("secondary {\n transfer from 127.0.0.1\n tsig k.\n }", "has no key k."),
     ("secondary {\n transfer from 127.0.0.1\n tsig k. md4\n }", "unknown algorithm"),
-    ("secondary {\n catalog\n }", "not built yet"), ("tsig {\n secret a !!\n }\n whoami", "expected a secret in base64"),
+    ("tsig {\n secret a !!\n }\n whoami", "expected a secret in base64"),
     ("tsig {\n require BOGUS\n }\n whoami", "unknown type"),
     ("tsig {\n secret a AA==\n secret A. AA==\n }\n whoami", "defined twice"), ("tsig {\n secrets nowhere\n }\n whoami",
     "nowhere: No such file"),
@@ -409,6 +409,55 @@ def test_bad_directives_are_named(serve: Serve, text: str, expected: str) -> Non
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:
         serve(f"example.org:{{port}} {{\n bind 127.0.0.1\n {text}\n}}\n")
     assert expected in str(caught.value)
+
+
+# Catalogs.
+
+CATALOG = "@ 60 SOA . . {serial} 3600 1 86400 60\n@ NS invalid.\nversion TXT 2\n"
+
+
+def catalog_corefile(port: int, members: str = "") -> str:
+    return f".:{{port}} {{\n bind 127.0.0.1\n secondary catalog.example {{\n transfer from 127.0.0.1:{port}\n catalog {members}\n }}\n}}\n"
+
+
+def test_the_members_of_a_catalog_come_and_go_with_it(serve: Serve, db: Path, tmp_path: Path, lines: list[str]) -> None:
+    cat, ours = tmp_path / "cat", free_port()
+
+    def write(serial: int, *members: str) -> None:
+        new = tmp_path / "cat.new"
+        new.write_text(CATALOG.replace("{serial}", str(serial)) + "".join(f"{each}\n" for each in members))
+        os.replace(new, cat)
+
+    write(1, "a.zones PTR example.org.", "b.zones PTR sub.example.net.")
+    shutil.copy(db, tmp_path / "net")
+    first = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to * 127.0.0.1:{ours}\n }}\n file {cat} catalog.example {{\n reload 20ms\n }}\n"
+        f" file {db} example.org\n file {tmp_path}/net sub.example.net\n}}\n"
+    )
+    server = serve(catalog_corefile(first.port), port=ours)
+    eventually(lambda: serial(ours) == 1)
+    eventually(lambda: data(server.ask("www.sub.example.net.")) == ["192.0.2.2", "192.0.2.3"])
+    assert server.reload(server.text + "\n") and data(server.ask("www.example.org.")) == ["192.0.2.2", "192.0.2.3"]
+    write(2, "a.zones PTR example.org.")
+    eventually(lambda: code(server.ask("www.sub.example.net.")) == "REFUSED")
+    assert data(server.ask("www.example.org.")) == ["192.0.2.2", "192.0.2.3"]
+    write(3, "a.zones PTR example.org.", "c.zones PTR example.org.")  # a zone that is listed twice
+    eventually(lambda: any("listed twice" in line for line in lines))
+    assert data(server.ask("www.example.org.")) == ["192.0.2.2", "192.0.2.3"]
+    write(4, "other.zones PTR example.org.", "b.zones PTR sub.example.net.")
+    eventually(lambda: any("Reset catalog member zone example.org." in line for line in lines))
+    eventually(lambda: serial(ours) == 1 and data(server.ask("www.sub.example.net.")) == ["192.0.2.2", "192.0.2.3"])
+
+
+def test_only_what_a_catalog_may_list_is_taken(serve: Serve, db: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat").write_text(CATALOG.replace("{serial}", "1") + "a.zones PTR example.org.\nb.zones PTR sub.example.net.\n")
+    first = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n file {tmp_path}/cat catalog.example\n file {db} example.org\n"
+        f" file {db} sub.example.net\n}}\n"
+    )
+    server = serve(catalog_corefile(first.port, "example.org"))
+    eventually(lambda: serial(server.port) == 1)
+    assert code(server.ask("www.sub.example.net.")) == "REFUSED"
 
 
 def test_keys_are_read_from_a_file_as_bind_writes_it(serve: Serve, db: Path, tmp_path: Path) -> None:
