@@ -1,6 +1,6 @@
-"""acl - decides by client address and query type who may ask what.
+"""acl - allows or refuses queries by client address and query type.
 
-It judges the name as `rewrite` left it, before the cache.
+It sees the name after `rewrite` changed it, and it runs before the cache.
 
 ## Syntax
 
@@ -8,12 +8,12 @@ It judges the name as `rewrite` left it, before the cache.
         allow|block|filter|drop [type QTYPE...] [net SOURCE...]
     }
 
-* ZONES are the zones it judges; the block's if there are none.
-* `allow` ends all judging; `block` answers REFUSED; `filter` answers with no records; `drop` does not answer.
-* `type` are query types, `*` all (default); `net` addresses or networks of clients, `*` all (default).
+* ZONES are the zones it applies to. Default: the block's zones.
+* `allow` lets the query pass; `block` answers REFUSED; `filter` answers without records; `drop` does not answer.
+* `type` lists query types and `net` lists client addresses or networks. `*` (the default) matches all.
 
-The first line of a directive that fits decides; where none fits, the next directive is asked; then the query goes on.
-Clients that use EDNS are told why (RFC 8914: Blocked, Filtered).
+The first line of a directive that matches applies. If none matches, the next directive is tried, and then the query goes on.
+Clients that use EDNS are told the reason (RFC 8914: Blocked, Filtered).
 
 ## Examples
 

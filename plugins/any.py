@@ -1,6 +1,6 @@
 """any - answers queries of type ANY with one record, as RFC 8482 asks.
 
-The answer is HINFO "ANY obsoleted" "See RFC 8482", whatever the name.
+The answer is always HINFO "ANY obsoleted" "See RFC 8482".
 
 ## Syntax
 

@@ -1,13 +1,13 @@
-"""autopath - walks a Pod's search list on the server, by the client's address (CoreDNS's way; see searchpath for another).
+"""autopath - follows a Pod's search list on the server, by the client's address (as CoreDNS does; see also searchpath).
 
-A query for the first name of the client's search list is asked for under each of its names in turn; the first that is
-not NXDOMAIN is answered, with a CNAME from the name that was asked.
+For a query that falls in the first domain of the client's search list, kdns tries each domain of the list in turn. The first name
+that is not NXDOMAIN becomes the answer, with a CNAME from the name in the question.
 
 ## Syntax
 
     autopath [ZONES...] RESOLV-CONF|@PLUGIN
 
-* ZONES are the zones it works in; the block's if there are none.
+* ZONES are the zones it works in. Default: the block's zones.
 * RESOLV-CONF is a file whose `search` line is the list of all clients; `@kubernetes` takes it from the Pod that asks,
   which needs `pods verified` in `kubernetes`, and clients that come with their own addresses.
 

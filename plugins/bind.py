@@ -1,7 +1,7 @@
-"""bind - listens on some addresses only.
+"""bind - listens only on the given addresses.
 
-Without it a server listens on every address. Names of interfaces stand for all their addresses when the server is
-loaded, link-local IPv6 ones with their zone.
+Without it a server listens on every address. The name of an interface stands for all addresses that it has when the
+configuration is loaded, including link-local IPv6 addresses.
 
 ## Syntax
 
@@ -9,7 +9,7 @@ loaded, link-local IPv6 ones with their zone.
         except ADDRESS|INTERFACE...
     }
 
-* Several lines add up. `except` leaves addresses of its own line out.
+* Several lines add up. `except` removes addresses from its own line.
 
 ## Examples
 

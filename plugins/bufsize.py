@@ -1,11 +1,11 @@
-"""bufsize - lowers the UDP size that clients ask for.
+"""bufsize - limits the size of UDP replies.
 
 ## Syntax
 
     bufsize [SIZE]
 
-* SIZE is the most a UDP reply may have, and what upstreams are told; 512 to 4096, default 1232. A smaller size of a
-  client stays. kdns sends no UDP reply over 1232 octets in any case.
+* SIZE is the maximum size of a UDP reply in octets, and the size that upstreams are told; 512 to 4096. Default: 1232. If a
+  client asks for less, it gets less. kdns never sends a UDP reply of more than 1232 octets.
 
 ## Examples
 

@@ -1,12 +1,12 @@
 """cancel - ends queries that take too long.
 
-A query that no plugin has answered after TIMEOUT is dropped without a reply: its client has given up.
+A query that no plugin has answered within TIMEOUT is dropped without a reply, since its client has given up.
 
 ## Syntax
 
     cancel [TIMEOUT]
 
-* TIMEOUT is a duration; default 5001ms, a millisecond more than a stub resolver waits.
+* TIMEOUT is a duration. Default: 5001ms, one millisecond longer than a stub resolver waits.
 
 ## Examples
 

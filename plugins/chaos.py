@@ -1,4 +1,4 @@
-"""chaos - answers the questions of class CH that ask about the server.
+"""chaos - answers questions of class CH about the server.
 
 TXT records for `version.bind`, `version.server`, `authors.bind`, `hostname.bind` and `id.server`.
 
@@ -6,7 +6,7 @@ TXT records for `version.bind`, `version.server`, `authors.bind`, `hostname.bind
 
     chaos [VERSION] [AUTHORS...]
 
-* VERSION is what the server calls itself; default kdns and its version. AUTHORS are given in changing order.
+* VERSION is what the server calls itself. Default: kdns and its version. AUTHORS are returned in random order.
 
 ## Examples
 

@@ -1,6 +1,6 @@
-"""dns64 - gives IPv6 clients addresses for names that have IPv4 only (RFC 6147).
+"""dns64 - gives IPv6 clients addresses for names that have only IPv4 addresses (RFC 6147).
 
-A question for AAAA that has no AAAA is asked for A, and each address is put into a prefix that a NAT64 gateway knows.
+When a name has no AAAA record, kdns asks for A and embeds each address in a prefix that a NAT64 gateway translates.
 
 ## Syntax
 
@@ -12,8 +12,8 @@ A question for AAAA that has no AAAA is asked for A, and each address is put int
         allow_ipv4
     }
 
-* PREFIX has 32, 40, 48, 56, 64 or 96 bits (RFC 6052, section 2.2); default 64:ff9b::/96.
-* `translate_all` also where there are AAAA records. `allow_ipv4` also for clients that ask over IPv4.
+* PREFIX has 32, 40, 48, 56, 64 or 96 bits (RFC 6052, section 2.2). Default: 64:ff9b::/96.
+* `translate_all` translates even if there are AAAA records. `allow_ipv4` translates for clients that ask over IPv4 too.
 
 ## Examples
 

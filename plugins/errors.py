@@ -1,6 +1,6 @@
-"""errors - logs errors met while queries are answered.
+"""errors - logs errors that occur while queries are answered.
 
-One line an error: `[ERROR] plugin/errors: RCODE NAME TYPE: TEXT`. Errors that repeat can be summed up.
+It writes one line for each error: `[ERROR] plugin/errors: RCODE NAME TYPE: TEXT`. Repeated errors can be summed up.
 
 ## Syntax
 
@@ -9,10 +9,10 @@ One line an error: `[ERROR] plugin/errors: RCODE NAME TYPE: TEXT`. Errors that r
         consolidate DURATION REGEX [warning|error|info|debug] [show_first]
     }
 
-* `stacktrace` adds the stack to the line that an exception in a plugin leaves.
-* `consolidate` counts errors whose text matches the regular expression (RE2 syntax) and writes one line for all of
-  them DURATION after the first, at a level (default: error). `show_first` writes the first one as it is. The first
-  matching line decides.
+* `stacktrace` adds the stack trace to the line of an exception in a plugin.
+* `consolidate` counts errors whose text matches the regular expression (RE2 syntax), and writes one line for all of them
+  DURATION after the first, at the given level (default: error). `show_first` also writes the first one. The first
+  `consolidate` that matches applies.
 
 ## Examples
 

@@ -1,4 +1,4 @@
-"""family - spares clusters without IPv6 the queries for it.
+"""family - spares clusters without IPv6 the AAAA queries.
 
 Resolvers ask for A and AAAA of every name. Where Pods have no IPv6, outside AAAA records are of no use, and half of all
 upstream queries are for them. They are answered here: no data, never NXDOMAIN. Names of the cluster and of `hosts` are

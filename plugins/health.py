@@ -1,4 +1,4 @@
-"""health - tells that the process lives.
+"""health - reports that the process is alive.
 
 A request for `/health`, by any method, gets 200 `OK`, whatever the state of plugins or upstreams; Kubernetes' liveness probe asks it.
 
@@ -9,8 +9,7 @@ A request for `/health`, by any method, gets 200 `OK`, whatever the state of plu
     }
 
 * ADDRESS is where to listen; default `:8080`. `ready`, `prometheus` and `status` may share it.
-* `lameduck` keeps answering queries for this long after the process has been told to stop, while Services learn that
-  it goes.
+* `lameduck` keeps answering queries for this long after SIGTERM, while Services stop sending queries here.
 
 ## Examples
 
@@ -25,8 +24,8 @@ A request for `/health`, by any method, gets 200 `OK`, whatever the state of plu
 
 ## Metrics
 
-* `coredns_health_request_duration_seconds{}` - how long the process's own requests to /health take, one a second.
-* `coredns_health_request_failures_total{}` - how many of them failed.
+* `coredns_health_request_duration_seconds{}` - how long kdns's own requests to /health take, one a second.
+* `coredns_health_request_failures_total{}` - those that failed.
 * `kdns_http_connections{address}` - open connections to each HTTP listener, of whatever plugin.
 * `kdns_http_connections_closed_total{address,limit}` - those that were closed because of a limit: `connections` (32 of one
   client's address, 256 in all: one that is idle gives way to one that is new), `time` (5 s for a request's head and while idle,

@@ -1,4 +1,4 @@
-"""hosts - answers from a file like /etc/hosts.
+"""hosts - answers from a file such as /etc/hosts.
 
 A, AAAA and PTR for the names and addresses of the file and of lines in the Corefile.
 
@@ -18,10 +18,10 @@ A, AAAA and PTR for the names and addresses of the file and of lines in the Core
 * ZONES are the zones it answers for; the block's if there are none.
 * INLINE lines are like the file's: `ADDRESS NAME...`. `*.NAME` stands for names one label below NAME.
 * `ttl` is the TTL of answers. Default: 3600.
-* `no_reverse` makes no PTR records.
+* `no_reverse` disables PTR records.
 * `reload` is how often FILE is looked at. Default: 5s, 0 never.
-* `fallthrough` passes names that are not known on; without it they are answered SERVFAIL.
-* `fallthrough_unsupported` passes types other than A, AAAA and PTR on, for names that are known.
+* `fallthrough` passes queries for unknown names to the next plugin. Without it they get SERVFAIL.
+* `fallthrough_unsupported` passes queries for other types than A, AAAA and PTR to the next plugin, for known names.
 
 ## Examples
 

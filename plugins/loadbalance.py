@@ -1,6 +1,6 @@
 """loadbalance - changes the order of addresses from reply to reply.
 
-Clients mostly take the first address, so each should be first equally often.
+Most clients use the first address, so each address should be first equally often.
 
 ## Syntax
 
@@ -14,12 +14,12 @@ Clients mostly take the first address, so each should be first equally often.
 
 * `round_robin` (default) shuffles A, AAAA and MX records. `prefer` puts addresses in these networks
   before the others, in the order of the networks.
-* `weighted` puts one address first, by chance with the weights of FILE: a line with a name, then lines of an address
-  and its weight, 1 to 255; `#` begins a comment. Addresses without a line weigh 1. FILE is read again every
-  `reload` (default 30s, 0 never) when it has changed; a broken one keeps the weights there were.
+* `weighted` chooses the first address at random by the weights in FILE: a line with a name, then lines with an address
+  and its weight, 1 to 255. `#` starts a comment. An address that is not listed has weight 1. FILE is checked for changes every
+  `reload` (default 30s, 0: never). If the new file is invalid, the old weights stay.
 
-CNAMEs come first, whatever order they came in. Of a large set some orders are kept and made anew after a while, so that
-shuffling costs nothing most of the time.
+CNAME records always come first. For a large RRset a few orders are prepared and renewed from time to time, so shuffling
+usually costs nothing.
 
 ## Examples
 

@@ -1,6 +1,7 @@
-"""local - answers the names of this machine itself, so that they never leave it (RFC 6761, section 6.3; RFC 6303).
+"""local - answers queries for localhost itself, so that they never leave the machine (RFC 6761, section 6.3; RFC 6303).
 
-`localhost.` and names below it, `localhost.ANYTHING` (a search list's work), and the reverse zones of 0/8, 127/8 and 255/8.
+It answers for `localhost.` and names below it, for `localhost.ANYTHING` (which search lists produce), and for the reverse zones
+of 0/8, 127/8 and 255/8.
 
 ## Syntax
 
@@ -8,7 +9,7 @@
         localhost_prefix on|off
     }
 
-* `localhost_prefix off` leaves `localhost.ANYTHING` to others.
+* `localhost_prefix off` leaves `localhost.ANYTHING` to other plugins.
 
 ## Examples
 

@@ -6,18 +6,18 @@
         class CLASS...
     }
 
-* NAMES: only queries for these names and what is below are logged. Default: all.
-* FORMAT is a text with placeholders; it is taken for one only as the last of two or more arguments. `{common}` and
-  `{combined}` stand for the usual ones.
+* NAMES: only queries for these names and names below them are logged. Default: all.
+* FORMAT is a text with placeholders. It must be the last of two or more arguments. `{common}` and `{combined}` are the two
+  usual formats.
 * `class` selects replies: `success`, `denial` (NXDOMAIN and no data), `error`, `all` (default).
 
-With the flag `-log-format json` each query is an object: the line as FORMAT has it in `msg`, and beside it `client_ip`,
+With the flag `-log-format json` each query is one object: `msg` holds the line that FORMAT gives, and there are `client_ip`,
 `client_port`, `qname`, `qtype`, `qclass`, `protocol`, `id`, `opcode`, `request_size`, `dnssec_ok`, `bufsize`, `rcode`,
 `response_size` and `duration_seconds`, as CoreDNS 1.15 names them, and `rflags`.
 
-The first directive whose names match decides. Placeholders: `{type} {name} {class} {proto} {remote} {local} {port}
+The first directive whose names match applies. Placeholders: `{type} {name} {class} {proto} {remote} {local} {port}
 {size} {rcode} {rsize} {duration} {>id} {>opcode} {>do} {>bufsize} {>rflags}`; `{/LABEL}` is metadata, `log/type`
-and `log/class` too. What is not there is written `-`. `{rsize}` counts octets as they are sent, which for compressed
+and `log/class` too. A missing value is written `-`. `{rsize}` counts octets as they are sent, which for compressed
 replies are fewer than with CoreDNS.
 
 ## Examples

@@ -1,8 +1,8 @@
 """loop - finds upstreams that send queries back to this server.
 
 When the server starts, and every minute from then on, each upstream of the block's `forward` plugins is asked for a
-random name of its own. If a name comes back as a query, its upstream leads in a circle: it is refused, with an error
-line and a metric, while cluster names and other upstreams go on. An upstream that leads here no more is used again.
+random name of its own. If the name comes back as a query, that upstream is a loop: kdns disables it, with an error line
+and a metric, and goes on serving cluster names and using other upstreams. Once the loop is gone, the upstream is used again.
 
 ## Syntax
 
@@ -23,7 +23,7 @@ line and a metric, while cluster names and other upstreams go on. An upstream th
 
 ## Metrics
 
-* `kdns_loop_detected{upstream}` - 1 while an upstream leads back here.
+* `kdns_loop_detected{upstream}` - 1 while an upstream leads back to this server.
 """
 
 import asyncio

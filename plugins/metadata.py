@@ -1,17 +1,17 @@
-"""metadata - lets plugins tell each other about a query.
+"""metadata - lets plugins share facts about a query.
 
 ## Syntax
 
     metadata [ZONES...]
 
-* ZONES are the names it works for; the block's zones if there are none.
+* ZONES are the zones it works for. Default: the block's zones.
 
-Labels are `plugin/what`. They are worked out only where somebody reads them: `log` (`{/kubernetes/namespace}`), `view`
+Labels are named `plugin/what`. A label is computed only when it is read, by `log` (`{/kubernetes/namespace}`), `view`
 (`metadata('kubernetes/namespace')`), `template` (`{{ .Meta "view/name" }}`) and `rewrite edns0 local`
 (`{kubernetes/client-namespace}`).
 
-There are: `kubernetes/service`, `kubernetes/namespace`, `kubernetes/endpoint`, `kubernetes/port-name`,
-`kubernetes/protocol`, `kubernetes/kind` and `kubernetes/parse-error`; of the Pod that asks, with `pods verified`,
+The labels are: `kubernetes/service`, `kubernetes/namespace`, `kubernetes/endpoint`, `kubernetes/port-name`,
+`kubernetes/protocol`, `kubernetes/kind` and `kubernetes/parse-error`; with `pods verified`, of the Pod that asks,
 `kubernetes/client-namespace`, `kubernetes/client-pod-name` and `kubernetes/client-label/KEY`; `forward/upstream`,
 `view/name`.
 

@@ -1,6 +1,6 @@
-"""minimal - leaves out what clients do not need.
+"""minimal - leaves out sections that clients do not need.
 
-Positive answers lose their authority and additional sections. Denials, errors and delegations stay as they are.
+Positive answers lose their authority and additional sections. Denials, errors and delegations are not changed.
 
 ## Syntax
 

@@ -1,12 +1,12 @@
-"""nsid - says which server answered (RFC 5001).
+"""nsid - tells clients which server answered (RFC 5001).
 
-A query with the NSID option gets DATA back in its reply.
+The reply to a query with the NSID option carries DATA.
 
 ## Syntax
 
     nsid [DATA...]
 
-* DATA is any text; default is the host's name.
+* DATA is any text. Default: the host name.
 
 ## Examples
 

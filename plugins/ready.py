@@ -1,7 +1,7 @@
-"""ready - tells when all plugins are ready to serve.
+"""ready - reports when all plugins are ready to serve.
 
-`GET /ready` gives 200 `OK` once every plugin that can be unready (kubernetes) is ready, in the blocks that have
-`ready`; until then 503 and their names. Kubernetes' readiness probe asks it.
+`GET /ready` returns 200 `OK` once all plugins of the blocks that have `ready` are ready, and until then 503 with the names of
+those that are not. Kubernetes' readiness probe uses it.
 
 ## Syntax
 
@@ -10,7 +10,7 @@
     }
 
 * ADDRESS is where to listen; default `:8181`. `health`, `prometheus` and `status` may share it.
-* `monitor until-ready` (default) does not ask a plugin again that has been ready once.
+* `monitor until-ready` (default) stops checking a plugin once it has been ready. `continuously` keeps checking.
 
 ## Examples
 

@@ -1,15 +1,15 @@
-"""reload - reads the Corefile again when it has changed.
+"""reload - reloads the Corefile when it has changed.
 
-The Corefile and all that it imports are read every INTERVAL, and compared by the SHA-512 of what they say. A new
-Corefile that is wrong, empty or gone, or cannot be started, leaves the old one serving, with a line that says where; it is
-tried once, and counted.
+The Corefile and its imports are read every INTERVAL; a change in their SHA-512 triggers a reload. If the new Corefile is
+invalid, empty or missing, or the server cannot start with it, the old one keeps serving, and a log line says what is wrong
+and where. A failed reload is counted and not tried again until the file changes.
 
 ## Syntax
 
     reload [INTERVAL] [JITTER]
 
-* INTERVAL is the time between looks, at least 2s. Default: 30s.
-* JITTER spreads the looks of many servers; it is at most half of INTERVAL. Default: 15s.
+* INTERVAL is the time between checks, at least 2s. Default: 30s.
+* JITTER spreads the checks of many servers. It is at most half of INTERVAL. Default: 15s.
 
 ## Examples
 
@@ -22,8 +22,8 @@ tried once, and counted.
 
 ## Metrics
 
-* `coredns_reload_failed_total{}` - how often a changed Corefile could not be loaded.
-* `coredns_reload_version_info{hash,value}` - 1, with the SHA-512 of what is loaded.
+* `coredns_reload_failed_total{}` - reloads that failed.
+* `coredns_reload_version_info{hash,value}` - 1, with the SHA-512 of the configuration that runs.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
-"""root - where relative paths of the block begin.
+"""root - sets the folder that relative paths of a block start from.
 
 ## Syntax
 
     root PATH
 
-* Paths of `hosts`, `loadbalance weighted`, `forward tls`, `kubernetes` and others that are not absolute are joined to
-  PATH. Without it they begin at the folder the server was started in. The last `root` of a block counts.
+* Relative paths of `hosts`, `loadbalance weighted`, `forward tls`, `kubernetes` and others are joined to PATH. Without `root`
+  they are relative to the folder in which the server was started. If a block has several, the last one counts.
 
 ## Examples
 

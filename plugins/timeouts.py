@@ -1,4 +1,4 @@
-"""timeouts - how long TCP connections may be idle, and how many queries they may carry.
+"""timeouts - limits how long TCP connections may be idle, and how many queries they may carry.
 
 ## Syntax
 
@@ -10,11 +10,12 @@
     }
 
 * `read` is the time for the first query of a connection, default 3s; `idle` the time between queries, default 11s.
-  `write` is read for CoreDNS's sake: who does not read is not read from, and then counts as idle. A whole number counts
-  as seconds; 1s to 24h.
-* `maxtcpqueries` closes a connection after N queries; -1 (default) never.
+  `write` is accepted for compatibility with CoreDNS and has no effect: kdns stops reading from a client that does not read its
+  replies, and the connection then counts as idle. A number without a unit means seconds. Range: 1s to 24h.
+* `maxtcpqueries` closes a connection after N queries. Default: -1 (never).
 
-They hold for the listener, so for all server blocks on the same address and port; the last block counts.
+The limits apply to the listener, so to all server blocks on the same address and port. If several blocks set them, the last one
+counts.
 
 ## Examples
 

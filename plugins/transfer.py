@@ -1,4 +1,4 @@
-"""transfer - gives whole zones to other name servers.
+"""transfer - sends whole zones to other name servers.
 
 ## Syntax
 

@@ -1,4 +1,4 @@
-"""view - lets a server block take only the queries that an expression is true for.
+"""view - limits a server block to queries for which an expression is true.
 
 ## Syntax
 

@@ -1,7 +1,7 @@
-"""whoami - says who asked.
+"""whoami - returns the address of the client.
 
-Every query is answered with an empty answer section; the additional section holds the client's address (A or AAAA)
-and an SRV record `_udp.NAME` or `_tcp.NAME` with its port. It is what a server without a Corefile runs.
+The answer section is empty. The additional section holds the client's address (A or AAAA) and an SRV record `_udp.NAME` or
+`_tcp.NAME` with its port. A server without a Corefile runs this plugin.
 
 ## Syntax
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from kdns.cli.flags import BadFlag, Flag, parse_among, refuse
+from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.dns import iana
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text, to_text
@@ -26,7 +26,16 @@ FLAGS: Final = (
     Flag(("origin",), "", "the zone's name; without it the file's name says it"),
     Flag(("print",), False, "print the zone, a record a line, in canonical order"),
 )
-_HEAD: Final = "Usage: kdns zone [FLAGS] FILE [OTHER]\n\nFlags:"
+HELP: Final = Help(
+    "zone", "kdns zone [FLAGS] FILE [OTHER]",
+    "Checks a master file; prints it in canonical order; shows what differs between two.",
+    (
+        ("kdns zone db.example.org", "what is wrong with it, and where"),
+        ("kdns zone -print -origin example.org zonefile", "its records in canonical order"),
+        ("kdns zone db.example.org db.example.org.new", "what changes"),
+    ),
+    ((0, "the zone can be served, and two zones are the same"), (1, "it cannot, or they differ"), (2, "a bad flag or word")),
+)  # fmt: skip
 
 
 def main(words: Sequence[str]) -> int:
@@ -34,10 +43,9 @@ def main(words: Sequence[str]) -> int:
     try:
         values, rest = parse_among(words, FLAGS)
     except BadFlag as error:
-        return refuse(error, _HEAD, FLAGS)
+        return refuse(error, HELP, FLAGS)
     if len(rest) not in (1, 2):
-        sys.stderr.write("kdns zone takes one file, or two to compare\n")
-        return 2
+        return misused("kdns zone takes one file, or two to compare", HELP)
     try:
         origin = _origin(str(values["origin"]) or _named(rest[0]))
     except BadName as error:

@@ -150,7 +150,7 @@ class MasterFile:
             if not any(problem.fatal for problem in self.problems):
                 self.problems[-1] = Problem(file.path, data.count(b"\n", 0, at) + 1, at - begin + 1, message)
 
-    def _entries(self, file: _File) -> None:
+    def _entries(self, file: _File) -> None:  # noqa: C901 - one pass over a file, its usual lines first
         data = file.data
         total = len(data)
         at = 0

@@ -1,4 +1,4 @@
-"""forward - sends queries on to upstream servers.
+"""forward - sends queries to upstream servers.
 
 ## Syntax
 

@@ -39,7 +39,7 @@ watches the cluster's API, or follows manifests in files, and answers from an in
   itself. It is asked over `http://` or `https://`; SOCKS proxies are not supported.
 * `manifests` (kdns only) reads Services, EndpointSlices, Namespaces and Pods from YAML files and folders instead of
   an API, and follows them. `kubectl get svc,endpointslices,ns -A -o yaml` is such a file. A namespace exists if it
-  has an object or anything in it. A broken file keeps its last good state.
+  has an object or anything in it. If a file becomes invalid, its last good state is served.
 * `namespaces` serves only these namespaces (default: all); `namespace_labels` those with matching labels. One of the two.
 * `labels` serves only Services, EndpointSlices and Pods with matching labels.
 * `pods` is how names like `1-2-3-4.ns.pod.ZONE` are answered: `disabled` (default) not at all; `insecure` with the
@@ -59,10 +59,10 @@ watches the cluster's API, or follows manifests in files, and answers from an in
 * `apiserver_qps`, `apiserver_burst`, `apiserver_max_inflight` are read for CoreDNS's sake. kdns makes one list and one
   watch for each kind of object, which no such limit would slow.
 
-Until the API has been listed once, a name in the cluster's zones that is not known is answered SERVFAIL: that it does
-not exist cannot be said yet. Afterwards what is known is served for as long as the API cannot be reached; after a minute
-without it, clients that use EDNS are told so (extended error 3, Stale Answer). A list every 10 to 15 minutes finds and mends
-what a watch has lost. Objects that cannot be read are set aside, named once, and the rest is served.
+Until the first list from the API is complete, an unknown name in the cluster's zones gets SERVFAIL, because it may exist.
+Afterwards kdns serves what it knows for as long as the API cannot be reached; after a minute clients that use EDNS get
+extended error 3 (Stale Answer). A list every 10 to 15 minutes finds and repairs what a watch has lost. An object that
+cannot be read is rejected with one log line, and the rest is served.
 
 ## Examples
 

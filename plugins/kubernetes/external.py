@@ -1,4 +1,4 @@
-"""k8s_external - serves the addresses that Services have outside the cluster.
+"""k8s_external - serves the external addresses of Services.
 
 ## Syntax
 

@@ -1,7 +1,7 @@
 """prometheus - counts queries and serves all metrics.
 
-`GET /metrics` on ADDRESS gives every metric of the process in Prometheus' text format. Blocks that name the same
-address share it.
+`GET /metrics` on ADDRESS returns all metrics of the process in Prometheus' text format. Blocks that name the same address
+share one server.
 
 ## Syntax
 
@@ -11,7 +11,7 @@ address share it.
     }
 
 * ADDRESS is where to listen; default `localhost:9153`.
-* `runtime_metrics` changes nothing: Python's and the process's metrics are always there.
+* `runtime_metrics` has no effect: the metrics of Python and of the process are always served.
 * `tls`: a web configuration file as Prometheus' exporters have it (YAML). Of `tls_server_config`: `cert_file`, `key_file`,
   `client_auth_type` (`NoClientCert`, `VerifyClientCertIfGiven`, `RequireAndVerifyClientCert`), `client_ca_file`,
   `min_version`, `max_version`, `cipher_suites`, `prefer_server_cipher_suites`; of `http_server_config`: `headers`; and

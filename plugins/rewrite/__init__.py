@@ -1,4 +1,4 @@
-"""rewrite - changes questions on their way in, and answers on their way out.
+"""rewrite - changes questions on their way in and answers on their way out.
 
 ## Syntax
 

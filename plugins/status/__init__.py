@@ -1,4 +1,4 @@
-"""status - a page that shows what the server does.
+"""status - serves a page that shows what the server is doing.
 
 ## Syntax
 

@@ -1,4 +1,4 @@
-"""template - makes answers out of the question.
+"""template - makes answers from the question.
 
 ## Syntax
 
@@ -14,20 +14,21 @@
         fallthrough [ZONES...]
     }
 
-* CLASS and TYPE are what is answered; `ANY` stands for all. ZONES are the zones it answers for; the block's if there are
-  none.
-* `match`: regular expressions (RE2) for the name in lower case with its final dot; the first that fits gives its groups.
+* CLASS and TYPE are those of the questions it answers; `ANY` means all. ZONES are the zones it answers for. Default: the
+  block's zones.
+* `match`: regular expressions (RE2) for the name, in lower case and with its final dot. The first that matches gives the groups.
   Default: every name.
 * `answer`, `additional`, `authority`: records as in a zone file, in Go's template language: `.Name`, `.Zone`, `.Class`,
   `.Type`, `.Match` (groups by number), `.Group` (groups by name and number), `.Question.Name`, `.Message.Id`, `.Remote`,
-  `.Var.NAME`, `.Meta "LABEL"` (see `metadata`), and the functions `index`, `parseInt`, `print`, `printf`, `len`. A record without TTL gets 3600.
-* `expr` must be true, or the template does not fit; `var` works out a value once for `.Var.NAME`, and for expressions below
-  it by its name. The language is that of `view`, with `group('NAME')` for the match's groups (also by number, as text).
+  `.Var.NAME`, `.Meta "LABEL"` (see `metadata`), and the functions `index`, `parseInt`, `print`, `printf`, `len`. A record without a TTL gets 3600.
+* `expr` must be true, or the template does not apply. `var` computes a value once, for `.Var.NAME` and, by its name, for the
+  expressions below it. The language is that of `view`, with `group('NAME')` for the match's groups (also by number, as text).
 * `rcode` is the response code; default NOERROR.
-* `ederror` tells clients that use EDNS why (RFC 8914).
-* `fallthrough`: where no `match` fits or an `expr` is false, the next template, and then the next plugin, is asked; without it that is SERVFAIL.
+* `ederror` adds an extended error for clients that use EDNS (RFC 8914).
+* `fallthrough`: if no `match` matches or an `expr` is false, the next template is tried, and then the next plugin. Without it the
+  reply is SERVFAIL.
 
-A CNAME that answers a question for addresses brings the records of its target.
+If the answer to a question for addresses is a CNAME, the records of its target are added.
 
 ## Examples
 

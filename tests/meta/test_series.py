@@ -24,6 +24,8 @@ coredns_cache_prefetch_total counter server,view,zones
 coredns_cache_requests_total counter server,view,zones
 coredns_cache_served_stale_total counter server,view,zones
 coredns_dns64_requests_translated_total counter server
+coredns_dns_https_responses_total counter server,status
+coredns_siit_requests_translated_total counter server
 coredns_dns_do_requests_total counter server,view,zone
 coredns_dns_request_duration_seconds histogram server,view,zone
 coredns_dns_request_size_bytes histogram proto,server,view,zone
