@@ -14,7 +14,8 @@ from typing import Any, Final
 from kdns import log
 from kdns.address import split_host_port
 from kdns.cli import cluster
-from kdns.cli.findings import ERROR, WARNING, Asked, Finding, Object, State, diagnosed
+from kdns.cli.clusterstate import Asked, Object, State
+from kdns.cli.findings import ERROR, WARNING, Finding, diagnosed
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse, refuse
 from kdns.deadlines import Deadlines
 from kdns.dns import iana, resolvconf

@@ -7,11 +7,12 @@ API would not show is None in the State, and is a finding of its own.
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from kdns.cli.check import examined
+from kdns.cli.clusterstate import Object, State, labels_of, name_of
 from kdns.cli.corefiles import Source
+from kdns.cli.networkpolicies import allows_53, lets_out, selects, types
 from kdns.cli.resolv import of_pod
 from kdns.corefile import Corefile, CorefileError
 from kdns.server import build
@@ -19,7 +20,6 @@ from kdns.server import build
 ERROR, WARNING, INFO = "error", "warning", "info"
 RESTARTS: Final = 5  # of a container, beyond which it is no accident
 MAX_NAMESERVERS: Final = 3  # resolv.conf(5), MAXNS; the kubelet cuts what is more
-Object = dict[str, Any]
 
 
 class Finding(NamedTuple):
@@ -32,77 +32,10 @@ class Finding(NamedTuple):
     next: str = ""
 
 
-class Asked(NamedTuple):
-    """A real query: to whom, over what, for which name, and the response code or why there is none."""
-
-    server: str
-    transport: str
-    name: str
-    said: str
-    answered: bool
-    took: float  # seconds
-
-
-@dataclass
-class State:
-    """What was gathered. A list that is None could not be read; `unread` says why, by kind."""
-
-    namespace: str
-    zone: str = "cluster.local"
-    inside: bool = False  # whether this runs in a Pod
-    services: list[Object] | None = None
-    pods: list[Object] | None = None
-    slices: list[Object] | None = None
-    policies: list[Object] | None = None
-    daemonsets: list[Object] | None = None
-    namespaces: list[Object] | None = None
-    corefiles: list[Source] | None = None
-    denied: list[str] = field(default_factory=list)  # "list services": what the servers may not do
-    client: Object | None = None  # the Pod that asks
-    client_name: str = ""  # NAMESPACE/POD, where one was named
-    nameservers: tuple[str, ...] = ()  # of this machine's resolv.conf, where it is a Pod's
-    asked: list[Asked] = field(default_factory=list)
-    unread: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def service(self) -> Object | None:
-        """The Service that Pods ask: by label, else by the names that platforms give it."""
-        found = [each for each in self.services or () if _labels(each).get("k8s-app") == "kube-dns" and _has_dns(each)]
-        named = [
-            each
-            for each in self.services or ()
-            if _name(each) in ("kube-dns", "coredns", "dns-default", "rke2-coredns-rke2-coredns")
-        ]
-        return next(iter([*found, *named]), None)
-
-    @property
-    def address(self) -> str:
-        """The Service's address."""
-        return str(((self.service or {}).get("spec") or {}).get("clusterIP") or "")
-
-    @property
-    def servers(self) -> list[Object]:
-        """The Pods that the Service selects."""
-        selector = ((self.service or {}).get("spec") or {}).get("selector") or {"k8s-app": "kube-dns"}
-        return [each for each in self.pods or () if selector.items() <= _labels(each).items()]
-
-
 def diagnosed(state: State) -> list[Finding]:
     """Every finding, the gravest first."""
     rank = {ERROR: 0, WARNING: 1, INFO: 2}
     return sorted((found for rule in RULES for found in rule(state)), key=lambda found: rank[found.level])
-
-
-def _name(each: Object) -> str:
-    return str((each.get("metadata") or {}).get("name", ""))
-
-
-def _labels(each: Object) -> dict[str, str]:
-    return (each.get("metadata") or {}).get("labels") or {}
-
-
-def _has_dns(each: Object) -> bool:
-    return any(port.get("port") == 53 for port in (each.get("spec") or {}).get("ports") or ())
 
 
 def _ready(pod: Object) -> bool:
@@ -135,7 +68,7 @@ def _service(state: State) -> Iterator[Finding]:
             "kubectl get svc -A -l k8s-app=kube-dns    # another namespace? --dns-namespace",
         )  # fmt: skip
         return
-    name, spec = _name(state.service), state.service.get("spec") or {}
+    name, spec = name_of(state.service), state.service.get("spec") or {}
     ports = {(port.get("port"), port.get("protocol", "TCP")) for port in spec.get("ports") or ()}
     for protocol in ("UDP", "TCP"):
         if (53, protocol) not in ports:
@@ -176,25 +109,25 @@ def _pods(state: State) -> Iterator[Finding]:
         yield Finding(
             level,
             "Pods",
-            f"{_name(pod)} is not ready: {why}",
+            f"{name_of(pod)} is not ready: {why}",
             means,
-            f"kubectl -n {ns} describe pod {_name(pod)}; kubectl -n {ns} logs {_name(pod)} --previous",
+            f"kubectl -n {ns} describe pod {name_of(pod)}; kubectl -n {ns} logs {name_of(pod)} --previous",
         )
     for pod in servers:
         for status in (pod.get("status") or {}).get("containerStatuses") or ():
             last = ((status.get("lastState") or {}).get("terminated") or {}).get("reason", "")
             if last == "OOMKilled":
                 yield Finding(
-                    WARNING, "Pods", f"{_name(pod)} was killed for memory", "queries were lost each time, and its cache with them",
+                    WARNING, "Pods", f"{name_of(pod)} was killed for memory", "queries were lost each time, and its cache with them",
                     f"kubectl -n {ns} set resources deploy/coredns --limits=memory=340Mi    # or what your cluster needs",
                 )  # fmt: skip
             elif int(status.get("restartCount") or 0) > RESTARTS:
                 yield Finding(
                     WARNING,
                     "Pods",
-                    f"{_name(pod)} restarted {status['restartCount']} times{f' ({last})' if last else ''}",
+                    f"{name_of(pod)} restarted {status['restartCount']} times{f' ({last})' if last else ''}",
                     "queries are lost at each",
-                    f"kubectl -n {ns} logs {_name(pod)} --previous",
+                    f"kubectl -n {ns} logs {name_of(pod)} --previous",
                 )
     nodes = {(each.get("spec") or {}).get("nodeName") for each in servers}
     if len(servers) == 1:
@@ -229,7 +162,7 @@ def _pods(state: State) -> Iterator[Finding]:
     for pod in servers:
         if (pod.get("spec") or {}).get("dnsPolicy") in (None, "ClusterFirst") and not (pod.get("spec") or {}).get("hostNetwork"):
             yield Finding(
-                ERROR, "loops", f"{_name(pod)} has dnsPolicy ClusterFirst",
+                ERROR, "loops", f"{name_of(pod)} has dnsPolicy ClusterFirst",
                 "its resolv.conf names its own Service: what it forwards there comes back to it",
                 f"kubectl -n {ns} patch deploy coredns -p '{{\"spec\":{{\"template\":{{\"spec\":{{\"dnsPolicy\":\"Default\"}}}}}}}}'",
             )  # fmt: skip
@@ -249,8 +182,8 @@ def _why_not_ready(pod: Object) -> str:
 def _endpoints(state: State) -> Iterator[Finding]:
     if state.slices is None or state.service is None:
         return
-    name = _name(state.service)
-    own = [each for each in state.slices if _labels(each).get("kubernetes.io/service-name") == name]
+    name = name_of(state.service)
+    own = [each for each in state.slices if labels_of(each).get("kubernetes.io/service-name") == name]
     ready = {
         address
         for each in own
@@ -373,7 +306,7 @@ def _client(state: State) -> Iterator[Finding]:
         return
     namespace, spec = state.client_name.partition("/")[0], state.client.get("spec") or {}
     resolver = of_pod(spec, namespace, state.zone)
-    show = f"kubectl -n {namespace} exec {_name(state.client)} -- cat /etc/resolv.conf"
+    show = f"kubectl -n {namespace} exec {name_of(state.client)} -- cat /etc/resolv.conf"
     yield Finding(
         INFO,
         "client",
@@ -387,7 +320,7 @@ def _client(state: State) -> Iterator[Finding]:
             "client",
             resolver.note,
             f"names of {state.zone} may not exist for it",
-            f"kubectl -n {namespace} get pod {_name(state.client)} -o yaml    # dnsPolicy: ClusterFirstWithHostNet",
+            f"kubectl -n {namespace} get pod {name_of(state.client)} -o yaml    # dnsPolicy: ClusterFirstWithHostNet",
         )
     config = spec.get("dnsConfig") or {}
     servers = [str(each) for each in config.get("nameservers") or ()]
@@ -417,7 +350,6 @@ def _client(state: State) -> Iterator[Finding]:
 def _network_policies(state: State) -> Iterator[Finding]:
     if state.policies is None:
         return
-    where = {_name(each): _labels(each) for each in state.namespaces or ()}
     by_namespace: dict[str, list[Object]] = {}
     for each in state.policies:
         by_namespace.setdefault(str((each.get("metadata") or {}).get("namespace")), []).append(each)
@@ -425,12 +357,12 @@ def _network_policies(state: State) -> Iterator[Finding]:
     for namespace, policies in sorted(by_namespace.items()):
         if state.client_name and namespace != client_namespace:
             continue
-        labels = _labels(state.client) if state.client is not None else None
-        chosen = [each for each in policies if _selects(each, labels) and "Egress" in _types(each)]
+        labels = labels_of(state.client) if state.client is not None else None
+        chosen = [each for each in policies if selects(each, labels) and "Egress" in types(each)]
         for protocol in ("UDP", "TCP"):
-            if chosen and not any(_lets_out(each, protocol, state, where) for each in chosen):
+            if chosen and not any(lets_out(each, protocol, state.targets) for each in chosen):
                 who = state.client_name or f"Pods of the namespace {namespace}"
-                names = ", ".join(_name(each) for each in chosen)
+                names = ", ".join(name_of(each) for each in chosen)
                 yield Finding(
                     ERROR if protocol == "UDP" else WARNING, "NetworkPolicy",
                     f"{names} in {namespace}: {who} may not send to port 53/{protocol} of the DNS Pods",
@@ -438,94 +370,21 @@ def _network_policies(state: State) -> Iterator[Finding]:
                     f"kubectl -n {namespace} get networkpolicy -o yaml    # an egress rule to namespace {state.namespace}, ports 53 UDP and TCP",
                 )  # fmt: skip
     for each in by_namespace.get(state.namespace, []):
-        if "Ingress" in _types(each) and any(_selects(each, _labels(server)) for server in state.servers):
+        if "Ingress" in types(each) and any(selects(each, labels_of(server)) for server in state.servers):
             rules = (each.get("spec") or {}).get("ingress") or []
-            if not any(_port_53(rule, "UDP") for rule in rules):
+            if not any(allows_53(rule, "UDP") for rule in rules):
                 yield Finding(
                     ERROR,
                     "NetworkPolicy",
-                    f"{_name(each)} in {state.namespace} lets no query in to the DNS Pods",
+                    f"{name_of(each)} in {state.namespace} lets no query in to the DNS Pods",
                     "every name times out",
-                    f"kubectl -n {state.namespace} get networkpolicy {_name(each)} -o yaml",
+                    f"kubectl -n {state.namespace} get networkpolicy {name_of(each)} -o yaml",
                 )
-
-
-def _types(policy: Object) -> list[str]:
-    spec = policy.get("spec") or {}
-    return spec.get("policyTypes") or ["Ingress", *(["Egress"] if "egress" in spec else [])]
-
-
-def _selects(policy: Object, labels: dict[str, str] | None) -> bool:
-    """Whether a policy selects a Pod with these labels; None: whether it selects all of its namespace."""
-    selector = (policy.get("spec") or {}).get("podSelector") or {}
-    return not selector if labels is None else _matches(selector, labels)
-
-
-def _matches(selector: Object, labels: dict[str, str]) -> bool:
-    """Kubernetes' LabelSelector."""
-    if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
-        return False
-    for each in selector.get("matchExpressions") or ():
-        key, values = each.get("key"), each.get("values") or ()
-        holds = {
-            "In": labels.get(key) in values, "NotIn": labels.get(key) not in values,
-            "Exists": key in labels, "DoesNotExist": key not in labels,
-        }.get(str(each.get("operator")), False)  # fmt: skip
-        if not holds:
-            return False
-    return True
-
-
-def _lets_out(policy: Object, protocol: str, state: State, namespaces: dict[str, dict[str, str]]) -> bool:
-    for rule in (policy.get("spec") or {}).get("egress") or ():
-        peers = rule.get("to")
-        if _port_53(rule, protocol) and (not peers or any(_reaches(peer, policy, state, namespaces) for peer in peers)):
-            return True
-    return False
-
-
-def _reaches(peer: Object, policy: Object, state: State, namespaces: dict[str, dict[str, str]]) -> bool:
-    """Whether a peer of an egress rule is one of the DNS Pods."""
-    if block := (peer.get("ipBlock") or {}).get("cidr"):
-        addresses = [str((each.get("status") or {}).get("podIP") or "") for each in state.servers] + [state.address]
-        return any(_within(address, str(block)) for address in addresses)
-    labels = {"kubernetes.io/metadata.name": state.namespace, **namespaces.get(state.namespace, {})}
-    if "namespaceSelector" in peer:
-        if not _matches(peer["namespaceSelector"] or {}, labels):
-            return False
-    elif (policy.get("metadata") or {}).get("namespace") != state.namespace:
-        return False
-    servers = state.servers or [{"metadata": {"labels": {"k8s-app": "kube-dns"}}}]
-    return any(_matches(peer.get("podSelector") or {}, _labels(each)) for each in servers)
-
-
-def _within(address: str, cidr: str) -> bool:
-    try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(cidr, strict=False)
-    except ValueError:
-        return False
-
-
-def _port_53(rule: Object, protocol: str) -> bool:
-    ports = rule.get("ports")
-    if not ports:
-        return True
-    for each in ports:
-        if each.get("protocol", "TCP") != protocol:
-            continue
-        port, last = each.get("port"), each.get("endPort")
-        if (
-            port is None
-            or port in (53, "53", "dns", "dns-tcp")
-            or (isinstance(port, int) and isinstance(last, int) and port <= 53 <= last)
-        ):
-            return True
-    return False
 
 
 def _node_local(state: State) -> Iterator[Finding]:
     for each in state.daemonsets or ():
-        if "node-local" not in _name(each):
+        if "node-local" not in name_of(each):
             continue
         status = each.get("status") or {}
         wanted, ready = int(status.get("desiredNumberScheduled") or 0), int(status.get("numberReady") or 0)
@@ -533,13 +392,13 @@ def _node_local(state: State) -> Iterator[Finding]:
             yield Finding(
                 ERROR,
                 "NodeLocal",
-                f"{_name(each)}: {ready} of {wanted} are ready",
+                f"{name_of(each)}: {ready} of {wanted} are ready",
                 "on the other nodes every name may fail: Pods there ask an address nobody listens on",
-                f"kubectl -n {state.namespace} get pods -o wide -l k8s-app={_name(each)}",
+                f"kubectl -n {state.namespace} get pods -o wide -l k8s-app={name_of(each)}",
             )
         else:
             yield Finding(
-                INFO, "NodeLocal", f"{_name(each)} runs on {ready} nodes: the servers see the nodes' addresses, not the Pods'"
+                INFO, "NodeLocal", f"{name_of(each)} runs on {ready} nodes: the servers see the nodes' addresses, not the Pods'"
             )
 
 

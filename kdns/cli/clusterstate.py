@@ -1,0 +1,87 @@
+"""What `kdns doctor` has gathered of a cluster: objects as the API gives them, and real queries. Pure."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from kdns.cli.corefiles import Source
+from kdns.cli.networkpolicies import Targets
+
+Object = dict[str, Any]
+
+
+class Asked(NamedTuple):
+    """A real query: to whom, over what, for which name, and the response code or why there is none."""
+
+    server: str
+    transport: str
+    name: str
+    said: str
+    answered: bool
+    took: float  # seconds
+
+
+@dataclass
+class State:
+    """What was gathered. A list that is None could not be read; `unread` says why, by kind."""
+
+    namespace: str
+    zone: str = "cluster.local"
+    inside: bool = False  # whether this runs in a Pod
+    services: list[Object] | None = None
+    pods: list[Object] | None = None
+    slices: list[Object] | None = None
+    policies: list[Object] | None = None
+    daemonsets: list[Object] | None = None
+    namespaces: list[Object] | None = None
+    corefiles: list[Source] | None = None
+    denied: list[str] = field(default_factory=list)  # "list services": what the servers may not do
+    client: Object | None = None  # the Pod that asks
+    client_name: str = ""  # NAMESPACE/POD, where one was named
+    nameservers: tuple[str, ...] = ()  # of this machine's resolv.conf, where it is a Pod's
+    asked: list[Asked] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def service(self) -> Object | None:
+        """The Service that Pods ask: by label, else by the names that platforms give it."""
+        found = [each for each in self.services or () if labels_of(each).get("k8s-app") == "kube-dns" and _has_dns(each)]
+        named = [
+            each
+            for each in self.services or ()
+            if name_of(each) in ("kube-dns", "coredns", "dns-default", "rke2-coredns-rke2-coredns")
+        ]
+        return next(iter([*found, *named]), None)
+
+    @property
+    def address(self) -> str:
+        """The Service's address."""
+        return str(((self.service or {}).get("spec") or {}).get("clusterIP") or "")
+
+    @property
+    def servers(self) -> list[Object]:
+        """The Pods that the Service selects."""
+        selector = ((self.service or {}).get("spec") or {}).get("selector") or {"k8s-app": "kube-dns"}
+        return [each for each in self.pods or () if selector.items() <= labels_of(each).items()]
+
+    @property
+    def targets(self) -> Targets:
+        """The servers, as NetworkPolicies see them."""
+        known = {name_of(each): labels_of(each) for each in self.namespaces or ()}
+        labels = {"kubernetes.io/metadata.name": self.namespace, **known.get(self.namespace, {})}
+        addresses = [str((each.get("status") or {}).get("podIP") or "") for each in self.servers]
+        pods = [labels_of(each) for each in self.servers] or [{"k8s-app": "kube-dns"}]
+        return Targets(self.namespace, labels, pods, [*addresses, self.address])
+
+
+def name_of(each: Object) -> str:
+    """An object's name."""
+    return str((each.get("metadata") or {}).get("name", ""))
+
+
+def labels_of(each: Object) -> dict[str, str]:
+    """An object's labels."""
+    return (each.get("metadata") or {}).get("labels") or {}
+
+
+def _has_dns(each: Object) -> bool:
+    return any(port.get("port") == 53 for port in (each.get("spec") or {}).get("ports") or ())

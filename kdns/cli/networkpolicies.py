@@ -1,0 +1,91 @@
+"""What NetworkPolicies let through to a cluster's DNS (networking.k8s.io/v1). Pure.
+
+A Pod that some policy of a direction selects may do what the rules of those policies allow, and nothing else of that direction.
+"""
+
+import ipaddress
+from typing import Any, NamedTuple
+
+Object = dict[str, Any]
+
+
+class Targets(NamedTuple):
+    """The Pods to be reached: their namespace, its labels, each one's labels, and their addresses, the Service's too."""
+
+    namespace: str
+    namespace_labels: dict[str, str]
+    labels: list[dict[str, str]]
+    addresses: list[str]
+
+
+def types(policy: Object) -> list[str]:
+    """The directions that a policy bounds: Ingress, Egress, or both."""
+    spec = policy.get("spec") or {}
+    return spec.get("policyTypes") or ["Ingress", *(["Egress"] if "egress" in spec else [])]
+
+
+def selects(policy: Object, labels: dict[str, str] | None) -> bool:
+    """Whether a policy selects a Pod with these labels; None: whether it selects all of its namespace."""
+    selector = (policy.get("spec") or {}).get("podSelector") or {}
+    return not selector if labels is None else matches(selector, labels)
+
+
+def matches(selector: Object, labels: dict[str, str]) -> bool:
+    """Kubernetes' LabelSelector."""
+    if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
+        return False
+    for each in selector.get("matchExpressions") or ():
+        key, values = each.get("key"), each.get("values") or ()
+        holds = {
+            "In": labels.get(key) in values, "NotIn": labels.get(key) not in values,
+            "Exists": key in labels, "DoesNotExist": key not in labels,
+        }.get(str(each.get("operator")), False)  # fmt: skip
+        if not holds:
+            return False
+    return True
+
+
+def lets_out(policy: Object, protocol: str, targets: Targets) -> bool:
+    """Whether an egress rule of a policy lets queries of this protocol reach one of the targets."""
+    for rule in (policy.get("spec") or {}).get("egress") or ():
+        peers = rule.get("to")
+        if allows_53(rule, protocol) and (not peers or any(_reaches(peer, policy, targets) for peer in peers)):
+            return True
+    return False
+
+
+def _reaches(peer: Object, policy: Object, targets: Targets) -> bool:
+    """Whether a peer of an egress rule is one of the targets."""
+    if block := (peer.get("ipBlock") or {}).get("cidr"):
+        return any(_within(address, str(block)) for address in targets.addresses)
+    if "namespaceSelector" in peer:
+        if not matches(peer["namespaceSelector"] or {}, targets.namespace_labels):
+            return False
+    elif (policy.get("metadata") or {}).get("namespace") != targets.namespace:
+        return False
+    return any(matches(peer.get("podSelector") or {}, labels) for labels in targets.labels)
+
+
+def _within(address: str, cidr: str) -> bool:
+    try:
+        return ipaddress.ip_address(address) in ipaddress.ip_network(cidr, strict=False)
+    except ValueError:
+        return False
+
+
+def allows_53(rule: Object, protocol: str) -> bool:
+    """Whether the ports of a rule hold 53 of this protocol."""
+    ports = rule.get("ports")
+    if not ports:
+        return True
+    for each in ports:
+        if each.get("protocol", "TCP") != protocol:
+            continue
+        port, last = each.get("port"), each.get("endPort")
+        if (
+            port is None
+            or port in (53, "53", "dns", "dns-tcp")
+            or (isinstance(port, int) and isinstance(last, int) and port <= 53 <= last)
+        ):
+            return True
+    return False
