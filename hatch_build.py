@@ -38,6 +38,7 @@ COMPILED = (
     "kdns/plugin/request.py",
     "kdns/plugins/cache/classify.py",
     "kdns/plugins/cache/handler.py",
+    "kdns/plugins/forward/grpc.py",
     "kdns/plugins/forward/handler.py",
     "kdns/plugins/kubernetes/endpoints.py",
     "kdns/plugins/kubernetes/index.py",
