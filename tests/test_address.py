@@ -96,4 +96,4 @@ def test_a_server_blocks_port_of_thousands_of_digits_is_an_error() -> None:
 def test_a_bad_port_of_a_server_to_ask_is_an_error() -> None:
     for bad in ("[::1]:abc", "127.0.0.1:", "[::1", "a:b:c"):
         done = kdns("query", f"@{bad}", "a.org")
-        assert done.returncode == 2 and bad in done.stderr and len(done.stderr.splitlines()) == 1
+        assert done.returncode == 2 and bad in done.stderr and len(done.stderr.splitlines()) == 2  # and where the help is

@@ -271,7 +271,7 @@ def test_query_says_what_is_wrong() -> None:
 def test_plugins_lists_and_prints_manuals() -> None:
     listed = kdns("plugins").stdout
     assert all(f"\n{name} " in "\n" + listed for name in build.built()) and "not built: geoip" in listed
-    assert kdns("plugins", "cache").stdout.startswith("cache - keeps answers")
+    assert kdns("plugins", "cache").stdout.startswith("cache - stores answers")
     assert 'no plugin "cahce" (did you mean "cache"?)' in kdns("plugins", "cahce").stderr
     assert kdns("plugins", "dnssec").returncode == 1
 
