@@ -5,7 +5,7 @@ signer left; where a record is missing, the proof is short of it.
 """
 
 from base64 import b32encode
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable
 from hashlib import sha1
 from typing import Final, Protocol
@@ -90,8 +90,9 @@ class Nsec3Proofs:
         return node is not None
 
     def _cover(self, name: bytes, give: Proof) -> None:
-        # In the chain the last one covers what is before the first.
-        place = bisect_left(self.chain, self.label(name))
+        # The last one covers what is before the first. A name that has a record of its own gets that: a wildcard that stands in for
+        # the name, or one above what is opted out.
+        place = bisect_right(self.chain, self.label(name))
         give(self.hashed[self.chain[place - 1]], NSEC3)
 
     def _encloser(self, name: bytes, give: Proof) -> bytes:
@@ -118,9 +119,7 @@ class Nsec3Proofs:
         self._cover(name[len(name) - len(encloser) - _last(name, encloser) :], give)
 
     def wildcard_without(self, name: bytes, encloser: bytes, give: Proof) -> None:
-        self._match(encloser, give)
-        self.by_wildcard(name, encloser, give)
-        self._match(WILDCARD + encloser, give)
+        self._cover(WILDCARD + self._encloser(name, give), give)
 
 
 def _last(name: bytes, encloser: bytes) -> int:
