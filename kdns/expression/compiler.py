@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, final
 from kdns.expression.functions import CLOSURES, FUNCTIONS, METHODS
 from kdns.expression.values import (
     MAX_SIZE,
+    MAX_STEPS,
     NUMBERS,
     BadExpression,
     EvaluationError,
@@ -362,7 +363,7 @@ class _Parser:
     def words(self, sign: str, a: Run, b: Run) -> Node:
         if sign == "matches":
             try:
-                constant = regex(b(_NOTHING))
+                constant = regex(b(Scope(None, {})))
             except EvaluationError as error:
                 raise self.fail(str(error)) from None
             except Exception:  # it depends on the query
@@ -456,6 +457,9 @@ class _Parser:
         def each(scope: Scope) -> "list[tuple[Value, Value]]":
             out = []
             values = items(scope)
+            scope.steps += len(values)
+            if scope.steps > MAX_STEPS:
+                raise EvaluationError(f"the expression takes too long: its closures look at more than {MAX_STEPS:,} elements")
             for item in values.values() if isinstance(values, dict) else values:
                 scope.items.append(item)
                 try:
@@ -466,9 +470,6 @@ class _Parser:
 
         finish = _CLOSURES[name]
         return Node(lambda s: finish(each(s)), CLOSURES[name])
-
-
-_NOTHING: Final = Scope(None, {})
 
 
 def _tokens(text: str) -> list[tuple[str, str, int]]:

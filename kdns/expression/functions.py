@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from kdns.expression.values import EvaluationError, Value, bounded, floating, integer, text, type_of
+from kdns.expression.values import MAX_SIZE, EvaluationError, Value, bounded, floating, integer, text, type_of
 
 
 def _number(value: Value) -> Any:
@@ -46,7 +46,7 @@ def _split_after(value: str, separator: str, limit: int = -1) -> list[str]:
 
 
 def _repeat(value: str, count: int) -> str:
-    if count < 0 or count * len(value) > 1_000_000:
+    if count < 0 or count * len(value) > MAX_SIZE:
         raise EvaluationError("repeat() makes too much")
     return value * count
 

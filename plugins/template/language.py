@@ -181,7 +181,16 @@ def _parse_int(text: Value, base: Value = 10, bits: Value = 64) -> int:
 
 
 def _printf(form: Value, *args: Value) -> str:
-    return re.sub(r"%v", "%s", str(form)) % args
+    text = str(form)
+    for verb in _VERB.finditer(text):
+        if any(number == "*" or len(number) > 3 for number in verb.groups("")):
+            raise BadTemplate(f'"{verb[0]}": a width and a precision are at most {MAX_WIDTH}')
+    return re.sub(r"%v", "%s", text) % args
+
+
+# Digits of a width or a precision of printf: `%999999999d` made a text of a gigabyte. No record is that wide.
+MAX_WIDTH: Final = 999
+_VERB: Final = re.compile(r"%[-+# 0]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?")
 
 
 _FUNCTIONS: Final[dict[str, Callable[..., Value]]] = {

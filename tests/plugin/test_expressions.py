@@ -74,6 +74,16 @@ def test_what_only_a_query_shows_to_be_wrong_is_an_evaluation_error(text: str) -
         compile_expression(text, FUNCTIONS).value(ENV)
 
 
+@pytest.mark.parametrize("text", [
+    "count(1..5000, any(1..5000, # == 1)) > 0", "all(1..999, all(1..999, all(1..999, # > 0)))", "len(1..20000) > 0", "repeat('ab', 6000) == ''",
+])  # fmt: skip
+def test_an_expression_of_a_corefile_held_the_loop_for_seconds(text: str) -> None:
+    """Closures within closures multiply: a thousand million steps from 40 characters."""
+    with pytest.raises(EvaluationError):
+        compile_expression(text, FUNCTIONS).value(ENV)
+    assert compile_expression("count(1..1000, # > 5)", FUNCTIONS).value(ENV) == 995
+
+
 @given(st.text(alphabet="abn1()[]{}#.,:;?'\"+-*/<>=!|&~ \n", max_size=60) | st.text(max_size=40))
 def test_no_text_breaks_the_compiler(text: str) -> None:
     try:

@@ -102,7 +102,16 @@ def test_what_is_no_template_is_refused_when_it_is_read(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{{ index .Match 9 }}", "{{ .Match }}", '{{ parseInt "zz" 16 8 }}', '{{ parseInt "256" 10 8 }}', '{{ printf "%d" .Name }}'],
+    [
+        "{{ index .Match 9 }}",
+        "{{ .Match }}",
+        '{{ parseInt "zz" 16 8 }}',
+        '{{ parseInt "256" 10 8 }}',
+        '{{ printf "%d" .Name }}',
+        '{{ printf "%999999999d" 1 }}',
+        '{{ printf "%.99999999f" 1 }}',
+        '{{ printf "%*d" 999999999 1 }}',
+    ],
 )
 def test_what_cannot_be_filled_is_an_error_and_no_crash(text: str) -> None:
     with pytest.raises(BadTemplate):
