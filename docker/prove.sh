@@ -3,7 +3,7 @@
 #
 # The base images are stand-ins made of Debian 13's packages (what the real ones are made of), the builder is buildah, the
 # runtime runc. The image runs with a read-only root, as uid 65532, under no_new_privs, with NET_BIND_SERVICE alone, in a
-# network of its own. Needs root; buildah, mmdebstrap, runc, dig and curl; Debian's and PyPI's servers. About 90 s.
+# network of its own. Needs root; buildah, mmdebstrap, runc, dig and curl; Debian's and PyPI's servers. About 5 minutes, most of them for the compilation.
 set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -12,7 +12,7 @@ trap 'runc delete -f $name 2>/dev/null || true; buildah rm -a >/dev/null 2>&1 ||
 export BUILDAH_ISOLATION=chroot
 
 # python:3.13-slim-trixie and debian:trixie-slim.
-mmdebstrap -q --variant=minbase --include=ca-certificates,python3,python3-pip trixie "$work/debian.tar"
+mmdebstrap -q --variant=minbase --include=ca-certificates,python3,python3-pip,python3-dev trixie "$work/debian.tar"
 base=$(buildah from scratch)
 buildah add -q "$base" "$work/debian.tar" / >/dev/null
 buildah copy -q "$base" /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ >/dev/null
