@@ -163,6 +163,13 @@ def test_the_idle_give_way_before_those_who_send_and_those_who_are_answered(list
     sends = listener.connect(data=GET[:9])
     idle = [listener.connect(data=GET) for _ in range(2)]
     assert all(sock.recv(1000) for sock in idle)
+
+    def states() -> list[int]:
+        connections = listener.server.connections
+        return sorted(each.rank[0] for each in connections.open) if connections is not None else []
+
+    # A reply is read a little before the connection that carried it is idle.
+    eventually(lambda: len(states()) == 4 and states()[1] < states()[2] < states()[3])
     before = [listener.connect(), listener.connect()]
     eventually(lambda: all(map(closed, idle)))
     for _ in range(2):
