@@ -1,4 +1,5 @@
-"""The build hook: checks the checkout, puts Corefile.example beside the sample, and compiles the hot modules if asked to.
+"""The build hook: checks the checkout, puts Corefile.example beside the sample, and compiles the hot modules if asked
+to.
 
 With KDNS_COMPILE=1 a wheel holds the modules of COMPILED also as extension modules made by mypyc; Python prefers those.
 The typed source is the same, and everything runs without them. Nothing is built in the checkout: sources are copied.
@@ -17,8 +18,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# The modules on the way of a query. Not among them: kdns.plugin.base, which other people's plugins extend (an interpreted
-# class cannot extend a compiled one), and what waits for the network more than it works.
+# The modules on the way of a query. Not among them: kdns.plugin.base, which other people's plugins extend (an
+# interpreted class cannot extend a compiled one), and what waits for the network more than it works.
 COMPILED = (
     "kdns/address.py",
     "kdns/deadlines.py",
@@ -121,8 +122,8 @@ def extensions(root: Path, folder: Path) -> list[tuple[str, str]]:
 def tree(root: Path, folder: Path) -> None:
     """Makes a folder that is a copy of the checkout with the compiled modules in it.
 
-    Modules that were compiled from the same sources are taken again (a compilation takes minutes). Raises RuntimeError with
-    the compiler's output.
+    Modules that were compiled from the same sources are taken again (a compilation takes minutes). Raises RuntimeError
+    with the compiler's output.
     """
     digest = hashlib.sha256(f"{COMPILED} {sys.version} {MYPY}".encode())
     for path in sorted((root / "kdns").rglob("*.py")) + sorted((root / "plugins").rglob("*.py")):
@@ -138,7 +139,9 @@ def tree(root: Path, folder: Path) -> None:
                 shutil.rmtree(old)
             shutil.copytree(Path(work) / "done", modules)
     shutil.rmtree(folder, ignore_errors=True)
-    ignored = shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycache__", ".*_cache", ".hypothesis", ".work")
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", "build", "dist", "__pycache__", ".*_cache", ".hypothesis", ".work"
+    )
     shutil.copytree(root, folder, symlinks=True, ignore=ignored)
     shutil.copytree(modules, folder, dirs_exist_ok=True)
 

@@ -1,1 +1,3 @@
-"""Benchmarks: CPU a query beside the floor in C, memory, latency. Load goes to loopback only, bounded in time and count."""
+"""Benchmarks: CPU a query beside the floor in C, memory, latency. Load goes to loopback only, bounded in time and
+count.
+"""

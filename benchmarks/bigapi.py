@@ -2,9 +2,9 @@
 
     python -m benchmarks.bigapi PORT SERVICES ENDPOINTS PODS STREAMS
 
-Lists in pages and streams them (STREAMS 1), and watches. `/churn?rate=R&seconds=S` sends R EndpointSlice events a second: the
-slice of a Service `churnN` of one endpoint, whose address says when it was sent. `/expire` ends all watches, and they cannot
-be taken up again.
+Lists in pages and streams them (STREAMS 1), and watches. `/churn?rate=R&seconds=S` sends R EndpointSlice events a
+second: the slice of a Service `churnN` of one endpoint, whose address says when it was sent. `/expire` ends all
+watches, and they cannot be taken up again.
 """
 
 import asyncio
@@ -23,7 +23,9 @@ FILLER = {"app.kubernetes.io/name": "x" * 20, "app.kubernetes.io/instance": "y" 
 
 def meta(namespace: str, name: str, version: int, **labels: str) -> dict[str, Any]:
     """Metadata with as much beside as real objects carry."""
-    fields = [{"manager": "kube-controller-manager", "operation": "Update", "fieldsV1": {"f:metadata": {"f:labels": {}}}}]
+    fields = [
+        {"manager": "kube-controller-manager", "operation": "Update", "fieldsV1": {"f:metadata": {"f:labels": {}}}}
+    ]
     return {"name": name, "namespace": namespace, "resourceVersion": str(version), "uid": f"{version:036d}",
             "labels": {**labels, **FILLER}, "managedFields": fields}  # fmt: skip
 
@@ -45,12 +47,16 @@ def objects(services: int, endpoints: int, pods: int) -> dict[str, list[dict[str
         each = [
             {"addresses": [ip(11, i * SLICE + j)], "conditions": {"ready": True, "serving": True, "terminating": False},
              "nodeName": f"node-{j}", "zone": "zone-a",
-             "targetRef": {"kind": "Pod", "namespace": f"n{i % NAMESPACES}", "name": f"{owner}-{j:05d}-abcde", "uid": f"{j:036d}"}}
+             "targetRef": {"kind": "Pod", "namespace": f"n{i % NAMESPACES}", "name": f"{owner}-{j:05d}-abcde",
+                 "uid": f"{j:036d}"}}
             for j in range(SLICE)
         ]  # fmt: skip
-        head = meta(f"n{i % services % NAMESPACES}", f"{owner}-{i}", 200_000 + i, **{"kubernetes.io/service-name": owner})
+        head = meta(
+            f"n{i % services % NAMESPACES}", f"{owner}-{i}", 200_000 + i, **{"kubernetes.io/service-name": owner}
+        )
         out["endpointslices"].append({
-            "metadata": head, "addressType": "IPv4", "endpoints": each, "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+            "metadata": head, "addressType": "IPv4", "endpoints": each,
+            "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
         })  # fmt: skip
     for i in range(pods):
         out["pods"].append({
@@ -63,7 +69,8 @@ def objects(services: int, endpoints: int, pods: int) -> dict[str, list[dict[str
 class BigApi:
     def __init__(self, services: int, endpoints: int, pods: int, streams: bool) -> None:
         self.items = {
-            kind: [json.dumps(item).encode() for item in found] for kind, found in objects(services, endpoints, pods).items()
+            kind: [json.dumps(item).encode() for item in found]
+            for kind, found in objects(services, endpoints, pods).items()
         }
         self.streams = streams
         self.version = 1_000_000
@@ -72,7 +79,9 @@ class BigApi:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/churn":
-            asyncio.get_running_loop().create_task(self.churn(float(request.query["rate"]), float(request.query["seconds"])))
+            asyncio.get_running_loop().create_task(
+                self.churn(float(request.query["rate"]), float(request.query["seconds"]))
+            )
             return web.Response()
         if request.path == "/expire":
             self.version += 1
@@ -88,7 +97,10 @@ class BigApi:
         limit = int(request.query.get("limit") or 0) or len(self.items[kind])
         start = int(request.query.get("continue") or 0)
         go_on = str(start + limit) if start + limit < len(self.items[kind]) else ""
-        head = b'{"kind":"List","metadata":{"resourceVersion":"%d","continue":"%s"},"items":[' % (self.version, go_on.encode())
+        head = b'{"kind":"List","metadata":{"resourceVersion":"%d","continue":"%s"},"items":[' % (
+            self.version,
+            go_on.encode(),
+        )
         return web.Response(
             body=head + b",".join(self.items[kind][start : start + limit]) + b"]}", content_type="application/json"
         )
@@ -108,7 +120,10 @@ class BigApi:
                 for i in range(0, len(self.items[kind]), 50):
                     part = self.items[kind][i : i + 50]
                     await response.write(b"".join(b'{"type":"ADDED","object":%s}\n' % item for item in part))
-                over = '{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"%d","annotations":{"k8s.io/initial-events-end":"true"}}}}\n'
+                over = (
+                    '{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"%d",'
+                    '"annotations":{"k8s.io/initial-events-end":"true"}}}}\n'
+                )
                 await response.write((over % self.version).encode())
             while (line := await queue.get()) is not None:
                 await response.write(line)
@@ -128,7 +143,11 @@ class BigApi:
                 sent = int(time.monotonic() * 1000) & 0xFFFFFF
                 head = {"name": name, "namespace": "n1", "resourceVersion": str(self.version),
                         "labels": {"kubernetes.io/service-name": name}}  # fmt: skip
-                found = {"metadata": head, "endpoints": [{"addresses": [ip(12, sent)]}], "ports": [{"name": "http", "port": 80}]}
+                found = {
+                    "metadata": head,
+                    "endpoints": [{"addresses": [ip(12, sent)]}],
+                    "ports": [{"name": "http", "port": 80}],
+                }
                 line = b'{"type":"MODIFIED","object":%s}\n' % json.dumps(found).encode()
                 for queue, kind in self.watchers.items():
                     if kind == "endpointslices":
@@ -142,8 +161,15 @@ def main() -> None:
     api = BigApi(services, endpoints, pods, bool(streams))
     # The Services that churn, headless, each of one endpoint.
     for i in range(100):
-        spec = {"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"], "ports": [{"name": "http", "port": 80}]}
-        api.items["services"].append(json.dumps({"metadata": meta("n1", f"churn{i}", 50_000 + i), "spec": spec}).encode())
+        spec = {
+            "type": "ClusterIP",
+            "clusterIP": "None",
+            "clusterIPs": ["None"],
+            "ports": [{"name": "http", "port": 80}],
+        }
+        api.items["services"].append(
+            json.dumps({"metadata": meta("n1", f"churn{i}", 50_000 + i), "spec": spec}).encode()
+        )
     app = web.Application()
     app.router.add_get("/{path:.*}", api.handle)
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)

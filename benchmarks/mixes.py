@@ -1,7 +1,7 @@
 """What is asked: a cluster of 10,000 Services, and the mixes of questions that clients really send.
 
-Each mix is a file of questions for dnsperf with its options, and the bar: CPU a query as a ratio to the floor, for the compiled
-build (and the interpreted one, where it has a bar of its own).
+Each mix is a file of questions for dnsperf with its options, and the bar: CPU a query as a ratio to the floor, for the
+compiled build (and the interpreted one, where it has a bar of its own).
 """
 
 import random

@@ -1,7 +1,8 @@
 """Outside names: what a Pod's whole search list costs, and the cache's memory.
 
-The mixes are what a Pod's resolver asks with `ndots:5` and the cluster's three search domains, A and AAAA for each candidate:
-eight queries for an outside name. With `searchpath` the first two are answered, and the resolver asks no more.
+The mixes are what a Pod's resolver asks with `ndots:5` and the cluster's three search domains, A and AAAA for each
+candidate: eight queries for an outside name. With `searchpath` the first two are answered, and the resolver asks no
+more.
 """
 
 import os
@@ -19,7 +20,9 @@ SEARCH: Final = ("n0.svc.cluster.local", "svc.cluster.local", "cluster.local", "
 
 
 def mixes(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str]:
-    """CPU for whole names, as Pods ask for them, in floors (the floor's CPU for one query): kdns's two queries, CoreDNS's eight."""
+    """CPU for whole names, as Pods ask for them, in floors (the floor's CPU for one query): kdns's two queries,
+    CoreDNS's eight.
+    """
     with_coredns = shutil.which("coredns") is not None
     lines = ["CPU of one name with its whole search list, in floors:", ""]
     lines += ["| mix | kdns with searchpath | CoreDNS | part | bar |", "|---|---|---|---|---|"]
@@ -35,7 +38,9 @@ def mixes(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str]:
                     server = peers.kdns(folder, api, to, compiled=peers.COMPILED.is_dir(), more="searchpath")
                     costs["kdns"].append(_cost(folder, server, zone, ours, new) / floor)
                     if with_coredns:
-                        costs["coredns"].append(_cost(folder, peers.coredns(folder, api, to), zone, SEARCH, new) / floor)
+                        costs["coredns"].append(
+                            _cost(folder, peers.coredns(folder, api, to), zone, SEARCH, new) / floor
+                        )
                 cost = statistics.median(costs["kdns"])
                 theirs = statistics.median(costs["coredns"]) if with_coredns else float("nan")
                 lines.append(f"| {what}, {share} | {cost:.1f} | {theirs:.1f} | {cost / theirs:.2f} | {bar:.2f} |")
@@ -52,7 +57,10 @@ def _cost(folder: Path, server: Server, zone: str, suffixes: tuple[str, ...], ne
         # Enough names for the whole run where there are new ones; those that are not new are one of NAMES.
         names = [f"n{i}" if i % 10 < new * 10 else f"p{i % NAMES}" for i in range(NAMES * (40 if new else 1))]
         asked = [
-            f"{name}.{zone}.{suffix}".rstrip(".") + f" {kind}" for name in names for suffix in suffixes for kind in ("A", "AAAA")
+            f"{name}.{zone}.{suffix}".rstrip(".") + f" {kind}"
+            for name in names
+            for suffix in suffixes
+            for kind in ("A", "AAAA")
         ]
         file = folder / "search-list"
         file.write_text("\n".join(asked) + "\n")
@@ -71,7 +79,9 @@ def memory(folder: Path, api: str, to: int) -> list[str]:
         time.sleep(5)
         for part in range(10):
             file = folder / "names"
-            file.write_text("".join(f"n{i}.example.net A\n" for i in range(part * count // 10, (part + 1) * count // 10)))
+            file.write_text(
+                "".join(f"n{i}.example.net A\n" for i in range(part * count // 10, (part + 1) * count // 10))
+            )
             dnsperf(server, file, "-n", "1", warm=0, seconds=120)
             sizes.append(server.resident())
             print(f"{(part + 1) * count // 10:,} names: {sizes[-1]:.0f} MiB", flush=True)

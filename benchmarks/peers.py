@@ -49,7 +49,10 @@ def corefile(folder: Path, api: str, upstream: int, more: str = "") -> tuple[Pat
     """kubeadm's whole plugin list on free ports."""
     port = free_port()
     text = (
-        COREFILE.replace("{api}", api).replace("{port}", str(port)).replace("{upstream}", str(upstream)).replace("{more}", more)
+        COREFILE.replace("{api}", api)
+        .replace("{port}", str(port))
+        .replace("{upstream}", str(upstream))
+        .replace("{more}", more)
     )
     for word in ("health", "ready", "metrics"):
         text = text.replace(f"{{{word}}}", str(free_port()))
@@ -68,24 +71,39 @@ def upstream(folder: Path) -> Server:
     """A knotd that answers everything below example.net and nothing below nx.test."""
     port = free_port()
     soa = "@ 60 SOA ns hostmaster 1 7200 1800 86400 60\n@ 60 NS ns\nns 60 A 192.0.2.53\n"
-    (folder / "example.net.zone").write_text("$ORIGIN example.net.\n" + soa + "* 60 A 192.0.2.1\n* 60 AAAA 2001:db8::1\n")
+    (folder / "example.net.zone").write_text(
+        "$ORIGIN example.net.\n" + soa + "* 60 A 192.0.2.1\n* 60 AAAA 2001:db8::1\n"
+    )
     (folder / "nx.test.zone").write_text("$ORIGIN nx.test.\n" + soa)
     (folder / "upstream.conf").write_text(
         f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {folder}/up\n  udp-workers: 1\n  tcp-workers: 1\n"
-        f"database:\n  storage: {folder}/up-db\ntemplate:\n  - id: default\n    storage: {folder}\n    zonefile-sync: -1\n"
+        f"database:\n  storage: {folder}/up-db\ntemplate:\n  - id: default\n    storage: {folder}\n    zonefile-sync: "
+        f"-1\n"
         "zone:\n  - domain: example.net\n    file: example.net.zone\n  - domain: nx.test\n    file: nx.test.zone\n"
     )
     (folder / "up").mkdir(exist_ok=True)
     return Server("upstream", "knotd", "-c", str(folder / "upstream.conf"), port=port, cores=CLIENT_CORE)
 
 
-def kdns(folder: Path, api: str, to: int, *, compiled: bool = False, more: str = "", cores: str = SERVER_CORE) -> Server:
+def kdns(
+    folder: Path, api: str, to: int, *, compiled: bool = False, more: str = "", cores: str = SERVER_CORE
+) -> Server:
     """A kdns with kubeadm's Corefile: the checkout's, or the compiled package."""
     path, port = corefile(folder, api, to, more)
     where = COMPILED if compiled else HERE.parent
     name = "kdns compiled" if compiled else "kdns"
     return Server(
-        name, "env", f"PYTHONPATH={where}", sys.executable, "-m", "kdns", "-conf", str(path), port=port, cores=cores, cwd=folder
+        name,
+        "env",
+        f"PYTHONPATH={where}",
+        sys.executable,
+        "-m",
+        "kdns",
+        "-conf",
+        str(path),
+        port=port,
+        cores=cores,
+        cwd=folder,
     )
 
 
@@ -119,8 +137,10 @@ def knot(folder: Path) -> Server:
     (folder / "knot").mkdir(exist_ok=True)
     (folder / "knot.conf").write_text(
         f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {folder}/knot\n  udp-workers: 1\n  tcp-workers: 1\n"
-        f"database:\n  storage: {folder}/knot-db\ntemplate:\n  - id: default\n    storage: {folder}\n    zonefile-sync: -1\n"
-        "zone:\n  - domain: cluster.local\n    file: cluster.zone\n  - domain: 10.in-addr.arpa\n    file: reverse.zone\n"
+        f"database:\n  storage: {folder}/knot-db\ntemplate:\n  - id: default\n    storage: {folder}\n    "
+        f"zonefile-sync: -1\n"
+        "zone:\n  - domain: cluster.local\n    file: cluster.zone\n  - domain: 10.in-addr.arpa\n    file: "
+        "reverse.zone\n"
     )
     return Server("knot", "knotd", "-c", str(folder / "knot.conf"), port=port)
 
@@ -131,7 +151,8 @@ def unbound(folder: Path, to: int) -> Server:
     forward, reverse = _zones()
     data = "".join(f'  local-data: "{line}"\n' for line in (*forward, *reverse))
     (folder / "unbound.conf").write_text(
-        f'server:\n  interface: 127.0.0.1@{port}\n  do-daemonize: no\n  username: ""\n  chroot: ""\n  directory: "{folder}"\n'
+        f'server:\n  interface: 127.0.0.1@{port}\n  do-daemonize: no\n  username: ""\n  chroot: ""\n  directory: '
+        f'"{folder}"\n'
         f'  pidfile: "{folder}/unbound.pid"\n  use-syslog: no\n  num-threads: 1\n  incoming-num-tcp: 100\n'
         '  module-config: "iterator"\n  do-not-query-localhost: no\n  local-zone: "test." nodefault\n'
         '  local-zone: "cluster.local." static\n  local-zone: "10.in-addr.arpa." static\n'

@@ -84,7 +84,8 @@ def at_rates(folder: Path, files: dict[str, Path], api: str, to: int) -> list[st
                     if server.name == "floor":
                         continue
                     lines.append(
-                        f"| {rate:,} q/s, {where} | {server.name} | {found.cost:.1f} µs | {found.cost / costs['floor']:.2f}x |"
+                        f"| {rate:,} q/s, {where} | {server.name} | {found.cost:.1f} µs | "
+                        f"{found.cost / costs['floor']:.2f}x |"
                         f" {found.average:.3f} ms | {found.worst:.2f} ms | {found.lost} |"
                     )
                     print(lines[-1], flush=True)
@@ -95,13 +96,18 @@ def at_rates(folder: Path, files: dict[str, Path], api: str, to: int) -> list[st
 
 
 def memory(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str]:
-    """Resident memory with 10,000 Services through the API, after the sync and after all of their names were asked for."""
+    """Resident memory with 10,000 Services through the API, after the sync and after all of their names were asked
+    for.
+    """
     server = peers.kdns(folder, api, to, compiled=peers.COMPILED.is_dir())
     try:
         time.sleep(6)
         idle = server.resident()
         dnsperf(server, files["names"])
-        line = f"10,000 Services through the API: {idle:.0f} MiB after the sync, {server.resident():.0f} MiB after all were asked for"
+        line = (
+            f"10,000 Services through the API: {idle:.0f} MiB after the sync, {server.resident():.0f} MiB after all "
+            f"were asked for"
+        )
         print(line, flush=True)
         return [line]
     finally:
@@ -128,8 +134,10 @@ def main(words: list[str]) -> int:
             if words:
                 return 0
             method = (
-                f"- method: server on core {SERVER_CORE}, dnsperf on core {CLIENT_CORE}; CPU (utime + stime) a query, no rate limit,"
-                f" 100 in flight, {SECONDS:g} s; ratio to the floor in the same run, median of {RUNS}; kubeadm's whole plugin"
+                f"- method: server on core {SERVER_CORE}, dnsperf on core {CLIENT_CORE}; CPU (utime + stime) a query, "
+                f"no rate limit,"
+                f" 100 in flight, {SECONDS:g} s; ratio to the floor in the same run, median of {RUNS}; kubeadm's whole "
+                f"plugin"
                 " list, prometheus counting; bars of the interpreted build in brackets"
             )
             parts = [

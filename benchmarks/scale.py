@@ -2,8 +2,8 @@
 
     make bench-scale
 
-kdns on core 0; the API server (benchmarks/bigapi.py), dnsperf and the probe on core 1. The probe asks 500 times a second and
-takes each answer's time itself: the percentiles are its, dnsperf only makes the load.
+kdns on core 0; the API server (benchmarks/bigapi.py), dnsperf and the probe on core 1. The probe asks 500 times a
+second and takes each answer's time itself: the percentiles are its, dnsperf only makes the load.
 """
 
 import os
@@ -101,7 +101,14 @@ class Probe:
         self.thread.join()
         ordered = sorted(self.times)
         at = {p: ordered[min(int(len(ordered) * p / 100), len(ordered) - 1)] * 1e3 for p in (50, 99, 99.9)}
-        return {"p50": at[50], "p99": at[99], "p99.9": at[99.9], "max": ordered[-1] * 1e3, "lost": self.lost, "n": len(ordered)}
+        return {
+            "p50": at[50],
+            "p99": at[99],
+            "p99.9": at[99.9],
+            "max": ordered[-1] * 1e3,
+            "lost": self.lost,
+            "n": len(ordered),
+        }
 
 
 def start(folder: Path, pods: bool, streams: bool) -> tuple[Server, Server, dict[str, int], float]:
@@ -164,12 +171,16 @@ def one(folder: Path, pods: bool, streams: bool) -> list[str]:
             lags = sorted(lag for lag in probe.lags if lag >= 0)
             rate = re.search(r"Queries per second:\s+([0-9.]+)", out)
             lost = re.search(r"Queries lost:\s+(\d+)", out)
-            line = f"1,000 changes a second under {float(rate[1]) if rate else 0:,.0f} q/s: p50, p99, p99.9, max (ms), lost: {shown(churn)}"
+            line = (
+                f"1,000 changes a second under {float(rate[1]) if rate else 0:,.0f} q/s: p50, p99, p99.9, max (ms), "
+                f"lost: {shown(churn)}"
+            )
             line += f"; of the load {lost[1] if lost else '?'} lost; longest collection {gc_longest(ports):.1f} ms"
             print(line, flush=True)
             lines += [
                 line,
-                f"(each Service changes 10 times a second; the age of answers is {lags[len(lags) // 2] * 1e3:.0f} ms median)",
+                f"(each Service changes 10 times a second; the age of answers is {lags[len(lags) // 2] * 1e3:.0f} ms "
+                f"median)",
             ]
         if streams and pods:
             lines += warm(folder, server, api, ports)
@@ -217,7 +228,8 @@ def main() -> int:
     """Measures, prints, and writes scale.md."""
     title = f"{SERVICES:,} Services, {ENDPOINTS:,} endpoints"
     head = [f"# Results of `make bench-scale`: {title}", "", *(f"- {line}" for line in host()[:3]),
-            "- method: kdns on core 0; API server, dnsperf and the probe on core 1; latency in ms as a probe of 500 q/s sees it",
+            "- method: kdns on core 0; API server, dnsperf and the probe on core 1; latency in ms as a probe of 500 "
+            "q/s sees it",
             "  (probe and load share a core, so its worst are theirs too); relist under 2,000 q/s", ""]  # fmt: skip
     table = [
         "| list | ready | resident | peak in a relist | p50 | p99 | p99.9 | max | lost |",

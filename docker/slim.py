@@ -1,4 +1,5 @@
-"""Leaves of the package `kubernetes` what configuration and credentials need: its models are 100 MB that kdns never loads.
+"""Leaves of the package `kubernetes` what configuration and credentials need: its models are 100 MB that kdns never
+loads.
 
 What only the models and what else is left out want goes with them. python docker/slim.py SITE
 """
@@ -9,8 +10,10 @@ from pathlib import Path
 
 # Folders and files below SITE that nothing of ours imports.
 GONE = (
-    "kubernetes/client/models", "kubernetes/client/api", "kubernetes/docs", "kubernetes/dynamic", "kubernetes/leaderelection",
-    "kubernetes/stream", "kubernetes/test", "kubernetes/e2e_test", "kubernetes/aio", "kubernetes/informer", "kubernetes/watch",
+    "kubernetes/client/models", "kubernetes/client/api", "kubernetes/docs", "kubernetes/dynamic",
+    "kubernetes/leaderelection",
+    "kubernetes/stream", "kubernetes/test", "kubernetes/e2e_test", "kubernetes/aio", "kubernetes/informer",
+    "kubernetes/watch",
     "pydantic", "pydantic_core", "typing_inspection", "annotated_types", "websocket", "aiohttp_retry",
 )  # fmt: skip
 # What is left of `kubernetes` and `kubernetes.client`: their own __init__ import every model there is.

@@ -24,7 +24,9 @@ def address(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]
 
 
 def unmapped(packed: bytes) -> bytes:
-    """A packed address; one of IPv4 in IPv6 form (`::ffff:192.0.2.7`, RFC 4291, section 2.5.5.2) as the IPv4 address that it is."""
+    """A packed address; one of IPv4 in IPv6 form (`::ffff:192.0.2.7`, RFC 4291, section 2.5.5.2) as the IPv4 address
+    that it is.
+    """
     return packed[12:] if len(packed) == 16 and packed.startswith(_MAPPED) else packed
 
 
@@ -34,11 +36,12 @@ def host_port(host: str, port: int) -> str:
 
 
 def split_host_port(text: str, default: int | None = None) -> tuple[str, int]:
-    """HOST:PORT as host and port: `192.0.2.1:53`, `[::1]:53`, `name:53`. The zone of an IPv6 address (`%eth0`) stays with it.
+    """HOST:PORT as host and port: `192.0.2.1:53`, `[::1]:53`, `name:53`. The zone of an IPv6 address (`%eth0`) stays
+    with it.
 
-    With a default it is where to go: there must be a host, and the port (1 to 65535) may be left out: `::1`, `[::1]`, `name`.
-    Without one it is where to listen: there must be a port (0 to 65535), and an empty host is every address: `:53`.
-    Raises ValueError, whose text names the word.
+    With a default it is where to go: there must be a host, and the port (1 to 65535) may be left out: `::1`, `[::1]`,
+    `name`. Without one it is where to listen: there must be a port (0 to 65535), and an empty host is every address:
+    `:53`. Raises ValueError, whose text names the word.
     """
     host, colon, port = text, "", ""
     if text.startswith("["):
@@ -51,7 +54,9 @@ def split_host_port(text: str, default: int | None = None) -> tuple[str, int]:
     elif ":" in text and not _is_address(text):
         raise ValueError(f'expected host:port, found "{text}" (with a port, an IPv6 address needs brackets: [::1]:53)')
     if default is None and not colon:
-        raise ValueError(f'expected host:port, found "{text}"' + (": an IPv6 address needs brackets" if ":" in text else ""))
+        raise ValueError(
+            f'expected host:port, found "{text}"' + (": an IPv6 address needs brackets" if ":" in text else "")
+        )
     if default is not None and not host:
         raise ValueError(f'a host is missing in "{text}"')
     if not colon:

@@ -1,8 +1,9 @@
 """Faults of our own: an exception that nobody expected ends what raised it and nothing else, and is a line and a count.
 
-A callback runs in the midst of others: in a queue of deadlines, among those who wait for one reply, between two frames of
-a connection. Whoever calls several hands what one of them raises to `report` and goes on with the next. What reaches the
-event loop itself comes to `caught`. What a plugin raises for a query is the dispatcher's (SERVFAIL, `coredns_panics_total`).
+A callback runs in the midst of others: in a queue of deadlines, among those who wait for one reply, between two frames
+of a connection. Whoever calls several hands what one of them raises to `report` and goes on with the next. What reaches
+the event loop itself comes to `caught`. What a plugin raises for a query is the dispatcher's (SERVFAIL,
+`coredns_panics_total`).
 """
 
 import asyncio
@@ -54,7 +55,9 @@ async def attempt(where: str, work: Awaitable[None]) -> None:
 
 
 async def supervise(where: str, work: Callable[[], Awaitable[None]], pause: float = PAUSE) -> None:
-    """Does `work` to its end; where it fails it is begun again after `pause` seconds, so that nothing stops in silence."""
+    """Does `work` to its end; where it fails it is begun again after `pause` seconds, so that nothing stops in
+    silence.
+    """
     while True:
         try:
             return await work()

@@ -9,8 +9,8 @@ def keep_alive(transport: asyncio.BaseTransport, idle: int, interval: int, probe
     """Sets keepalive, where the system has it.
 
     A peer is probed after `idle` seconds without traffic, then every `interval`; `probes` without an answer end the
-    connection. So do octets of ours that nobody acknowledges for `unacknowledged` seconds (TCP_USER_TIMEOUT), which also ends
-    probing early where it is the shorter.
+    connection. So do octets of ours that nobody acknowledges for `unacknowledged` seconds (TCP_USER_TIMEOUT), which
+    also ends probing early where it is the shorter.
     """
     sock = transport.get_extra_info("socket")
     if sock is None:

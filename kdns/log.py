@@ -1,9 +1,11 @@
-"""Log lines: `[LEVEL] text` on stdout, as CoreDNS writes them, `plugin/NAME: ` before a plugin's text; or JSON, an object a line.
+"""Log lines: `[LEVEL] text` on stdout, as CoreDNS writes them, `plugin/NAME: ` before a plugin's text; or JSON, an
+object a line.
 
-Laws: a line is one line, whatever is in it, and holds nothing that a terminal obeys; writing never blocks the loop. While a
-writer runs (`start_writer`), lines go through a bounded queue to a thread that only waits and writes; when it is full, lines
-are dropped and counted. Before and after, they are written at once. Of warnings and errors MAX_COMPLAINTS a second are written,
-and then how many were left out: what fails for every query would else be all there is to read.
+Laws: a line is one line, whatever is in it, and holds nothing that a terminal obeys; writing never blocks the loop.
+While a writer runs (`start_writer`), lines go through a bounded queue to a thread that only waits and writes; when it
+is full, lines are dropped and counted. Before and after, they are written at once. Of warnings and errors
+MAX_COMPLAINTS a second are written, and then how many were left out: what fails for every query would else be all there
+is to read.
 """
 
 import json
@@ -124,13 +126,19 @@ def stop_writer(timeout: float = 1.0) -> None:
 
 
 def _may_complain() -> bool:
-    """Whether this second has room for another warning or error; at the turn of one that had not, how many are missing."""
+    """Whether this second has room for another warning or error; at the turn of one that had not, how many are
+    missing.
+    """
     now = int(time.monotonic())
     if now != _state.second:
         over = _state.complaints - MAX_COMPLAINTS
         _state.second, _state.complaints = now, 0
         if over > 0:
-            _write("WARNING", "", f"{over} more warnings and errors were left out: at most {MAX_COMPLAINTS} a second are written")
+            _write(
+                "WARNING",
+                "",
+                f"{over} more warnings and errors were left out: at most {MAX_COMPLAINTS} a second are written",
+            )
     _state.complaints += 1
     if _state.complaints > MAX_COMPLAINTS:
         _state.left_out += 1

@@ -68,7 +68,9 @@ class Family:
 
 
 class Counter(Family):
-    """What only grows. `name` ends in `_total`. Without labels it is shown from the start, as 0: a rise can then be seen."""
+    """What only grows. `name` ends in `_total`. Without labels it is shown from the start, as 0: a rise can then be
+    seen.
+    """
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
         super().__init__(name, help, labels)
@@ -81,7 +83,9 @@ class Gauge(Family):
 
     kind = "gauge"
 
-    def __init__(self, name: str, help: str, labels: Sequence[str] = (), read: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, name: str, help: str, labels: Sequence[str] = (), read: Callable[[], float] | None = None
+    ) -> None:
         super().__init__(name, help, labels)
         self.read = read
 
@@ -145,7 +149,8 @@ class _One:
 
 
 def families() -> Iterator[bytes]:
-    """The text exposition in slices of a family each, of SLICE lines at most, so that the caller can let others run in between.
+    """The text exposition in slices of a family each, of SLICE lines at most, so that the caller can let others run in
+    between.
 
     REFRESH is to be called before.
     """

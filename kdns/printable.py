@@ -1,7 +1,8 @@
 """Foreign text on its way to a terminal: what a terminal would obey is shown, not sent.
 
-Controls move the cursor and colour the screen, C1 controls (U+0080 to U+009F) as well as C0; bidirectional controls let a name
-read as another (Unicode Technical Report 36). So whatever is not printable is escaped, as Python writes it in a string.
+Controls move the cursor and colour the screen, C1 controls (U+0080 to U+009F) as well as C0; bidirectional controls let
+a name read as another (Unicode Technical Report 36). So whatever is not printable is escaped, as Python writes it in a
+string.
 """
 
 

@@ -26,11 +26,14 @@ def compile_regex(text: str) -> Any:
         return re2.compile(text, _options)
     except re2.error as error:
         why = error.args[0] if error.args else error
-        raise BadRegex(f"bad regular expression: {why.decode(errors='replace') if isinstance(why, bytes) else why}") from None
+        raise BadRegex(
+            f"bad regular expression: {why.decode(errors='replace') if isinstance(why, bytes) else why}"
+        ) from None
 
 
 class Prefilter:
-    """Finds which of many expressions can match a text, in one pass over it: by the literal text that each of them needs.
+    """Finds which of many expressions can match a text, in one pass over it: by the literal text that each of them
+    needs.
 
     Expressions that need none are always among them. Whoever asks tries those that are named: this only leaves out.
     """

@@ -1,6 +1,7 @@
 """Turns: long work on the loop gives way to others, and what is large is let go of piece by piece.
 
-Freeing an entry of a table takes some 0.5 microseconds; a table of 100,000 that is freed as one holds the loop for 50 ms.
+Freeing an entry of a table takes some 0.5 microseconds; a table of 100,000 that is freed as one holds the loop for 50
+ms.
 """
 
 import asyncio
@@ -12,7 +13,9 @@ _STEP: Final = 100  # entries let go of between two looks at the clock
 
 
 class Turn:
-    """Lets others run when work has held the loop for a millisecond. Objects differ in size, so they are not counted."""
+    """Lets others run when work has held the loop for a millisecond. Objects differ in size, so they are not
+    counted.
+    """
 
     __slots__ = ("end",)
 

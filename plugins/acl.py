@@ -12,8 +12,8 @@ It sees the name after `rewrite` changed it, and it runs before the cache.
 * `allow` lets the query pass; `block` answers REFUSED; `filter` answers without records; `drop` does not answer.
 * `type` lists query types and `net` lists client addresses or networks. `*` (the default) matches all.
 
-The first line of a directive that matches applies. If none matches, the next directive is tried, and then the query goes on.
-Clients that use EDNS are told the reason (RFC 8914: Blocked, Filtered).
+The first line of a directive that matches applies. If none matches, the next directive is tried, and then the query
+goes on. Clients that use EDNS are told the reason (RFC 8914: Blocked, Filtered).
 
 ## Examples
 
@@ -59,7 +59,9 @@ _LABELS: Final = ("server", "zone", "view")
 BLOCKED: Final = Counter("coredns_acl_blocked_requests_total", "Counter of DNS requests being blocked.", _LABELS)
 FILTERED: Final = Counter("coredns_acl_filtered_requests_total", "Counter of DNS requests being filtered.", _LABELS)
 DROPPED: Final = Counter("coredns_acl_dropped_requests_total", "Counter of DNS requests being dropped.", _LABELS)
-ALLOWED: Final = Counter("coredns_acl_allowed_requests_total", "Counter of DNS requests being allowed.", ("server", "view"))
+ALLOWED: Final = Counter(
+    "coredns_acl_allowed_requests_total", "Counter of DNS requests being allowed.", ("server", "view")
+)
 
 # A network: octets of the address (4 or 16), bits to shift away, and what must then be left.
 Network = tuple[int, int, int]
@@ -74,7 +76,9 @@ class Rule:
     networks: tuple[Network, ...] | None
 
     def fits(self, qtype: int, client: Callable[[], tuple[int, int]]) -> bool:
-        """Whether a query type and a client (octets, address as a number) fit. The client is looked at only for a `net`."""
+        """Whether a query type and a client (octets, address as a number) fit. The client is looked at only for a
+        `net`.
+        """
         if self.types is not None and qtype not in self.types:
             return False
         if self.networks is None:
@@ -99,7 +103,11 @@ class Acl(Plugin):
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
         return [
-            Config(tuple((readers.zone_names(d.args, block), tuple(_rule(line) for line in d.body or ())) for d in directives))
+            Config(
+                tuple(
+                    (readers.zone_names(d.args, block), tuple(_rule(line) for line in d.body or ())) for d in directives
+                )
+            )
         ]
 
     def __init__(self, config: Config) -> None:

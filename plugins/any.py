@@ -45,5 +45,9 @@ class Any(Plugin):
         if question.type != iana.ANY:
             return None
         return Answer(
-            iana.NOERROR, 0, (RRset(question.name, iana.HINFO, TTL, (_RDATA,), question.cls),), local=True, validity=ALWAYS
+            iana.NOERROR,
+            0,
+            (RRset(question.name, iana.HINFO, TTL, (_RDATA,), question.cls),),
+            local=True,
+            validity=ALWAYS,
         )

@@ -1,7 +1,7 @@
 """autopath - follows a Pod's search list on the server, by the client's address (as CoreDNS does; see also searchpath).
 
-For a query that falls in the first domain of the client's search list, kdns tries each domain of the list in turn. The first name
-that is not NXDOMAIN becomes the answer, with a CNAME from the name in the question.
+For a query that falls in the first domain of the client's search list, kdns tries each domain of the list in turn. The
+first name that is not NXDOMAIN becomes the answer, with a CNAME from the name in the question.
 
 ## Syntax
 
@@ -141,7 +141,9 @@ class SearchListWalk:
             self.result.resolve(self.first)
             return
         question = self.request.question
-        found = then(self.request.below(self.plugin, Question(self.names[self.pos], question.type, question.cls)), self.came)
+        found = then(
+            self.request.below(self.plugin, Question(self.names[self.pos], question.type, question.cls)), self.came
+        )
         if type(found) is Pending:
             found.add(self.failed)
 

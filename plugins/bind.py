@@ -69,7 +69,9 @@ class Bind(Plugin):
             address = _literal(word.text)
             if not address:
                 known = ", ".join(sorted(by_interface))
-                raise readers.fail(word, f'"{word.text}" is neither an IP address nor an interface of this machine ({known})')
+                raise readers.fail(
+                    word, f'"{word.text}" is neither an IP address nor an interface of this machine ({known})'
+                )
             return [address]
 
         hosts: list[str] = []
@@ -79,7 +81,9 @@ class Bind(Plugin):
         block.hosts = self._some(hosts)
 
     def named_hosts(self) -> tuple[str, ...]:
-        """What it listens on, as far as that can be said without a look at this machine: an interface stands for itself."""
+        """What it listens on, as far as that can be said without a look at this machine: an interface stands for
+        itself.
+        """
         hosts: list[str] = []
         for words, left_out in self.config.lines:
             without = sorted({_literal(word.text) or word.text for word in left_out})

@@ -1,7 +1,7 @@
 """debug - writes DEBUG lines, and the stack trace of each exception.
 
-While any server block has it, lines of level DEBUG are written, and an exception in a plugin is logged with its stack trace.
-The query gets SERVFAIL either way. Unlike CoreDNS, kdns keeps running.
+While any server block has it, lines of level DEBUG are written, and an exception in a plugin is logged with its stack
+trace. The query gets SERVFAIL either way. Unlike CoreDNS, kdns keeps running.
 
 ## Syntax
 

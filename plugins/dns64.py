@@ -126,7 +126,9 @@ class Dns64(Plugin):
         request.slots[self.position] = slot
         answer = tuple(
             rrset._replace(
-                type=iana.AAAA, ttl=min(rrset.ttl, limit), rdatas=tuple(embed(self.config.prefix, data) for data in rrset.rdatas)
+                type=iana.AAAA,
+                ttl=min(rrset.ttl, limit),
+                rdatas=tuple(embed(self.config.prefix, data) for data in rrset.rdatas),
             )
             if rrset.type == iana.A
             else rrset

@@ -14,8 +14,9 @@
 * `delay` lets every Nth reply wait. Default: 2 and 100ms.
 * `large` gives 30 addresses for A.
 
-A is answered 192.0.2.53, AAAA 2001:db8::53, AXFR over TCP a small zone, whose last SOA is missing where it is truncated; everything else
-is SERVFAIL. Queries are counted from the first; it is ready only between the third and the fifth.
+A is answered 192.0.2.53, AAAA 2001:db8::53, AXFR over TCP a small zone, whose last SOA is missing where it is
+truncated; everything else is SERVFAIL. Queries are counted from the first; it is ready only between the third and the
+fifth.
 
 ## Examples
 

@@ -1,7 +1,7 @@
 """file - serves zones from master files.
 
-Answers as the authority of zones whose records stand in files (RFC 1035, section 5): wildcards, delegations, DNAME, signed zones
-(NSEC and NSEC3) as they are.
+Answers as the authority of zones whose records stand in files (RFC 1035, section 5): wildcards, delegations, DNAME,
+signed zones (NSEC and NSEC3) as they are.
 
 ## Syntax
 
@@ -12,15 +12,19 @@ Answers as the authority of zones whose records stand in files (RFC 1035, sectio
     }
 
 * DBFILE is the master file; a relative path begins at `root`. It may hold $ORIGIN, $TTL, $INCLUDE and $GENERATE.
-* ZONES are the zones it is read for; the block's if there are none. The directive may be given several times; of two for one zone
+* ZONES are the zones it is read for; the block's if there are none. The directive may be given several times; of two
+  for one zone
   the later counts.
-* `reload` is how often the file is looked at. A version whose SOA serial differs takes the place of the old one. Default: 1m, 0 never.
-* `reload_by_mtime` also takes a version with the same serial. Without it a file that was edited and kept its serial is named in a
+* `reload` is how often the file is looked at. A version whose SOA serial differs takes the place of the old one.
+  Default: 1m, 0 never.
+* `reload_by_mtime` also takes a version with the same serial. Without it a file that was edited and kept its serial is
+  named in a
   warning and not taken, since secondaries would never see it.
 * `fallthrough` passes names that are not in the zone on to the next plugin.
 
-A file that is broken at the start is an error; one that is missing is waited for (an error with `reload 0`), and its zone is
-SERVFAIL until it is there. A file that breaks later keeps its last good version. `kdns zone FILE` checks one by hand.
+A file that is broken at the start is an error; one that is missing is waited for (an error with `reload 0`), and its
+zone is SERVFAIL until it is there. A file that breaks later keeps its last good version. `kdns zone FILE` checks one by
+hand.
 
 A CNAME that leads out of the zone is looked up by the whole server, and its records are added.
 
@@ -127,7 +131,9 @@ class File(Plugin):
                 text = f"{served.file.path}: {error.strerror or error}"
                 if not config.reload:
                     raise CorefileError(config.at, f"file: zone {to_text(origin)}: {text}") from None
-                _log.warning(f"Failed to open {text}: trying again in {readers.duration_text(min(config.reload, RETRY))}")
+                _log.warning(
+                    f"Failed to open {text}: trying again in {readers.duration_text(min(config.reload, RETRY))}"
+                )
 
     def wire(self, block: BlockInfo) -> None:
         self.notifiers = block.all(Notifies)

@@ -1,8 +1,8 @@
 """grpc_server - what `grpc://` listeners allow.
 
-DNS over gRPC is served by the key `grpc://` alone, behind the certificate of `tls`; without `tls` unencrypted. Its one method,
-`/coredns.dns.DnsService/Query`, takes and gives a message with the octets of a DNS message in field 1. kdns's plugin `grpc`, and
-CoreDNS's, ask it.
+DNS over gRPC is served by the key `grpc://` alone, behind the certificate of `tls`; without `tls` unencrypted. Its one
+method, `/coredns.dns.DnsService/Query`, takes and gives a message with the octets of a DNS message in field 1. kdns's
+plugin `grpc`, and CoreDNS's, ask it.
 
 ## Syntax
 
@@ -11,7 +11,8 @@ CoreDNS's, ask it.
         max_streams N
     }
 
-* `max_connections`: connections at a time; beyond, one of who holds most is closed. Default, and with 0: 16384, or a quarter of the files that
+* `max_connections`: connections at a time; beyond, one of who holds most is closed. Default, and with 0: 16384, or a
+  quarter of the files that
   the process may open. See `limits` too.
 * `max_streams`: calls at a time on a connection. Default, and with 0: 256.
 

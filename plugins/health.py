@@ -1,6 +1,7 @@
 """health - reports that the process is alive.
 
-A request for `/health`, by any method, gets 200 `OK`, whatever the state of plugins or upstreams; Kubernetes' liveness probe asks it.
+A request for `/health`, by any method, gets 200 `OK`, whatever the state of plugins or upstreams; Kubernetes' liveness
+probe asks it.
 
 ## Syntax
 
@@ -27,9 +28,10 @@ A request for `/health`, by any method, gets 200 `OK`, whatever the state of plu
 * `coredns_health_request_duration_seconds{}` - how long kdns's own requests to /health take, one a second.
 * `coredns_health_request_failures_total{}` - those that failed.
 * `kdns_http_connections{address}` - open connections to each HTTP listener, of whatever plugin.
-* `kdns_http_connections_closed_total{address,limit}` - those that were closed because of a limit: `connections` (32 of one
-  client's address, 256 in all: one that is idle gives way to one that is new), `time` (5 s for a request's head and while idle,
-  10 s for the reply) or `size` (64 KiB for a request).
+* `kdns_http_connections_closed_total{address,limit}` - those that were closed because of a limit: `connections` (32 of
+  one
+  client's address, 256 in all: one that is idle gives way to one that is new), `time` (5 s for a request's head and
+  while idle, 10 s for the reply) or `size` (64 KiB for a request).
 """
 
 import asyncio

@@ -165,7 +165,9 @@ class Hosts(Plugin):
                 await self._rebuild()
 
     def _look(self) -> bool:
-        """Reads the file if it has changed; says whether there are new lines. What cannot be read keeps what there is."""
+        """Reads the file if it has changed; says whether there are new lines. What cannot be read keeps what there
+        is.
+        """
         try:
             stat = os.stat(self.path)
             seen = (stat.st_mtime_ns, stat.st_size)

@@ -1,8 +1,9 @@
 """https - what `https://` listeners allow.
 
-DNS over HTTPS (RFC 8484) is served by the key `https://` alone, behind the certificate of `tls`; without `tls` unencrypted, for a
-proxy in front. Queries come by GET and POST to `/dns-query`, over HTTP/2 or HTTP/1.1; answers say for how long they are fresh.
-Another path gets 404, another method 405, a POST of another type 415, a body over 64 KiB 413, and what is no query 400.
+DNS over HTTPS (RFC 8484) is served by the key `https://` alone, behind the certificate of `tls`; without `tls`
+unencrypted, for a proxy in front. Queries come by GET and POST to `/dns-query`, over HTTP/2 or HTTP/1.1; answers say
+for how long they are fresh. Another path gets 404, another method 405, a POST of another type 415, a body over 64 KiB
+413, and what is no query 400.
 
 ## Syntax
 
@@ -12,10 +13,12 @@ Another path gets 404, another method 405, a POST of another type 415, a body ov
         trusted_proxies CIDR...
     }
 
-* `max_connections`: connections at a time; beyond, one of who holds most is closed. Default, and with 0: 16384, or a quarter of the files that
+* `max_connections`: connections at a time; beyond, one of who holds most is closed. Default, and with 0: 16384, or a
+  quarter of the files that
   the process may open. See `limits` too.
 * `max_streams` (kdns only): requests at a time on a connection of HTTP/2. Default 256.
-* `trusted_proxies` (kdns only): of requests from these addresses the client is whom X-Forwarded-For names: the last one there
+* `trusted_proxies` (kdns only): of requests from these addresses the client is whom X-Forwarded-For names: the last one
+  there
   that is no trusted proxy itself. Plugins and the log then see that address. By default the field is not looked at.
 
 `timeouts` holds here too: `read` for a connection's first request, `idle` between requests.

@@ -1,7 +1,8 @@
 """limits - how much one client may take: queries a second, queries in flight, TCP connections.
 
-Without it no client can take all, but one may take half: half of the queries that may wait for an upstream, half of the TCP
-connections. Where there is no room for a connection, one of the client that holds most gives way, an idle one if there is any.
+Without it no client can take all, but one may take half: half of the queries that may wait for an upstream, half of the
+TCP connections. Where there is no room for a connection, one of the client that holds most gives way, an idle one if
+there is any.
 
 ## Syntax
 
@@ -14,35 +15,47 @@ connections. Where there is no room for a connection, one of the client that hol
         exempt NETWORK...
     }
 
-* `qps` are the queries a second of a client; off by default: behind SNAT or a NodeLocal DNSCache a whole node or cluster is one
-  client, and only you know what it may ask. BURST are those that it may ask at once after a silence; by default as many as
-  RATE. A Pod that starts asks for some dozens of names, each in every search domain and for two types, so less than 100 is felt.
-  What is over the limit is not answered over UDP, and REFUSED over TCP. UDP and TCP are counted apart.
-* `slip` answers every Nth query over the limit with TC and nothing else (over UDP, as Response Rate Limiting does): a real client
-  asks again over TCP. 1 answers all, 2 every other one. Default 0, none: such a reply costs as much as an answer from memory.
-* `prefix` is the length of the prefix that counts as one client for `qps`; default 32 128, each address: in a cluster an IPv4
-  address is a Pod, and a node's Pods share a /64. For clients outside of a cluster take 24 56: a site is given a /56 or a /64,
-  and whoever has one has all its addresses.
-* `inflight` are the queries of an address that may wait for an upstream; more are SERVFAIL at once. Default 10000, half of
+* `qps` are the queries a second of a client; off by default: behind SNAT or a NodeLocal DNSCache a whole node or
+  cluster is one
+  client, and only you know what it may ask. BURST are those that it may ask at once after a silence; by default as many
+  as RATE. A Pod that starts asks for some dozens of names, each in every search domain and for two types, so less than
+  100 is felt. What is over the limit is not answered over UDP, and REFUSED over TCP. UDP and TCP are counted apart.
+* `slip` answers every Nth query over the limit with TC and nothing else (over UDP, as Response Rate Limiting does): a
+  real client
+  asks again over TCP. 1 answers all, 2 every other one. Default 0, none: such a reply costs as much as an answer from
+  memory.
+* `prefix` is the length of the prefix that counts as one client for `qps`; default 32 128, each address: in a cluster
+  an IPv4
+  address is a Pod, and a node's Pods share a /64. For clients outside of a cluster take 24 56: a site is given a /56 or
+  a /64, and whoever has one has all its addresses.
+* `inflight` are the queries of an address that may wait for an upstream; more are SERVFAIL at once. Default 10000, half
+  of
   all: an upstream that is silent holds each for some five seconds.
-* `connections` are the TCP connections of an address, default half of ALL; beyond, one of its own that is idle gives way. ALL are
-  those of all clients, default 16384: two for the NodeLocal DNSCache of each of 5,000 nodes, with room; at most a quarter
-  of the files that the process may open (`ulimit -n`), as upstreams, the API server and probes need files too.
-* `exempt` are addresses and networks of clients that `qps`, `inflight` and the connections of an address are not for; their
+* `connections` are the TCP connections of an address, default half of ALL; beyond, one of its own that is idle gives
+  way. ALL are
+  those of all clients, default 16384: two for the NodeLocal DNSCache of each of 5,000 nodes, with room; at most a
+  quarter of the files that the process may open (`ulimit -n`), as upstreams, the API server and probes need files too.
+* `exempt` are addresses and networks of clients that `qps`, `inflight` and the connections of an address are not for;
+  their
   connections never give way. Name NodeLocal DNSCaches and other resolvers here.
 
-They hold for the listener, so for all server blocks on the same address and port; the last block that sets one counts. A query is
-counted before anything of it is read, also where the reply is in memory; one that is not let through is in no other metric or log.
+They hold for the listener, so for all server blocks on the same address and port; the last block that sets one counts.
+A query is counted before anything of it is read, also where the reply is in memory; one that is not let through is in
+no other metric or log.
 
 ## What it can do and what not
 
 Whoever sends a UDP datagram writes its source address, and can write anybody's.
 
-* Who writes another address into each query is a new client each time: no limit of a client holds them. What holds then are the
-  bounds for all, and the network: let it drop what leaves a Pod with an address that is not the Pod's (many CNI plugins do).
-* Who writes your address uses up your allowance over UDP. Over TCP an address is proven by the handshake, and has its own
+* Who writes another address into each query is a new client each time: no limit of a client holds them. What holds then
+  are the
+  bounds for all, and the network: let it drop what leaves a Pod with an address that is not the Pod's (many CNI plugins
+  do).
+* Who writes your address uses up your allowance over UDP. Over TCP an address is proven by the handshake, and has its
+  own
   allowance: with `slip` you get through there. That is what it is for.
-* The table of clients is bounded: 16,384 addresses, some 8 MiB. Where there are more, those that asked least of late are
+* The table of clients is bounded: 16,384 addresses, some 8 MiB. Where there are more, those that asked least of late
+  are
   forgotten first; a client that comes back begins with its whole BURST.
 
 ## Examples
@@ -62,7 +75,8 @@ Whoever sends a UDP datagram writes its source address, and can write anybody's.
 
 ## Metrics
 
-* `kdns_limits_queries_total{server,what}` - queries over the limit of `qps`, by what became of them: `dropped`, `truncated`, `refused`.
+* `kdns_limits_queries_total{server,what}` - queries over the limit of `qps`, by what became of them: `dropped`,
+  `truncated`, `refused`.
 * `kdns_limits_clients{server}` - addresses in the table.
 * Those of the limits that hold with or without it: `kdns_pending_refused_total{server,reason}` (`client`: `inflight`),
   `kdns_tcp_connections_refused_total{server}`, `kdns_tcp_connections_displaced_total{server}`.
@@ -90,7 +104,9 @@ MOST: Final = 1_000_000  # of any number: more is a slip of the finger
 _OPTIONS: Final = ("qps", "slip", "prefix", "inflight", "connections", "exempt")
 _FORGOTTEN: Final = 0.0  # a time at which a bucket is full
 
-OVER: Final = Counter("kdns_limits_queries_total", "Queries over a client's limit, by what became of them.", ("server", "what"))
+OVER: Final = Counter(
+    "kdns_limits_queries_total", "Queries over a client's limit, by what became of them.", ("server", "what")
+)
 CLIENTS: Final = Gauge("kdns_limits_clients", "Client addresses whose queries are counted.", ("server",))
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -99,7 +115,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The limits; 0 is none, or the listener's own. `qps` and `burst` are of a prefix, `inflight` and `connections` of an address."""
+    """The limits; 0 is none, or the listener's own. `qps` and `burst` are of a prefix, `inflight` and `connections` of
+    an address.
+    """
 
     qps: int = 0
     burst: int = 0
@@ -156,10 +174,11 @@ class Limits(Plugin):
 
 
 class Bucket:
-    """What is known of a prefix: when its allowance will be whole again, over UDP and TCP, and its queries over the limit.
+    """What is known of a prefix: when its allowance will be whole again, over UDP and TCP, and its queries over the
+    limit.
 
-    A token bucket kept as one time (the generic cell rate algorithm): a query moves it on by 1/RATE seconds, and may come as long
-    as it is not more than BURST/RATE ahead of now. `hosts` are its addresses in the table.
+    A token bucket kept as one time (the generic cell rate algorithm): a query moves it on by 1/RATE seconds, and may
+    come as long as it is not more than BURST/RATE ahead of now. `hosts` are its addresses in the table.
     """
 
     __slots__ = ("hosts", "key", "over", "tcp", "udp")
@@ -237,7 +256,9 @@ class Limiter:
         return bucket
 
     def _forget(self, now: float) -> None:
-        """Takes an address out: one whose allowance is whole, if there is one among the first few, so that nothing is lost."""
+        """Takes an address out: one whose allowance is whole, if there is one among the first few, so that nothing is
+        lost.
+        """
         hosts = self.hosts
         for _ in range(LOOKS):
             host, bucket = next(iter(hosts.items()))

@@ -15,8 +15,8 @@ Most clients use the first address, so each address should be first equally ofte
 * `round_robin` (default) shuffles A, AAAA and MX records. `prefer` puts addresses in these networks
   before the others, in the order of the networks.
 * `weighted` chooses the first address at random by the weights in FILE: a line with a name, then lines with an address
-  and its weight, 1 to 255. `#` starts a comment. An address that is not listed has weight 1. FILE is checked for changes every
-  `reload` (default 30s, 0: never). If the new file is invalid, the old weights stay.
+  and its weight, 1 to 255. `#` starts a comment. An address that is not listed has weight 1. FILE is checked for
+  changes every `reload` (default 30s, 0: never). If the new file is invalid, the old weights stay.
 
 CNAME records always come first. For a large RRset a few orders are prepared and renewed from time to time, so shuffling
 usually costs nothing.
@@ -113,7 +113,9 @@ class Loadbalance(Plugin):
                     try:
                         prefer.append(ipaddress.ip_network(word.text, strict=False))
                     except ValueError:
-                        raise readers.fail(word, f'expected a network such as 10.0.0.0/8, found "{word.text}"') from None
+                        raise readers.fail(
+                            word, f'expected a network such as 10.0.0.0/8, found "{word.text}"'
+                        ) from None
             elif line.name.text == "reload" and weighted:
                 reload = readers.seconds(readers.one(line, "a duration"))
             else:

@@ -1,7 +1,7 @@
 """local - answers queries for localhost itself, so that they never leave the machine (RFC 6761, section 6.3; RFC 6303).
 
-It answers for `localhost.` and names below it, for `localhost.ANYTHING` (which search lists produce), and for the reverse zones
-of 0/8, 127/8 and 255/8.
+It answers for `localhost.` and names below it, for `localhost.ANYTHING` (which search lists produce), and for the
+reverse zones of 0/8, 127/8 and 255/8.
 
 ## Syntax
 

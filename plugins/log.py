@@ -7,13 +7,14 @@
     }
 
 * NAMES: only queries for these names and names below them are logged. Default: all.
-* FORMAT is a text with placeholders. It must be the last of two or more arguments. `{common}` and `{combined}` are the two
+* FORMAT is a text with placeholders. It must be the last of two or more arguments. `{common}` and `{combined}` are the
+  two
   usual formats.
 * `class` selects replies: `success`, `denial` (NXDOMAIN and no data), `error`, `all` (default).
 
-With the flag `-log-format json` each query is one object: `msg` holds the line that FORMAT gives, and there are `client_ip`,
-`client_port`, `qname`, `qtype`, `qclass`, `protocol`, `id`, `opcode`, `request_size`, `dnssec_ok`, `bufsize`, `rcode`,
-`response_size` and `duration_seconds`, as CoreDNS 1.15 names them, and `rflags`.
+With the flag `-log-format json` each query is one object: `msg` holds the line that FORMAT gives, and there are
+`client_ip`, `client_port`, `qname`, `qtype`, `qclass`, `protocol`, `id`, `opcode`, `request_size`, `dnssec_ok`,
+`bufsize`, `rcode`, `response_size` and `duration_seconds`, as CoreDNS 1.15 names them, and `rflags`.
 
 The first directive whose names match applies. Placeholders: `{type} {name} {class} {proto} {remote} {local} {port}
 {size} {rcode} {rsize} {duration} {>id} {>opcode} {>do} {>bufsize} {>rflags}`; `{/LABEL}` is metadata, `log/type`
@@ -50,16 +51,24 @@ from kdns.plugin.base import Meter
 from kdns.plugin.outcome import RcodeOnly, Transfer
 
 COMMON: Final = (
-    '{remote}:{port} - {>id} "{type} {class} {name} {proto} {size} {>do} {>bufsize}" {rcode} {>rflags} {rsize} {duration}'
+    '{remote}:{port} - {>id} "{type} {class} {name} {proto} {size} {>do} {>bufsize}" {rcode} {>rflags} {rsize} '
+    "{duration}"
 )
 COMBINED: Final = COMMON + ' "{>opcode}"'
 CLASSES: Final = ("all", "success", "denial", "error")
 _FLAGS: Final = (
-    (iana.QR, "qr"), (iana.AA, "aa"), (iana.TC, "tc"), (iana.RD, "rd"), (iana.RA, "ra"), (iana.AD, "ad"), (iana.CD, "cd"),
+    (iana.QR, "qr"), (iana.AA, "aa"), (iana.TC, "tc"), (iana.RD, "rd"), (iana.RA, "ra"), (iana.AD, "ad"),
+    (iana.CD, "cd"),
 )  # fmt: skip
 _queries = log.Logger()  # in text a query's line has no plugin before it
 _log = log.plugin("log")
-_CLASS_OF: Final = {"NOERROR": "success", "DELEGATION": "success", "META": "success", "NXDOMAIN": "denial", "NODATA": "denial"}
+_CLASS_OF: Final = {
+    "NOERROR": "success",
+    "DELEGATION": "success",
+    "META": "success",
+    "NXDOMAIN": "denial",
+    "NODATA": "denial",
+}
 Writer = Callable[[Request, Outcome], str]
 
 
@@ -128,9 +137,11 @@ def fields(request: Request, outcome: Outcome) -> dict[str, object]:
     """A query as an object, for `-log-format json`: the fields of CoreDNS 1.15, and the reply's flags."""
     return {
         "client_ip": str(request.client[0]), "client_port": request.client[1], "qname": to_text(request.asked.name),
-        "qtype": iana.type_text(request.question.type), "qclass": iana.class_text(request.question.cls), "protocol": request.transport,
+        "qtype": iana.type_text(request.question.type), "qclass": iana.class_text(request.question.cls),
+        "protocol": request.transport,
         "id": request.id, "opcode": request.opcode, "request_size": request.size,
-        "dnssec_ok": request.edns is not None and request.edns.do, "bufsize": int(_FIELDS[">bufsize"](request, outcome)),
+        "dnssec_ok": request.edns is not None and request.edns.do,
+        "bufsize": int(_FIELDS[">bufsize"](request, outcome)),
         "rcode": iana.rcode_text(outcome.rcode) if outcome.rcode >= 0 else "", "rflags": _flags(request, outcome),
         "response_size": int(_size(request, outcome)), "duration_seconds": round(time.monotonic() - request.now, 9),
     }  # fmt: skip

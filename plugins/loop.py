@@ -2,7 +2,8 @@
 
 When the server starts, and every minute from then on, each upstream of the block's `forward` plugins is asked for a
 random name of its own. If the name comes back as a query, that upstream is a loop: kdns disables it, with an error line
-and a metric, and goes on serving cluster names and using other upstreams. Once the loop is gone, the upstream is used again.
+and a metric, and goes on serving cluster names and using other upstreams. Once the loop is gone, the upstream is used
+again.
 
 ## Syntax
 
@@ -146,7 +147,8 @@ class Loop(Plugin):
         upstream = self.probes.pop(question.name)
         peer = host_port(str(request.client[0]), request.client[1])
         what = (
-            f'Loop ({peer} -> {request.server.label.partition("://")[2]}) detected for zone "{to_text(self.block.zones[0])}"'
+            f"Loop ({peer} -> {request.server.label.partition('://')[2]}) detected for zone "
+            f'"{to_text(self.block.zones[0])}"'
             if self.block
             else "Loop"
         )

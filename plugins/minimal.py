@@ -50,7 +50,9 @@ class Minimal(Plugin):
 
 
 def proves(rrset: RRset) -> bool:
-    """Whether an RRset is part of a proof: without that of a wildcard's answer validators take it for a forgery (RFC 4035, 5.3.4)."""
+    """Whether an RRset is part of a proof: without that of a wildcard's answer validators take it for a forgery (RFC
+    4035, 5.3.4).
+    """
     if rrset.type == iana.RRSIG:
         return any(data[:2] in (b"\0\x2f", b"\0\x32") for data in rrset.rdatas)
     return rrset.type in (iana.NSEC, NSEC3)

@@ -1,7 +1,7 @@
 """proxyproto - believes a proxy in front that says who asks (PROXY protocol, version 1 and 2).
 
-With it the plugins and the log see the client's address and not the proxy's. It holds for all schemes over TCP (versions 1 and 2), and
-for plain DNS over UDP (version 2).
+With it the plugins and the log see the client's address and not the proxy's. It holds for all schemes over TCP
+(versions 1 and 2), and for plain DNS over UDP (version 2).
 
 ## Syntax
 
@@ -11,14 +11,20 @@ for plain DNS over UDP (version 2).
         udp_session_tracking DURATION [MAX]
     }
 
-* `allow` are the networks of proxies whose headers are believed. Without it everybody's are: whoever reaches the port can then ask
+* `allow` are the networks of proxies whose headers are believed. Without it everybody's are: whoever reaches the port
+  can then ask
   under any address.
-* `default` is what is done with others' headers: `use` believes them, `ignore` (default where there is `allow`) takes them off,
-  `reject` closes the connection or drops the datagram, `skip` does not look for any. Without a header a query is always answered.
-* `udp_session_tracking`: a proxy that puts a header into the first datagram of a session only (such as Cloudflare Spectrum) is
-  remembered by its address and port for DURATION after each datagram, at most MAX at a time (default 10240, the oldest goes first).
+* `default` is what is done with others' headers: `use` believes them, `ignore` (default where there is `allow`) takes
+  them off,
+  `reject` closes the connection or drops the datagram, `skip` does not look for any. Without a header a query is always
+  answered.
+* `udp_session_tracking`: a proxy that puts a header into the first datagram of a session only (such as Cloudflare
+  Spectrum) is
+  remembered by its address and port for DURATION after each datagram, at most MAX at a time (default 10240, the oldest
+  goes first).
 
-A header comes within 10 seconds and has at most 1024 octets. Of connections that have not sent one there are at most 1000.
+A header comes within 10 seconds and has at most 1024 octets. Of connections that have not sent one there are at most
+1000.
 
 It holds for the listener, so for all server blocks on the same address and port; the last block counts.
 

@@ -1,7 +1,7 @@
 """ready - reports when all plugins are ready to serve.
 
-`GET /ready` returns 200 `OK` once all plugins of the blocks that have `ready` are ready, and until then 503 with the names of
-those that are not. Kubernetes' readiness probe uses it.
+`GET /ready` returns 200 `OK` once all plugins of the blocks that have `ready` are ready, and until then 503 with the
+names of those that are not. Kubernetes' readiness probe uses it.
 
 ## Syntax
 

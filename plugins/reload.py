@@ -1,8 +1,8 @@
 """reload - reloads the Corefile when it has changed.
 
-The Corefile and its imports are read every INTERVAL; a change in their SHA-512 triggers a reload. If the new Corefile is
-invalid, empty or missing, or the server cannot start with it, the old one keeps serving, and a log line says what is wrong
-and where. A failed reload is counted and not tried again until the file changes.
+The Corefile and its imports are read every INTERVAL; a change in their SHA-512 triggers a reload. If the new Corefile
+is invalid, empty or missing, or the server cannot start with it, the old one keeps serving, and a log line says what is
+wrong and where. A failed reload is counted and not tried again until the file changes.
 
 ## Syntax
 
@@ -46,7 +46,8 @@ MIN_JITTER: Final = 1.0
 
 FAILED: Final = Counter("coredns_reload_failed_total", "Counter of the number of failed reload attempts.")
 VERSION: Final = Gauge(
-    "coredns_reload_version_info", "A metric with a constant '1' value labeled by hash, and value which type of hash generated.",
+    "coredns_reload_version_info",
+    "A metric with a constant '1' value labeled by hash, and value which type of hash generated.",
     ("hash", "value"),
 )  # fmt: skip
 _log = log.plugin("reload")
@@ -135,4 +136,6 @@ class _Watch:
             self.seen = now  # a bad one is tried once, not at every look
             if now != runtime.loaded and not await runtime.reload():
                 FAILED.slot()[0] += 1
-                _log.error("Corefile changed but reload failed, as the line before says; the one before is still served")
+                _log.error(
+                    "Corefile changed but reload failed, as the line before says; the one before is still served"
+                )

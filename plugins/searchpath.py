@@ -48,7 +48,8 @@ to belong into `except`.
 
 ## Metrics
 
-* `kdns_searchpath_answers_total{}` - queries answered by walking; `kdns_searchpath_misses_total{}` - walks that ended in
+* `kdns_searchpath_answers_total{}` - queries answered by walking; `kdns_searchpath_misses_total{}` - walks that ended
+  in
   the plain answer.
 """
 
@@ -86,7 +87,9 @@ MISSES: Final = Counter("kdns_searchpath_misses_total", "Walks that ended in the
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the directive says. `zones` are wire names (empty: all); `excepted` lower-cased labels; `timeout` in seconds."""
+    """What the directive says. `zones` are wire names (empty: all); `excepted` lower-cased labels; `timeout` in
+    seconds.
+    """
 
     zones: frozenset[bytes] = frozenset()
     suffixes: tuple[bytes, ...] = ()
@@ -116,7 +119,9 @@ class Searchpath(Plugin):
                 readers.arguments(line, 0, 0)
                 found["single_labels"] = True
             elif name == "except":
-                found["excepted"] = frozenset(word.lower().encode() for word in readers.arguments(line, 1, None, "namespaces"))
+                found["excepted"] = frozenset(
+                    word.lower().encode() for word in readers.arguments(line, 1, None, "namespaces")
+                )
             elif name == "lookups":
                 found["lookups"] = readers.integer(readers.one(line), 1, 16)
             elif name == "timeout":
@@ -138,7 +143,8 @@ class Searchpath(Plugin):
         if self.config.excepted:
             return ()
         return (
-            "searchpath answers a cluster name with a CNAME: where a CNI policy reads DNS answers by name (Cilium toFQDNs), put "
+            "searchpath answers a cluster name with a CNAME: where a CNI policy reads DNS answers by name (Cilium "
+            "toFQDNs), put "
             "the namespaces it applies to into `except`",
         )
 
@@ -291,7 +297,9 @@ class SearchListWalk:
 
     __slots__ = ("base", "candidates", "denied", "followers", "left", "names", "plugin", "pos", "request", "result")
 
-    def __init__(self, plugin: Searchpath, request: Request, base: SearchBase, names: Validity, candidates: list[bytes]) -> None:
+    def __init__(
+        self, plugin: Searchpath, request: Request, base: SearchBase, names: Validity, candidates: list[bytes]
+    ) -> None:
         self.plugin = plugin
         self.request = request
         self.base = base

@@ -1,7 +1,7 @@
 """siit - translates addresses between IPv4 and IPv6 for networks that use stateless translation (RFC 7757, RFC 6052).
 
-A question for AAAA of a name that has only A, or for A of one that has only AAAA, is answered with the other family's addresses,
-translated as the network's translator does it.
+A question for AAAA of a name that has only A, or for A of one that has only AAAA, is answered with the other family's
+addresses, translated as the network's translator does it.
 
 ## Syntax
 
@@ -11,11 +11,12 @@ translated as the network's translator does it.
     }
 
 * `ipv6_prefix` is where IPv4 addresses are embedded (RFC 6052): 32, 40, 48, 56, 64 or 96 bits. Default: 64:ff9b::/96.
-* `eam` maps a range of IPv4 addresses to one of IPv6 addresses (RFC 7757, section 3); may be given several times. The longest that fits
+* `eam` maps a range of IPv4 addresses to one of IPv6 addresses (RFC 7757, section 3); may be given several times. The
+  longest that fits
   counts. The bits behind an IPv4 prefix stand right behind the IPv6 one, which must leave room for them.
 
-AAAA is made of A by the maps, else by the prefix; A is made of AAAA by the maps only, and an address that is in none is left out. What a
-name has of the family asked is never changed. The TTL is at most that of the denial.
+AAAA is made of A by the maps, else by the prefix; A is made of AAAA by the maps only, and an address that is in none is
+left out. What a name has of the family asked is never changed. The TTL is at most that of the denial.
 
 ## Examples
 
@@ -49,7 +50,9 @@ from kdns.plugin.base import Meter
 
 MAX_TTL: Final = 600  # seconds, where the denial says nothing
 
-TRANSLATED: Final = Counter("coredns_siit_requests_translated_total", "Counter of DNS requests translated by siit.", ("server",))
+TRANSLATED: Final = Counter(
+    "coredns_siit_requests_translated_total", "Counter of DNS requests translated by siit.", ("server",)
+)
 
 
 class Map(NamedTuple):
@@ -133,7 +136,11 @@ class Siit(Plugin):
     def _first(self, request: Request, outcome: Outcome) -> Outcome | Awaitable[Outcome | None]:
         """What the question came to as it was asked."""
         asked = request.question.type
-        if type(outcome) is not Answer or outcome.rcode == iana.NXDOMAIN or any(rrset.type == asked for rrset in outcome.answer):
+        if (
+            type(outcome) is not Answer
+            or outcome.rcode == iana.NXDOMAIN
+            or any(rrset.type == asked for rrset in outcome.answer)
+        ):
             return outcome
         ttls = [rrset.ttl for rrset in outcome.authority if rrset.type == iana.SOA]
         limit = min(ttls) if ttls else MAX_TTL
@@ -143,7 +150,9 @@ class Siit(Plugin):
         return found
 
     def _second(self, request: Request, before: Answer, limit: int, outcome: Outcome) -> Outcome:
-        """What the question for the other family came to; the first answer stands where nothing of it can be translated."""
+        """What the question for the other family came to; the first answer stands where nothing of it can be
+        translated.
+        """
         if type(outcome) is not Answer:
             return before
         asked = request.question.type
@@ -156,7 +165,9 @@ class Siit(Plugin):
             addresses = [address for data in rrset.rdatas if (address := self._translated(data)) is not None]
             if addresses:
                 any_made = True
-                made.append(rrset._replace(type=asked, ttl=min(rrset.ttl, limit), rdatas=tuple(dict.fromkeys(addresses))))
+                made.append(
+                    rrset._replace(type=asked, ttl=min(rrset.ttl, limit), rdatas=tuple(dict.fromkeys(addresses)))
+                )
         if not any_made:
             return before
         slot = TRANSLATED.slot(request.server.label)
@@ -183,11 +194,15 @@ def _map(first: Token, second: Token) -> Map:
     try:
         ipv4 = ipaddress.IPv4Network(first.text)
     except ValueError as error:
-        raise readers.fail(first, f'expected an IPv4 prefix such as 192.0.2.0/24, found "{first.text}" ({error})') from None
+        raise readers.fail(
+            first, f'expected an IPv4 prefix such as 192.0.2.0/24, found "{first.text}" ({error})'
+        ) from None
     try:
         ipv6 = ipaddress.IPv6Network(second.text)
     except ValueError as error:
-        raise readers.fail(second, f'expected an IPv6 prefix such as 2001:db8::/120, found "{second.text}" ({error})') from None
+        raise readers.fail(
+            second, f'expected an IPv6 prefix such as 2001:db8::/120, found "{second.text}" ({error})'
+        ) from None
     if ipv6.prefixlen + 32 - ipv4.prefixlen > 128:
         raise readers.fail(second, f"{ipv6} is too small for {ipv4} (RFC 7757, section 3.2)")
     return Map(int(ipv4.network_address), ipv4.prefixlen, int(ipv6.network_address), ipv6.prefixlen)

@@ -10,12 +10,12 @@
     }
 
 * `read` is the time for the first query of a connection, default 3s; `idle` the time between queries, default 11s.
-  `write` is accepted for compatibility with CoreDNS and has no effect: kdns stops reading from a client that does not read its
-  replies, and the connection then counts as idle. A number without a unit means seconds. Range: 1s to 24h.
+  `write` is accepted for compatibility with CoreDNS and has no effect: kdns stops reading from a client that does not
+  read its replies, and the connection then counts as idle. A number without a unit means seconds. Range: 1s to 24h.
 * `maxtcpqueries` closes a connection after N queries. Default: -1 (never).
 
-The limits apply to the listener, so to all server blocks on the same address and port. If several blocks set them, the last one
-counts.
+The limits apply to the listener, so to all server blocks on the same address and port. If several blocks set them, the
+last one counts.
 
 ## Examples
 

@@ -1,6 +1,7 @@
 """tls - the certificate that `tls://`, `https://` and `grpc://` listeners show.
 
-Without it such a listener serves unencrypted, for a proxy in front that does the encryption, and says so when it starts.
+Without it such a listener serves unencrypted, for a proxy in front that does the encryption, and says so when it
+starts.
 
 ## Syntax
 
@@ -11,20 +12,25 @@ Without it such a listener serves unencrypted, for a proxy in front that does th
     }
     tls FOLDER { ... }
 
-* CERT is a file with the server's certificate and the authorities' between it and the root; KEY its private key, without a
+* CERT is a file with the server's certificate and the authorities' between it and the root; KEY its private key,
+  without a
   password. Both in PEM form; relative paths begin at `root`.
 * FOLDER (kdns only) holds `tls.crt`, `tls.key` and perhaps `ca.crt`: a Kubernetes Secret as it is mounted.
-* `client_auth` says whether clients show a certificate of their own. `nocert` (default) and `request`: none is looked at;
-  `verify_if_given`: one that is shown must be good; `require_and_verify`: there must be a good one. CA holds the authorities that
-  it is verified by; without CA they are this machine's.
+* `client_auth` says whether clients show a certificate of their own. `nocert` (default) and `request`: none is looked
+  at;
+  `verify_if_given`: one that is shown must be good; `require_and_verify`: there must be a good one. CA holds the
+  authorities that it is verified by; without CA they are this machine's.
 * `min_version` (kdns only): the least version of TLS; default 1.2.
-* `keylog` writes the secrets of all connections to FILE, so that Wireshark can read what was sent. For finding faults only.
+* `keylog` writes the secrets of all connections to FILE, so that Wireshark can read what was sent. For finding faults
+  only.
 
-The files are read again when they have changed: handshakes that begin then use the new certificate, and open connections go on.
-Files that are wrong are an error at the start; later they leave the certificate before in use, with a line in the log.
+The files are read again when they have changed: handshakes that begin then use the new certificate, and open
+connections go on. Files that are wrong are an error at the start; later they leave the certificate before in use, with
+a line in the log.
 
-It holds for the listener, so for all server blocks on the same address and port; the last block counts. A listener for `tls://`
-offers the protocol `dot` (ALPN). `require` of CoreDNS takes any certificate unverified, which keeps nobody out: kdns refuses it.
+It holds for the listener, so for all server blocks on the same address and port; the last block counts. A listener for
+`tls://` offers the protocol `dot` (ALPN). `require` of CoreDNS takes any certificate unverified, which keeps nobody
+out: kdns refuses it.
 
 ## Examples
 
@@ -97,10 +103,14 @@ class Tls(Plugin):
                 word = readers.one(line, " or ".join(_CLIENTS))
                 if word.text == "require":
                     raise readers.fail(
-                        word, "require takes any certificate, which keeps nobody out: use require_and_verify with a CA, or nocert"
+                        word,
+                        "require takes any certificate, which keeps nobody out: use require_and_verify with a CA, or "
+                        "nocert",
                     )
                 if word.text not in _CLIENTS:
-                    raise readers.fail(word, f'unknown authentication type "{word.text}": expected {", ".join(_CLIENTS)}')
+                    raise readers.fail(
+                        word, f'unknown authentication type "{word.text}": expected {", ".join(_CLIENTS)}'
+                    )
                 found["clients"] = _CLIENTS[word.text]
             elif name == "min_version":
                 word = readers.one(line, "1.2 or 1.3")
@@ -134,7 +144,9 @@ class Tls(Plugin):
         """The files of a Secret's folder."""
         config: Config = self.config
         if not os.path.isdir(folder):
-            raise CorefileError(config.at, f"tls: {folder} is no folder: expected CERT KEY, or a folder with tls.crt and tls.key")
+            raise CorefileError(
+                config.at, f"tls: {folder} is no folder: expected CERT KEY, or a folder with tls.crt and tls.key"
+            )
         paths = [os.path.join(folder, name) for name in ("tls.crt", "tls.key")]
         authority = os.path.join(folder, "ca.crt")
         if config.clients != ssl.CERT_NONE and os.path.exists(authority):

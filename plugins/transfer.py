@@ -8,16 +8,19 @@
         tsig KEY [ALGORITHM]
     }
 
-* ZONES are the zones that may be transferred; the block's if there are none. May be given several times; the longest zone
+* ZONES are the zones that may be transferred; the block's if there are none. May be given several times; the longest
+  zone
   that fits counts.
 * `to` says to whom: `*` is everybody, else IP addresses, with the port that NOTIFY goes to (default 53). Required.
 * `source` is the local address of NOTIFY.
-* `tsig` signs NOTIFY with a key of the plugin `tsig` in this block. ALGORITHM: hmac-sha256 (the default), another hmac-sha, hmac-md5.
+* `tsig` signs NOTIFY with a key of the plugin `tsig` in this block. ALGORITHM: hmac-sha256 (the default), another
+  hmac-sha, hmac-md5.
 
 AXFR and IXFR (RFC 5936, RFC 1995) are answered over TCP, from the plugins that have the zone whole: `kubernetes` and
-`k8s_external`, `file`, `auto` and `secondary`. An IXFR from a serial that is not older than ours gets our SOA; one from a version whose
-steps to the present one are known gets those; any other gets the whole zone. Over UDP, and for others than `to` names, the answer is
-REFUSED. Those that `to` names by address are notified at start and of every new version (RFC 1996), with `tsig` signed.
+`k8s_external`, `file`, `auto` and `secondary`. An IXFR from a serial that is not older than ours gets our SOA; one from
+a version whose steps to the present one are known gets those; any other gets the whole zone. Over UDP, and for others
+than `to` names, the answer is REFUSED. Those that `to` names by address are notified at start and of every new version
+(RFC 1996), with `tsig` signed.
 
 ## Examples
 
@@ -68,7 +71,9 @@ _log = log.plugin("transfer")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One directive: zones as wire names; who may have them (None: everybody); where NOTIFY goes, from where, signed with what key."""
+    """One directive: zones as wire names; who may have them (None: everybody); where NOTIFY goes, from where, signed
+    with what key.
+    """
 
     zones: tuple[bytes, ...]
     allowed: frozenset[str] | None
@@ -103,7 +108,9 @@ class TransferPlugin(Plugin):
         self.sources = block.all(TransferSource)
         for rule in self.rules:
             if rule.key:
-                secret = next((found for ring in block.all(KeyRing) if (found := ring.tsig_key(rule.key)) is not None), None)
+                secret = next(
+                    (found for ring in block.all(KeyRing) if (found := ring.tsig_key(rule.key)) is not None), None
+                )
                 if secret is None:
                     raise CorefileError(rule.at, f"transfer: the block's tsig has no key {to_text(rule.key)}")
                 self.keys[rule.key] = tsig.Key(rule.key, secret, rule.algorithm)
@@ -247,7 +254,8 @@ async def _notify(zone: bytes, where: tuple[str, int], source: str, key: tsig.Ke
     why = ""
     for _ in range(TRIES):
         try:
-            # The id is chosen when it is sent; a signature covers the one that the TSIG record names (RFC 8945, section 5.3.1).
+            # The id is chosen when it is sent; a signature covers the one that the TSIG record names (RFC 8945, section
+            # 5.3.1).
             message = query if key is None else tsig.signed(query, key, time.time())[0]
             answer = await oneshot.ask(message, question, *where, timeout=PATIENCE, source=source)
         except UpstreamError as error:

@@ -11,14 +11,17 @@ Transaction signatures (RFC 8945) prove to a server who asks, and to a client wh
         require_opcode OPCODE...|all|none
     }
 
-* ZONES are the zones whose queries are checked; the block's if there are none. Queries for others are passed on as they are.
+* ZONES are the zones whose queries are checked; the block's if there are none. Queries for others are passed on as they
+  are.
 * `secret` is a key: its name and its secret in base64. May be given several times.
-* `secrets` is a file of keys as BIND writes them (`key "name" { algorithm ...; secret "..."; };`); a relative path begins at `root`.
+* `secrets` is a file of keys as BIND writes them (`key "name" { algorithm ...; secret "..."; };`); a relative path
+  begins at `root`.
 * `require` refuses queries of these types that have no signature. Default: none. `require_opcode` does so by opcode.
 
-A query with a good signature is answered with a signed reply, a transfer message by message. A bad one is answered NOTAUTH, with
-BADKEY, BADSIG or BADTIME. Keys serve all algorithms: HMAC-MD5, SHA-1, SHA-224, SHA-256, SHA-384 and SHA-512. A signed reply is
-made for its client; it is never repeated. Metadata: `tsig/key` is the name of the key that a query was signed with.
+A query with a good signature is answered with a signed reply, a transfer message by message. A bad one is answered
+NOTAUTH, with BADKEY, BADSIG or BADTIME. Keys serve all algorithms: HMAC-MD5, SHA-1, SHA-224, SHA-256, SHA-384 and
+SHA-512. A signed reply is made for its client; it is never repeated. Metadata: `tsig/key` is the name of the key that a
+query was signed with.
 
 `secondary` and `transfer` of the same block sign with these keys.
 
@@ -212,7 +215,9 @@ def _config(directive: Directive, block: ServerBlock) -> Config:
     return Config(readers.zone_names(directive.args, block), secrets, tuple(files), types, opcodes)
 
 
-def _listed(words: Sequence[Token], before: frozenset[int] | None, names: dict[str, int], line: Line) -> frozenset[int] | None:
+def _listed(
+    words: Sequence[Token], before: frozenset[int] | None, names: dict[str, int], line: Line
+) -> frozenset[int] | None:
     """What `require` lists: None for all. A list takes the place of one before, but not of `all` (as in CoreDNS)."""
     readers.arguments(line, 1, None, "types, all or none" if not names else "opcodes, all or none")
     if words[0].text.lower() in ("all", "none"):

@@ -14,11 +14,12 @@ Blocks with the same zone and address are tried from top to bottom; one whose vi
 none fits, the next shorter zone is tried. An expression that fails for a query does not fit.
 
 An expression asks the query by functions: `name()`, `type()`, `class()`, `client_ip()`, `port()`, `server_ip()`,
-`server_port()`, `proto()` (all text), `id()`, `opcode()`, `size()`, `bufsize()` (numbers), `do()`, `incidr(IP, CIDR)`, and
+`server_port()`, `proto()` (all text), `id()`, `opcode()`, `size()`, `bufsize()` (numbers), `do()`, `incidr(IP, CIDR)`,
+and
 `metadata(LABEL)` where the block has `metadata`. The language is expr-lang's: `== != < > && || ! and or not in matches
 contains startsWith endsWith ?: ?? [] {}`, arithmetic, `let`, closures (`any(['a', 'b'], name() contains #)`) and its
-functions for text, lists and numbers. Of dates there is `now()` with `Hour()`, `Minute()`, `Weekday()`, `Day()`, `Month()`,
-`Year()`, `Unix()` and `UTC()`; `date()` and `duration()` are left out. Regular expressions are RE2's.
+functions for text, lists and numbers. Of dates there is `now()` with `Hour()`, `Minute()`, `Weekday()`, `Day()`,
+`Month()`, `Year()`, `Unix()` and `UTC()`; `date()` and `duration()` are left out. Regular expressions are RE2's.
 
 ## Examples
 
@@ -75,7 +76,9 @@ class View(Plugin):
             readers.arguments(line, 1, None, "an expression")
             made = compiled(line.args, FUNCTIONS, {})
             if made.type not in ("bool", "any"):
-                raise readers.fail(line, f"an expression of a view must be true or false, this one is of type {made.type}")
+                raise readers.fail(
+                    line, f"an expression of a view must be true or false, this one is of type {made.type}"
+                )
             expressions.append(made)
         return [Config(name.text, tuple(expressions))]
 

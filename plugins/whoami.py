@@ -1,7 +1,7 @@
 """whoami - returns the address of the client.
 
-The answer section is empty. The additional section holds the client's address (A or AAAA) and an SRV record `_udp.NAME` or
-`_tcp.NAME` with its port. A server without a Corefile runs this plugin.
+The answer section is empty. The additional section holds the client's address (A or AAAA) and an SRV record `_udp.NAME`
+or `_tcp.NAME` with its port. A server without a Corefile runs this plugin.
 
 ## Syntax
 

@@ -1,4 +1,6 @@
-"""Real certificates, for servers under test and upstreams: DNS over TLS and DNS over HTTPS (HTTP/2), as a script says."""
+"""Real certificates, for servers under test and upstreams: DNS over TLS and DNS over HTTPS (HTTP/2), as a script
+says.
+"""
 
 import asyncio
 import base64
@@ -69,7 +71,9 @@ class Site:
 
 
 class Peer:
-    """A server on loopback that speaks one protocol, over TLS with a context. `names` are the server names clients asked for."""
+    """A server on loopback that speaks one protocol, over TLS with a context. `names` are the server names clients
+    asked for.
+    """
 
     def __init__(self, context: ssl.SSLContext | None, protocol: Callable[["Peer"], asyncio.Protocol]) -> None:
         self.queries: list[dns.message.Message] = []
@@ -139,7 +143,9 @@ class Dot(asyncio.Protocol):
 class Doh(asyncio.Protocol):
     """DNS over HTTPS (RFC 8484) over HTTP/2. `status` and `type` are what replies say."""
 
-    def __init__(self, peer: Peer, script: Script, status: str = "200", content: str = "application/dns-message") -> None:
+    def __init__(
+        self, peer: Peer, script: Script, status: str = "200", content: str = "application/dns-message"
+    ) -> None:
         self.peer, self.script, self.status, self.content = peer, script, status, content
         self.http = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         self.streams: dict[int, tuple[dict[str, str], bytearray]] = {}

@@ -15,16 +15,20 @@ TARGETS = {
     "192.0.2.1": ("192.0.2.1", 53), "192.0.2.1:5353": ("192.0.2.1", 5353), "::1": ("::1", 53), "[::1]": ("::1", 53),
     "[::1]:5353": ("::1", 5353), "2001:db8::1:53": ("2001:db8::1:53", 53), "fe80::1%eth0": ("fe80::1%eth0", 53),
     "[fe80::1%eth0]:54": ("fe80::1%eth0", 54), "[192.0.2.1]:54": ("192.0.2.1", 54), "dns.example": ("dns.example", 53),
-    "dns.example:1": ("dns.example", 1), "dns.example.:65535": ("dns.example.", 65535), "192.0.2.1%name:54": ("192.0.2.1%name", 54),
-    "[::1]:abc": None, "[::1]abc": None, "[::1]53": None, "[::1]:": None, "[::1": None, "::1]": None, "[]:53": None, "[x]:53": None,
+    "dns.example:1": ("dns.example", 1), "dns.example.:65535": ("dns.example.", 65535),
+    "192.0.2.1%name:54": ("192.0.2.1%name", 54),
+    "[::1]:abc": None, "[::1]abc": None, "[::1]53": None, "[::1]:": None, "[::1": None, "::1]": None, "[]:53": None,
+    "[x]:53": None,
     "192.0.2.1:abc": None, "192.0.2.1:": None, "192.0.2.1:0": None, "192.0.2.1:65536": None, "192.0.2.1:-1": None,
     "192.0.2.1:+53": None, "192.0.2.1: 53": None, "192.0.2.1:５３": None, "192.0.2.1:053x": None, "192.0.2.1:1:2": None,
     "a:b:c": None, ":53": None, "": None, "192.0.2.1:" + "9" * 5000: None,
 }  # fmt: skip
 # The same for a place to listen on, where the port must be there and the host need not be.
 LISTENERS = {
-    ":8080": ("", 8080), "localhost:8080": ("localhost", 8080), "[::]:8080": ("::", 8080), "127.0.0.1:0": ("127.0.0.1", 0),
-    "localhost": None, "": None, "8080": None, "::1:8080": None, "::1": None, ":": None, ":abc": None, "[::1]": None, ":70000": None,
+    ":8080": ("", 8080), "localhost:8080": ("localhost", 8080), "[::]:8080": ("::", 8080),
+    "127.0.0.1:0": ("127.0.0.1", 0),
+    "localhost": None, "": None, "8080": None, "::1:8080": None, "::1": None, ":": None, ":abc": None, "[::1]": None,
+    ":70000": None,
 }  # fmt: skip
 
 
@@ -96,4 +100,6 @@ def test_a_server_blocks_port_of_thousands_of_digits_is_an_error() -> None:
 def test_a_bad_port_of_a_server_to_ask_is_an_error() -> None:
     for bad in ("[::1]:abc", "127.0.0.1:", "[::1", "a:b:c"):
         done = kdns("query", f"@{bad}", "a.org")
-        assert done.returncode == 2 and bad in done.stderr and len(done.stderr.splitlines()) == 2  # and where the help is
+        assert (
+            done.returncode == 2 and bad in done.stderr and len(done.stderr.splitlines()) == 2
+        )  # and where the help is

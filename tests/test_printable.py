@@ -18,7 +18,8 @@ from kdns.printable import printable
 from kdns.testing import Server, Upstream, answer, block, code
 from tests.cli.test_commands import kdns
 
-# C0 and C1 controls, bidirectional controls, line ends that are none of ASCII's, a surrogate, a zero-width space, a tag.
+# C0 and C1 controls, bidirectional controls, line ends that are none of ASCII's, a surrogate, a zero-width space, a
+# tag.
 HOSTILE = "\x00\x07\x1b[31m\x7f\x85\x9b31m\x9d\u200b\u200e\u202e\u2066\u2028\u2029\ufeff\udc9b\U000e0001\r\n"
 SHOWN = (
     r"\x00\x07\x1b[31m\x7f\x85\x9b31m\x9d\u200b\u200e\u202e\u2066\u2028\u2029\ufeff\udc9b\U000e0001\r\n"

@@ -1,7 +1,7 @@
 """The command line: the server under CoreDNS's flags, and tools as words. Only this package exits the process.
 
-Exit codes: 0 done; 1 the configuration, the start or what was asked for failed (stderr says why); 2 a bad flag or word, or a
-second SIGINT; 130 interrupted. Tools with more say so in their help and in the manual page.
+Exit codes: 0 done; 1 the configuration, the start or what was asked for failed (stderr says why); 2 a bad flag or word,
+or a second SIGINT; 130 interrupted. Tools with more say so in their help and in the manual page.
 """
 
 import difflib

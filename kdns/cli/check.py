@@ -1,7 +1,8 @@
 """`kdns check`: reads a Corefile, says all that is wrong with it and where, and serves nothing.
 
-The file may be ConfigMaps as kubectl prints them (see corefiles). Errors that hide what comes after them are the last that is
-said of a file: a brace too many or too few; and what blocks claim twice is looked at once each of them can be read.
+The file may be ConfigMaps as kubectl prints them (see corefiles). Errors that hide what comes after them are the last
+that is said of a file: a brace too many or too few; and what blocks claim twice is looked at once each of them can be
+read.
 """
 
 import json
@@ -28,7 +29,8 @@ HELP: Final = Help(
     (
         ("kdns check Corefile", "a file"),
         ("kubectl -n kube-system get cm coredns -o yaml | kdns check -", "the cluster's own"),
-        ("kubectl -n kube-system get cm coredns coredns-custom -o yaml | kdns check -", "with what it imports, on AKS and k3s"),
+        ("kubectl -n kube-system get cm coredns coredns-custom -o yaml | kdns check -", "with what it imports, on AKS "
+            "and k3s"),
         ("kdns check --with custom.yaml coredns.yaml", "the same from files"),
     ),
     ((0, "it would start"), (1, "it would not, or cannot be read"), (2, "a bad flag or word")),
@@ -97,7 +99,9 @@ def examined(each: corefiles.Source, port: int, load: bool) -> tuple[Summary, li
             else:
                 instance.check()
             if not instance.blocks:
-                raise CorefileError(None, "no server block: in its place kdns would serve its built-in Corefile (whoami)")
+                raise CorefileError(
+                    None, "no server block: in its place kdns would serve its built-in Corefile (whoami)"
+                )
             summary = _summary(instance, sorted(set(each.beside) - reader.used))
     except (CorefileError, OSError) as error:
         errors += [*parsing, error]

@@ -1,4 +1,6 @@
-"""The cluster that a tool looks at: a kubeconfig's context, as kubectl takes it, or inside a Pod its service account."""
+"""The cluster that a tool looks at: a kubeconfig's context, as kubectl takes it, or inside a Pod its service
+account.
+"""
 
 import os
 from collections.abc import Mapping
@@ -115,7 +117,10 @@ class Cluster:
         maps = await self.items(f"/api/v1/namespaces/{namespace}/configmaps")
         data = {str(each["metadata"]["name"]): each.get("data") or {} for each in maps}
         beside = {
-            key: text for name, held in data.items() if "Corefile" not in held and "coredns" in name for key, text in held.items()
+            key: text
+            for name, held in data.items()
+            if "Corefile" not in held and "coredns" in name
+            for key, text in held.items()
         }
         names = sorted((name for name, held in data.items() if held.get("Corefile")), key=_rank)
         return [Source(f"{namespace}/{name}", data[name]["Corefile"], beside) for name in names]

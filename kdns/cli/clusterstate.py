@@ -44,7 +44,9 @@ class State:
     @property
     def service(self) -> Object | None:
         """The Service that Pods ask: by label, else by the names that platforms give it."""
-        found = [each for each in self.services or () if labels_of(each).get("k8s-app") == "kube-dns" and _has_dns(each)]
+        found = [
+            each for each in self.services or () if labels_of(each).get("k8s-app") == "kube-dns" and _has_dns(each)
+        ]
         named = [
             each
             for each in self.services or ()

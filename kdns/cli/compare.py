@@ -1,7 +1,8 @@
 """`kdns compare`: asks two servers the same questions, and says where they differ.
 
-Either of them may be the configuration at hand, which answers without a listener. Every question that is answered differently
-is asked of both again: a Service that changed in between is no difference. Asked at a bounded rate, a few at a time.
+Either of them may be the configuration at hand, which answers without a listener. Every question that is answered
+differently is asked of both again: a Service that changed in between is no difference. Asked at a bounded rate, a few
+at a time.
 """
 
 import asyncio
@@ -58,16 +59,19 @@ FLAGS: Final = (
 )
 HELP: Final = Help(
     "compare", "kdns compare @SERVER [@OTHER] [FLAGS] [NAME [TYPE]]",
-    "Asks two servers, or this configuration and a server, the same questions, and says where they differ: the names of the\n"
+    "Asks two servers, or this configuration and a server, the same questions, and says where they differ: the names "
+    "of the\n"
     "cluster's objects, those of a file or a log, or one that is given.",
     (
         ("kdns compare @10.96.0.10 @10.96.200.10", "CoreDNS and kdns beside it, by the cluster's own names"),
         ("kdns compare --with 10.96.0.10", "the cluster's Corefile as kdns would serve it, and what serves now"),
-        ("kubectl -n kube-system logs -l k8s-app=kube-dns | kdns compare @10.96.0.10 @10.96.200.10 --file -", "what Pods truly ask"),
+        ("kubectl -n kube-system logs -l k8s-app=kube-dns | kdns compare @10.96.0.10 @10.96.200.10 --file -",
+            "what Pods truly ask"),
         ("kdns compare @127.0.0.1:1053 @127.0.0.1:1054 --manifests cluster.yaml", "without a cluster"),
     ),
     (
-        (0, "they answer alike, but for what docs/differences.md documents"), (1, "what is needed cannot be read"), (2, "a bad flag or word"),
+        (0, "they answer alike, but for what docs/differences.md documents"), (1, "what is needed cannot be read"),
+        (2, "a bad flag or word"),
         (DIFFERENT, "they answer differently"), (NO_REPLY, "one of them answers nothing"),
     ),
 )  # fmt: skip
@@ -141,7 +145,10 @@ def main(words: Sequence[str]) -> int:
 
 
 async def _compare(
-    values: Mapping[str, Value], wheres: list[tuple[str, int]], names: list[questions.Asked] | None, zones: tuple[bytes, ...]
+    values: Mapping[str, Value],
+    wheres: list[tuple[str, int]],
+    names: list[questions.Asked] | None,
+    zones: tuple[bytes, ...],
 ) -> Report:
     sides: list[Side] = []
     instance: build.Instance | None = None
@@ -170,7 +177,11 @@ async def _questions(values: Mapping[str, Value], instance: build.Instance | Non
     if path:
         return await asyncio.to_thread(_from_file, path)
     plugins = [plugin for plugin in instance.plugins if isinstance(plugin, Kubernetes)] if instance is not None else []
-    paths = (str(values["manifests"]),) if values["manifests"] else next((plugin.paths for plugin in plugins if plugin.paths), ())
+    paths = (
+        (str(values["manifests"]),)
+        if values["manifests"]
+        else next((plugin.paths for plugin in plugins if plugin.paths), ())
+    )
     if paths:
         return list(questions.of_objects(await asyncio.to_thread(_from_manifests, paths), zone))
     config: ApiConfig | None = next((plugin.api for plugin in plugins if plugin.api is not None), None)
@@ -313,7 +324,9 @@ async def _run(one: Side, other: Side, asked: list[questions.Asked], zones: tupl
 def _print(report: Report, as_json: bool, shown: int) -> None:
     if as_json:
         told = [each._asdict() for each in report.found]
-        print(json.dumps({**report._asdict(), "found": told, "serious": len(report.serious), "verdict": _verdict(report)}))
+        print(
+            json.dumps({**report._asdict(), "found": told, "serious": len(report.serious), "verdict": _verdict(report)})
+        )
         return
     print(f"{report.questions} questions; left: {report.one}, right: {report.other}")
     for kind in differences.KINDS:
@@ -321,7 +334,13 @@ def _print(report: Report, as_json: bool, shown: int) -> None:
             found = [each for each in report.found if each.kind == kind and bool(each.documented) is documented]
             if not found:
                 continue
-            note = " - as docs/differences.md says" if documented else "" if kind in differences.SERIOUS else " - no client minds"
+            note = (
+                " - as docs/differences.md says"
+                if documented
+                else ""
+                if kind in differences.SERIOUS
+                else " - no client minds"
+            )
             print(f"\n{kind}: {len(found)}{note}")
             for each in found[:shown]:
                 print(f"  {printable(each.name)} {each.type}")

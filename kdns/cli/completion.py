@@ -73,7 +73,9 @@ def fish() -> str:
     """For fish."""
     from kdns.cli import COMMANDS
 
-    lines = [f"complete -c kdns -n __fish_use_subcommand -a {name} -d '{_quoted(text)}'" for name, text in COMMANDS.items()]
+    lines = [
+        f"complete -c kdns -n __fish_use_subcommand -a {name} -d '{_quoted(text)}'" for name, text in COMMANDS.items()
+    ]
     for name, flags in flags_of().items():
         where = f"-n '__fish_seen_subcommand_from {name}'" if name else "-n __fish_use_subcommand"
         lines += [f"complete -c kdns {where} -o {flag.names[0]} -d '{_quoted(flag.help)}'" for flag in flags]
@@ -92,7 +94,8 @@ def man() -> str:
     lines = [
         f'.TH KDNS 8 "" "kdns {__version__}" "System administration"', ".SH NAME", r"kdns \- a cluster DNS server",
         ".SH SYNOPSIS", ".B kdns", "[FLAGS]", ".br", ".B kdns", "COMMAND [FLAGS]", ".SH DESCRIPTION",
-        "Serves the names of a Kubernetes cluster by a Corefile, in the place of CoreDNS.", ".SH FLAGS", *_man_flags(found[""]),
+        "Serves the names of a Kubernetes cluster by a Corefile, in the place of CoreDNS.", ".SH FLAGS",
+        *_man_flags(found[""]),
         ".SH COMMANDS",
     ]  # fmt: skip
     for name, text in COMMANDS.items():
@@ -101,11 +104,17 @@ def man() -> str:
         lines += [".TP", f".B {name}", f"{text}."]
         if help is not None:
             lines += [".RS", ".PP", *_plain(help.about), *_man_flags(found[name])]
-            lines += [".PP", "Exit status: " + "; ".join(f"{code} {meaning}" for code, meaning in help.codes) + ".", ".RE"]
+            lines += [
+                ".PP",
+                "Exit status: " + "; ".join(f"{code} {meaning}" for code, meaning in help.codes) + ".",
+                ".RE",
+            ]
     lines += [
-        ".SH SIGNALS", "SIGTERM serves on through the lameduck, then drains; SIGINT leaves without waiting; a second one leaves at",
+        ".SH SIGNALS",
+        "SIGTERM serves on through the lameduck, then drains; SIGINT leaves without waiting; a second one leaves at",
         "once. SIGUSR1 reads the Corefile again.", ".SH EXIT STATUS",
-        "0 done; 1 the configuration, the start or what was asked for failed; 2 a bad flag or word, or a second SIGINT; 130",
+        "0 done; 1 the configuration, the start or what was asked for failed; 2 a bad flag or word, or a second "
+        "SIGINT; 130",
         "interrupted. What a command adds to these stands with it.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -114,9 +123,15 @@ def man() -> str:
 def _plain(text: str) -> list[str]:
     """Lines that roff takes for text: none begins with its control characters."""
     return [
-        rf"\&{line.strip()}" if line.strip()[:1] in (".", "'") else line.strip() for line in text.splitlines() if line.strip()
+        rf"\&{line.strip()}" if line.strip()[:1] in (".", "'") else line.strip()
+        for line in text.splitlines()
+        if line.strip()
     ]
 
 
 def _man_flags(flags: list[Flag]) -> list[str]:
-    return [line for flag in flags for line in (".TP", ".B " + ", ".join(rf"\-{name}" for name in flag.names), flag.help + ".")]
+    return [
+        line
+        for flag in flags
+        for line in (".TP", ".B " + ", ".join(rf"\-{name}" for name in flag.names), flag.help + ".")
+    ]

@@ -1,8 +1,8 @@
 """What the tools read: Corefiles by path or from standard input, as they are or inside ConfigMaps.
 
-A ConfigMap may be YAML or JSON, alone, one of several documents, or an item of a `kind: List`, as kubectl prints them. What the
-Corefile imports from a ConfigMap of its own (`coredns-custom` on AKS and k3s) is taken from such a ConfigMap: given by
-`--with`, or in the same input.
+A ConfigMap may be YAML or JSON, alone, one of several documents, or an item of a `kind: List`, as kubectl prints them.
+What the Corefile imports from a ConfigMap of its own (`coredns-custom` on AKS and k3s) is taken from such a ConfigMap:
+given by `--with`, or in the same input.
 """
 
 import json
@@ -19,7 +19,9 @@ from kdns.cli.serve import read_file
 from kdns.corefile import Corefile, CorefileError, FileReader, Position, source
 from kdns.server import build
 
-WITH: Final = Flag(("with",), "", "ConfigMap (or file, or folder) with what the Corefile imports, such as coredns-custom")
+WITH: Final = Flag(
+    ("with",), "", "ConfigMap (or file, or folder) with what the Corefile imports, such as coredns-custom"
+)
 # A key `kind` at the beginning of a line: no directive is written so.
 _MANIFEST: Final = re.compile(r"""^\s*(?:\{\s*)?["']?(?:kind|apiVersion|items)["']?\s*:(?:\s|$)""", re.MULTILINE)
 _CUSTOM: Final = (".override", ".server")  # keys of the ConfigMap that AKS and k3s import from
@@ -35,7 +37,9 @@ class Source(NamedTuple):
 
 
 class Reader(FileReader):
-    """Files as they are on this machine, and behind them those of a ConfigMap, in whatever folder they are looked for."""
+    """Files as they are on this machine, and behind them those of a ConfigMap, in whatever folder they are looked
+    for.
+    """
 
     def __init__(self, beside: dict[str, str]) -> None:
         self.beside = beside
@@ -57,7 +61,9 @@ class Reader(FileReader):
 
 
 def raw_text(path: str, *, exactly: bool = False) -> str:
-    """A file's text as it stands; `-` and `stdin` are standard input. `exactly`: octets that are no UTF-8 are an error."""
+    """A file's text as it stands; `-` and `stdin` are standard input. `exactly`: octets that are no UTF-8 are an
+    error.
+    """
     if path in ("-", "stdin"):
         return source.text_of(sys.stdin.buffer, "stdin", exactly=exactly)
     return read_file(path, exactly=exactly)
@@ -86,13 +92,17 @@ def sources(path: str, beside: str = "") -> list[Source]:
 
 
 def from_config_map(text: str, path: str) -> str:
-    """The Corefile in a ConfigMap; empty where the text is a Corefile itself. Raises CorefileError where it holds several."""
+    """The Corefile in a ConfigMap; empty where the text is a Corefile itself. Raises CorefileError where it holds
+    several.
+    """
     if not is_manifest(text):
         return ""
     maps = _config_maps(text, shown(path))
     found = [(label, data["Corefile"]) for label, data in maps if isinstance(data.get("Corefile"), str)]
     if len(found) != 1:
-        raise CorefileError(None, f"{shown(path)}: {_several([label for label, _ in found]) or _without_corefile(maps)}")
+        raise CorefileError(
+            None, f"{shown(path)}: {_several([label for label, _ in found]) or _without_corefile(maps)}"
+        )
     return str(found[0][1])
 
 
@@ -104,7 +114,9 @@ def read(path: str, port: int, beside: str = "") -> Corefile:
     return parsed(found[0], port)
 
 
-def parsed(each: Source, port: int, *, reader: Reader | None = None, errors: list[CorefileError] | None = None) -> Corefile:
+def parsed(
+    each: Source, port: int, *, reader: Reader | None = None, errors: list[CorefileError] | None = None
+) -> Corefile:
     """A source, parsed. Raises CorefileError (`errors`: see corefile.parse)."""
     reader = reader or Reader(each.beside)
     return build.read(each.text, each.name, default_port=port, environ=os.environ, reader=reader, errors=errors)
@@ -132,7 +144,9 @@ def _config_maps(text: str, name: str) -> list[tuple[str, dict[str, Any]]]:
     out = []
     for item in _objects(text, name):
         meta, data = item.get("metadata"), item.get("data")
-        label = "/".join(str(meta[key]) for key in ("namespace", "name") if meta.get(key)) if isinstance(meta, dict) else ""
+        label = (
+            "/".join(str(meta[key]) for key in ("namespace", "name") if meta.get(key)) if isinstance(meta, dict) else ""
+        )
         if item.get("kind") == "ConfigMap":
             out.append((label, data if isinstance(data, dict) else {}))
     return out
@@ -172,7 +186,9 @@ def _custom(maps: Iterator[dict[str, Any]]) -> dict[str, str]:
 
 def _beside(path: str) -> dict[str, str]:
     if path not in ("-", "stdin") and os.path.isdir(path):
-        return {name: read_file(os.path.join(path, name)) for name in sorted(os.listdir(path)) if not name.startswith(".")}
+        return {
+            name: read_file(os.path.join(path, name)) for name in sorted(os.listdir(path)) if not name.startswith(".")
+        }
     text = raw_text(path)
     if not is_manifest(text):
         return {os.path.basename(path): text}

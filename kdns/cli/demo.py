@@ -20,7 +20,8 @@ FLAGS: Final = (
 )
 HELP: Final = Help(
     "demo", "kdns demo [FLAGS]", "Serves a sample cluster from inside the package: no files, no cluster, no root.",
-    (("kdns demo", "on 127.0.0.1:1053"), ("dig @127.0.0.1 -p 1053 web.shop.svc.cluster.local", "ask it, in another terminal")),
+    (("kdns demo", "on 127.0.0.1:1053"), ("dig @127.0.0.1 -p 1053 web.shop.svc.cluster.local", "ask it, in another "
+        "terminal")),
 )  # fmt: skip
 _SAMPLE: Final = "kdns/cli/sample"  # as Corefile.example names it
 

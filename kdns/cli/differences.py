@@ -19,7 +19,9 @@ _FLAGS: Final = ((iana.AA, "aa"), (iana.TC, "tc"), (iana.RA, "ra"), (iana.AD, "a
 
 
 class Difference(NamedTuple):
-    """One question's: what kind, what each said, and the words of docs/differences.md that announce it (empty: it does not)."""
+    """One question's: what kind, what each said, and the words of docs/differences.md that announce it (empty: it does
+    not).
+    """
 
     name: str
     type: str
@@ -85,7 +87,9 @@ def _owners(answer: Answer) -> set[str]:
 
 
 def _records(section: tuple[RRset, ...]) -> set[str]:
-    return {_text(rrset, data) for rrset in section for data in rrset.rdatas if rrset.type not in (iana.RRSIG, iana.OPT)}
+    return {
+        _text(rrset, data) for rrset in section for data in rrset.rdatas if rrset.type not in (iana.RRSIG, iana.OPT)
+    }
 
 
 def _text(rrset: RRset, data: bytes) -> str:

@@ -1,7 +1,7 @@
 """`kdns doctor`: says what is wrong with a cluster's DNS, CoreDNS's or kdns's, from a laptop or inside a Pod.
 
-Looks at the Service, its Pods and EndpointSlices, the Corefile, the servers' rights, NetworkPolicies, NodeLocal DNSCache and one
-Pod's resolver, then asks real queries. It changes nothing. The rules are in findings.
+Looks at the Service, its Pods and EndpointSlices, the Corefile, the servers' rights, NetworkPolicies, NodeLocal
+DNSCache and one Pod's resolver, then asks real queries. It changes nothing. The rules are in findings.
 """
 
 import asyncio
@@ -44,13 +44,15 @@ FLAGS: Final = (
 )
 HELP: Final = Help(
     "doctor", "kdns doctor [FLAGS]",
-    "Says what is wrong with a cluster's DNS (CoreDNS's or kdns's), what it means, and the next command. Changes nothing.",
+    "Says what is wrong with a cluster's DNS (CoreDNS's or kdns's), what it means, and the next command. Changes "
+    "nothing.",
     (
         ("kdns doctor", "the cluster of kubectl's current context"),
         ("kdns doctor --context prod --from shop/cart-7d9f", "and why that Pod cannot look names up"),
         ("kdns doctor --server 127.0.0.1:5353 --json", "ask through a port-forward; for programs"),
     ),
-    ((0, "nothing is wrong, but for warnings"), (1, "the cluster cannot be asked"), (2, "a bad flag or word"), (UNWELL, "something is wrong")),
+    ((0, "nothing is wrong, but for warnings"), (1, "the cluster cannot be asked"), (2, "a bad flag or word"),
+        (UNWELL, "something is wrong")),
 )  # fmt: skip
 
 
@@ -117,7 +119,9 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
             state, "endpointslices", api.items(f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices")
         )
         state.corefiles = await _read(state, "configmaps", api.corefiles(namespace))
-        state.daemonsets = await _read(state, "daemonsets", api.items(f"/apis/apps/v1/namespaces/{namespace}/daemonsets"))
+        state.daemonsets = await _read(
+            state, "daemonsets", api.items(f"/apis/apps/v1/namespaces/{namespace}/daemonsets")
+        )
         state.namespaces = await _read(state, "namespaces", api.items("/api/v1/namespaces"))
         state.policies = await _read(state, "networkpolicies", api.items("/apis/networking.k8s.io/v1/networkpolicies"))
         if state.client_name:

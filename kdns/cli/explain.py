@@ -5,9 +5,9 @@
 Reads the Corefile and what it names (manifests, the API), and takes the question through its plugins without opening a
 listener. Without a file the Corefile is the cluster's own: of the kubeconfig's context, or the one that is named.
 
-With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5; or as that Pod does,
-whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name is looked up in reverse. Of several listeners the one
-on the default port is asked. Exit code: 0 with an answer, 3 without.
+With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5; or as that
+Pod does, whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name is looked up in reverse. Of several
+listeners the one on the default port is asked. Exit code: 0 with an answer, 3 without.
 """
 
 import asyncio
@@ -47,14 +47,16 @@ FLAGS: Final = (
 )
 HELP: Final = Help(
     "explain", "kdns explain [FLAGS] NAME [TYPE] | ADDRESS",
-    "Takes a question through the plugins of a Corefile (-conf, ./Corefile, else the cluster's own), and says who answers and why.",
+    "Takes a question through the plugins of a Corefile (-conf, ./Corefile, else the cluster's own), and says who "
+    "answers and why.",
     (
         ("kdns explain web.shop.svc.cluster.local", "the Corefile and the objects of kubectl's current context"),
         ("kdns explain web --from shop/cart-7d9f", "as that Pod looks it up: its search list, its ndots"),
         ("kdns explain --context staging 10.96.1.5", "whose address is it, in another cluster"),
         ("kdns explain -conf Corefile.example db --from data", "without a cluster"),
     ),
-    ((0, "there is an answer"), (1, "the Corefile or the cluster cannot be read"), (2, "a bad flag or word"), (3, "there is no answer")),
+    ((0, "there is an answer"), (1, "the Corefile or the cluster cannot be read"), (2, "a bad flag or word"),
+        (3, "there is no answer")),
 )  # fmt: skip
 
 
@@ -117,7 +119,9 @@ async def _cluster_corefile(config: ApiConfig, values: Mapping[str, Value]) -> c
     finally:
         await asked.close()
     if not found:
-        raise CorefileError(None, f"no ConfigMap in {namespace} has a key Corefile: name the namespace with --dns-namespace")
+        raise CorefileError(
+            None, f"no ConfigMap in {namespace} has a key Corefile: name the namespace with --dns-namespace"
+        )
     return found[0]
 
 
@@ -131,7 +135,9 @@ async def _resolver(instance: build.Instance, place: str) -> Resolver:
     if not pod:
         return of_namespace(namespace, zone)
     if plugin is None:
-        raise CorefileError(None, f"--from {place}: no server block has the plugin kubernetes, so nothing is known of Pods")
+        raise CorefileError(
+            None, f"--from {place}: no server block has the plugin kubernetes, so nothing is known of Pods"
+        )
     try:
         spec = await plugin.pod_spec(namespace, pod)
     except Exception as error:  # of many kinds: the API's, the network's, YAML's
@@ -152,7 +158,9 @@ async def _explain(instance: build.Instance, name: str, qtype: int, place: str, 
     try:
         await offline.start()
         if offline.others:
-            print(f"asked at {offline.group.label}; there are also {', '.join(group.label for group in offline.others)}")
+            print(
+                f"asked at {offline.group.label}; there are also {', '.join(group.label for group in offline.others)}"
+            )
         found = False
         for number, each in enumerate(names):
             if number or place:
@@ -174,7 +182,11 @@ async def _one(offline: Offline, question: Question) -> object:
     if block is None:
         print("  no server block is for this name: REFUSED")
         return None
-    print("  server block " + " ".join(str(key) for key in block.parsed.keys) + (f" (view {block.view})" if block.view else ""))
+    print(
+        "  server block "
+        + " ".join(str(key) for key in block.parsed.keys)
+        + (f" (view {block.view})" if block.view else "")
+    )
     told: list[str] = []
     untold = block.chain
     block.chain = untold.watched(lambda plugin, handle: _telling(plugin, handle, told))
@@ -198,7 +210,9 @@ def _telling(plugin: Plugin, original: Handle, told: list[str]) -> Handle:
         value = original(request)
         changed = ""
         if request.question is not before:
-            changed = f" (asks for {to_text(request.question.name)} {iana.type_text(request.question.type)} from here on)"
+            changed = (
+                f" (asks for {to_text(request.question.name)} {iana.type_text(request.question.type)} from here on)"
+            )
 
         def tell(found: Any) -> None:
             why = plugin.explain(request) if found is not None else ""

@@ -1,7 +1,7 @@
 """What is wrong with a cluster's DNS, from what its API and its servers said: rules over a State. Pure.
 
-Each rule looks at one part and yields Findings: what was seen, what it means for those who ask, and the next command. What the
-API would not show is None in the State, and is a finding of its own.
+Each rule looks at one part and yields Findings: what was seen, what it means for those who ask, and the next command.
+What the API would not show is None in the State, and is a finding of its own.
 """
 
 import ipaddress
@@ -73,7 +73,9 @@ def _service(state: State) -> Iterator[Finding]:
     for protocol in ("UDP", "TCP"):
         if (53, protocol) not in ports:
             means = "every name fails" if protocol == "UDP" else "large answers fail, and resolvers that use TCP"
-            yield Finding(ERROR, "Service", f"{name} has no port 53/{protocol}", means, f"kubectl -n {ns} edit svc {name}")
+            yield Finding(
+                ERROR, "Service", f"{name} has no port 53/{protocol}", means, f"kubectl -n {ns} edit svc {name}"
+            )
     if spec.get("clusterIP") in (None, "", "None"):
         yield Finding(
             ERROR,
@@ -118,8 +120,10 @@ def _pods(state: State) -> Iterator[Finding]:
             last = ((status.get("lastState") or {}).get("terminated") or {}).get("reason", "")
             if last == "OOMKilled":
                 yield Finding(
-                    WARNING, "Pods", f"{name_of(pod)} was killed for memory", "queries were lost each time, and its cache with them",
-                    f"kubectl -n {ns} set resources deploy/coredns --limits=memory=340Mi    # or what your cluster needs",
+                    WARNING, "Pods", f"{name_of(pod)} was killed for memory",
+                    "queries were lost each time, and its cache with them",
+                    f"kubectl -n {ns} set resources deploy/coredns --limits=memory=340Mi    # or what your cluster "
+                    f"needs",
                 )  # fmt: skip
             elif int(status.get("restartCount") or 0) > RESTARTS:
                 yield Finding(
@@ -147,7 +151,11 @@ def _pods(state: State) -> Iterator[Finding]:
             f"kubectl -n {ns} rollout restart deploy/coredns    # and a topologySpreadConstraint",
         )
     images = sorted(
-        {str(container.get("image")) for each in servers for container in (each.get("spec") or {}).get("containers") or ()}
+        {
+            str(container.get("image"))
+            for each in servers
+            for container in (each.get("spec") or {}).get("containers") or ()
+        }
     )
     if len(images) > 1:
         yield Finding(
@@ -160,11 +168,14 @@ def _pods(state: State) -> Iterator[Finding]:
     elif images:
         yield Finding(INFO, "versions", f"{len(servers)} DNS Pods run {images[0]}")
     for pod in servers:
-        if (pod.get("spec") or {}).get("dnsPolicy") in (None, "ClusterFirst") and not (pod.get("spec") or {}).get("hostNetwork"):
+        if (pod.get("spec") or {}).get("dnsPolicy") in (None, "ClusterFirst") and not (pod.get("spec") or {}).get(
+            "hostNetwork"
+        ):
             yield Finding(
                 ERROR, "loops", f"{name_of(pod)} has dnsPolicy ClusterFirst",
                 "its resolv.conf names its own Service: what it forwards there comes back to it",
-                f"kubectl -n {ns} patch deploy coredns -p '{{\"spec\":{{\"template\":{{\"spec\":{{\"dnsPolicy\":\"Default\"}}}}}}}}'",
+                f"kubectl -n {ns} patch deploy coredns -p "
+                f"'{{\"spec\":{{\"template\":{{\"spec\":{{\"dnsPolicy\":\"Default\"}}}}}}}}'",
             )  # fmt: skip
             return
 
@@ -175,7 +186,9 @@ def _why_not_ready(pod: Object) -> str:
         waiting = (each.get("state") or {}).get("waiting") or {}
         if waiting.get("reason"):
             return f"{waiting['reason']} {waiting.get('message', '')}".strip()
-    conditions = [each for each in status.get("conditions") or () if each.get("status") == "False" and each.get("message")]
+    conditions = [
+        each for each in status.get("conditions") or () if each.get("status") == "False" and each.get("message")
+    ]
     return str(conditions[0]["message"]) if conditions else str(status.get("phase") or "no status yet")
 
 
@@ -193,8 +206,10 @@ def _endpoints(state: State) -> Iterator[Finding]:
     }
     if not ready:
         yield Finding(
-            ERROR, "EndpointSlices", f"{name} has no ready endpoint", "kube-proxy has nobody to send queries to: they are refused or time out",
-            f"kubectl -n {state.namespace} get endpointslices -l kubernetes.io/service-name={name}    # and the Service's selector",
+            ERROR, "EndpointSlices", f"{name} has no ready endpoint",
+            "kube-proxy has nobody to send queries to: they are refused or time out",
+            f"kubectl -n {state.namespace} get endpointslices -l kubernetes.io/service-name={name}    # and the "
+            f"Service's selector",
         )  # fmt: skip
 
 
@@ -260,7 +275,8 @@ def _blocks(state: State, source: Source) -> Iterator[Finding]:
                         "loops",
                         f"{word.at}: forwards to {host}, which is {what}",
                         "queries for outside names go round and fail",
-                        f"kubectl -n {state.namespace} edit cm {source.name.rpartition('/')[2]}    # name the nodes' true upstreams",
+                        f"kubectl -n {state.namespace} edit cm {source.name.rpartition('/')[2]}    # name the nodes' "
+                        f"true upstreams",
                     )
 
 
@@ -275,8 +291,10 @@ def _rights(state: State) -> Iterator[Finding]:
     for what in state.denied:
         verb, _, resource = what.partition(" ")
         yield Finding(
-            ERROR, "RBAC", f"the servers may not {verb} {resource}", "names of what they cannot see do not exist, or they never get ready",
-            f"kubectl auth can-i {verb} {resource} --as=system:serviceaccount:{state.namespace}:{_account(state)}    # clusterrole system:coredns",
+            ERROR, "RBAC", f"the servers may not {verb} {resource}",
+            "names of what they cannot see do not exist, or they never get ready",
+            f"kubectl auth can-i {verb} {resource} --as=system:serviceaccount:{state.namespace}:{_account(state)}    # "
+            f"clusterrole system:coredns",
         )  # fmt: skip
 
 
@@ -326,7 +344,11 @@ def _client(state: State) -> Iterator[Finding]:
     servers = [str(each) for each in config.get("nameservers") or ()]
     if len(servers) > MAX_NAMESERVERS:
         yield Finding(
-            ERROR, "client", f"dnsConfig names {len(servers)} servers", f"a resolver takes the first {MAX_NAMESERVERS}", show
+            ERROR,
+            "client",
+            f"dnsConfig names {len(servers)} servers",
+            f"a resolver takes the first {MAX_NAMESERVERS}",
+            show,
         )
     if servers and spec.get("dnsPolicy") == "None" and state.address and state.address not in servers:
         yield Finding(
@@ -366,8 +388,10 @@ def _network_policies(state: State) -> Iterator[Finding]:
                 yield Finding(
                     ERROR if protocol == "UDP" else WARNING, "NetworkPolicy",
                     f"{names} in {namespace}: {who} may not send to port 53/{protocol} of the DNS Pods",
-                    "every name times out there" if protocol == "UDP" else "large answers, and resolvers that use TCP, fail there",
-                    f"kubectl -n {namespace} get networkpolicy -o yaml    # an egress rule to namespace {state.namespace}, ports 53 UDP and TCP",
+                    "every name times out there" if protocol == "UDP" else "large answers, and resolvers that use TCP, "
+                        "fail there",
+                    f"kubectl -n {namespace} get networkpolicy -o yaml    # an egress rule to namespace "
+                    f"{state.namespace}, ports 53 UDP and TCP",
                 )  # fmt: skip
     for each in by_namespace.get(state.namespace, []):
         if "Ingress" in types(each) and any(selects(each, labels_of(server)) for server in state.servers):
@@ -398,7 +422,9 @@ def _node_local(state: State) -> Iterator[Finding]:
             )
         else:
             yield Finding(
-                INFO, "NodeLocal", f"{name_of(each)} runs on {ready} nodes: the servers see the nodes' addresses, not the Pods'"
+                INFO,
+                "NodeLocal",
+                f"{name_of(each)} runs on {ready} nodes: the servers see the nodes' addresses, not the Pods'",
             )
 
 
@@ -410,7 +436,8 @@ def _resolv_conf(state: State) -> Iterator[Finding]:
             "loops",
             f"/etc/resolv.conf names {', '.join(loops)}",
             "in a Pod that is the Pod itself: what is forwarded there comes back or fails",
-            "set the kubelet's --resolv-conf to the file with the true servers (systemd: /run/systemd/resolve/resolv.conf)",
+            "set the kubelet's --resolv-conf to the file with the true servers (systemd: "
+            "/run/systemd/resolve/resolv.conf)",
         )
     if len(state.nameservers) > MAX_NAMESERVERS:
         yield Finding(
@@ -434,7 +461,9 @@ def _queries(state: State) -> Iterator[Finding]:
                 else "large answers fail"
             )
             command = f"kdns query @{each.server} {each.name}{' -tcp' if each.transport == 'tcp' else ''}"
-            yield Finding(ERROR, "queries", f"{each.server} over {each.transport}, {each.name}: {each.said}", means, command)
+            yield Finding(
+                ERROR, "queries", f"{each.server} over {each.transport}, {each.name}: {each.said}", means, command
+            )
         elif each.took > 1:
             yield Finding(
                 WARNING,
@@ -449,10 +478,12 @@ def _queries(state: State) -> Iterator[Finding]:
     if not state.asked:
         yield Finding(
             INFO, "queries", "no server was asked: this is no Pod of the cluster, and no --server was named", "",
-            f"run doctor in a Pod, or name a server that can be reached from here: kdns doctor --server {state.address or 'ADDRESS'}",
+            f"run doctor in a Pod, or name a server that can be reached from here: kdns doctor --server "
+            f"{state.address or 'ADDRESS'}",
         )  # fmt: skip
 
 
 RULES: Final[tuple[Callable[[State], Iterator[Finding]], ...]] = (
-    _unread, _service, _pods, _endpoints, _configuration, _rights, _client, _network_policies, _node_local, _resolv_conf, _queries,
+    _unread, _service, _pods, _endpoints, _configuration, _rights, _client, _network_policies, _node_local,
+    _resolv_conf, _queries,
 )  # fmt: skip

@@ -47,7 +47,9 @@ Value = str | bool | int
 def parse(
     words: Sequence[str], flags: Sequence[Flag], known: Mapping[str, Value] | None = None
 ) -> tuple[dict[str, Value], list[str]]:
-    """Values by first name, and the words behind the flags. `known`: values to begin with (the defaults). Raises BadFlag."""
+    """Values by first name, and the words behind the flags. `known`: values to begin with (the defaults). Raises
+    BadFlag.
+    """
     by_name = {name: flag for flag in flags for name in flag.names}
     values: dict[str, Value] = {flag.names[0]: flag.default for flag in flags} | dict(known or {})
     rest = list(words)

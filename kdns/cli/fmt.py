@@ -2,8 +2,8 @@
 
     kdns fmt [--diff | --write] [FILE | -]
 
-Prints the result; `--diff` what would change, with exit code 1 if anything would; `--write` puts it in the file's place.
-What is no text, or has braces without a partner, is an error and stays as it is.
+Prints the result; `--diff` what would change, with exit code 1 if anything would; `--write` puts it in the file's
+place. What is no text, or has braces without a partner, is an error and stays as it is.
 """
 
 import difflib
@@ -23,7 +23,8 @@ FLAGS: Final = (
 )
 HELP: Final = Help(
     "fmt", "kdns fmt [FLAGS] [FILE | -]", "Prints a Corefile in one style; what it means stays.",
-    (("kdns fmt Corefile", "print it"), ("kdns fmt --diff Corefile", "what would change"), ("kdns fmt --write Corefile", "in place")),
+    (("kdns fmt Corefile", "print it"), ("kdns fmt --diff Corefile", "what would change"),
+        ("kdns fmt --write Corefile", "in place")),
     ((0, "done"), (1, "it cannot be read; with --diff: something would change"), (2, "a bad flag or word")),
 )  # fmt: skip
 
@@ -36,7 +37,9 @@ def main(words: Sequence[str]) -> int:
         return refuse(error, HELP, FLAGS)
     path = rest[0] if rest else "Corefile"
     if len(rest) > 1 or (values["write"] and path == "-"):
-        return misused("kdns fmt takes one file" + (", and cannot write to standard input" if path == "-" else ""), HELP)
+        return misused(
+            "kdns fmt takes one file" + (", and cannot write to standard input" if path == "-" else ""), HELP
+        )
     try:
         text = raw_text(path, exactly=True)
         before = from_config_map(text, path) or text

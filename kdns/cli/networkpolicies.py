@@ -1,6 +1,7 @@
 """What NetworkPolicies let through to a cluster's DNS (networking.k8s.io/v1). Pure.
 
-A Pod that some policy of a direction selects may do what the rules of those policies allow, and nothing else of that direction.
+A Pod that some policy of a direction selects may do what the rules of those policies allow, and nothing else of that
+direction.
 """
 
 import ipaddress
@@ -10,7 +11,9 @@ Object = dict[str, Any]
 
 
 class Targets(NamedTuple):
-    """The Pods to be reached: their namespace, its labels, each one's labels, and their addresses, the Service's too."""
+    """The Pods to be reached: their namespace, its labels, each one's labels, and their addresses, the Service's
+    too.
+    """
 
     namespace: str
     namespace_labels: dict[str, str]

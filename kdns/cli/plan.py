@@ -20,11 +20,13 @@ FLAGS: Final = (
 HELP: Final = Help(
     "plan", "kdns plan [FLAGS] [FILE | -]",
     "Shows each server block's zones, and its plugins in the order in which queries meet them.",
-    (("kdns plan Corefile", "a file"), ("kubectl -n kube-system get cm coredns -o yaml | kdns plan -", "the cluster's own")),
+    (("kdns plan Corefile", "a file"), ("kubectl -n kube-system get cm coredns -o yaml | kdns plan -", "the cluster's "
+        "own")),
     ((0, "done"), (1, "the Corefile would not start"), (2, "a bad flag or word")),
 )  # fmt: skip
 _WHAT: Final = (
-    ("handle", "answers or passes on"), ("on_answer", "changes answers from below"), ("on_failure", "sees failures from below"),
+    ("handle", "answers or passes on"), ("on_answer", "changes answers from below"),
+    ("on_failure", "sees failures from below"),
     ("observe", "sees every outcome"),
 )  # fmt: skip
 

@@ -44,7 +44,9 @@ def _manual(name: str) -> int:
     cls = build.plugin_class(name) if name in build.known() else None
     if cls is None:
         hint = did_you_mean(name, build.built())
-        sys.stderr.write(f'there is no plugin "{name}"{hint}\n' if name not in ORDER else f'plugin "{name}" is not built yet\n')
+        sys.stderr.write(
+            f'there is no plugin "{name}"{hint}\n' if name not in ORDER else f'plugin "{name}" is not built yet\n'
+        )
         return 1
     print(manual(name))
     return 0
@@ -57,7 +59,9 @@ def manual(name: str) -> str:
     module = inspect.getmodule(cls)
     package = sys.modules.get(module.__name__.rpartition(".")[0]) if module is not None else None
     texts = [docstring(place) for place in (package, module) if place is not None]
-    return next((text for text in texts if text.startswith(f"{name} - ")), texts[-1] if texts else f"{name} - no manual")
+    return next(
+        (text for text in texts if text.startswith(f"{name} - ")), texts[-1] if texts else f"{name} - no manual"
+    )
 
 
 def docstring(module: ModuleType) -> str:
@@ -76,7 +80,9 @@ def _title(name: str) -> str:
 
 def all_manuals() -> str:
     """Every manual in one Markdown text, in the order queries meet the plugins; docs/manuals.md is this."""
-    parts = ["# The plugins' manuals\n\nMade of the plugins' docstrings by `make docs`; `kdns plugins NAME` prints one."]
+    parts = [
+        "# The plugins' manuals\n\nMade of the plugins' docstrings by `make docs`; `kdns plugins NAME` prints one."
+    ]
     for name in build.built():
         title, _, rest = manual(name).partition("\n")
         parts.append(f"## {title}\n\n{rest.strip()}".replace("\n## ", "\n### "))

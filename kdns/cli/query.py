@@ -2,8 +2,8 @@
 
     kdns query [@[SCHEME://]SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS
 
-Over UDP (again over TCP where the reply is cut), TCP, TLS, HTTPS or gRPC, as flags or the server's scheme say. Exit code: 0 for any
-reply, 9 where none came, as dig's.
+Over UDP (again over TCP where the reply is cut), TCP, TLS, HTTPS or gRPC, as flags or the server's scheme say. Exit
+code: 0 for any reply, 9 where none came, as dig's.
 """
 
 import asyncio
@@ -76,7 +76,9 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
     if values["x"]:
         reverse = reverse_of(str(values["x"]))
         if rest or not reverse:
-            raise ValueError(f'-x takes an IP address and nothing beside it, found "{" ".join([str(values["x"]), *rest])}"')
+            raise ValueError(
+                f'-x takes an IP address and nothing beside it, found "{" ".join([str(values["x"]), *rest])}"'
+            )
         rest = [reverse, "PTR"]
     if not 1 <= len(rest) <= 2:
         raise ValueError("kdns query takes a name, and a type if it is not A")

@@ -1,7 +1,7 @@
 """Which questions a tool asks: those of a file or a log, or the names that a cluster's objects have.
 
-A file has a question a line: `NAME [TYPE]` (dnsperf's form), or lines of the plugin `log` (CoreDNS's and ours, text or JSON),
-in which everything else is passed over.
+A file has a question a line: `NAME [TYPE]` (dnsperf's form), or lines of the plugin `log` (CoreDNS's and ours, text or
+JSON), in which everything else is passed over.
 """
 
 import ipaddress
@@ -56,7 +56,9 @@ def of_lines(lines: Iterable[str]) -> Iterator[Asked]:
 
 
 def of_objects(objects: Iterable[dict[str, Any]], zone: str) -> Iterator[Asked]:
-    """The names that Services, EndpointSlices and Namespaces have in a zone (text without a final dot), and some they have not."""
+    """The names that Services, EndpointSlices and Namespaces have in a zone (text without a final dot), and some they
+    have not.
+    """
     yield from (
         Asked(f"{zone}.", "SOA"),
         Asked(f"{zone}.", "NS"),
@@ -89,7 +91,9 @@ def _service(spec: dict[str, Any], full: str) -> Iterator[Asked]:
 
 
 def _slice(each: dict[str, Any], full: str, pods: str) -> Iterator[Asked]:
-    for endpoint in (each.get("endpoints") or ())[:3]:  # a Service of thousands has the same kind of name a thousand times
+    for endpoint in (each.get("endpoints") or ())[
+        :3
+    ]:  # a Service of thousands has the same kind of name a thousand times
         for address in (endpoint.get("addresses") or ())[:1]:
             dashed = str(address).replace(".", "-").replace(":", "-")
             label = endpoint.get("hostname") or dashed

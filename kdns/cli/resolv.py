@@ -26,7 +26,9 @@ class Resolver(NamedTuple):
 
 
 def of_namespace(namespace: str, zone: str) -> Resolver:
-    """The resolver of a Pod that says nothing of DNS. The node's own search list, which comes behind, is not known here."""
+    """The resolver of a Pod that says nothing of DNS. The node's own search list, which comes behind, is not known
+    here.
+    """
     return Resolver((f"{namespace}.svc.{zone}", f"svc.{zone}", zone), NDOTS)
 
 

@@ -46,7 +46,9 @@ def main(words: Sequence[str]) -> int:
     if rest:
         from kdns.cli import suggestion
 
-        return fail(f'extra command line arguments: "{rest[0]}" is not a command of kdns{suggestion(rest[0])}. See: kdns --help')
+        return fail(
+            f'extra command line arguments: "{rest[0]}" is not a command of kdns{suggestion(rest[0])}. See: kdns --help'
+        )
     form = str(values["log-format"])
     if form not in ("text", "json"):
         sys.stderr.write(f'invalid value "{form}" for flag -log-format: expected text or json\n')
@@ -57,7 +59,9 @@ def main(words: Sequence[str]) -> int:
         reread = corefile_source(str(values["conf"]), port)
     except (CorefileError, OSError) as error:
         return fail(str(error))
-    return run(reread, quiet=bool(values["quiet"]), pidfile=str(values["pidfile"]), share_port=bool(values["share-port"]))
+    return run(
+        reread, quiet=bool(values["quiet"]), pidfile=str(values["pidfile"]), share_port=bool(values["share-port"])
+    )
 
 
 def run(
@@ -87,7 +91,8 @@ def fail(text: str) -> int:
 
 
 def corefile_source(conf: str, port: int) -> Callable[[], Corefile]:
-    """Where the Corefile is read from, each time: -conf, ./Corefile, or the built-in one. Raises CorefileError or OSError.
+    """Where the Corefile is read from, each time: -conf, ./Corefile, or the built-in one. Raises CorefileError or
+    OSError.
 
     An empty Corefile stands for the built-in one, but not where one was served before: a file that is being written
     again must not take all names away.
@@ -135,7 +140,10 @@ def version_lines() -> list[str]:
     loop = "asyncio"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         loop = f"uvloop {importlib.metadata.version('uvloop')}"
-    return [f"kdns-{__version__}", f"{platform.system().lower()}/{machine}, {implementation}, {loop}, {version.build()}"]
+    return [
+        f"kdns-{__version__}",
+        f"{platform.system().lower()}/{machine}, {implementation}, {loop}, {version.build()}",
+    ]
 
 
 def help_text() -> Help:

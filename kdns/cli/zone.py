@@ -3,8 +3,8 @@
     kdns zone [-origin NAME] [-print] FILE
     kdns zone [-origin NAME] FILE OTHER
 
-Without `-origin` the zone's name is taken from the file's: `db.example.org`, `example.org.zone`, `example.org.db`. Exit code: 0 if the
-zone can be served (and two are the same); 1 if not.
+Without `-origin` the zone's name is taken from the file's: `db.example.org`, `example.org.zone`, `example.org.db`. Exit
+code: 0 if the zone can be served (and two are the same); 1 if not.
 """
 
 import os
@@ -34,7 +34,8 @@ HELP: Final = Help(
         ("kdns zone -print -origin example.org zonefile", "its records in canonical order"),
         ("kdns zone db.example.org db.example.org.new", "what changes"),
     ),
-    ((0, "the zone can be served, and two zones are the same"), (1, "it cannot, or they differ"), (2, "a bad flag or word")),
+    ((0, "the zone can be served, and two zones are the same"), (1, "it cannot, or they differ"), (2, "a bad flag or "
+        "word")),
 )  # fmt: skip
 
 
@@ -70,7 +71,9 @@ def main(words: Sequence[str]) -> int:
     else:
         names = sum(bool(node.rrsets) for node in zone.nodes.values())
         signed = ", signed" if zone.proofs is not None else ""
-        print(f"{rest[0]}: ok (zone {to_text(origin)}, serial {zone.serial}, {names} names, {zone.count} records{signed})")
+        print(
+            f"{rest[0]}: ok (zone {to_text(origin)}, serial {zone.serial}, {names} names, {zone.count} records{signed})"
+        )
     return 0
 
 

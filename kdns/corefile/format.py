@@ -1,7 +1,7 @@
 """A Corefile's text in one style: four spaces a level, one space between words, comments kept. What it means stays.
 
-Law: the tokens of the result are the tokens of the text, on the same lines among each other; formatting what is formatted
-changes nothing.
+Law: the tokens of the result are the tokens of the text, on the same lines among each other; formatting what is
+formatted changes nothing.
 """
 
 from typing import Final

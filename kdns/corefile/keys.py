@@ -10,7 +10,9 @@ from kdns.corefile.lexer import Token
 SCHEMES: Final[dict[str, int | None]] = {
     "dns": None, "tls": 853, "quic": 853, "grpc": 443, "https": 443, "https3": 443,
 }  # fmt: skip
-MAX_EXPANSION: Final = 256  # reverse zones one prefix may stand for; the worst octet boundary (/9 of IPv4, /1 mod 8) is 128
+MAX_EXPANSION: Final = (
+    256  # reverse zones one prefix may stand for; the worst octet boundary (/9 of IPv4, /1 mod 8) is 128
+)
 
 
 class Key(NamedTuple):
@@ -50,8 +52,8 @@ def _split_port(text: str, token: Token) -> tuple[str, int | None]:
     if not tail:
         raise CorefileError(token.at, f'expected a port after the colon of "{token.text}"')
     if tail.isascii() and tail.isdecimal():
-        # A reverse zone is written with its length (2001:db8::/32), so a number behind the last colon is a port. More digits
-        # than a port has are an error however many there are.
+        # A reverse zone is written with its length (2001:db8::/32), so a number behind the last colon is a port. More
+        # digits than a port has are an error however many there are.
         return head, int(tail.lstrip("0")[:6] or "0")
     return text, None
 
@@ -80,7 +82,9 @@ def _prefix(text: str, token: Token) -> list[str] | None:
     except ValueError:
         return None
     if network.version == 6 and address[:1] in (":", "0"):
-        raise CorefileError(token.at, f'"{text}": an IPv6 prefix that begins with ":" or "0" cannot be written as a zone')
+        raise CorefileError(
+            token.at, f'"{text}": an IPv6 prefix that begins with ":" or "0" cannot be written as a zone'
+        )
     step, width = (8, 32) if network.version == 4 else (4, 128)
     boundary = -(-network.prefixlen // step) * step
     if boundary == 0:
@@ -99,7 +103,9 @@ def _prefix(text: str, token: Token) -> list[str] | None:
 
 
 def plugin_zones(words: list[Token]) -> list[str]:
-    """Zone arguments of a plugin: scheme and port stripped, CIDR expanded, lower-cased, absolute; unreadable ones dropped."""
+    """Zone arguments of a plugin: scheme and port stripped, CIDR expanded, lower-cased, absolute; unreadable ones
+    dropped.
+    """
     out: list[str] = []
     for word in words:
         text = word.text

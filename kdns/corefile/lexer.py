@@ -11,7 +11,8 @@ from kdns.corefile.errors import Position
 
 # Unicode's White_Space property, which Go's unicode.IsSpace follows. str.isspace also takes U+001C to U+001F.
 _SPACE = frozenset(
-    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+    "\t\n\v\f\r \x85\xa0\u1680"
+    "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
 
 
@@ -58,7 +59,8 @@ def tokens(text: str, file: str) -> list[Token]:  # noqa: C901 - one loop over c
                 word.append(char)
         elif char in _SPACE:
             if word and char != "\r":
-                # A comment glued to a token ends with the token: `foo#bar baz` reads as `foo` and `baz`. So does CoreDNS.
+                # A comment glued to a token ends with the token: `foo#bar baz` reads as `foo` and `baz`. So does
+                # CoreDNS.
                 close(False)
                 comment = False
             if char == "\n":

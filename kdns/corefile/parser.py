@@ -118,8 +118,8 @@ def parse(
     """Reads a Corefile. Raises CorefileError with file, line and column.
 
     `default_port` stands in keys without one (`-dns.port`). `known` holds the directives there are (None: any).
-    `environ` is what `{$NAME}` and `{%NAME%}` are replaced from (default: none). `errors`: takes the errors that can be read
-    past (unknown directives, bad keys), which are then not raised; what is wrong with braces still is.
+    `environ` is what `{$NAME}` and `{%NAME%}` are replaced from (default: none). `errors`: takes the errors that can be
+    read past (unknown directives, bad keys), which are then not raised; what is wrong with braces still is.
     """
     parser = _Parser(tokens(text, name), default_port, known, tuple(suggestions), environ or {}, reader or FileReader())
     parser.errors = errors
@@ -342,7 +342,9 @@ class _Parser:
         lines: list[Line] = []
         token = self.peek()
         if token is not None and not self.begins_line() and token.text != "}":
-            raise self.fail(token, f"expected a new line after '{{': the options of {name.text} stand on lines of their own")
+            raise self.fail(
+                token, f"expected a new line after '{{': the options of {name.text} stand on lines of their own"
+            )
         self.seen.append("{")
         self.depth += 1
         if self.depth > MAX_DEPTH:

@@ -18,15 +18,21 @@ def text_of(file: BinaryIO, name: str, *, exactly: bool = False) -> str:
     """What is left of an open file. Raises CorefileError."""
     data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
-        raise CorefileError(None, f"{name} is larger than {MAX_FILE >> 20} MiB: that is no Corefile (a ConfigMap holds 1 MiB)")
+        raise CorefileError(
+            None, f"{name} is larger than {MAX_FILE >> 20} MiB: that is no Corefile (a ConfigMap holds 1 MiB)"
+        )
     bad = data.find(b"\0")
     if bad >= 0:
-        raise CorefileError(_place(data, bad, name), "a zero octet: this is no text file, or one in UTF-16 (save it as UTF-8)")
+        raise CorefileError(
+            _place(data, bad, name), "a zero octet: this is no text file, or one in UTF-16 (save it as UTF-8)"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         if exactly:
-            raise CorefileError(_place(data, error.start, name), f"octet 0x{data[error.start]:02x} is no UTF-8") from None
+            raise CorefileError(
+                _place(data, error.start, name), f"octet 0x{data[error.start]:02x} is no UTF-8"
+            ) from None
         return data.decode("utf-8", errors="replace")
 
 

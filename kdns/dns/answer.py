@@ -95,7 +95,8 @@ class Answer:
         self.validity = validity
         self.heads: Sequence[bytes | None] = _NO_HEADS
         self.rotations: Sequence[Answer] = ()
-        # What a plugin worked out from this answer, beside the plugin: (plugin, value). Whoever finds another's, ignores it.
+        # What a plugin worked out from this answer, beside the plugin: (plugin, value). Whoever finds another's,
+        # ignores it.
         self.memo: tuple[Any, Any] | None = None
         # Of an upstream's message: its records section by section, as they were found when it was read.
         self.summary: list[RecordSummary] | None = None
@@ -176,7 +177,9 @@ class Answer:
 
     def with_body(self, body: Body, flags: int, validity: Validity | None = None) -> "Answer":
         """A copy with another body of the same records (other TTLs, another order) and other flags."""
-        new = Answer(self.rcode, flags, local=self.local, options=self.options, name=self.name, body=body, validity=validity)
+        new = Answer(
+            self.rcode, flags, local=self.local, options=self.options, name=self.name, body=body, validity=validity
+        )
         new.summary = self.summary
         return new
 
@@ -211,7 +214,9 @@ def _summary(section: Section) -> list[RecordSummary]:
 def pack_head(flags: int, rcode: int, reply_flags: int, counts: tuple[int, int, int]) -> bytes:
     """Header octets 2 to 12 of a reply: QR and the flags, RD and CD as the query had them, one question, counts."""
     if rcode > 15 and not reply_flags & REPLY_EDNS:
-        rcode = iana.SERVFAIL  # its upper bits are in the OPT (RFC 6891, section 6.1.3): the lower alone say something else
+        rcode = (
+            iana.SERVFAIL
+        )  # its upper bits are in the OPT (RFC 6891, section 6.1.3): the lower alone say something else
     word = iana.QR | flags | (rcode & 15)
     if reply_flags & REPLY_RD:
         word |= iana.RD
@@ -224,7 +229,8 @@ def pack_head(flags: int, rcode: int, reply_flags: int, counts: tuple[int, int, 
 def negative(
     name: bytes, zone: bytes, rcode: int, flags: int, ttl: int, soa_rdata: bytes, validity: Validity | None = None
 ) -> Answer:
-    """A negative answer of ours with the zone's SOA (RFC 2308, section 3), rendered for all names of this length in the zone.
+    """A negative answer of ours with the zone's SOA (RFC 2308, section 3), rendered for all names of this length in the
+    zone.
 
     Its `name` is empty: the caller vouches that it is used for such names only. Its pointers lead into the zone's own
     suffix of the question and nowhere else, since that is all that these names share.
@@ -235,7 +241,8 @@ def negative(
 
 
 def with_cname_prefix(name: bytes, target: bytes, body: Body, most: int) -> Body | None:
-    """The body for a question of `name`: a CNAME to `target`, then the addresses that `body` has for a question of that.
+    """The body for a question of `name`: a CNAME to `target`, then the addresses that `body` has for a question of
+    that.
 
     The TTL of the CNAME is the least of theirs and `most`. None where the body holds anything else, or names them
     otherwise than by a pointer to the question: then it takes a rendering. The result is what that would give, for a

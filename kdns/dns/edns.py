@@ -15,11 +15,11 @@ UDP_SIZE: Final = 1232
 MIN_SIZE: Final = 512  # RFC 6891, section 6.2.5: smaller values are treated as 512
 DO: Final = 0x8000
 
-# Options of one OPT. IANA's list has some twenty, each of which stands in a query once; nobody needs more, and each costs those
-# who wait behind it.
+# Options of one OPT. IANA's list has some twenty, each of which stands in a query once; nobody needs more, and each
+# costs those who wait behind it.
 MAX_OPTIONS: Final = 64
-# Octets of a query's options. A few cookies and a name make some hundred; padding (RFC 8467, section 4.1) fills up to 128.
-# As many as a UDP query may have in all.
+# Octets of a query's options. A few cookies and a name make some hundred; padding (RFC 8467, section 4.1) fills up to
+# 128. As many as a UDP query may have in all.
 MAX_OPTIONS_SIZE: Final = 4096
 
 NSID: Final = 3
@@ -134,7 +134,9 @@ def padded(raw: bytes, size: int, most: int) -> bytes:
 
 
 def within(raw: bytes, room: int) -> bytes:
-    """Options of at most `room` octets. The texts of extended errors are shortened first, then those options go, then all."""
+    """Options of at most `room` octets. The texts of extended errors are shortened first, then those options go, then
+    all.
+    """
     if len(raw) <= room:
         return raw
     found = options(raw)

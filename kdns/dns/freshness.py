@@ -7,7 +7,8 @@ _OPT: Final = 41
 
 
 def lifetime(reply: bytes) -> int:
-    """Seconds: the least TTL of a reply's records. A denial's is that of its SOA, and at most its MINIMUM (RFC 2308, section 5).
+    """Seconds: the least TTL of a reply's records. A denial's is that of its SOA, and at most its MINIMUM (RFC 2308,
+    section 5).
 
     0 for any other code, and where there is no record to say it. The reply is our own: its form is not checked.
     """

@@ -1,9 +1,10 @@
 """DNS over gRPC, as CoreDNS speaks it: one method, whose message holds a DNS message.
 
-    package coredns.dns;  service DnsService { rpc Query(DnsPacket) returns (DnsPacket) }  message DnsPacket { bytes msg = 1; }
+    package coredns.dns;  service DnsService { rpc Query(DnsPacket) returns (DnsPacket) }  message DnsPacket { bytes msg
+    = 1; }
 
-gRPC is HTTP/2: the path names the method, a body is five octets (a flag for compression and a length) and the message, and the
-outcome is in the trailers. The message needs two lines of protobuf.
+gRPC is HTTP/2: the path names the method, a body is five octets (a flag for compression and a length) and the message,
+and the outcome is in the trailers. The message needs two lines of protobuf.
 """
 
 from typing import Final

@@ -64,7 +64,8 @@ def parse_reply(data: bytes, asked: Question | None = None) -> Message:
 def _content(  # noqa: C901 - one pass over a message, checked as it goes
     data: bytes, base: int, claimed: tuple[int, int, int], name: bytes, starts: Sequence[int], budget: wire.Budget
 ) -> Answer:
-    """The answer in a reply, whose records begin at `base` behind a question of this name, whose labels begin at `starts`.
+    """The answer in a reply, whose records begin at `base` behind a question of this name, whose labels begin at
+    `starts`.
 
     Raises FormatError.
     """
@@ -163,7 +164,9 @@ def _anew(data: bytes, base: int, counts: tuple[int, int, int], rcode: int, flag
     return Answer(rcode, flags, *sections)
 
 
-def pack_query(qid: int, question: Question, *, rd: bool = True, cd: bool = False, ad: bool = False, opt: bytes = b"") -> bytes:
+def pack_query(
+    qid: int, question: Question, *, rd: bool = True, cd: bool = False, ad: bool = False, opt: bytes = b""
+) -> bytes:
     """A query's bytes; `opt` is an OPT record's wire form, or empty."""
     word = (iana.RD if rd else 0) | (iana.CD if cd else 0) | (iana.AD if ad else 0)
     return b"".join((

@@ -19,7 +19,8 @@ _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ
 
 
 def from_text(text: str) -> bytes:
-    """The wire form of a name in presentation format (RFC 1035, section 5.1: `\\.`, `\\DDD`); a final dot may be missing.
+    """The wire form of a name in presentation format (RFC 1035, section 5.1: `\\.`, `\\DDD`); a final dot may be
+    missing.
 
     Raises BadName for an empty label, a bad escape, or a label or name that is too long.
     """

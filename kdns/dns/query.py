@@ -35,8 +35,8 @@ class Question:
         return f"Question({self.name!r}, {iana.type_text(self.type)}, {iana.class_text(self.cls)})"
 
 
-# OPTs by their fixed part, so that one is not taken apart twice. Clients use a handful of forms; the bound is for those who
-# make up new ones.
+# OPTs by their fixed part, so that one is not taken apart twice. Clients use a handful of forms; the bound is for those
+# who make up new ones.
 _KNOWN_OPTS: Final[dict[bytes, Edns]] = {}
 _KNOWN_OPTS_MAX: Final = 256
 _ONE_ADDITIONAL: Final = b"\0\0\0\0\0\1"

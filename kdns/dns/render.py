@@ -1,7 +1,7 @@
 """From sections to the octets between question and OPT, and back; what of them fits into a reply.
 
-Law: a rendered body may point into the question it was rendered for, or into what all names that it is used for provably
-share, never to more (RFC 1035, section 4.1.4).
+Law: a rendered body may point into the question it was rendered for, or into what all names that it is used for
+provably share, never to more (RFC 1035, section 4.1.4).
 """
 
 from bisect import bisect_right
@@ -46,7 +46,8 @@ class Body:
         return Body(aged(self.data, self.ttls, ttl), self.counts, self.ends, self.ttls)
 
     def address_run(self) -> tuple[int, int, int] | None:
-        """The answer section's address records, if they can change places: (octet where they start, count, octets of each).
+        """The answer section's address records, if they can change places: (octet where they start, count, octets of
+        each).
 
         That holds where all of them are of one type, stand side by side at the section's end, and begin with one and
         the same pointer. It leads to a place before them, and a name elsewhere that points to one of them finds the
@@ -189,7 +190,9 @@ def decode(name: bytes, body: Body) -> tuple[Section, Section, Section]:
     return out[0], out[1], out[2]
 
 
-def truncate(sections: tuple[Section, Section, Section], body: Body, room: int) -> tuple[bytes, tuple[int, int, int], bool]:
+def truncate(
+    sections: tuple[Section, Section, Section], body: Body, room: int
+) -> tuple[bytes, tuple[int, int, int], bool]:
     """What of a body fits in `room` octets: its first octets, its counts, and whether TC must be set.
 
     Records of the answer section are kept one by one; authority and additional lose whole RRsets. A lost

@@ -1,7 +1,7 @@
 """From an answer to the octets that leave: header, question as asked, body, OPT; truncated where it does not fit.
 
-Law: no reply is longer than its limit. Where it would be, the texts of extended errors are shortened, then those errors are left
-out, then records. Options alone that are too long are left out.
+Law: no reply is longer than its limit. Where it would be, the texts of extended errors are shortened, then those errors
+are left out, then records. Options alone that are too long are left out.
 """
 
 from typing import Final
@@ -21,12 +21,14 @@ def flags_of(data: bytes) -> int:
 
 
 def pack(
-    answer: Answer, body: Body, data: bytes, end: int, reply_flags: int, edns: Edns | None, limit: int, added: bytes = b"",
+    answer: Answer, body: Body, data: bytes, end: int, reply_flags: int, edns: Edns | None, limit: int,
+    added: bytes = b"",
     padded: bool = False,
 ) -> bytes:  # fmt: skip
     """A whole reply of at most `limit` octets to the query `data` whose question ends at `end`.
 
-    `body` is the answer's, rendered for that question; `reply_flags` are REPLY_*; `added` are options beside the answer's.
+    `body` is the answer's, rendered for that question; `reply_flags` are REPLY_*; `added` are options beside the
+    answer's.
     """
     head = answer.heads[reply_flags]
     if head is None:
@@ -70,7 +72,13 @@ def _truncated(answer: Answer, body: Body, data: bytes, end: int, reply_flags: i
 
 
 def bare(
-    data: bytes, end: int, rcode: int, edns: Edns | None, options: bytes = b"", limit: int = _edns.MIN_SIZE, padded: bool = False
+    data: bytes,
+    end: int,
+    rcode: int,
+    edns: Edns | None,
+    options: bytes = b"",
+    limit: int = _edns.MIN_SIZE,
+    padded: bool = False,
 ) -> bytes:
     """A reply that is nothing but a code: header, the question if it was read (`end` > 12), OPT if the query had one.
 

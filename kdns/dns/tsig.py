@@ -1,6 +1,7 @@
 """Transaction signatures on the octets of messages (RFC 8945): found, checked, made.
 
-Pure: keys and the time are arguments. A TSIG is the last record of a message; what is signed is the message as it was without it.
+Pure: keys and the time are arguments. A TSIG is the last record of a message; what is signed is the message as it was
+without it.
 """
 
 import hmac
@@ -63,7 +64,9 @@ class Refused(Exception):
 
 
 def find(data: bytes) -> Tsig | None:
-    """The TSIG of a message; None where it has none. Raises FormatError for one that is malformed or not alone at the end."""
+    """The TSIG of a message; None where it has none. Raises FormatError for one that is malformed or not alone at the
+    end.
+    """
     counts = [int.from_bytes(data[i : i + 2], "big") for i in (4, 6, 8, 10)]
     off = 12
     for _ in range(counts[0]):
@@ -119,9 +122,18 @@ def _timers(time: int, fudge: int) -> bytes:
 
 
 def mac_of(
-    message: bytes, key: Key, time: int, fudge: int, error: int, other: bytes, before: bytes = b"", timers_only: bool = False
+    message: bytes,
+    key: Key,
+    time: int,
+    fudge: int,
+    error: int,
+    other: bytes,
+    before: bytes = b"",
+    timers_only: bool = False,
 ) -> bytes:
-    """The MAC over a message without TSIG (RFC 8945, section 4.3). `before` is the MAC of the request or the message before."""
+    """The MAC over a message without TSIG (RFC 8945, section 4.3). `before` is the MAC of the request or the message
+    before.
+    """
     if timers_only:
         variables = _timers(time, fudge)
     else:
@@ -150,7 +162,8 @@ def check(
 
 
 def signed(
-    data: bytes, key: Key, now: float, before: bytes = b"", *, error: int = 0, other: bytes = b"", timers_only: bool = False,
+    data: bytes, key: Key, now: float, before: bytes = b"", *, error: int = 0, other: bytes = b"",
+    timers_only: bool = False,
     time: int | None = None, original_id: bytes = b"",
 ) -> tuple[bytes, bytes]:  # fmt: skip
     """A message with its signature, and the MAC. `time` (default: now) is what stands in the record."""
@@ -172,7 +185,9 @@ def with_record(data: bytes, key: Key, time: int, mac: bytes, error: int, other:
 
 @final
 class Signer:
-    """Signs the messages of one reply in turn: the first over the request's MAC, each later one over the MAC before it."""
+    """Signs the messages of one reply in turn: the first over the request's MAC, each later one over the MAC before
+    it.
+    """
 
     __slots__ = ("before", "first", "key")
 

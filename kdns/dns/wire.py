@@ -35,10 +35,10 @@ class Record(NamedTuple):
 class Budget:
     """What work the names of one message may still cause, in octets; and where its names are, if that is asked for.
 
-    `heads`: where labels (or a name's pointer) begin that were read as parts of names; None where nobody wants to know. Where
-    a pointer leads to one of them, what follows is a name that was read before. `strays`: where pointers led that is no such
-    place. If that is a TTL, an address or the rdata of an unknown type, the name
-    is what it is only as long as nobody changes those octets.
+    `heads`: where labels (or a name's pointer) begin that were read as parts of names; None where nobody wants to know.
+    Where a pointer leads to one of them, what follows is a name that was read before. `strays`: where pointers led that
+    is no such place. If that is a TTL, an address or the rdata of an unknown type, the name is what it is only as long
+    as nobody changes those octets.
     """
 
     __slots__ = ("heads", "left", "strays")

@@ -1,7 +1,8 @@
-"""The expression language of Corefiles (`view`, and `template`'s `var` and `expr`): compiled once, evaluated for each query.
+"""The expression language of Corefiles (`view`, and `template`'s `var` and `expr`): compiled once, evaluated for each
+query.
 
-It is the language of expr-lang (https://expr-lang.org/docs/language-definition), which CoreDNS uses. What is wrong with an
-expression is found when it is compiled as far as types are known then; the rest is an EvaluationError.
+It is the language of expr-lang (https://expr-lang.org/docs/language-definition), which CoreDNS uses. What is wrong with
+an expression is found when it is compiled as far as types are known then; the rest is an EvaluationError.
 """
 
 from kdns.expression.compiler import RESERVED, Expression, compile_expression

@@ -1,8 +1,8 @@
 """From an expression's text to a function: a Pratt parser that makes closures and checks types on the way.
 
 Theory of operation. `_Parser.expression(least)` reads an operand and then all operators that bind tighter than `least`.
-Each node is a function of a Scope, and the type of its value as far as it is known. So what is evaluated for a query is a
-tree of plain calls, without a look at the text.
+Each node is a function of a Scope, and the type of its value as far as it is known. So what is evaluated for a query is
+a tree of plain calls, without a look at the text.
 """
 
 import math
@@ -44,7 +44,8 @@ _ESCAPE: Final = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}
 # How tightly operators bind, as in expr-lang 1.17.
 _BINARY: Final = {
     "|": 0, "or": 10, "||": 10, "and": 15, "&&": 15, "==": 20, "!=": 20, "<": 20, ">": 20, "<=": 20, ">=": 20, "in": 20,
-    "matches": 20, "contains": 20, "startsWith": 20, "endsWith": 20, "..": 25, "+": 30, "-": 30, "*": 60, "/": 60, "%": 60,
+    "matches": 20, "contains": 20, "startsWith": 20, "endsWith": 20, "..": 25, "+": 30, "-": 30, "*": 60, "/": 60,
+    "%": 60,
     "**": 100, "^": 100, "??": 500,
 }  # fmt: skip
 _NEGATABLE: Final = frozenset(("in", "matches", "contains", "startsWith", "endsWith"))
@@ -67,7 +68,9 @@ class Node(NamedTuple):
 
 @final
 class Expression:
-    """A compiled expression. `type` is what it comes to, as far as that is known; `calls` are the functions it calls."""
+    """A compiled expression. `type` is what it comes to, as far as that is known; `calls` are the functions it
+    calls.
+    """
 
     def __init__(self, node: Node, calls: frozenset[str]) -> None:
         self._run = node.run
@@ -84,7 +87,9 @@ class Expression:
             raise EvaluationError(str(error)) from None
 
 
-def compile_expression(text: str, functions: Mapping[str, Function], names: Mapping[str, str] | None = None) -> Expression:
+def compile_expression(
+    text: str, functions: Mapping[str, Function], names: Mapping[str, str] | None = None
+) -> Expression:
     """An expression over these functions and variables (name -> type). Raises BadExpression."""
     parser = _Parser(text, functions, dict(names or {}))
     return Expression(parser.whole(), frozenset(parser.calls))
@@ -318,7 +323,8 @@ class _Parser:
         self.expect("]")
         first, last = start, stop
         return Node(
-            lambda s: node.run(s)[first(s) if first is not None else None : last(s) if last is not None else None], node.type
+            lambda s: node.run(s)[first(s) if first is not None else None : last(s) if last is not None else None],
+            node.type,
         )
 
     # Operators.
@@ -335,7 +341,10 @@ class _Parser:
                 return Node(lambda s: _truth(a(s)) and _truth(b(s)), "bool")
             return Node(lambda s: _truth(a(s)) or _truth(b(s)), "bool")
         if sign == "??":
-            return Node(lambda s: value if (value := a(s)) is not None else b(s), left.type if left.type == right.type else "any")
+            return Node(
+                lambda s: value if (value := a(s)) is not None else b(s),
+                left.type if left.type == right.type else "any",
+            )
         if sign in ("==", "!="):
             alike = types[0] == types[1] or NUMBERS.issuperset(types) or "nil" in types
             if known and not alike:
@@ -433,7 +442,9 @@ class _Parser:
             returns = args[0].type
         each = [arg.run for arg in args]
         wanted = [_param(params, i) for i in range(len(args))]
-        return Node(lambda s: builtin(*[_typed(name, word, run(s)) for word, run in zip(wanted, each, strict=True)]), returns)
+        return Node(
+            lambda s: builtin(*[_typed(name, word, run(s)) for word, run in zip(wanted, each, strict=True)]), returns
+        )
 
     def closure(self, name: str, first: Node | None) -> Node:
         if first is None:
@@ -459,7 +470,9 @@ class _Parser:
             values = items(scope)
             scope.steps += len(values)
             if scope.steps > MAX_STEPS:
-                raise EvaluationError(f"the expression takes too long: its closures look at more than {MAX_STEPS:,} elements")
+                raise EvaluationError(
+                    f"the expression takes too long: its closures look at more than {MAX_STEPS:,} elements"
+                )
             for item in values.values() if isinstance(values, dict) else values:
                 scope.items.append(item)
                 try:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from kdns.regex import BadRegex, compile_regex
 
-# Elements of one array, and characters of one string, that an expression may make: some 0.3 ms of work. expr-lang's memory budget is a
-# million, but here an expression runs for each query, on the loop that answers all others.
+# Elements of one array, and characters of one string, that an expression may make: some 0.3 ms of work. expr-lang's
+# memory budget is a million, but here an expression runs for each query, on the loop that answers all others.
 MAX_SIZE: Final = 10_000
 # Elements that all closures of one evaluation look at: 1 to 2 ms.
 MAX_STEPS: Final = 10_000
@@ -59,7 +59,8 @@ def type_of(value: Value) -> str:
 
 
 _TYPES: Final[tuple[tuple[type, str], ...]] = (
-    (bool, "bool"), (int, "int"), (float, "float"), (str, "string"), (list, "array"), (dict, "map"), (type(None), "nil"),
+    (bool, "bool"), (int, "int"), (float, "float"), (str, "string"), (list, "array"), (dict, "map"),
+    (type(None), "nil"),
     (datetime, "time"),
 )  # fmt: skip
 NUMBERS: Final = frozenset(("int", "float"))

@@ -87,7 +87,8 @@ class ApiConfig:
                     raise ValueError(f"tls: cannot read {path}: no such file")
         elif not os.environ.get("KUBERNETES_SERVICE_HOST") or not os.environ.get("KUBERNETES_SERVICE_PORT"):
             raise ValueError(
-                "no cluster is configured: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, so this is no Pod. "
+                "no cluster is configured: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, so this is "
+                "no Pod. "
                 "Name one with `kubeconfig FILE` or `endpoint URL`, or serve YAML with `manifests PATH`"
             )
         else:
@@ -95,7 +96,9 @@ class ApiConfig:
         return config
 
     def access(self) -> Access:
-        """Address and credentials, read anew. May run an exec plugin, so call it in a thread. Raises ValueError or OSError."""
+        """Address and credentials, read anew. May run an exec plugin, so call it in a thread. Raises ValueError or
+        OSError.
+        """
         if self.endpoint and not self.kubeconfig:
             context = None
             if self.endpoint.startswith("https"):
@@ -201,7 +204,9 @@ class Client:
             old, self.access, self.read_at = self.access, access, now
             if self.session is None or old is None or old.url != access.url or force:
                 await self.close()
-                connector = aiohttp.TCPConnector(ssl=access.tls if access.tls is not None else True, limit=32, ttl_dns_cache=30)
+                connector = aiohttp.TCPConnector(
+                    ssl=access.tls if access.tls is not None else True, limit=32, ttl_dns_cache=30
+                )
                 self.session = aiohttp.ClientSession(
                     connector=connector,
                     headers={"User-Agent": f"kdns/{__version__}", "Accept": "application/json"},
@@ -211,9 +216,17 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def get(
-        self, path: str, params: dict[str, str], read: float | None, *, method: str = "GET", body: dict[str, Any] | None = None
+        self,
+        path: str,
+        params: dict[str, str],
+        read: float | None,
+        *,
+        method: str = "GET",
+        body: dict[str, Any] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response to a GET (or another method, with a body as JSON), its status good. Raises ApiError and what aiohttp raises."""
+        """The response to a GET (or another method, with a body as JSON), its status good. Raises ApiError and what
+        aiohttp raises.
+        """
         await self.renew()
         assert self.session is not None and self.access is not None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=read)

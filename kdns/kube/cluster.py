@@ -49,7 +49,9 @@ class Watcher(Protocol):
         """A Pod's address came or went."""
 
     def freshness_changed(self) -> None:
-        """The state is known to be the API's again, or not any more (`Cluster.stale`); or all was listed for the first time."""
+        """The state is known to be the API's again, or not any more (`Cluster.stale`); or all was listed for the first
+        time.
+        """
 
 
 # An address's owners: nearly always one.
@@ -122,7 +124,9 @@ class Cluster:
                 watcher.freshness_changed()
 
     def objects(self, kind: str) -> Iterator[tuple[str, Object]]:
-        """What is held of a kind, as it would be applied: keys and objects. Changes meanwhile may or may not be in it."""
+        """What is held of a kind, as it would be applied: keys and objects. Changes meanwhile may or may not be in
+        it.
+        """
         if kind in (SERVICE, IMPORT):
             table = self.entries if kind == SERVICE else self.imports
             for key in list(table):

@@ -1,7 +1,8 @@
 """The API as a source: a reflector and a healer for each kind of object, and a snapshot of what they know.
 
-Laws: a task that dies is said aloud and started again, never silently gone. How old the state may be is known, counted, and
-told to who serves it. A snapshot is written when something changed, at most every SAVE seconds, and when the source stops.
+Laws: a task that dies is said aloud and started again, never silently gone. How old the state may be is known, counted,
+and told to who serves it. A snapshot is written when something changed, at most every SAVE seconds, and when the source
+stops.
 """
 
 import asyncio
@@ -31,10 +32,14 @@ STALE_AFTER: Final = 60.0
 _PHASES: Final = "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown"
 
 AGE: Final = Gauge(
-    "kdns_kubernetes_data_age_seconds", "Seconds since the state was known to be the API's; 0 while it is watched.", ("kind",)
+    "kdns_kubernetes_data_age_seconds",
+    "Seconds since the state was known to be the API's; 0 while it is watched.",
+    ("kind",),
 )
 SAVED: Final = Counter("kdns_kubernetes_snapshots_total", "Snapshots written, by outcome.", ("outcome",))
-RESTARTS: Final = Counter("kdns_kubernetes_reflector_restarts_total", "Tasks that failed and were started again.", ("kind",))
+RESTARTS: Final = Counter(
+    "kdns_kubernetes_reflector_restarts_total", "Tasks that failed and were started again.", ("kind",)
+)
 PROGRAMMING: Final = Histogram(
     "coredns_kubernetes_dns_programming_duration_seconds",
     "Histogram of the time (in seconds) it took to program a dns instance.",
@@ -56,7 +61,9 @@ class SnapshotFile:
 class ApiSource:
     """Keeps a cluster's state as the API has it."""
 
-    def __init__(self, config: ApiConfig, wanted: WatchScope, cluster: Cluster, file: SnapshotFile | None = None) -> None:
+    def __init__(
+        self, config: ApiConfig, wanted: WatchScope, cluster: Cluster, file: SnapshotFile | None = None
+    ) -> None:
         self.cluster = cluster
         self.on_sync: list[Callable[[], None]] = []
         self.client = Client(config)
@@ -87,7 +94,11 @@ class ApiSource:
         REFRESH.append(self._refresh)
 
     def _begin(
-        self, what: str, kind: str, work: Callable[[], Coroutine[Any, Any, None]], again: Callable[[], None] = lambda: None
+        self,
+        what: str,
+        kind: str,
+        work: Callable[[], Coroutine[Any, Any, None]],
+        again: Callable[[], None] = lambda: None,
     ) -> None:
         self.tasks.append(asyncio.create_task(self._supervise(what, kind, work, again), name=what))
 
@@ -178,7 +189,9 @@ class ApiSource:
         self.cluster.set_synced()
         self._weigh()
         count = sum(len(versions) for versions in known.values())
-        _log.info(f"serving {count} objects of the snapshot {file.path}, {age:.0f} s old, until the API has been listed")
+        _log.info(
+            f"serving {count} objects of the snapshot {file.path}, {age:.0f} s old, until the API has been listed"
+        )
 
     async def save(self) -> None:
         """Writes the snapshot; a failure is said and counted, and the next change tries again."""

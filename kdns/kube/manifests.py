@@ -23,13 +23,27 @@ import yaml
 
 from kdns import faults, log
 from kdns.kube.cluster import Cluster
-from kdns.kube.objects import IMPORT, NAMESPACE, POD, RAW, SLICE, BadObject, Namespace, Object, Slices, from_mapping, project
+from kdns.kube.objects import (
+    IMPORT,
+    NAMESPACE,
+    POD,
+    RAW,
+    SLICE,
+    BadObject,
+    Namespace,
+    Object,
+    Slices,
+    from_mapping,
+    project,
+)
 from kdns.kube.source import WatchScope
 
 # Looked at this often (seconds): a change is read when it looks the same twice, and so served within 100 ms. With many
 # files less often, so that looking takes at most one hundredth of the time.
 POLL: Final = 0.025
-EMPTY: Final = 1_000_000_000  # nanoseconds for which a file that has become empty is taken for one that is being written
+EMPTY: Final = (
+    1_000_000_000  # nanoseconds for which a file that has become empty is taken for one that is being written
+)
 INLINE: Final = 32 << 10  # octets; 32 KiB of YAML take some 5 ms
 MAX_FILE: Final = 256 << 20  # octets; a dump of a 5,000-node cluster has some 100 MB
 CHILD_TIMEOUT: Final = 120.0
@@ -70,7 +84,9 @@ _LinedLoader.add_constructor("tag:yaml.org,2002:map", _construct_map)
 
 
 class _PlacingLoader(_LinedLoader):
-    """Says where a value stands that its constructor chokes on; slower, so only for a file that is known to be broken."""
+    """Says where a value stands that its constructor chokes on; slower, so only for a file that is known to be
+    broken.
+    """
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
@@ -130,7 +146,9 @@ def _items(document: Any) -> Iterator[Any]:
 
 
 def files_of(paths: tuple[str, ...]) -> Iterator[str]:
-    """The files that paths come to: a folder's manifests, at any depth, but what begins with a dot; any other path itself."""
+    """The files that paths come to: a folder's manifests, at any depth, but what begins with a dot; any other path
+    itself.
+    """
     for path in paths:
         if os.path.isdir(path):
             for folder, folders, names in os.walk(path):

@@ -40,7 +40,8 @@ class RawServicePort(Struct):
 
 
 _SPEC_NAMES: Final = {
-    "cluster_ip": "clusterIP", "cluster_ips": "clusterIPs", "external_name": "externalName", "external_ips": "externalIPs",
+    "cluster_ip": "clusterIP", "cluster_ips": "clusterIPs", "external_name": "externalName",
+    "external_ips": "externalIPs",
 }  # fmt: skip
 
 
@@ -165,8 +166,8 @@ EXTERNAL: Final = "ExternalName"
 class Service(NamedTuple):
     """A Service: its kind as DNS sees it, packed cluster addresses, ports, and the external name.
 
-    `outside` and `outside_hosts` are what it is reached by from outside the cluster, packed addresses and load balancers' host
-    names, kept only where they are asked for.
+    `outside` and `outside_hosts` are what it is reached by from outside the cluster, packed addresses and load
+    balancers' host names, kept only where they are asked for.
     """
 
     namespace: str
@@ -183,8 +184,8 @@ class Slice(NamedTuple):
     """The ready endpoints of one slice and one family.
 
     `packed` are the addresses, `width` octets each. `names` are the endpoints' host names address by address (None
-    where none has one); `pods` the names of the Pods behind them and `zones` the zones they are in, kept only where they are
-    asked for. `cluster` is the cluster that a slice of a ServiceImport comes from.
+    where none has one); `pods` the names of the Pods behind them and `zones` the zones they are in, kept only where
+    they are asked for. `cluster` is the cluster that a slice of a ServiceImport comes from.
     """
 
     service: str
@@ -205,8 +206,8 @@ class Slice(NamedTuple):
 class Slices(NamedTuple):
     """What one EndpointSlice object comes to: nearly always one family, so one Slice.
 
-    `imported`: it belongs to a ServiceImport of that name, not to a Service. `left_out`: why an endpoint of it is not in
-    `parts`, where one cannot be served.
+    `imported`: it belongs to a ServiceImport of that name, not to a Service. `left_out`: why an endpoint of it is not
+    in `parts`, where one cannot be served.
     """
 
     namespace: str
@@ -222,7 +223,9 @@ class Namespace(NamedTuple):
 
 
 class Pod(NamedTuple):
-    """A running Pod's packed address, its labels where they are asked for, and what addresses it has besides (dual stack)."""
+    """A running Pod's packed address, its labels where they are asked for, and what addresses it has besides (dual
+    stack).
+    """
 
     namespace: str
     name: str
@@ -247,7 +250,9 @@ def pack(text: str) -> bytes:
 
 
 def _is_label(text: str) -> bool:
-    """Whether a name is one label of a domain name, in ASCII. API servers see to that; manifests are written by hand."""
+    """Whether a name is one label of a domain name, in ASCII. API servers see to that; manifests are written by
+    hand.
+    """
     return text.isascii() and 0 < len(text) <= MAX_LABEL and "." not in text
 
 
@@ -326,7 +331,9 @@ PLAIN: Final = Projection()
 
 
 def slices(raw: RawSlice, detail: Projection = PLAIN) -> Slices | None:
-    """An EndpointSlice trimmed to its ready endpoints; None if it belongs to nothing that is served. Raises BadObject."""
+    """An EndpointSlice trimmed to its ready endpoints; None if it belongs to nothing that is served. Raises
+    BadObject.
+    """
     meta = raw.metadata
     labels = meta.labels or {}
     owner = labels.get(OWNER)
@@ -347,7 +354,10 @@ def slices(raw: RawSlice, detail: Projection = PLAIN) -> Slices | None:
             continue
         host = (endpoint.hostname or "").lower()
         if host and not _is_label(host):
-            left_out = f"endpoint {' '.join(endpoint.addresses or ())[:80]} set aside: its hostname {host[:80]!r} is no DNS label"
+            left_out = (
+                f"endpoint {' '.join(endpoint.addresses or ())[:80]} set aside: its hostname {host[:80]!r} is no DNS "
+                f"label"
+            )
             continue
         target = endpoint.target_ref
         pod = target.name or "" if detail.pod_names and target is not None else ""
@@ -382,7 +392,8 @@ def slices(raw: RawSlice, detail: Projection = PLAIN) -> Slices | None:
 def pod(raw: RawPod, *, labels: bool = False) -> Pod | None:
     """A Pod trimmed; None for one that runs no more or has no address yet. Raises BadObject."""
     status = raw.status
-    # podIPs begins with podIP; API servers fill in both, what is written by hand may hold one of them (PodStatus in core/v1).
+    # podIPs begins with podIP; API servers fill in both, what is written by hand may hold one of them (PodStatus in
+    # core/v1).
     texts = (status.pod_ip, *(each.ip for each in status.pod_ips or ()))
     found = tuple(dict.fromkeys(pack(text) for text in texts if text))
     if not found or status.phase in ("Succeeded", "Failed", "Unknown"):

@@ -13,7 +13,9 @@ READ = 10.0  # seconds the API may take
 
 
 async def pod_spec(api: ApiConfig | None, paths: tuple[str, ...], namespace: str, name: str) -> dict[str, Any] | None:
-    """The mapping under `spec`; None where there is no such Pod. Raises OSError, ValueError, ApiError or what aiohttp raises."""
+    """The mapping under `spec`; None where there is no such Pod. Raises OSError, ValueError, ApiError or what aiohttp
+    raises.
+    """
     if api is None:
         return await asyncio.to_thread(_from_files, paths, namespace, name)
     client = Client(api)

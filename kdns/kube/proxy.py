@@ -1,7 +1,8 @@
 """Which proxy stands between us and the API, by the rules that kubectl and every other program in Go follows.
 
-They are those of Go's golang.org/x/net/http/httpproxy: HTTP_PROXY or HTTPS_PROXY by the URL's scheme, or the same in lower
-case; NO_PROXY is a list of hosts, domains, addresses and prefixes that are asked directly; so is this machine itself.
+They are those of Go's golang.org/x/net/http/httpproxy: HTTP_PROXY or HTTPS_PROXY by the URL's scheme, or the same in
+lower case; NO_PROXY is a list of hosts, domains, addresses and prefixes that are asked directly; so is this machine
+itself.
 """
 
 import base64
@@ -14,7 +15,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Proxy(NamedTuple):
-    """A proxy's URL without its user, which would be in the log with every error, and the headers that show the user to it."""
+    """A proxy's URL without its user, which would be in the log with every error, and the headers that show the user to
+    it.
+    """
 
     url: str
     headers: dict[str, str]

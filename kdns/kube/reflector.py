@@ -1,15 +1,16 @@
 """A reflector: brings all objects of one kind, watches them, and keeps the cluster's state equal to the API's.
 
 Theory of operation. `run` goes round: bring everything (unless it is known from where to watch), then watch from there.
-Everything comes as a streamed list, a watch that begins with what there is (KEP-3157), or in pages where the API does not
-offer that. Either way it is a diff: objects whose resourceVersion is as before are not touched, the others are applied one
-by one, and what is not there any more is removed at the end; so a name never blinks and nothing stands twice.
+Everything comes as a streamed list, a watch that begins with what there is (KEP-3157), or in pages where the API does
+not offer that. Either way it is a diff: objects whose resourceVersion is as before are not touched, the others are
+applied one by one, and what is not there any more is removed at the end; so a name never blinks and nothing stands
+twice.
 
-A watch that ends is taken up where it ended. 410, by status or as an ERROR event, means that the API has forgotten where
-that was. A resourceVersion of the collection below ours means that its history is another one (etcd restored from a
-backup): what is known of versions is then worth nothing, and everything is brought anew. Only a list can say so: one API
-server of several that is behind for a moment ("Too large resource version") is asked again. Errors wait 0.8 s, doubled up
-to 30, with jitter, so that many replicas do not come back at once.
+A watch that ends is taken up where it ended. 410, by status or as an ERROR event, means that the API has forgotten
+where that was. A resourceVersion of the collection below ours means that its history is another one (etcd restored from
+a backup): what is known of versions is then worth nothing, and everything is brought anew. Only a list can say so: one
+API server of several that is behind for a moment ("Too large resource version") is asked again. Errors wait 0.8 s,
+doubled up to 30, with jitter, so that many replicas do not come back at once.
 
 A page decodes in some 2 ms; what is decoded is applied in slices, others run in between.
 """
@@ -78,9 +79,8 @@ _log = log.plugin("kubernetes")
 class Reflector:
     """Reflects one kind into a cluster. `synced` once everything has been brought; `listed` is called then.
 
-    `applied` is called for each object that an event changed. `known` may be filled from a snapshot: then what is the same
-    is not applied again. `optional`: where the API does not
-    have the kind, there are no such objects.
+    `applied` is called for each object that an event changed. `known` may be filled from a snapshot: then what is the
+    same is not applied again. `optional`: where the API does not have the kind, there are no such objects.
     """
 
     def __init__(
@@ -199,7 +199,9 @@ class Reflector:
         ERRORS.slot(self.kind)[0] += 1
         what = "watch" if self.version is not None else "list"
         cut = isinstance(error, aiohttp.ClientPayloadError)
-        text = f"Failed to {what} {self.kind}: {'the connection was cut' if cut else str(error) or type(error).__name__}"
+        text = (
+            f"Failed to {what} {self.kind}: {'the connection was cut' if cut else str(error) or type(error).__name__}"
+        )
         now = time.monotonic()
         if text != self.said or now - self.said_at >= REPEAT:
             self.said, self.said_at = text, now
@@ -245,7 +247,8 @@ class Reflector:
 
     @contextmanager
     def _diff(self) -> Iterator[dict[str, str]]:
-        """What was known before a list: entries leave it one by one as their objects come, so nothing is copied at once.
+        """What was known before a list: entries leave it one by one as their objects come, so nothing is copied at
+        once.
 
         What is left of it where the list breaks off stays known.
         """
@@ -348,7 +351,9 @@ class Reflector:
 
     def _event(self, line: bytes) -> None:
         kind, raw = decode.event(line)
-        EVENTS.slot(self.kind, kind if kind in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR") else "other")[0] += 1
+        EVENTS.slot(self.kind, kind if kind in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR") else "other")[
+            0
+        ] += 1
         if kind == "ERROR":
             self._refused(raw)
         if kind == "BOOKMARK":
@@ -371,7 +376,9 @@ class Reflector:
     # Objects.
 
     def set_aside(self, meta: RawMeta, why: str) -> None:
-        """Quarantine: the object, of which all or a part is not served, is named once and counted; the rest is served."""
+        """Quarantine: the object, of which all or a part is not served, is named once and counted; the rest is
+        served.
+        """
         key = f"{meta.namespace}/{meta.name}"
         if key not in self.complained and len(self.complained) < 1000:
             self.complained.add(key)

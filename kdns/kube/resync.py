@@ -1,9 +1,9 @@
 """Healing: a list now and then finds what the watch has lost, mends it and counts it.
 
 Theory of operation. Every 10 to 15 minutes the collection is listed beside the open watch. What the list has newer than
-we know, or we have and the list of a later moment does not, is mended at once; and it was lost unless the watch brings it
-after all within GRACE seconds. Versions are compared as numbers, which the API promises since 1.35 (KEP-5504) and etcd has
-always kept; where they are none, nothing is healed but by a new list.
+we know, or we have and the list of a later moment does not, is mended at once; and it was lost unless the watch brings
+it after all within GRACE seconds. Versions are compared as numbers, which the API promises since 1.35 (KEP-5504) and
+etcd has always kept; where they are none, nothing is healed but by a new list.
 """
 
 import asyncio
@@ -21,7 +21,9 @@ from kdns.turns import Turn
 INTERVAL: Final = (600.0, 900.0)  # seconds between two: rare enough to cost nothing, often enough to matter
 GRACE: Final = 5.0  # seconds an event may be under way
 
-HEALED = Counter("kdns_kubernetes_healed_total", "Objects that were not as the API has them, without an event.", ("kind",))
+HEALED = Counter(
+    "kdns_kubernetes_healed_total", "Objects that were not as the API has them, without an event.", ("kind",)
+)
 _log = log.plugin("kubernetes")
 
 

@@ -58,5 +58,7 @@ def parse(text: str) -> Selector:
         elif found := _EXISTS.match(word):
             terms.append(_Term(found[2], found[1] == "!", None))
         else:
-            raise BadSelector(f'"{word}" is no label selector: expected key=value, key!=value, key in (a,b), key or !key')
+            raise BadSelector(
+                f'"{word}" is no label selector: expected key=value, key!=value, key in (a,b), key or !key'
+            )
     return Selector(text, tuple(terms))

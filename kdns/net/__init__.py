@@ -1,7 +1,7 @@
 """Sockets: listeners for UDP and TCP, and HTTP. They carry bytes; what the bytes mean is the handler's.
 
-A handler takes `(data, client, local)` and gives the reply's bytes, None for no reply, a `PendingReply` that will, or, over TCP,
-a `MessageStream`.
+A handler takes `(data, client, local)` and gives the reply's bytes, None for no reply, a `PendingReply` that will, or,
+over TCP, a `MessageStream`.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,12 +1,13 @@
 """What a server shows in a TLS handshake: a certificate and key from files, read again when they have changed.
 
-Laws: a handshake uses what the files say when it begins, connections that are open go on; files that cannot be read or do not
-belong together leave the certificate before in use, with one line in the log for each state of the files; every error names
-the file and says what to do.
+Laws: a handshake uses what the files say when it begins, connections that are open go on; files that cannot be read or
+do not belong together leave the certificate before in use, with one line in the log for each state of the files; every
+error names the file and says what to do.
 
-Theory of operation. A look is an `os.stat` of each file at each handshake, some microseconds beside a handshake's hundreds. A
-Secret's folder is replaced by a rename of the link `..data`, which `os.stat` follows: both files change in one step. A context
-is never changed: a new one is made, for a certificate of another kind (RSA, ECDSA) or authority would only be added to an old one.
+Theory of operation. A look is an `os.stat` of each file at each handshake, some microseconds beside a handshake's
+hundreds. A Secret's folder is replaced by a rename of the link `..data`, which `os.stat` follows: both files change in
+one step. A context is never changed: a new one is made, for a certificate of another kind (RSA, ECDSA) or authority
+would only be added to an old one.
 """
 
 import os
@@ -24,9 +25,13 @@ MINIMUM: Final = ssl.TLSVersion.TLSv1_2  # RFC 8996 took back the versions befor
 _CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
 _KEY: Final = "PRIVATE KEY-----"
 
-RELOADS: Final = Counter("kdns_tls_reloads_total", "Certificates read again because their files changed, by result.", ("result",))
+RELOADS: Final = Counter(
+    "kdns_tls_reloads_total", "Certificates read again because their files changed, by result.", ("result",)
+)
 EXPIRES: Final = Gauge(
-    "kdns_tls_certificate_expires_timestamp_seconds", "When a certificate in use expires (Unix time), by its file.", ("file",)
+    "kdns_tls_certificate_expires_timestamp_seconds",
+    "When a certificate in use expires (Unix time), by its file.",
+    ("file",),
 )
 
 _log = log.plugin("tls")
@@ -40,8 +45,8 @@ class BadCertificate(ValueError):
 class TlsFiles:
     """The files of a server's identity, and what it asks of clients.
 
-    `authority` is a file with the certificates by which clients are verified; "": this machine's. `clients` is whether they are
-    asked for a certificate. `keylog` is a file for the secrets of connections; "": none.
+    `authority` is a file with the certificates by which clients are verified; "": this machine's. `clients` is whether
+    they are asked for a certificate. `keylog` is a file for the secrets of connections; "": none.
     """
 
     certificate: str
@@ -88,7 +93,9 @@ class TlsFiles:
             try:
                 made.keylog_filename = self.keylog
             except OSError as error:
-                raise BadCertificate(f"the key log {self.keylog} cannot be written: {error.strerror or error}") from None
+                raise BadCertificate(
+                    f"the key log {self.keylog} cannot be written: {error.strerror or error}"
+                ) from None
         EXPIRES.slot(self.certificate)[0] = expires
         return made
 
@@ -140,7 +147,8 @@ def expiry(pem: str) -> float:
         return 0.0
     try:
         der = ssl.PEM_cert_to_DER_cert(found[0])
-        # RFC 5280, section 4.1: Certificate { tbsCertificate { [0] version, serial, signature, issuer, validity { from, to } } }
+        # RFC 5280, section 4.1: Certificate { tbsCertificate { [0] version, serial, signature, issuer, validity { from,
+        # to } } }
         at = _inside(der, _inside(der, 0))
         if der[at] == 0xA0:
             at = _behind(der, at)
@@ -181,7 +189,9 @@ def _read(path: str, mark: str, what: str) -> str:
 
 
 def _locked(path: str) -> NoReturn:
-    raise BadCertificate(f"the private key {path} is encrypted: nobody is there to type its password; store it without one")
+    raise BadCertificate(
+        f"the private key {path} is encrypted: nobody is there to type its password; store it without one"
+    )
 
 
 def _why(files: TlsFiles, error: ssl.SSLError) -> str:
@@ -191,6 +201,10 @@ def _why(files: TlsFiles, error: ssl.SSLError) -> str:
         return f"the private key {files.key} is not that of the certificate {files.certificate}: renew both together"
     if reason.endswith(("KEY_TOO_SMALL", "MD_TOO_WEAK")):
         return (
-            f"the certificate {files.certificate} is too weak for this machine's OpenSSL ({reason}): use a longer key, or SHA-256"
+            f"the certificate {files.certificate} is too weak for this machine's OpenSSL ({reason}): use a longer key, "
+            f"or SHA-256"
         )
-    return f"the certificate {files.certificate} and the private key {files.key} cannot be read ({reason}): expected PEM files"
+    return (
+        f"the certificate {files.certificate} and the private key {files.key} cannot be read ({reason}): expected PEM "
+        f"files"
+    )

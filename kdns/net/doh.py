@@ -18,7 +18,9 @@ MESSAGE: Final = b"application/dns-message"
 _BASE64URL: Final = re.compile(rb"[A-Za-z0-9_-]+={0,2}")
 
 RESPONSES = Counter(
-    "coredns_dns_https_responses_total", "Counter of DoH responses per server and http status code.", ("server", "status")
+    "coredns_dns_https_responses_total",
+    "Counter of DoH responses per server and http status code.",
+    ("server", "status"),
 )
 
 

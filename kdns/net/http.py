@@ -1,8 +1,8 @@
 """The HTTP/1.1 listener of /health, /ready, /metrics and the like: aiohttp reads the requests, routes answer them.
 
-Laws: a path has a route or is 404; a route answers every method, as CoreDNS's do, and HEAD without the body; no body is read, and
-a client that goes on sending one is closed; what a route raises is a 500, a line and a count. Who gets in and for how long says
-`http_connections`. aiohttp comes in with the first listener: it takes half a second to import.
+Laws: a path has a route or is 404; a route answers every method, as CoreDNS's do, and HEAD without the body; no body is
+read, and a client that goes on sending one is closed; what a route raises is a 500, a line and a count. Who gets in and
+for how long says `http_connections`. aiohttp comes in with the first listener: it takes half a second to import.
 """
 
 import asyncio
@@ -24,7 +24,9 @@ LINE: Final = 8 << 10  # octets of a request line or a header field, at most: wh
 FIELDS: Final = 100  # header fields, at most: as many as other servers take; a scraper sends six
 # Octets of a body that aiohttp holds before it stops reading. Nobody wants them.
 BODY: Final = 16 << 10
-LINGER: Final = 1.0  # seconds in which a body may still end after the reply, so that the client sees the reply and no reset
+LINGER: Final = (
+    1.0  # seconds in which a body may still end after the reply, so that the client sees the reply and no reset
+)
 CHUNK: Final = 64 << 10  # octets of a reply in one turn of the loop: to encrypt and send them takes 0.1 ms
 # Seconds that replies on their way have when a listener closes.
 STOP: Final = 1.0
@@ -54,7 +56,9 @@ FAILED: Final = Response(500, b"internal error: see the log of the server\n")
 
 
 class HttpServer:
-    """Serves routes on one literal address. The last route added for a path answers; when it goes, the one before does."""
+    """Serves routes on one literal address. The last route added for a path answers; when it goes, the one before
+    does.
+    """
 
     def __init__(
         self,
@@ -125,7 +129,9 @@ class HttpServer:
         connection.begin()
         status, body, content_type = await self._route(request)
         pieces = (body,) if isinstance(body, bytes) else body
-        response = web.StreamResponse(status=status, headers={"Server": "kdns", "Content-Type": content_type, **self.headers})
+        response = web.StreamResponse(
+            status=status, headers={"Server": "kdns", "Content-Type": content_type, **self.headers}
+        )
         response.content_length = sum(map(len, pieces))
         if status == 401:
             response.headers["WWW-Authenticate"] = "Basic"

@@ -1,7 +1,9 @@
-"""HTTP/1.1 for a server of small requests (RFC 9112): octets in, requests and octets out. It takes no socket, loop or clock.
+"""HTTP/1.1 for a server of small requests (RFC 9112): octets in, requests and octets out. It takes no socket, loop or
+clock.
 
-One request at a time: what is pipelined behind it waits. A head has at most MAX_HEAD octets; a body needs a Content-Length. Whatever
-could be understood in two ways (two lengths, a transfer coding, a space before a colon) is an error that ends the connection.
+One request at a time: what is pipelined behind it waits. A head has at most MAX_HEAD octets; a body needs a
+Content-Length. Whatever could be understood in two ways (two lengths, a transfer coding, a space before a colon) is an
+error that ends the connection.
 """
 
 import re

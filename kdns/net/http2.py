@@ -1,12 +1,14 @@
-"""HTTP/2 for a server of small requests (RFC 9113): octets in, requests and octets out. It takes no socket, loop or clock.
+"""HTTP/2 for a server of small requests (RFC 9113): octets in, requests and octets out. It takes no socket, loop or
+clock.
 
-Laws: whatever a client sends is bounded. Streams count against the limit until their answer has left, also those that the client
-reset (CVE-2023-44487). A header block has at most MAX_HEADERS octets in MAX_CONTINUATIONS frames. Bodies and unsent answers of a
-connection are bounded together. Frames that ask for work and bring none (resets, pings, settings, empty data) use up an
-allowance that finished requests refill. Who breaks a law gets a GOAWAY with the reason, and only that connection ends.
+Laws: whatever a client sends is bounded. Streams count against the limit until their answer has left, also those that
+the client reset (CVE-2023-44487). A header block has at most MAX_HEADERS octets in MAX_CONTINUATIONS frames. Bodies and
+unsent answers of a connection are bounded together. Frames that ask for work and bring none (resets, pings, settings,
+empty data) use up an allowance that finished requests refill. Who breaks a law gets a GOAWAY with the reason, and only
+that connection ends.
 
-Theory of operation. Field blocks are decoded by `hpack`; a block that puts nothing into the table means the same until one does,
-so its meaning is remembered. What we send is encoded without tables, and needs none. A reset stream, a window
+Theory of operation. Field blocks are decoded by `hpack`; a block that puts nothing into the table means the same until
+one does, so its meaning is remembered. What we send is encoded without tables, and needs none. A reset stream, a window
 that is too small and a body that is too long concern their stream; all other errors end the connection (section 5.4).
 """
 
@@ -18,7 +20,9 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_FRAME: Final = 16_384  # octets of a frame: the least there is (section 6.5.2), and a query's many times over
-MAX_HEADERS: Final = 16_384  # octets of a request's fields; a GET with a long query and a browser's fields have some 2,000
+MAX_HEADERS: Final = (
+    16_384  # octets of a request's fields; a GET with a long query and a browser's fields have some 2,000
+)
 MAX_CONTINUATIONS: Final = 8
 # What a client may send without being told that there is room again: bodies that are not complete, of all streams.
 WINDOW: Final = 256 << 10
@@ -40,7 +44,9 @@ REFUSED_STREAM: Final = 7
 COMPRESSION_ERROR: Final = 9
 ENHANCE_YOUR_CALM: Final = 11
 
-_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = range(10)
+_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
+    range(10)
+)
 _END_STREAM: Final = 0x1
 _ACK: Final = 0x1
 _END_HEADERS: Final = 0x4
@@ -60,7 +66,9 @@ class Http2Error(Exception):
 
 @final
 class Exchange:
-    """A request, and later its answer. `fields` are those without a colon, lower-case names. `large`: the body was too long."""
+    """A request, and later its answer. `fields` are those without a colon, lower-case names. `large`: the body was too
+    long.
+    """
 
     __slots__ = (
         "body",
@@ -150,7 +158,10 @@ class Http2:
             b"\0\4", WINDOW.to_bytes(4, "big"),  # SETTINGS_INITIAL_WINDOW_SIZE: a body needs no more of it
             b"\0\6", MAX_HEADERS.to_bytes(4, "big"),  # SETTINGS_MAX_HEADER_LIST_SIZE
         ))  # fmt: skip
-        self.out = [frame(_SETTINGS, 0, 0, settings), frame(_WINDOW_UPDATE, 0, 0, (WINDOW - _INITIAL).to_bytes(4, "big"))]
+        self.out = [
+            frame(_SETTINGS, 0, 0, settings),
+            frame(_WINDOW_UPDATE, 0, 0, (WINDOW - _INITIAL).to_bytes(4, "big")),
+        ]
         self.begun = False
         self.decoder = Decoder(MAX_HEADERS)
         self.memo: dict[bytes, list[tuple[bytes, bytes]]] = {}

@@ -2,16 +2,18 @@
 
 A liveness probe that is not answered ends the Pod, so no client may take the listener from the others, nor from itself.
 
-Laws: a new connection is always accepted. Where its address, or all addresses together, hold as many as they may, another one is
-closed for it: of the address that holds the most, the one that has been idle longest; if none is idle, the one that has been
-sending its request longest; then the one that has been answered longest. A request's head is complete within `wait` seconds of
-the accept or of the reply before, whatever trickles in meanwhile, and a TLS handshake too; its reply has left within `answer`
-seconds. More octets than `octets` between two replies end the connection. A turn of the loop accepts for a millisecond at most.
+Laws: a new connection is always accepted. Where its address, or all addresses together, hold as many as they may,
+another one is closed for it: of the address that holds the most, the one that has been idle longest; if none is idle,
+the one that has been sending its request longest; then the one that has been answered longest. A request's head is
+complete within `wait` seconds of the accept or of the reply before, whatever trickles in meanwhile, and a TLS handshake
+too; its reply has left within `answer` seconds. More octets than `octets` between two replies end the connection. A
+turn of the loop accepts for a millisecond at most.
 
-Theory of operation: sockets are accepted here and not by the loop's own server, which accepts as many as wait in one turn and
-counts no TLS handshakes. A client that has sent nothing costs a socket and a reader; with the first octet it gets a transport,
-and a protocol of the HTTP library behind a `Connection`, which sees all that comes in and tells who is idle. The server says
-with `begin` and `end` when a request is being answered. A sweep ten times in `wait` seconds closes what is over its time.
+Theory of operation: sockets are accepted here and not by the loop's own server, which accepts as many as wait in one
+turn and counts no TLS handshakes. A client that has sent nothing costs a socket and a reader; with the first octet it
+gets a transport, and a protocol of the HTTP library behind a `Connection`, which sees all that comes in and tells who
+is idle. The server says with `begin` and `end` when a request is being answered. A sweep ten times in `wait` seconds
+closes what is over its time.
 """
 
 import asyncio
@@ -27,12 +29,13 @@ from kdns import faults, log
 from kdns.address import host_port
 from kdns.metrics import Counter, Gauge
 
-# Connections that wait to be accepted in the kernel. A turn accepts some five, in under a millisecond: a full queue is gone in a
-# fifth of a second, well within the second that a probe waits.
+# Connections that wait to be accepted in the kernel. A turn accepts some five, in under a millisecond: a full queue is
+# gone in a fifth of a second, well within the second that a probe waits.
 BACKLOG: Final = 1024
 TURN: Final = 0.001  # seconds of accepting in one turn of the loop
-# Connections of one turn, at most, that get a transport at once because octets wait already (0.1 ms each). Until a request is
-# read, some three turns, fewer of these must come than one address may have: else a flood pushes a probe out before it is heard.
+# Connections of one turn, at most, that get a transport at once because octets wait already (0.1 ms each). Until a
+# request is read, some three turns, fewer of these must come than one address may have: else a flood pushes a probe out
+# before it is heard.
 OPENED: Final = 4
 SWEEPS: Final = 10  # looks at who is over the time, in `wait` seconds
 PAUSE: Final = 0.1  # seconds without accepting, after the system had no socket to give
@@ -40,7 +43,8 @@ PAUSE: Final = 0.1  # seconds without accepting, after the system had no socket 
 CONNECTIONS = Gauge("kdns_http_connections", "Open connections to HTTP listeners.", ("address",))
 CLOSED = Counter(
     "kdns_http_connections_closed_total",
-    "Connections to HTTP listeners that were closed because of a limit: connections (of one address or in all), time, size.",
+    "Connections to HTTP listeners that were closed because of a limit: connections (of one address or in all), time, "
+    "size.",
     ("address", "limit"),
 )
 _log = log.Logger()
@@ -70,7 +74,18 @@ _IDLE, _SENDS, _ANSWERED = range(3)
 class Connection(asyncio.Protocol):
     """One connection, between the loop and the protocol of the HTTP library."""
 
-    __slots__ = ("_deadline", "_host", "_inner", "_opening", "_owner", "_received", "_sock", "_state", "_transport", "since")
+    __slots__ = (
+        "_deadline",
+        "_host",
+        "_inner",
+        "_opening",
+        "_owner",
+        "_received",
+        "_sock",
+        "_state",
+        "_transport",
+        "since",
+    )
 
     def __init__(self, owner: "Connections", sock: socket.socket, host: str) -> None:
         self._owner = owner
@@ -209,7 +224,8 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         elif self._opening is not None:
-            # A task cancelled in its first turn would leave a TLS transport that nobody closes. This ends the handshake.
+            # A task cancelled in its first turn would leave a TLS transport that nobody closes. This ends the
+            # handshake.
             if self._sock is not None:
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
-"""The PROXY protocol (haproxy's proxy-protocol.txt): who asks, as a proxy in front says, before the first octets of a connection or
-in each datagram.
+"""The PROXY protocol (haproxy's proxy-protocol.txt): who asks, as a proxy in front says, before the first octets of a
+connection or in each datagram.
 
-Laws: a header has at most MAX_HEADER octets and comes within its time; from a peer that is not trusted it is not believed; what is
-malformed ends its connection, or drops its datagram, and is counted.
+Laws: a header has at most MAX_HEADER octets and comes within its time; from a peer that is not trusted it is not
+believed; what is malformed ends its connection, or drops its datagram, and is counted.
 
     use: the header says who asks    ignore: it is taken off, the peer asks    reject: with a header the connection ends
     skip: nothing is looked for, what comes is the client's own
@@ -40,8 +40,8 @@ class BadHeader(ValueError):
 class ProxyPolicy:
     """Whose headers are believed: `trusted` peers' (none: everybody's); others are treated by `others`.
 
-    `remember`: seconds for which what a datagram's header said holds for those behind it without one, from the same address and
-    port; 0: not. `sessions`: how many are remembered.
+    `remember`: seconds for which what a datagram's header said holds for those behind it without one, from the same
+    address and port; 0: not. `sessions`: how many are remembered.
     """
 
     trusted: tuple[Network, ...] = ()
@@ -63,8 +63,8 @@ class ProxyPolicy:
 def header(data: bytes, kind: socket.SocketKind) -> tuple[int, Address | None, Address | None] | None:
     """The header that octets begin with: its length, source and destination; None where there is none.
 
-    Source and destination are None where the header names none: then the peer itself asks. A length of 0: more octets are needed.
-    Raises BadHeader. Datagrams have version 2 only (section 2.2).
+    Source and destination are None where the header names none: then the peer itself asks. A length of 0: more octets
+    are needed. Raises BadHeader. Datagrams have version 2 only (section 2.2).
     """
     start = data[:12]
     if start == V2[: len(start)] and start:
@@ -137,7 +137,9 @@ class ProxyGate:
         self.rejected = HEADERS.slot(label, "rejected")
         self.malformed = HEADERS.slot(label, "malformed")
         self.waiting: dict[ProxyConnection, None] = {}  # connections without a header, the oldest first
-        self.sessions: dict[Address, tuple[Address, Address | None, float]] = {}  # by peer; the one not used for longest first
+        self.sessions: dict[
+            Address, tuple[Address, Address | None, float]
+        ] = {}  # by peer; the one not used for longest first
 
     def enter(self, connection: "ProxyConnection") -> None:
         """A connection that waits for its header."""
@@ -166,7 +168,9 @@ class ProxyGate:
         self.sessions[peer] = (source, target, now + self.policy.remember)
 
     def datagrams(self, handler: Handler) -> Handler:
-        """A handler for datagrams with headers, before one for those without. Replies go to the peer, which passes them on."""
+        """A handler for datagrams with headers, before one for those without. Replies go to the peer, which passes them
+        on.
+        """
 
         def handle(data: bytes, client: Address, local: Address | None) -> Any:
             policy = self.policy.of(client)

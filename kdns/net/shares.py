@@ -1,12 +1,13 @@
 """Who holds the connections of a listener, and which of them gives way when there is no room.
 
-Laws: whoever holds fewer connections than another gets one more at that other's cost, so no number of clients keeps a new one
-out; a client at its own limit loses its own connection, not somebody else's; each step looks at a few connections, never at all.
+Laws: whoever holds fewer connections than another gets one more at that other's cost, so no number of clients keeps a
+new one out; a client at its own limit loses its own connection, not somebody else's; each step looks at a few
+connections, never at all.
 
-Theory of operation. Clients are kept by how many connections they hold, so the largest holders are known at once. A few of
-them, and a few of each one's connections, are looked at from the oldest on, and the connection whose deadline is nearest gives way;
-all that were looked at go to the end, so that the next look is at others. A connection that waits for nothing gives way before one
-with a query in flight.
+Theory of operation. Clients are kept by how many connections they hold, so the largest holders are known at once. A few
+of them, and a few of each one's connections, are looked at from the oldest on, and the connection whose deadline is
+nearest gives way; all that were looked at go to the end, so that the next look is at others. A connection that waits
+for nothing gives way before one with a query in flight.
 """
 
 from typing import Final, Generic, Protocol, TypeVar
@@ -15,7 +16,9 @@ LOOKS: Final = 8  # holders, and connections of each, looked at for one that giv
 
 
 class Connection(Protocol):
-    """What is known of a connection. `deadline` is when it ends if nothing comes; `pending` are its queries in flight."""
+    """What is known of a connection. `deadline` is when it ends if nothing comes; `pending` are its queries in
+    flight.
+    """
 
     deadline: float
     pending: int

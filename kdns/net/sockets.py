@@ -61,13 +61,16 @@ def bind_error(error: OSError, kind: socket.SocketKind, host: str, port: int) ->
     what = f"{'udp' if kind == socket.SOCK_DGRAM else 'tcp'} {host_port(host, port)}"
     if error.errno == errno.EADDRINUSE:
         text = (
-            f"cannot listen on {what}: another process has this port. Stop it, choose another port with -dns.port or in the "
+            f"cannot listen on {what}: another process has this port. Stop it, choose another port with -dns.port or "
+            f"in the "
             "Corefile, or share the port on purpose with -share-port"
         )
     elif error.errno in (errno.EACCES, errno.EPERM):
         text = (
-            f"cannot listen on {what}: permission denied. Ports below 1024 need the capability NET_BIND_SERVICE (setcap "
-            "cap_net_bind_service=+ep on the interpreter), the sysctl net.ipv4.ip_unprivileged_port_start=0, or another port "
+            f"cannot listen on {what}: permission denied. Ports below 1024 need the capability NET_BIND_SERVICE "
+            f"(setcap "
+            "cap_net_bind_service=+ep on the interpreter), the sysctl net.ipv4.ip_unprivileged_port_start=0, or "
+            "another port "
             "(-dns.port 1053)"
         )
     elif error.errno == errno.EADDRNOTAVAIL:

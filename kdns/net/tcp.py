@@ -1,10 +1,10 @@
 """The TCP listener: DNS messages behind two octets of length (RFC 1035, section 4.2.2), pipelined (RFC 7766).
 
-Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a connection's turn is
-at most 64 frames, 64 KiB or 1 ms, with one write, and all connections together take a millisecond before others run; while frames
-or unsent octets wait, nothing more is read, so a client that does not read stops being read; every connection has a deadline that
-only whole queries move, so trickling octets buys no time; connections are capped, in all and for one client, and where there is no
-room, one of who holds most gives way (net.shares).
+Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a
+connection's turn is at most 64 frames, 64 KiB or 1 ms, with one write, and all connections together take a millisecond
+before others run; while frames or unsent octets wait, nothing more is read, so a client that does not read stops being
+read; every connection has a deadline that only whole queries move, so trickling octets buys no time; connections are
+capped, in all and for one client, and where there is no room, one of who holds most gives way (net.shares).
 """
 
 import asyncio
@@ -21,16 +21,18 @@ from kdns.net.proxy import ProxyConnection, ProxyGate
 from kdns.net.shares import Shares
 from kdns.net.tls import TlsConnection, TlsGate
 
-# Octets of a turn. A usual one has some 3,000; the largest message is 64 KiB, and to look at its octets alone takes 0.1 ms.
+# Octets of a turn. A usual one has some 3,000; the largest message is 64 KiB, and to look at its octets alone takes 0.1
+# ms.
 BATCH_OCTETS: Final = 64 << 10
 BATCH_FRAMES: Final = 64
 BATCH_SECONDS: Final = 0.001
-# Seconds of turns in one turn of the loop, all connections of a listener: as much as UDP has. With a millisecond for each, 300
-# connections that pipeline made everybody else wait 300 ms.
+# Seconds of turns in one turn of the loop, all connections of a listener: as much as UDP has. With a millisecond for
+# each, 300 connections that pipeline made everybody else wait 300 ms.
 LOOP_SECONDS: Final = 0.001
 # Below that, what was spent is not set back to nothing at once: to come back for it costs a turn of the loop.
 LITTLE: Final = LOOP_SECONDS / 2
-# The clock is looked at after the first frame, then after every fourth, or so many octets. A look costs 0.05 µs, a frame 1 to 5.
+# The clock is looked at after the first frame, then after every fourth, or so many octets. A look costs 0.05 µs, a
+# frame 1 to 5.
 LOOK_FRAMES: Final = 4
 LOOK_OCTETS: Final = 2048
 FIRST_READ: Final = 3.0  # seconds for the first query (CoreDNS's `timeouts read`)
@@ -42,8 +44,8 @@ MAX_PENDING: Final = 1000
 # A cluster of 5,000 nodes whose NodeLocal caches hold two connections each to one replica fits; a connection
 # costs some 3 KB here.
 MAX_CONNECTIONS: Final = 16_384
-# Of all files the process may open, what connections to us may take: upstreams, the API server and probes need files too, and
-# a wildcard address has two listeners.
+# Of all files the process may open, what connections to us may take: upstreams, the API server and probes need files
+# too, and a wildcard address has two listeners.
 FILES_SHARE: Final = 4
 # One address may be a whole cluster behind SNAT: half of all.
 CLIENT_SHARE: Final = 2
@@ -51,7 +53,9 @@ WRITE_HIGH: Final = 256 << 10  # unsent octets at which reading stops
 
 CONNECTIONS = Gauge("kdns_tcp_connections", "Open TCP connections.", ("server",))
 REFUSED = Counter("kdns_tcp_connections_refused_total", "TCP connections closed at once because of a cap.", ("server",))
-DISPLACED = Counter("kdns_tcp_connections_displaced_total", "TCP connections closed to make room for another.", ("server",))
+DISPLACED = Counter(
+    "kdns_tcp_connections_displaced_total", "TCP connections closed to make room for another.", ("server",)
+)
 
 
 def most_connections() -> int:
@@ -110,7 +114,9 @@ class TcpListener:
         self.max_queries = max_queries  # of one connection; 0 or less: no end
         self.max_connections = self.defaults[2]
         self.max_client = max(self.max_connections // CLIENT_SHARE, 1)  # of one client
-        self.exempt: Callable[[str], bool] = nobody  # clients whose connections have no limit of their own and never give way
+        self.exempt: Callable[[str], bool] = (
+            nobody  # clients whose connections have no limit of their own and never give way
+        )
         self.local: Address = sock.getsockname()
         self.connections: set[Connection] = set()
         self.shares: Shares[Connection] = Shares()
@@ -215,7 +221,8 @@ class TcpListener:
 
 class _Connection(asyncio.Protocol):
     __slots__ = (
-        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "queries", "scheduled", "streams", "timer", "transport",
+        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "queries", "scheduled",
+        "streams", "timer", "transport",
     )  # fmt: skip
 
     def __init__(self, listener: TcpListener) -> None:

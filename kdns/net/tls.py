@@ -1,13 +1,13 @@
 """TLS on accepted connections: an `asyncio.Protocol` that stands between a socket's transport and the protocol inside.
 
-Laws: a handshake has a time limit; those that have not come to their end are bounded in number, and the one makes room that its
-client has stalled for longest (a client that means it needs milliseconds); handshakes get at most a millisecond of a turn, one
-step at least, so that a flood of them holds nobody else's queries; the protocol inside is made once a handshake is over, and
-learns nothing of those that fail; a client that does not read is not read from.
+Laws: a handshake has a time limit; those that have not come to their end are bounded in number, and the one makes room
+that its client has stalled for longest (a client that means it needs milliseconds); handshakes get at most a
+millisecond of a turn, one step at least, so that a flood of them holds nobody else's queries; the protocol inside is
+made once a handshake is over, and learns nothing of those that fail; a client that does not read is not read from.
 
-Theory of operation. The loop's own TLS makes an endless number of half-open handshakes and does each as its octets come. So the
-records go through memory (`ssl.MemoryBIO`, OpenSSL does all else): what comes in is decrypted in one go and handed on in one piece,
-what the inside writes in a turn is one record, or a few large ones.
+Theory of operation. The loop's own TLS makes an endless number of half-open handshakes and does each as its octets
+come. So the records go through memory (`ssl.MemoryBIO`, OpenSSL does all else): what comes in is decrypted in one go
+and handed on in one piece, what the inside writes in a turn is one record, or a few large ones.
 """
 
 import asyncio
@@ -44,7 +44,9 @@ Make = Callable[[], asyncio.Protocol]
 class TlsGate:
     """The handshakes of one listener. `identity` may be replaced: it is that of handshakes that begin later."""
 
-    def __init__(self, identity: Identity, label: str, *, limit: float = HANDSHAKE, max_half_open: int = MAX_HALF_OPEN) -> None:
+    def __init__(
+        self, identity: Identity, label: str, *, limit: float = HANDSHAKE, max_half_open: int = MAX_HALF_OPEN
+    ) -> None:
         self.identity = identity
         self.limit = limit
         self.max_half_open = max_half_open
@@ -62,7 +64,8 @@ class TlsGate:
         self.open[0] += 1
         if len(self.half_open) > self.max_half_open:
             self.evicted[0] += 1
-            # Who waits for us does not give way to who comes later: where many come back at once, nobody would get through.
+            # Who waits for us does not give way to who comes later: where many come back at once, nobody would get
+            # through.
             stalled = [each for each in islice(self.half_open, LOOKS) if not each.queued]
             (stalled[0] if stalled else connection).abort()
 
@@ -104,7 +107,20 @@ class TlsGate:
 class TlsConnection(asyncio.Protocol, asyncio.Transport):
     """One connection: the protocol of the socket's transport, and the transport of the protocol inside."""
 
-    __slots__ = ("closing", "eof", "gate", "incoming", "inside", "make", "outgoing", "queued", "raw", "timer", "tls", "took")
+    __slots__ = (
+        "closing",
+        "eof",
+        "gate",
+        "incoming",
+        "inside",
+        "make",
+        "outgoing",
+        "queued",
+        "raw",
+        "timer",
+        "tls",
+        "took",
+    )
 
     def __init__(self, gate: TlsGate, make: Make) -> None:
         self.gate = gate
@@ -233,7 +249,9 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLEOFError:
-            ended = True  # the end of the connection without a goodbye: messages have lengths, so nothing can be cut unseen
+            ended = (
+                True  # the end of the connection without a goodbye: messages have lengths, so nothing can be cut unseen
+            )
         except ssl.SSLError:
             self._flush()
             self.abort()

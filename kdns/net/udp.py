@@ -9,12 +9,14 @@ ready, so the rest follows at once. Replies leave after the last datagram of a b
 client, which may take the CPU from us, and that should happen once a batch and not once a query. On a wildcard bind the
 kernel would choose the reply's source by route: there the datagram is read with its packet info (IP_PKTINFO, RFC 3542
 section 6.1), 0.8 µs more. The server spares nearly all queries that by binding the machine's own addresses beside the
-wildcard: the kernel gives a datagram to the most specific socket, and the wildcard is left with addresses that come later.
+wildcard: the kernel gives a datagram to the most specific socket, and the wildcard is left with addresses that come
+later.
 
-Where more comes than can be answered, the receive buffer fills. It holds seconds of work, first come first served: in the end each
-reply would come when its client has given up, and nobody would be served at all. So where a batch leaves datagrams behind, the
-kernel is asked when the last one came (SIOCGSTAMP). If they have been late for a while, all that wait are thrown away, unread and counted:
-what comes then is answered while its client waits. A pause of ours alone loses nothing; its backlog is soon worked off.
+Where more comes than can be answered, the receive buffer fills. It holds seconds of work, first come first served: in
+the end each reply would come when its client has given up, and nobody would be served at all. So where a batch leaves
+datagrams behind, the kernel is asked when the last one came (SIOCGSTAMP). If they have been late for a while, all that
+wait are thrown away, unread and counted: what comes then is answered while its client waits. A pause of ours alone
+loses nothing; its backlog is soon worked off.
 """
 
 import asyncio
@@ -40,7 +42,8 @@ BATCH_SECONDS: Final = 0.001
 # A query is some 50 octets, with EDNS options rarely 200. What is longer than this is cut, and fails as FORMERR.
 MAX_DRAIN: Final = 10_000  # turns; a receive buffer of 4 MiB holds some 16,000 small datagrams
 MAX_DATAGRAM: Final = 4096
-# Seconds after which a datagram is late. Resolvers wait two (other DNS servers), three, or five (glibc, Go) and then ask again.
+# Seconds after which a datagram is late. Resolvers wait two (other DNS servers), three, or five (glibc, Go) and then
+# ask again.
 LATE: Final = 1.0
 # Seconds for which they must be late, without one that is not, to be thrown away: a pause of a second is over by then.
 LATE_FOR: Final = 0.5
@@ -51,13 +54,21 @@ _MAX_KNOWN: Final = 1024
 
 Controls = list[tuple[int, int, bytes]]  # ancillary data of a message: level, type, octets
 
-SEND_ERRORS = Counter("kdns_udp_send_errors_total", "Replies that the kernel did not take, by errno.", ("server", "errno"))
-RECEIVE_ERRORS = Counter("kdns_udp_receive_errors_total", "Errors when reading datagrams, by errno.", ("server", "errno"))
+SEND_ERRORS = Counter(
+    "kdns_udp_send_errors_total", "Replies that the kernel did not take, by errno.", ("server", "errno")
+)
+RECEIVE_ERRORS = Counter(
+    "kdns_udp_receive_errors_total", "Errors when reading datagrams, by errno.", ("server", "errno")
+)
 BUFFER = Gauge("kdns_udp_receive_buffer_bytes", "Receive buffer granted by the kernel, all sockets.", ("server",))
 LATE_DROPPED = Counter(
-    "kdns_udp_late_dropped_total", "Datagrams thrown away unread: they had waited so long that clients give up.", ("server",)
+    "kdns_udp_late_dropped_total",
+    "Datagrams thrown away unread: they had waited so long that clients give up.",
+    ("server",),
 )
-DROPPED = Counter("kdns_udp_receive_dropped_total", "Datagrams the kernel dropped at a full receive buffer.", ("server",))
+DROPPED = Counter(
+    "kdns_udp_receive_dropped_total", "Datagrams the kernel dropped at a full receive buffer.", ("server",)
+)
 
 
 class UdpListener:
@@ -75,7 +86,9 @@ class UdpListener:
         self.late_since = 0.0  # since when all that was looked at was late (monotonic seconds); 0: it was not
         self.late_seen = 0.0  # when that was looked at last
         self.discarding = False
-        self.late: list[tuple[Controls | None, Address, bytes]] = []  # replies that had to wait and leave with this turn
+        self.late: list[
+            tuple[Controls | None, Address, bytes]
+        ] = []  # replies that had to wait and leave with this turn
         # Reply control data and local address by received control data: one entry a local address.
         self._controls: dict[bytes, tuple[Controls, Address]] = {}
         if wildcard:
@@ -94,8 +107,8 @@ class UdpListener:
     def retire(self) -> None:
         """Lets the kernel give new datagrams to others that share the port; what waits here is still answered.
 
-        A connected socket gets its peer's datagrams only (udp(7)), and nobody sends from port 1 of this machine. A socket of
-        a group that is closed with datagrams in its queue loses them.
+        A connected socket gets its peer's datagrams only (udp(7)), and nobody sends from port 1 of this machine. A
+        socket of a group that is closed with datagrams in its queue loses them.
         """
         host = self.local[0] if not self.wildcard else "::1" if self.sock.family == socket.AF_INET6 else "127.0.0.1"
         with contextlib.suppress(OSError):
@@ -127,7 +140,9 @@ class UdpListener:
         return drops(self.sock)
 
     def age(self) -> float:
-        """Seconds for which the datagram that was read last had waited. Raises OSError where the kernel does not say."""
+        """Seconds for which the datagram that was read last had waited. Raises OSError where the kernel does not
+        say.
+        """
         seconds, micros = struct.unpack("ll", fcntl.ioctl(self.sock, SIOCGSTAMP, b"\0" * struct.calcsize("ll")))
         return time.time() - float(seconds) - float(micros) * 1e-6
 
@@ -144,7 +159,9 @@ class UdpListener:
             self.discarding = True
 
     def _late_by(self, seconds: float) -> bool:
-        """Whether the datagram that was read last had waited for longer than this; never where the kernel does not say."""
+        """Whether the datagram that was read last had waited for longer than this; never where the kernel does not
+        say.
+        """
         if not self.stamped:
             return False
         try:

@@ -1,7 +1,9 @@
-"""Connections of DNS over HTTPS and gRPC: HTTP/2 or HTTP/1.1, as a client has chosen by ALPN or, unencrypted, by its first octets.
+"""Connections of DNS over HTTPS and gRPC: HTTP/2 or HTTP/1.1, as a client has chosen by ALPN or, unencrypted, by its
+first octets.
 
-Laws, as with DNS over TCP: a turn is at most so many frames or 1 ms, with one write; while octets to send wait, nothing more is read;
-a connection has a deadline that only whole requests move; answers leave as they become ready, those of one turn together.
+Laws, as with DNS over TCP: a turn is at most so many frames or 1 ms, with one write; while octets to send wait, nothing
+more is read; a connection has a deadline that only whole requests move; answers leave as they become ready, those of
+one turn together.
 """
 
 import asyncio
@@ -55,7 +57,8 @@ class WebConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "answering", "buffer", "deadline", "eof", "framing", "full", "listener", "loop", "paused", "peer", "pending", "scheduled",
+        "answering", "buffer", "deadline", "eof", "framing", "full", "listener", "loop", "paused", "peer", "pending",
+        "scheduled",
         "sending", "timer", "transport",
     )  # fmt: skip
 

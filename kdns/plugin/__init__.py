@@ -6,5 +6,6 @@ from kdns.plugin.outcome import DROP, Drop, Outcome, Pending, RcodeOnly, Transfe
 from kdns.plugin.request import ALWAYS, Request
 
 __all__ = [
-    "ALWAYS", "DROP", "Answer", "Drop", "ListenerOptions", "Outcome", "Pending", "Plugin", "RcodeOnly", "Request", "Transfer", "then",
+    "ALWAYS", "DROP", "Answer", "Drop", "ListenerOptions", "Outcome", "Pending", "Plugin", "RcodeOnly", "Request",
+    "Transfer", "then",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """What a plugin is: a feature of the server. The server only carries queries to plugins.
 
-A query goes down the plugins of its server block in the fixed order until a `handle` gives an outcome. An answer then goes
-back up through the `on_answer` of the plugins above that place, nearest first; what is no answer goes through their
-`on_failure`. At last all `observe`s of the block see the final outcome.
+A query goes down the plugins of its server block in the fixed order until a `handle` gives an outcome. An answer then
+goes back up through the `on_answer` of the plugins above that place, nearest first; what is no answer goes through
+their `on_failure`. At last all `observe`s of the block see the final outcome.
 
 An exception in any hook is SERVFAIL for that query, a line in the log and a count, and nothing else.
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 # How one more reply like a given one is counted: (octets of the query, octets of the reply without its OPT).
 Meter = Callable[[int, int], None]
-# What becomes of a query before anything of it is read, by the client's socket address and whether it came over TCP: one of the
-# verdicts below. It runs for every query, also for those that the reply cache answers.
+# What becomes of a query before anything of it is read, by the client's socket address and whether it came over TCP:
+# one of the verdicts below. It runs for every query, also for those that the reply cache answers.
 Gate = Callable[[tuple[Any, ...], bool], int]
 PASS: Final = 0
 IGNORED: Final = 1  # no reply
@@ -74,12 +74,12 @@ class ListenerOptions:
 
     `any_class`: queries of classes other than IN are let in. `debug`, `stacktrace`: exceptions are logged with their
     stack. `dropped`: called for queries that no block was found for. `read`, `idle` (seconds) and `max_queries` are of
-    TCP connections; `connections` and `client_connections` are how many there may be, of all clients and of each. All are 0
-    where they are not set; so is `client_waiting`, the queries of a client that may wait for the network. `exempt` says of a
-    client's address, as text, whether the limits of each client are not for it. `gate` makes, from the listener's label, what
-    judges each query before anything else. `tls`: the certificate of encrypted listeners. `max_streams`: requests at a time of
-    a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose X-Forwarded-For counts there. `proxy`: whose
-    PROXY headers are believed.
+    TCP connections; `connections` and `client_connections` are how many there may be, of all clients and of each. All
+    are 0 where they are not set; so is `client_waiting`, the queries of a client that may wait for the network.
+    `exempt` says of a client's address, as text, whether the limits of each client are not for it. `gate` makes, from
+    the listener's label, what judges each query before anything else. `tls`: the certificate of encrypted listeners.
+    `max_streams`: requests at a time of a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose
+    X-Forwarded-For counts there. `proxy`: whose PROXY headers are believed.
     """
 
     any_class: bool = False

@@ -1,7 +1,8 @@
 """Where a plugin serves HTTP: one server for each address that is bound, shared by all plugins and blocks that name it.
 
-Two sockets on one address would share it by the kernel's choice (SO_REUSEPORT): half of the requests would meet a server that
-does not know the path. So addresses are compared as they are bound, whatever they are called: `:8080` is 0.0.0.0 and [::].
+Two sockets on one address would share it by the kernel's choice (SO_REUSEPORT): half of the requests would meet a
+server that does not know the path. So addresses are compared as they are bound, whatever they are called: `:8080` is
+0.0.0.0 and [::].
 """
 
 from collections.abc import Hashable
@@ -15,7 +16,9 @@ from kdns.plugin.runtime import Runtime
 
 @runtime_checkable
 class ServesHttp(Protocol):
-    """A plugin that serves HTTP. `http` is where: host, port, and the web configuration ("": plain HTTP for everybody)."""
+    """A plugin that serves HTTP. `http` is where: host, port, and the web configuration ("": plain HTTP for
+    everybody).
+    """
 
     name: str
 
@@ -45,7 +48,9 @@ class HttpEndpoint:
 
     @classmethod
     async def open(cls, runtime: Runtime, where: tuple[str, int, str], **options: Any) -> "HttpEndpoint":
-        """Binds what is not bound yet. `options` are HttpServer's, the same for the same web configuration. Raises BindError."""
+        """Binds what is not bound yet. `options` are HttpServer's, the same for the same web configuration. Raises
+        BindError.
+        """
         host, port, web = where
         made = cls(runtime, {})
         try:

@@ -1,8 +1,8 @@
 """What comes of a query, now or later.
 
-`Answer` is a reply's content, `RcodeOnly` a response code and nothing else, `Transfer` a zone transfer, `DROP` no reply at
-all. What is not there yet is an awaitable. `Pending` is our own: it calls back without a task or a turn of the loop, so a
-forwarded query costs two function calls more than a cached one.
+`Answer` is a reply's content, `RcodeOnly` a response code and nothing else, `Transfer` a zone transfer, `DROP` no reply
+at all. What is not there yet is an awaitable. `Pending` is our own: it calls back without a task or a turn of the loop,
+so a forwarded query costs two function calls more than a cached one.
 """
 
 import asyncio
@@ -28,7 +28,9 @@ class RcodeOnly:
 
     @property
     def written(self) -> bool:
-        """Whether a plugin has made a reply of it, which says why; not where something failed and the server replies."""
+        """Whether a plugin has made a reply of it, which says why; not where something failed and the server
+        replies.
+        """
         return self.error is None and bool(self.options)
 
     def __repr__(self) -> str:

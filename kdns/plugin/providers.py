@@ -23,7 +23,9 @@ class Readiness(Protocol):
 
 
 class SearchBase(NamedTuple):
-    """A name `X.NS.svc.ZONE` taken apart: X as labels and as their wire form, the namespace's label, the zone, its TTL."""
+    """A name `X.NS.svc.ZONE` taken apart: X as labels and as their wire form, the namespace's label, the zone, its
+    TTL.
+    """
 
     labels: list[bytes]
     prefix: bytes

@@ -58,7 +58,10 @@ FUNCTIONS: Final[dict[str, Function]] = {
     "metadata": Function(("string",), "string", lambda env, label: env.label(label)),
 }
 # For expressions beside a regular expression's match.
-WITH_GROUPS: Final = {**FUNCTIONS, "group": Function(("any",), "string", lambda env, name: env.groups.get(str(name), ""))}
+WITH_GROUPS: Final = {
+    **FUNCTIONS,
+    "group": Function(("any",), "string", lambda env, name: env.groups.get(str(name), "")),
+}
 
 
 def compiled(words: tuple[Token, ...], functions: Mapping[str, Function], names: Mapping[str, str]) -> Expression:

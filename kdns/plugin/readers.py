@@ -45,7 +45,9 @@ def bare(directive: Directive) -> None:
 
 
 def arguments(line: Line, least: int, most: int | None = None, what: str = "") -> list[str]:
-    """The texts of a line's arguments. Raises CorefileError for fewer than `least` or more than `most` (None: no end)."""
+    """The texts of a line's arguments. Raises CorefileError for fewer than `least` or more than `most` (None: no
+    end).
+    """
     count = len(line.args)
     if count < least:
         expected = what or (f"{least} argument" + ("s" if least != 1 else ""))
@@ -199,7 +201,10 @@ def tsig_algorithm(word: Token) -> bytes:
     text = word.text.lower().rstrip(".")
     found = from_text("hmac-md5.sig-alg.reg.int." if text == "hmac-md5" else f"{text}.")
     if found not in tsig.ALGORITHMS:
-        raise fail(word, f'unknown algorithm "{word.text}": hmac-sha1, -sha224, -sha256, -sha384, -sha512 and hmac-md5 are known')
+        raise fail(
+            word,
+            f'unknown algorithm "{word.text}": hmac-sha1, -sha224, -sha256, -sha384, -sha512 and hmac-md5 are known',
+        )
     return found
 
 

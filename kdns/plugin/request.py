@@ -58,15 +58,16 @@ class Request:
 
     `transport` is `udp` or `tcp`; `family` 4 or 6; `now` is when the query came, in monotonic seconds. `block` is the
     server block that answers it. `reply_flags` are the header bits that the reply repeats (REPLY_*). `added` are EDNS
-    options (wire form) that the configuration gives the query on its way upstream. `metadata` is what knows the values of
-    its labels. `timeout` are seconds after which the query is dropped unanswered; 0: never.
+    options (wire form) that the configuration gives the query on its way upstream. `metadata` is what knows the values
+    of its labels. `timeout` are seconds after which the query is dropped unanswered; 0: never.
 
     What may differ between two clients with the same question is read through properties that note it.
     """
 
     __slots__ = (
         "_client", "_data", "_end", "_local", "_options", "_root", "_slots", "added", "asked", "block", "depth", "edns",
-        "metadata", "now", "personal", "question", "repeatable", "reply_flags", "seal", "server", "timeout", "transport", "until",
+        "metadata", "now", "personal", "question", "repeatable", "reply_flags", "seal", "server", "timeout",
+        "transport", "until",
         "validities",
     )  # fmt: skip
 
@@ -146,7 +147,9 @@ class Request:
 
     @property
     def shows_ad(self) -> bool:
-        """Whether the client says that it understands AD in a reply, by AD or by DO (RFC 6840, sections 5.7 and 5.8)."""
+        """Whether the client says that it understands AD in a reply, by AD or by DO (RFC 6840, sections 5.7 and
+        5.8).
+        """
         return bool(self._data[3] & 0x20) or (self.edns is not None and self.edns.do)
 
     @property
@@ -259,7 +262,9 @@ class Request:
     # Notes.
 
     def once(self) -> None:
-        """Says that this reply is for this query only: it depends on chance, or on something that no validity stands for."""
+        """Says that this reply is for this query only: it depends on chance, or on something that no validity stands
+        for.
+        """
         self.root.personal = True
 
     def depends_on(self, validity: Validity | None) -> None:
@@ -315,7 +320,8 @@ class Request:
     def child(self, question: Question) -> Request:
         """A request for another question, from the same client with the same EDNS."""
         new = Request(
-            self.server, self._data, self._end, question, self.edns, self._options, self.reply_flags, self._client, self._local,
+            self.server, self._data, self._end, question, self.edns, self._options, self.reply_flags, self._client,
+            self._local,
             self.transport, self.now, self.root,
         )  # fmt: skip
         new.depth = self.depth + 1

@@ -1,7 +1,8 @@
 """Answering from whole zones: what `file`, `auto` and `secondary` do with a query, whatever way their zones come.
 
 A zone's answer is made for the question and kept by the reply table until another version of the zone takes its place
-(`Zone.validity`). Where a CNAME leads out of the zone, the whole server is asked for what it leads to, as the same client.
+(`Zone.validity`). Where a CNAME leads out of the zone, the whole server is asked for what it leads to, as the same
+client.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,9 @@ S = TypeVar("S", bound=Served)
 
 
 def find(name: bytes, qtype: int, zones: Mapping[bytes, S]) -> S | None:
-    """The zone that answers for a name: the longest it is in; for a DS the one above, if that is here (RFC 4035, section 3.1.4.1)."""
+    """The zone that answers for a name: the longest it is in; for a DS the one above, if that is here (RFC 4035,
+    section 3.1.4.1).
+    """
     found = None
     while True:
         known = zones.get(name)
@@ -108,7 +111,9 @@ def _answer(request: Request, zone: Zone, found: Found) -> Answer:
 
 
 def _fits(request: Request, found: Found) -> bool:
-    """Whether the zone's NS surely fit beside the answer: they are a courtesy that may not cost a truncation (RFC 2181, section 9)."""
+    """Whether the zone's NS surely fit beside the answer: they are a courtesy that may not cost a truncation (RFC 2181,
+    section 9).
+    """
     room = request.limit - _ROOM - len(request.question.name)
     for section in (found.answer, found.authority, found.zone_ns):
         for rrset in section:
@@ -126,13 +131,15 @@ def _is_cut(request: Request, made: Answer, found: Found) -> bool:
 
 
 def _joined(zone: Zone, ours: Found, theirs: Outcome) -> Outcome:
-    """A CNAME of ours and what it leads to (RFC 1034, section 3.6.2): the response code is that of the last name (RFC 6604)."""
+    """A CNAME of ours and what it leads to (RFC 1034, section 3.6.2): the response code is that of the last name (RFC
+    6604).
+    """
     if type(theirs) is Answer:
         rest: tuple[list[RRset], ...] = tuple([list(section) for section in theirs.sections])
         sections = ([*ours.answer, *rest[0]], rest[1], rest[2])
         return Answer(theirs.rcode, iana.AA, *sections, local=True, validity=zone.validity)
-    # Nobody here knows the name: the CNAME is all there is to say, and a resolver goes on from there. If it is known but could not
-    # be had, the client must not take the CNAME alone for an answer.
+    # Nobody here knows the name: the CNAME is all there is to say, and a resolver goes on from there. If it is known
+    # but could not be had, the client must not take the CNAME alone for an answer.
     failed = type(theirs) is RcodeOnly and theirs.rcode != iana.REFUSED and not isinstance(theirs.error, NoNextPlugin)
     return Answer(iana.SERVFAIL if failed else iana.NOERROR, iana.AA, ours.answer, local=True)
 

@@ -1,8 +1,8 @@
 """The accept checks: what of a query's bytes is looked at before anything else, and what is refused for it.
 
 Order of checks (CoreDNS's; RFC 1035, section 4.1.1): shorter than a header or a response: no reply. Opcode: NOTIMP.
-Counts: FORMERR. The header of nearly every query is one of 16 forms; one look-up of its ten octets behind the id does for all
-of them.
+Counts: FORMERR. The header of nearly every query is one of 16 forms; one look-up of its ten octets behind the id does
+for all of them.
 """
 
 from typing import Final

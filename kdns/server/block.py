@@ -20,7 +20,9 @@ P = TypeVar("P")
 
 @final
 class Block:
-    """One block of a server. `hosts` are the addresses of `bind`; empty: every address. `siblings` are all its blocks."""
+    """One block of a server. `hosts` are the addresses of `bind`; empty: every address. `siblings` are all its
+    blocks.
+    """
 
     def __init__(self, parsed: ServerBlock) -> None:
         self.parsed = parsed

@@ -96,7 +96,9 @@ class Instance:
         return found
 
     def check(self) -> None:
-        """Raises CorefileError where two blocks, or two plugins, claim the same. Before `load` interfaces are only names."""
+        """Raises CorefileError where two blocks, or two plugins, claim the same. Before `load` interfaces are only
+        names.
+        """
         _check_duplicates(self.blocks)
         _check_endpoints(self.blocks)
 
@@ -132,7 +134,9 @@ class Instance:
                     raise CorefileError(None, f"tls: {error}") from None
 
     def close(self) -> None:
-        """Takes apart what was stopped, or never started: objects that hold each other are garbage only a long pass would find."""
+        """Takes apart what was stopped, or never started: objects that hold each other are garbage only a long pass
+        would find.
+        """
         for dispatcher in self.dispatchers.values():
             dispatcher.close()
         for block in self.blocks:
@@ -205,7 +209,9 @@ def _foreign() -> list[importlib.metadata.EntryPoint | _Given]:
 
 
 def plugin_class(name: str) -> type[Plugin] | None:
-    """The class of a plugin; None where the name is known but not built. Raises ImportError for a foreign one that breaks."""
+    """The class of a plugin; None where the name is known but not built. Raises ImportError for a foreign one that
+    breaks.
+    """
     if name in ORDER:
         found = place(name)
         if found is None:
@@ -221,7 +227,9 @@ def plugin_class(name: str) -> type[Plugin] | None:
 
 
 def problems(corefile: Corefile) -> list[CorefileError]:
-    """Every error of `build`, in the order of the blocks; after a bad line of a directive the others of it are read too."""
+    """Every error of `build`, in the order of the blocks; after a bad line of a directive the others of it are read
+    too.
+    """
     found: list[CorefileError] = []
     for parsed in corefile.blocks:
         for key in parsed.keys:
@@ -274,7 +282,11 @@ def _without(directives: list[Directive], where: Position | None) -> list[Direct
         for line in directive.body or ():
             if where is not None and line.name.line == (where.file, where.line):
                 kept = tuple(each for each in directive.body or () if each is not line)
-                return [*directives[:at], Directive(directive.name, directive.args, kept or None), *directives[at + 1 :]]
+                return [
+                    *directives[:at],
+                    Directive(directive.name, directive.args, kept or None),
+                    *directives[at + 1 :],
+                ]
     return None
 
 
@@ -314,7 +326,9 @@ def _folder(corefile: Corefile, block: ServerBlock) -> str:
 
 
 def _rank(word: Token) -> tuple[float, str]:
-    """Where a directive's plugin stands: by the fixed order, or right before the plugin it names. Raises CorefileError."""
+    """Where a directive's plugin stands: by the fixed order, or right before the plugin it names. Raises
+    CorefileError.
+    """
     name = word.text
     if name in RANK:
         return RANK[name], name
@@ -357,7 +371,8 @@ def _check_key(key: Key) -> None:
     if key.scheme not in SCHEMES:
         served = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise CorefileError(
-            key.token.at, f'"{key.token.text}": this version of kdns does not have {key.scheme}:// yet; it serves {served}'
+            key.token.at,
+            f'"{key.token.text}": this version of kdns does not have {key.scheme}:// yet; it serves {served}',
         )
     try:
         from_text(key.zone)
@@ -378,7 +393,9 @@ def _hosts(block: Block) -> tuple[str, ...]:
 
 
 def _check_duplicates(blocks: list[Block]) -> None:
-    """Raises CorefileError where two keys claim the same zone, transport and port on the same or overlapping addresses."""
+    """Raises CorefileError where two keys claim the same zone, transport and port on the same or overlapping
+    addresses.
+    """
     exact: dict[tuple[str, str, str, int], Key] = {}
     for block in blocks:
         hosts = _hosts(block)
@@ -389,13 +406,16 @@ def _check_duplicates(blocks: list[Block]) -> None:
                 if overlap is not None:
                     raise CorefileError(
                         key.token.at,
-                        f"cannot serve {key} - zone overlap listener capacity with {overlap} defined at {overlap.token.at}: "
+                        f"cannot serve {key} - zone overlap listener capacity with {overlap} defined at "
+                        f"{overlap.token.at}: "
                         "one is bound to an address, the other to all",
                     )
                 if block.admits:
                     continue
                 if identity in exact:
-                    raise CorefileError(key.token.at, f"cannot serve {key} - it is already defined at {exact[identity].token.at}")
+                    raise CorefileError(
+                        key.token.at, f"cannot serve {key} - it is already defined at {exact[identity].token.at}"
+                    )
                 exact[identity] = key
 
 
@@ -411,7 +431,8 @@ def _check_endpoints(blocks: list[Block]) -> None:
             if its != web:
                 raise CorefileError(
                     block.parsed.at,
-                    f"{other} and {plugin.name} cannot share {host_port(host, port)}: one of them has a web configuration of its own "
+                    f"{other} and {plugin.name} cannot share {host_port(host, port)}: one of them has a web "
+                    f"configuration of its own "
                     "(tls). Give it another port",
                 )
 

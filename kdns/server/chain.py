@@ -1,10 +1,10 @@
 """The chain: one server block's plugins, compiled into flat tuples.
 
-Theory of operation. A query goes down: each `handle` in the fixed order, until one gives an outcome. An Answer goes back
-up through the `on_answer`s of the plugins above the place it came from, nearest first; any other outcome through their
-`on_failure`s. No plugin calls the next one, so the depth of the stack does not grow with the chain. What happens is the
-same whether an outcome is there at once or later: `run` and `_ascend` are entered again at the place they left, with the
-value that was waited for.
+Theory of operation. A query goes down: each `handle` in the fixed order, until one gives an outcome. An Answer goes
+back up through the `on_answer`s of the plugins above the place it came from, nearest first; any other outcome through
+their `on_failure`s. No plugin calls the next one, so the depth of the stack does not grow with the chain. What happens
+is the same whether an outcome is there at once or later: `run` and `_ascend` are entered again at the place they left,
+with the value that was waited for.
 
 An exception at plugin i is RcodeOnly(SERVFAIL, error) from there. A cancelled query is DROP.
 """
@@ -76,7 +76,9 @@ class Chain:
                 request.server.failed(request, error)
 
     def watched(self, watch: Callable[[Plugin, Handle], Handle]) -> "Chain":
-        """The same chain, each plugin's `handle` replaced by what `watch` makes of it; for tools that tell what happens."""
+        """The same chain, each plugin's `handle` replaced by what `watch` makes of it; for tools that tell what
+        happens.
+        """
         chain = Chain(self.plugins)
         places = [plugin for plugin in self.plugins if overrides(plugin, "handle")]
         chain.handles = tuple([watch(plugin, handle) for plugin, handle in zip(places, self.handles, strict=True)])

@@ -121,7 +121,9 @@ class Dispatcher:
         self.replies.clear()
 
     def handlers(self) -> tuple[Handler, Handler]:
-        """What answers the datagrams, and the messages over TCP. Without a gate none is asked for: it costs nothing then."""
+        """What answers the datagrams, and the messages over TCP. Without a gate none is asked for: it costs nothing
+        then.
+        """
         if self.gate is None:
             return self.datagram, self.message
         return self.judged_datagram, self.judged_message
@@ -136,14 +138,18 @@ class Dispatcher:
         """The reply to a query that came over TCP."""
         return self.answer(data, client, local, TCP if len(client) == 2 else TCP | IPV6)
 
-    def judged_datagram(self, data: bytes, client: Address, local: Address | None) -> bytes | Pending | MessageStream | None:
+    def judged_datagram(
+        self, data: bytes, client: Address, local: Address | None
+    ) -> bytes | Pending | MessageStream | None:
         """The reply to a datagram that the gate judges first."""
         verdict = self._judge(client, False)
         if verdict == PASS:
             return self.answer(data, client, local, UDP if len(client) == 2 else UDP | IPV6)
         return _short(data, verdict)
 
-    def judged_message(self, data: bytes, client: Address, local: Address | None) -> bytes | Pending | MessageStream | None:
+    def judged_message(
+        self, data: bytes, client: Address, local: Address | None
+    ) -> bytes | Pending | MessageStream | None:
         """The reply to a message over TCP that the gate judges first."""
         verdict = self._judge(client, True)
         if verdict == PASS:
@@ -160,7 +166,9 @@ class Dispatcher:
             self._panic(error)
             return PASS
 
-    def answer(self, data: bytes, client: Address, local: Address | None, way: int) -> bytes | Pending | MessageStream | None:
+    def answer(
+        self, data: bytes, client: Address, local: Address | None, way: int
+    ) -> bytes | Pending | MessageStream | None:
         """The reply to a query; `way` is how it came (server.replycache)."""
         replies = self.replies
         try:
@@ -178,7 +186,9 @@ class Dispatcher:
             replies.clear()
             return self._broken(data, error)
 
-    def _in_full(self, data: bytes, client: Address, local: Address | None, way: int) -> bytes | Pending | MessageStream | None:
+    def _in_full(
+        self, data: bytes, client: Address, local: Address | None, way: int
+    ) -> bytes | Pending | MessageStream | None:
         """The reply that the plugins give."""
         flags = REPLY_FLAGS.get(data[2:12], -1)
         if flags < 0:
@@ -210,7 +220,13 @@ class Dispatcher:
             waited: bytes | Pending | MessageStream | None = self.waiting.add(request, outcome)
             return waited
         # What observers read of the request is not noted.
-        stored = key and type(outcome) is Answer and outcome.validity is not None and request.repeatable and not request.personal
+        stored = (
+            key
+            and type(outcome) is Answer
+            and outcome.validity is not None
+            and request.repeatable
+            and not request.personal
+        )
         seen: Outcome = self._observe(request, outcome)
         made = self._packed(request, seen)
         if stored and seen is outcome and type(seen) is Answer and type(made) is bytes:
@@ -232,7 +248,9 @@ class Dispatcher:
     # Called by requests.
 
     def route(self, request: Request) -> Outcome | Pending:
-        """Takes a child request through the block that its question belongs to, and lets the block observe what comes."""
+        """Takes a child request through the block that its question belongs to, and lets the block observe what
+        comes.
+        """
         outcome = self._route(request)
         if type(outcome) is not Pending:
             root = request.root
@@ -263,7 +281,9 @@ class Dispatcher:
         if isinstance(error, asyncio.CancelledError):
             return RcodeOnly(iana.SERVFAIL, "the query was cancelled")
         if self.closed:
-            return RcodeOnly(iana.SERVFAIL, "the configuration was replaced")  # its plugins may have lost what they need
+            return RcodeOnly(
+                iana.SERVFAIL, "the configuration was replaced"
+            )  # its plugins may have lost what they need
         self._panic(error)
         return RcodeOnly(iana.SERVFAIL, error)
 
@@ -402,7 +422,8 @@ class Dispatcher:
         if not request._options or request.transport != "tcp":
             return b"", False
         codes = [code for code, _ in _edns.options(request._options)]
-        # RFC 7828, section 3.3.2; RFC 7830, section 4: replies are padded where the query was, and only if nobody can look in.
+        # RFC 7828, section 3.3.2; RFC 7830, section 4: replies are padded where the query was, and only if nobody can
+        # look in.
         added = self.keepalive if _edns.KEEPALIVE in codes else b""
         return added, self.secure and _edns.PADDING in codes
 
@@ -460,7 +481,9 @@ def _short(data: bytes, verdict: int) -> bytes | None:
         return reply.bare(data, end, iana.REFUSED, edns)
     made = bytearray(reply.bare(data, end, iana.NOERROR, edns))
     made[2] |= iana.TC >> 8
-    made[3] |= iana.RA  # without it an empty reply reads as a lame referral, and a stub resolver looks at that before TC
+    made[3] |= (
+        iana.RA
+    )  # without it an empty reply reads as a lame referral, and a stub resolver looks at that before TC
     return bytes(made)
 
 

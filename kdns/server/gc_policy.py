@@ -5,8 +5,9 @@ collected while the server is built; once it is, everything there is frozen (mov
 a pass runs when some 8,000 new containers stand, and what survives it is frozen too. It is never off for good:
 tracebacks and HTTP clients make cycles.
 
-What is frozen and then becomes garbage is found by no pass: only reference counting frees it. So what lives long and ends
-before the process does (a configuration, a cluster's state) must not hold itself in a cycle: whoever stops it takes it apart.
+What is frozen and then becomes garbage is found by no pass: only reference counting frees it. So what lives long and
+ends before the process does (a configuration, a cluster's state) must not hold itself in a cycle: whoever stops it
+takes it apart.
 """
 
 import gc
@@ -32,7 +33,9 @@ _holds: Final = [0]
 _settled: Final = [False]
 _usual: Final = gc.get_threshold()
 
-LONGEST = Gauge("kdns_gc_pass_longest_seconds", "The longest pass since the server was built.", read=lambda: _longest[0])
+LONGEST = Gauge(
+    "kdns_gc_pass_longest_seconds", "The longest pass since the server was built.", read=lambda: _longest[0]
+)
 HOLDS = Counter("kdns_gc_holds_total", "Times collection was held off during long work.")
 
 

@@ -24,12 +24,14 @@ from kdns.server.listeners import Listeners, open_group, probe
 
 # Seconds that queries in flight get when the server ends (CoreDNS's).
 DRAIN: Final = 5.0
-# Seconds without a query after which a lame duck need not wait longer: endpoints are taken out within a second or two, and
-# what still comes by then is not there.
+# Seconds without a query after which a lame duck need not wait longer: endpoints are taken out within a second or two,
+# and what still comes by then is not there.
 QUIET: Final = 3.0
 QUIET_STEP: Final = 0.1
 
-STATE: Final = Gauge("kdns_shutdown_state", "0 while serving, 1 while a lame duck, 2 while the last queries are answered.")
+STATE: Final = Gauge(
+    "kdns_shutdown_state", "0 while serving, 1 while a lame duck, 2 while the last queries are answered."
+)
 SILENCE: Final = Gauge("kdns_shutdown_quiet_seconds", "While a lame duck: seconds since the last query.")
 LOST_LINES: Final = Counter(
     "kdns_log_lines_lost_total",
@@ -152,7 +154,9 @@ class Server:
         return opened
 
     async def lameduck(self) -> None:
-        """What plugins want done while queries are still answered: until the last of it is done, or nobody asks any more."""
+        """What plugins want done while queries are still answered: until the last of it is done, or nobody asks any
+        more.
+        """
         STATE.slot()[0] = 1
         calls = list(self.runtime.before_stop)
         if not calls:

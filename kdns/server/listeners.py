@@ -1,4 +1,6 @@
-"""The sockets of a listener: bound for UDP and TCP together, given to a dispatcher, handed to the next one at a reload."""
+"""The sockets of a listener: bound for UDP and TCP together, given to a dispatcher, handed to the next one at a
+reload.
+"""
 
 import socket
 from dataclasses import dataclass, field
@@ -104,7 +106,9 @@ def _stream_listener(scheme: str, sock: socket.socket, handler: Handler, label: 
 
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
     """Sets what `timeouts`, `limits`, `tls`, `https`, `grpc_server` and `proxyproto` ask for."""
-    tcp.limit(dispatcher.read, dispatcher.idle, dispatcher.connections, dispatcher.client_connections, dispatcher.exempt)
+    tcp.limit(
+        dispatcher.read, dispatcher.idle, dispatcher.connections, dispatcher.client_connections, dispatcher.exempt
+    )
     tcp.max_queries = dispatcher.max_queries
     # A second less than it is, as everywhere: the client should be the first to close. In tenths of a second.
     # HTTP has its own ways to say it.
@@ -124,7 +128,9 @@ def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
 
 
 def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[UdpListener]:
-    """Sockets bound to this machine's addresses, beside a wildcard: the kernel prefers them, and replies need no packet info."""
+    """Sockets bound to this machine's addresses, beside a wildcard: the kernel prefers them, and replies need no packet
+    info.
+    """
     mine = [found.address for found in addresses() if not found.link_local]
     out: list[UdpListener] = []
     if group.port and len(mine) <= MAX_OWN_ADDRESSES:

@@ -1,5 +1,5 @@
-"""Queries that wait for the network: one bounded table a listener, with one deadline for all, so that its first entry is always
-the oldest; and bounded work that outlives its reply.
+"""Queries that wait for the network: one bounded table a listener, with one deadline for all, so that its first entry
+is always the oldest; and bounded work that outlives its reply.
 """
 
 import asyncio
@@ -23,7 +23,9 @@ MAX_PENDING_CLIENT: Final = MAX_PENDING // 2
 DEADLINE: Final = 12.0
 MAX_DETACHED: Final = 1000
 
-OVERFLOWS = Counter("kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server", "reason"))
+OVERFLOWS = Counter(
+    "kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server", "reason")
+)
 EXPIRED = Counter("kdns_pending_expired_total", "Queries answered SERVFAIL because no plugin did in time.", ("server",))
 
 # From what a query came to, an outcome, an exception or None, to what its Pending resolves to.
@@ -47,7 +49,9 @@ class PendingTable:
         self.timer: asyncio.TimerHandle | None = None
 
     def limit(self, most_of_client: int, exempt: Callable[[str], bool] | None) -> None:
-        """Lets fewer (or more) queries of a client wait, but for those that `exempt` says; 0 and None leave all as it is."""
+        """Lets fewer (or more) queries of a client wait, but for those that `exempt` says; 0 and None leave all as it
+        is.
+        """
         self.most_of_client = most_of_client or self.most_of_client
         self.exempt = exempt or self.exempt
 
@@ -114,7 +118,9 @@ class PendingTable:
             del self.clients[host]
 
     def _sweep(self) -> None:
-        """Answers SERVFAIL to what has waited too long. The table is in the order of arrival: the first is the oldest."""
+        """Answers SERVFAIL to what has waited too long. The table is in the order of arrival: the first is the
+        oldest.
+        """
         self.timer = None
         now = monotonic()
         while self.table:

@@ -1,8 +1,8 @@
 """The reply cache: finished replies for questions that were asked before, given again for one look-up.
 
 What may be given again is decided by the notes of the query that made the reply (kdns.plugin.request): nothing was read
-but what the key holds, and every validity still holds. So a reply depends on the data and the question, and never on who
-asked before: the same table serves positive, negative, cached and rotated answers.
+but what the key holds, and every validity still holds. So a reply depends on the data and the question, and never on
+who asked before: the same table serves positive, negative, cached and rotated answers.
 
 Key: transport and address family, RD, AD and CD, the lower-cased name, type and class, and of an OPT its DO bit, the
 octets a reply may have, and which of a few well-known options are there. Other options are left out of it, because
@@ -31,8 +31,8 @@ from kdns.plugin.base import Meter, Plugin, overrides
 from kdns.plugin.outcome import Outcome
 from kdns.plugin.request import Request
 
-# Octets of all entries, both generations; some 450 an entry, so about 37,000 replies. A cluster of 10,000 Services whose
-# clients ask for A and AAAA fits.
+# Octets of all entries, both generations; some 450 an entry, so about 37,000 replies. A cluster of 10,000 Services
+# whose clients ask for A and AAAA fits.
 MAX_OCTETS: Final = 16 << 20
 # What an entry costs beside its key and its reply: the object, a dictionary's slot, tuples.
 ENTRY_OCTETS: Final = 320
@@ -62,7 +62,8 @@ class Entry:
     """A finished reply. `changes` is when its TTLs age, `dies` when it is another reply (monotonic seconds)."""
 
     __slots__ = (
-        "answer", "block", "changes", "dies", "head", "key", "meters", "observers", "octets", "question", "rotations", "size",
+        "answer", "block", "changes", "dies", "head", "key", "meters", "observers", "octets", "question", "rotations",
+        "size",
         "tail", "ttls", "turn", "validities", "validity",
     )  # fmt: skip
 
@@ -76,7 +77,9 @@ class Entry:
         self.head = head  # ten octets behind the id
         self.tail = tail  # what follows the question
         self.rotations: list[bytes] | None = None  # tails, one for each order of the records
-        self.ttls: Sequence[Sequence[int]] = ()  # where the TTLs that age stand in the tail, or in each of the rotations
+        self.ttls: Sequence[
+            Sequence[int]
+        ] = ()  # where the TTLs that age stand in the tail, or in each of the rotations
         self.turn = 0
         self.size = size  # octets of the reply without its OPT
         self.octets = ENTRY_OCTETS + len(key) + len(tail)
@@ -243,8 +246,8 @@ class ReplyCache:
     def wanted(self) -> bool:
         """Whether the reply to the query that was looked up last should be stored: its question came before.
 
-        Each question leaves a mark of eight bits at one of SEEN places, the next one there takes its place. Two questions
-        with the same mark and place are taken for one; then a reply is stored a little early.
+        Each question leaves a mark of eight bits at one of SEEN places, the next one there takes its place. Two
+        questions with the same mark and place are taken for one; then a reply is stored a little early.
         """
         if not self.key:
             return False
@@ -272,7 +275,9 @@ class ReplyCache:
         self.octets += entry.octets
 
 
-def entry_for(request: Request, answer: Answer, key: bytes, replies: list[bytes], counting: tuple[Plugin, ...]) -> Entry | None:
+def entry_for(
+    request: Request, answer: Answer, key: bytes, replies: list[bytes], counting: tuple[Plugin, ...]
+) -> Entry | None:
     """The entry for a reply that was just made, or None where it may not be given again.
 
     The caller has seen that nothing was read that the key does not hold. `replies` are the whole replies, one for each

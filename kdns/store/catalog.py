@@ -15,7 +15,9 @@ class BadCatalog(ValueError):
 
 
 class Member(NamedTuple):
-    """A member zone: the label that stands for it (another one is another zone), and the catalog it may move to, or nothing."""
+    """A member zone: the label that stands for it (another one is another zone), and the catalog it may move to, or
+    nothing.
+    """
 
     label: bytes
     moves_to: bytes

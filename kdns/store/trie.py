@@ -21,8 +21,8 @@ _NONE: Final[dict[int, Answer]] = {}
 class Node:
     """One name: its RRsets by type, and the answers rendered for it.
 
-    `answers` holds what was rendered, by query type. Once `nodata` is set, `types` are all the types there are, and every
-    other one gets that answer. A node does not refer to the one above it: that would be a cycle, which only the
+    `answers` holds what was rendered, by query type. Once `nodata` is set, `types` are all the types there are, and
+    every other one gets that answer. A node does not refer to the one above it: that would be a cycle, which only the
     collector frees.
     """
 
@@ -115,7 +115,9 @@ class Store:
         return self.root if rest == ROOT else self.index.get(rest)
 
     def closest(self, name: bytes) -> tuple[Node, int]:
-        """The closest encloser (RFC 4592, section 3.3.1) and the offset in `name` where it begins; the root at worst."""
+        """The closest encloser (RFC 4592, section 3.3.1) and the offset in `name` where it begins; the root at
+        worst.
+        """
         index = self.index
         off = 0
         while size := name[off]:

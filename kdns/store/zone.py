@@ -1,13 +1,14 @@
 """An authoritative zone: an immutable snapshot of its names, and what it says to a question.
 
-Laws: a zone never changes; another version is another Zone, put in its place at once. What it says depends on the question and DO
-only. Its `validity` is ended by whoever serves it, when another version takes its place.
+Laws: a zone never changes; another version is another Zone, put in its place at once. What it says depends on the
+question and DO only. Its `validity` is ended by whoever serves it, when another version takes its place.
 
-Theory of operation. `answer` follows RFC 1034, section 4.3.2 as RFC 4592 and RFC 6672 have amended it. It walks from the apex down
-to the name asked, a dictionary look-up a label: the first cut on the way is a referral, the first DNAME above the name redirects, the
-last name that exists is the closest encloser. If the name itself does not exist, the wildcard right below its closest encloser stands
-in for it, and no other. A CNAME leads to the next name, which begins the walk anew; out of the zone it ends with `target`, and
-whoever asked may go on there. With DO, signatures stand beside what they cover, and a denial beside its proof (zone_proofs).
+Theory of operation. `answer` follows RFC 1034, section 4.3.2 as RFC 4592 and RFC 6672 have amended it. It walks from
+the apex down to the name asked, a dictionary look-up a label: the first cut on the way is a referral, the first DNAME
+above the name redirects, the last name that exists is the closest encloser. If the name itself does not exist, the
+wildcard right below its closest encloser stands in for it, and no other. A CNAME leads to the next name, which begins
+the walk anew; out of the zone it ends with `target`, and whoever asked may go on there. With DO, signatures stand
+beside what they cover, and a denial beside its proof (zone_proofs).
 """
 
 from collections.abc import Iterator
@@ -38,8 +39,8 @@ class BadZone(ValueError):
 class Found:
     """What a zone says. `target` is the name that a CNAME leads to out of the zone; `absent`: the name does not exist.
 
-    `wildcard` is the wildcard that stood in for the name, `needed` the records at the head of the additional section that a referral
-    is of no use without (RFC 9471), `referral` whether it is one.
+    `wildcard` is the wildcard that stood in for the name, `needed` the records at the head of the additional section
+    that a referral is of no use without (RFC 9471), `referral` whether it is one.
     """
 
     __slots__ = (
@@ -75,7 +76,8 @@ class Zone:
     """A zone's nodes by name, and the chain of its proofs. Made by `ZoneBuilder` or `zone_of`."""
 
     __slots__ = (
-        "_denials", "apex", "count", "denial", "hashed", "negative_ttl", "nodes", "origin", "proofs", "readers", "serial", "soa", "validity",
+        "_denials", "apex", "count", "denial", "hashed", "negative_ttl", "nodes", "origin", "proofs", "readers",
+        "serial", "soa", "validity",
     )  # fmt: skip
 
     def __init__(self, builder: "ZoneBuilder", apex: ZoneNode, soa: RRset, proofs: Proofs | None) -> None:
@@ -225,7 +227,11 @@ class _Look:
             found.rcode = YXDOMAIN  # RFC 6672, section 2.2
             return None
         found.answer.append(RRset(name, iana.CNAME, dname.ttl, (target,)))
-        return None if self.qtype in _NOT_FOLLOWED and self.qtype != iana.RRSIG and self.qtype != iana.NSEC else target.lower()
+        return (
+            None
+            if self.qtype in _NOT_FOLLOWED and self.qtype != iana.RRSIG and self.qtype != iana.NSEC
+            else target.lower()
+        )
 
     def _refer(self, node: ZoneNode) -> None:
         """A referral to the servers of a zone below (RFC 1034, section 4.3.2, step 3b; RFC 4035, section 3.1.4)."""
@@ -258,7 +264,9 @@ class _Look:
     # Parts.
 
     def _data(self, name: bytes, node: ZoneNode) -> tuple[bool, bytes | None]:
-        """Adds a node's data of the type asked, owned by `name`; says whether there was any, and where a CNAME leads."""
+        """Adds a node's data of the type asked, owned by `name`; says whether there was any, and where a CNAME
+        leads.
+        """
         found, qtype = self.found, self.qtype
         answer = found.answer
         synthesised = node.name != name
@@ -319,7 +327,9 @@ class _Look:
             authority.append(signed._replace(ttl=ttl))
 
     def _addresses(self, rrset: RRset, owner: bytes, depth: int = 0) -> None:
-        """The addresses of the names in an RRset's data, as far as this zone has them (RFC 1035, 3.3.9; RFC 2782; RFC 9460)."""
+        """The addresses of the names in an RRset's data, as far as this zone has them (RFC 1035, 3.3.9; RFC 2782; RFC
+        9460).
+        """
         zone, found = self.zone, self.found
         at = _TARGETS[rrset.type]
         for data in rrset.rdatas:
@@ -410,14 +420,17 @@ class ZoneBuilder:
         return Zone(self, apex, soa, proofs)
 
     def _nsec3(self, parameters: RRset) -> Proofs:
-        # RFC 5155, section 7.3: a chain whose NSEC3PARAM has flags is not whole. Of several whole ones the first serves.
+        # RFC 5155, section 7.3: a chain whose NSEC3PARAM has flags is not whole. Of several whole ones the first
+        # serves.
         usable = [data for data in parameters.rdatas if len(data) >= 5 and data[0] == 1 and data[1] == 0]
         if not usable:
             raise BadZone("no NSEC3PARAM of hash algorithm 1 without flags")
         chosen = usable[0]
         iterations = chosen[2] << 8 | chosen[3]
         if iterations > MAX_ITERATIONS:
-            raise BadZone(f"NSEC3 with {iterations} iterations: resolvers take at most {MAX_ITERATIONS} for secure (RFC 9276)")
+            raise BadZone(
+                f"NSEC3 with {iterations} iterations: resolvers take at most {MAX_ITERATIONS} for secure (RFC 9276)"
+            )
         head = chosen[2:]  # iterations, salt length, salt: as in the NSEC3 records behind their flags
         hashed = {}
         for label, node in self.hashed.items():

@@ -1,4 +1,6 @@
-"""What differs between two versions of a zone: for IXFR (RFC 1995), and to tell an edited file from one that was only touched."""
+"""What differs between two versions of a zone: for IXFR (RFC 1995), and to tell an edited file from one that was only
+touched.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The nodes of an authoritative zone, and how the records of a zone become nodes.
 
-Nodes come in canonical order (RFC 4034, section 6.1), empty non-terminals among them, so that whoever puts a zone together walks a
-list once and nothing is sorted where queries wait.
+Nodes come in canonical order (RFC 4034, section 6.1), empty non-terminals among them, so that whoever puts a zone
+together walks a list once and nothing is sorted where queries wait.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,9 @@ NSEC3PARAM: Final = 51
 
 @final
 class ZoneNode:
-    """One name of a zone: its RRsets, and what it is (CUT, REDIRECT). Without RRsets it is an empty non-terminal. Never changed."""
+    """One name of a zone: its RRsets, and what it is (CUT, REDIRECT). Without RRsets it is an empty non-terminal. Never
+    changed.
+    """
 
     __slots__ = ("flags", "name", "rrsets")
 
@@ -71,7 +73,12 @@ def arranged(origin: bytes, names: Mapping[bytes, Mapping[int, Sequence[Any]]]) 
     for name in sorted(every, key=canonical_key):
         sets = names.get(name, nothing)
         out.append(
-            (name, tuple([(key & 0xFFFF, found[0], _once(found[1:])) for key, found in sorted(sets.items(), key=_by_type)]))
+            (
+                name,
+                tuple(
+                    [(key & 0xFFFF, found[0], _once(found[1:])) for key, found in sorted(sets.items(), key=_by_type)]
+                ),
+            )
         )
     return out
 

@@ -1,7 +1,7 @@
 """Proofs that something is not there, from the NSEC or NSEC3 records that a signed zone holds.
 
-Which records prove what is in RFC 4035, section 3.1.3 (NSEC) and RFC 5155, section 7.2 (NSEC3). kdns proves with what the zone's
-signer left; where a record is missing, the proof is short of it.
+Which records prove what is in RFC 4035, section 3.1.3 (NSEC) and RFC 5155, section 7.2 (NSEC3). kdns proves with what
+the zone's signer left; where a record is missing, the proof is short of it.
 """
 
 from base64 import b32encode
@@ -72,7 +72,9 @@ class NsecProofs:
 class Nsec3Proofs:
     """Proofs from NSEC3 records. `chain` are the hashed labels in order, `hashed` the nodes by hashed label."""
 
-    def __init__(self, origin: bytes, salt: bytes, iterations: int, chain: list[bytes], hashed: dict[bytes, ZoneNode]) -> None:
+    def __init__(
+        self, origin: bytes, salt: bytes, iterations: int, chain: list[bytes], hashed: dict[bytes, ZoneNode]
+    ) -> None:
         self.origin = origin
         self.salt = salt
         self.iterations = iterations
@@ -90,13 +92,15 @@ class Nsec3Proofs:
         return node is not None
 
     def _cover(self, name: bytes, give: Proof) -> None:
-        # The last one covers what is before the first. A name that has a record of its own gets that: a wildcard that stands in for
-        # the name, or one above what is opted out.
+        # The last one covers what is before the first. A name that has a record of its own gets that: a wildcard that
+        # stands in for the name, or one above what is opted out.
         place = bisect_right(self.chain, self.label(name))
         give(self.hashed[self.chain[place - 1]], NSEC3)
 
     def _encloser(self, name: bytes, give: Proof) -> bytes:
-        """The closest provable encloser's proof: a record for it, and one for the next closer name; gives the encloser."""
+        """The closest provable encloser's proof: a record for it, and one for the next closer name; gives the
+        encloser.
+        """
         closer = name
         while name != self.origin:
             closer, name = name, parent(name)

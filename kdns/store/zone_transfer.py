@@ -1,8 +1,9 @@
 """A zone transfer as it comes in: messages in, a zone's records or changes out (AXFR: RFC 5936; IXFR: RFC 1995). Pure.
 
-Theory of operation. The first record is the new SOA. If the second one is an SOA too, what follows are difference sequences: an old
-SOA and what goes, the next SOA and what comes, until the new SOA ends it. If not, all of the zone follows, and the SOA again at its
-end. An answer to an IXFR may have either form, or be nothing but an SOA: then we are up to date.
+Theory of operation. The first record is the new SOA. If the second one is an SOA too, what follows are difference
+sequences: an old SOA and what goes, the next SOA and what comes, until the new SOA ends it. If not, all of the zone
+follows, and the SOA again at its end. An answer to an IXFR may have either form, or be nothing but an SOA: then we are
+up to date.
 """
 
 from collections.abc import Iterator, Mapping
@@ -137,7 +138,9 @@ class Inbound:
             if node is None:
                 node = self.old.hashed.get(owner[1 : owner[0] + 1])
             sets = node.rrsets if node is not None else ()
-            known = self.names[owner] = {_key(rrset.type, rrset.rdatas[0]): [rrset.ttl, *rrset.rdatas] for rrset in sets}
+            known = self.names[owner] = {
+                _key(rrset.type, rrset.rdatas[0]): [rrset.ttl, *rrset.rdatas] for rrset in sets
+            }
         return known
 
     def _set_soa(self) -> None:
@@ -167,7 +170,8 @@ def bare(name: bytes, sets: Mapping[int, list[Any]]) -> Bare:
 
 
 def changed(old: Zone, names: Mapping[bytes, Sets], builder: ZoneBuilder) -> Iterator[None]:
-    """Puts a zone with these names changed into a builder, in canonical order; what did not change is shared with the old one.
+    """Puts a zone with these names changed into a builder, in canonical order; what did not change is shared with the
+    old one.
 
     Yields where others may run.
     """
@@ -208,7 +212,9 @@ def _place(builder: ZoneBuilder, name: Bare) -> None:
 
 
 def _enclose(builder: ZoneBuilder, name: bytes) -> None:
-    """Adds the empty non-terminals above a name that are not there yet: in canonical order they stand right before it."""
+    """Adds the empty non-terminals above a name that are not there yet: in canonical order they stand right before
+    it.
+    """
     missing = []
     while name != builder.origin:
         name = parent(name)

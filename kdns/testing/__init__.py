@@ -1,4 +1,5 @@
-"""Tests of plugins, over real sockets: a server, scripted upstreams, a Kubernetes API. Needs `kdns[testing]` (dnspython).
+"""Tests of plugins, over real sockets: a server, scripted upstreams, a Kubernetes API. Needs `kdns[testing]`
+(dnspython).
 
 from kdns.testing import Server, block, data
 
@@ -13,6 +14,7 @@ from kdns.testing.server import Server, additional, answers, block, code, data, 
 from kdns.testing.upstream import Script, Upstream, answer, soa
 
 __all__ = [
-    "ApiServer", "LoopThread", "Script", "Server", "Upstream", "additional", "answer", "answers", "block", "code", "data", "eventually",
+    "ApiServer", "LoopThread", "Script", "Server", "Upstream", "additional", "answer", "answers", "block", "code",
+    "data", "eventually",
     "flags", "free_port", "http_get", "soa",
 ]  # fmt: skip

@@ -278,7 +278,12 @@ class ApiServer:
             meta["continue"] = base64.b64encode(json.dumps([version, start + limit]).encode()).decode()
             meta["remainingItemCount"] = len(items) - start - limit
         group, apiversion, kind, _ = KINDS[plural]
-        body = {"kind": f"{kind}List", "apiVersion": f"{group}/{apiversion}".lstrip("/"), "metadata": meta, "items": page}
+        body = {
+            "kind": f"{kind}List",
+            "apiVersion": f"{group}/{apiversion}".lstrip("/"),
+            "metadata": meta,
+            "items": page,
+        }
         response = web.json_response(body)
         if "gzip" in request.headers.get("Accept-Encoding", "") and len(items) > 10:
             response.enable_compression(web.ContentCoding.gzip)
@@ -291,7 +296,9 @@ class ApiServer:
             return _status(422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
         if since and (since > self.version or self.behind):
             self.behind = max(self.behind - 1, 0)
-            status = _status(504, f"Timeout: Too large resource version: {since}, current: {min(since - 1, self.version)}")
+            status = _status(
+                504, f"Timeout: Too large resource version: {since}, current: {min(since - 1, self.version)}"
+            )
             status.headers["Retry-After"] = "1"
             return status
         if since and since < self.compacted:
@@ -325,7 +332,9 @@ class ApiServer:
                     if kind == plural:
                         await response.write(obj)
                     continue
-                if kind in ("", plural) and (event in ("BOOKMARK", "ERROR") or (_selected(obj, request) and _in(obj, namespace))):
+                if kind in ("", plural) and (
+                    event in ("BOOKMARK", "ERROR") or (_selected(obj, request) and _in(obj, namespace))
+                ):
                     shown = obj if event in ("ERROR", "BOOKMARK") else self._full(plural, obj)
                     await response.write(json.dumps({"type": event, "object": shown}).encode() + b"\n")
         except (ConnectionError, asyncio.CancelledError):

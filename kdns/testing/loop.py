@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-# Below every system's ephemeral ports (Linux 32768, IANA and macOS 49152 upwards), so that no client's own socket is given a
-# port that a test has picked.
+# Below every system's ephemeral ports (Linux 32768, IANA and macOS 49152 upwards), so that no client's own socket is
+# given a port that a test has picked.
 _PORTS: Final = range(10_000, 32_000)
 _candidates = itertools.cycle(_PORTS)
 # Two runs on one machine begin in different places.

@@ -21,7 +21,8 @@ def service(
         body.update(clusterIP=ips[0] if ips else "None", clusterIPs=list(ips) or ["None"])
     if ports:
         body["ports"] = [
-            {"name": n, "protocol": p, "port": number} if n else {"port": number, "protocol": p} for n, p, number in ports
+            {"name": n, "protocol": p, "port": number} if n else {"port": number, "protocol": p}
+            for n, p, number in ports
         ]
     meta = {"name": name, "namespace": ns, "labels": labels or {}}
     return {"kind": "Service", "apiVersion": "v1", "metadata": meta, "spec": body}
@@ -46,7 +47,8 @@ def endpointslice(
     meta = {"name": name, "namespace": ns, "labels": {"kubernetes.io/service-name": of, **(labels or {})}}
     body: dict[str, Any] = {
         "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "metadata": meta,
-        "addressType": "IPv6" if endpoints and ":" in endpoints[0]["addresses"][0] else "IPv4", "endpoints": list(endpoints),
+        "addressType": "IPv6" if endpoints and ":" in endpoints[0]["addresses"][0] else "IPv4",
+        "endpoints": list(endpoints),
     }  # fmt: skip
     body["ports"] = [{"name": n, "protocol": p, "port": number} for n, p, number in ports]
     return body

@@ -1,4 +1,6 @@
-"""A kdns server in a test, and the replies it gives: tests talk to it over real sockets, with dnspython as the client."""
+"""A kdns server in a test, and the replies it gives: tests talk to it over real sockets, with dnspython as the
+client.
+"""
 
 import contextlib
 import socket
@@ -24,8 +26,8 @@ def block(*lines: str) -> str:
 class Server:
     """A server of a Corefile, in a thread of its own, until `close` (or the end of a `with` block).
 
-    `text` is the Corefile; `{port}` in it is a free port, or `port`. `plugins` are plugin classes that the Corefile may use as
-    if their packages were installed. Raises CorefileError or OSError where the server cannot start.
+    `text` is the Corefile; `{port}` in it is a free port, or `port`. `plugins` are plugin classes that the Corefile may
+    use as if their packages were installed. Raises CorefileError or OSError where the server cannot start.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class Server:
 
 def answers(reply: dns.message.Message) -> list[str]:
     """The records of the answer section as sorted text, without TTLs: `name TYPE data`."""
-    return sorted(f"{rrset.name} {dns.rdatatype.to_text(rrset.rdtype)} {record}" for rrset in reply.answer for record in rrset)
+    return sorted(
+        f"{rrset.name} {dns.rdatatype.to_text(rrset.rdtype)} {record}" for rrset in reply.answer for record in rrset
+    )
 
 
 def data(reply: dns.message.Message) -> list[str]:

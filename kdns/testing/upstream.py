@@ -23,7 +23,9 @@ def answer(query: dns.message.Message, *records: str, ttl: int = 60, ra: bool = 
     return reply
 
 
-def soa(reply: dns.message.Message, zone: str = "example.org.", ttl: int = 60, minimum: int = 60) -> dns.message.Message:
+def soa(
+    reply: dns.message.Message, zone: str = "example.org.", ttl: int = 60, minimum: int = 60
+) -> dns.message.Message:
     """Adds a zone's SOA to a negative reply."""
     reply.authority.append(
         dns.rrset.from_text(zone, ttl, "IN", "SOA", f"ns.{zone.lstrip('.')} mail.{zone.lstrip('.')} 1 2 3 4 {minimum}")

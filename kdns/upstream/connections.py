@@ -2,12 +2,13 @@
 
 TCP and TLS (tcp.py) and HTTP/2 (https.py) differ in how a query is written and its reply found; the rest is here.
 
-Theory of operation. A query goes out on the first connection with room. Where none has, it waits while another is dialled.
-A connection may die without a word: a conntrack entry or the backend of a load balancer is gone, and octets vanish. So one
-that answers nothing while a query's time runs out takes no more queries at once. A fresh one is dialled beside it, and what
-else is in flight on it goes out again there; whichever answers first is believed, for the upstream may only be slow.
-A query goes out twice at most. A connection that the upstream closed while it was idle costs nothing: what was in flight goes
-out again at once. Whatever the upstream does, a query ends by its deadline, and connections are bounded in number.
+Theory of operation. A query goes out on the first connection with room. Where none has, it waits while another is
+dialled. A connection may die without a word: a conntrack entry or the backend of a load balancer is gone, and octets
+vanish. So one that answers nothing while a query's time runs out takes no more queries at once. A fresh one is dialled
+beside it, and what else is in flight on it goes out again there; whichever answers first is believed, for the upstream
+may only be slow. A query goes out twice at most. A connection that the upstream closed while it was idle costs nothing:
+what was in flight goes out again at once. Whatever the upstream does, a query ends by its deadline, and connections are
+bounded in number.
 """
 
 import asyncio
@@ -29,13 +30,14 @@ DIAL: Final = 5.0  # seconds to connect, TLS included: what a whole query may ta
 # After so many seconds another connection is tried beside one that is still dialling: its SYN may have been lost while
 # the upstream was away, and the kernel tries again only after 1, 3 and 7 seconds.
 REDIAL: Final = 0.4
-# A connection without an answer for this part of a query's timeout is retired with the query. Less would retire one that has
-# just taken over from another, with the queries that it took over; more would let a second query wait in vain.
+# A connection without an answer for this part of a query's timeout is retired with the query. Less would retire one
+# that has just taken over from another, with the queries that it took over; more would let a second query wait in vain.
 SILENT: Final = 0.5
 GOODBYE: Final = 1.0  # seconds that an upstream has to end TLS in good order
 CLOSING: Final = 20  # turns of the loop that an aborted connection may take to be gone: over TLS some three
-# An idle connection that is dead is found in 5 seconds, and so before `expire` (10 seconds) has an ordinary one closed: three
-# probes are lost by then. Octets unacknowledged for 5 seconds are of no use to any query, which takes no longer in all.
+# An idle connection that is dead is found in 5 seconds, and so before `expire` (10 seconds) has an ordinary one closed:
+# three probes are lost by then. Octets unacknowledged for 5 seconds are of no use to any query, which takes no longer
+# in all.
 KEEPALIVE_IDLE: Final = 2
 KEEPALIVE_INTERVAL: Final = 1
 KEEPALIVE_PROBES: Final = 3
@@ -157,7 +159,10 @@ class Connections:
     def _dial(self) -> None:
         loop = asyncio.get_running_loop()
         enough = len(self.waiting) <= len(self.dials) * self.pipelined and loop.time() - self.dialled < REDIAL
-        full = len(self.open) + len(self.dials) >= MAX_CONNECTIONS or sum(not each.retired for each in self.open) >= self.most
+        full = (
+            len(self.open) + len(self.dials) >= MAX_CONNECTIONS
+            or sum(not each.retired for each in self.open) >= self.most
+        )
         if full or (self.dials and enough):
             return
         self.dialled = loop.time()
@@ -359,7 +364,9 @@ class Connection(asyncio.Protocol):
         self.transport = None
         if self.timer is not None:
             self.timer.cancel()
-        self.owner.lost(self, os_text("read", exc) if isinstance(exc, OSError) else str(exc or "the connection was closed"))
+        self.owner.lost(
+            self, os_text("read", exc) if isinstance(exc, OSError) else str(exc or "the connection was closed")
+        )
 
     def _idle(self) -> None:
         """Closes a connection that was not used for `expire` seconds, or of which there are too many."""

@@ -1,9 +1,9 @@
 """One exchange with an upstream: the query as it leaves, and what counts as its reply.
 
-Laws (RFC 5452, section 9.1): ids come from the system's generator; a reply is taken only if id, QR, opcode, question name,
-type and class are those of the query; anything else is dropped and the wait goes on. One kind of reply has no question: a
-header alone, by which a server says that it could not read the query (RFC 1035, section 4.1.1). It is taken by its id, which
-is as hard to guess as for any other reply.
+Laws (RFC 5452, section 9.1): ids come from the system's generator; a reply is taken only if id, QR, opcode, question
+name, type and class are those of the query; anything else is dropped and the wait goes on. One kind of reply has no
+question: a header alone, by which a server says that it could not read the query (RFC 1035, section 4.1.1). It is taken
+by its id, which is as hard to guess as for any other reply.
 """
 
 import asyncio
@@ -66,7 +66,8 @@ def new_id() -> bytes:
 
 
 def random_case(name: bytes) -> bytes:
-    """A lower-cased wire name with the case of each letter by chance: a reply repeats it, and who forges one has to guess it.
+    """A lower-cased wire name with the case of each letter by chance: a reply repeats it, and who forges one has to
+    guess it.
 
     draft-vixie-dnsext-dns0x20. A label's length is below every letter.
     """
@@ -79,7 +80,9 @@ def random_case(name: bytes) -> bytes:
 
 
 def matching_reply(data: bytes, qid: bytes, question: Question, to: str, opcode: int = 0) -> Answer | None:
-    """The answer in a datagram or frame, if it is a reply to this question under this id and opcode; else None, counted."""
+    """The answer in a datagram or frame, if it is a reply to this question under this id and opcode; else None,
+    counted.
+    """
     if data[:2] == qid:
         try:
             message = parse_reply(data, question)
@@ -109,7 +112,9 @@ def timed_out(proto: str, local: str, to: str) -> UpstreamError:
 
 
 def tell(done: Done, result: Result) -> None:
-    """Calls back. What that raises ends nothing of others': not the connection they share, and not the closing of it."""
+    """Calls back. What that raises ends nothing of others': not the connection they share, and not the closing of
+    it.
+    """
     try:
         done(result)
     except Exception as error:
@@ -117,7 +122,9 @@ def tell(done: Done, result: Result) -> None:
 
 
 def os_text(call: str, error: OSError) -> str:
-    """An operating system's error in the words that CoreDNS's logs have, so that what is searched for there is found here."""
+    """An operating system's error in the words that CoreDNS's logs have, so that what is searched for there is found
+    here.
+    """
     # asyncio puts words of its own into `strerror`.
     text = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
     return f"{call}: {text[:1].lower()}{text[1:]}"

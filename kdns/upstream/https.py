@@ -27,7 +27,8 @@ MESSAGE: Final = "application/dns-message"
 
 
 class HttpsConnections(Connections):
-    """The connection to one upstream. `context` must offer `h2` by ALPN; `server_name` is what the certificate must bear.
+    """The connection to one upstream. `context` must offer `h2` by ALPN; `server_name` is what the certificate must
+    bear.
 
     RFC 9113, section 9.1: there is one connection, and another only while that takes no more queries.
     """
@@ -61,7 +62,8 @@ class HttpsConnections(Connections):
         if self.get:
             path += "?dns=" + base64.urlsafe_b64encode(query).rstrip(b"=").decode()
         fields = [
-            (":method", "GET" if self.get else "POST"), (":scheme", "https"), (":authority", self.authority), (":path", path),
+            (":method", "GET" if self.get else "POST"), (":scheme", "https"), (":authority", self.authority),
+            (":path", path),
             ("accept", MESSAGE),
         ]  # fmt: skip
         if self.get:

@@ -1,7 +1,7 @@
 """One question over UDP on a socket of its own, and the reply to it: for NOTIFY, the probes of `loop` and `kdns query`.
 
-Not for the forwarder, which keeps sockets and makes no task: a datagram costs half as much again here. And not for a listener:
-asyncio-dgram stops receiving for good once a datagram cannot be answered.
+Not for the forwarder, which keeps sockets and makes no task: a datagram costs half as much again here. And not for a
+listener: asyncio-dgram stops receiving for good once a datagram cannot be answered.
 
 Laws (RFC 5452, section 9): as in `exchange`. What does not match is dropped, and the wait goes on until its end.
 """
@@ -18,8 +18,8 @@ from kdns.dns.answer import Answer
 from kdns.dns.query import Question
 from kdns.upstream.exchange import UpstreamError, matching_reply, new_id, os_text, timed_out
 
-# Seconds after which the socket's errors (an ICMP message: nobody is there) are looked at: asyncio-dgram says them only when it
-# is asked anew.
+# Seconds after which the socket's errors (an ICMP message: nobody is there) are looked at: asyncio-dgram says them only
+# when it is asked anew.
 LOOK: Final = 0.1
 
 

@@ -1,4 +1,6 @@
-"""DNS over TCP and TLS: queries pipelined on kept connections, told apart by their ids (RFC 7766, section 6.2.1.1; RFC 7858)."""
+"""DNS over TCP and TLS: queries pipelined on kept connections, told apart by their ids (RFC 7766, section 6.2.1.1; RFC
+7858).
+"""
 
 from typing import ClassVar, Final, final
 

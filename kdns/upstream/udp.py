@@ -22,9 +22,9 @@ from kdns.upstream.exchange import Done, Mismatched, UpstreamError, matching_rep
 MAX_USES: Final = 100  # queries through one port
 MAX_AGE: Final = 10.0  # seconds of one port
 MAX_REPLY: Final = 4096  # octets; we ask for 1232 at most
-# Datagrams that are no reply to the query in flight, after which the wait ends: somebody who guesses ids has found the port,
-# and would have as many guesses as there is time (RFC 5452, section 9; other resolvers do the same). An honest network
-# duplicates a reply now and then; ten are no accident.
+# Datagrams that are no reply to the query in flight, after which the wait ends: somebody who guesses ids has found the
+# port, and would have as many guesses as there is time (RFC 5452, section 9; other resolvers do the same). An honest
+# network duplicates a reply now and then; ten are no accident.
 MAX_JUNK: Final = 10
 
 HITS = Counter(
@@ -86,7 +86,20 @@ class UdpSockets:
 
 @final
 class _Socket:
-    __slots__ = ("born", "cased", "deadline", "done", "junk", "local", "loop", "owner", "qid", "question", "sock", "uses")
+    __slots__ = (
+        "born",
+        "cased",
+        "deadline",
+        "done",
+        "junk",
+        "local",
+        "loop",
+        "owner",
+        "qid",
+        "question",
+        "sock",
+        "uses",
+    )
 
     def __init__(self, owner: UdpSockets, now: float) -> None:
         self.owner = owner

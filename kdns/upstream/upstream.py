@@ -86,7 +86,9 @@ class Address:
 class Upstream:
     """An upstream in use."""
 
-    def __init__(self, where: Address, options: Options, name: str, deadlines: Deadlines, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, where: Address, options: Options, name: str, deadlines: Deadlines, context: ssl.SSLContext | None
+    ) -> None:
         self.where = where
         self.to = where.text
         self.options = options
@@ -94,7 +96,8 @@ class Upstream:
         self.fails = 0
         self.rtt = 0.0  # seconds, smoothed; 0 while not known
         self.refused = False  # by the plugin `loop`
-        # For whoever shows it: when it last answered, since when it does not (monotonic seconds; 0: never), and what it said.
+        # For whoever shows it: when it last answered, since when it does not (monotonic seconds; 0: never), and what it
+        # said.
         self.answered = 0.0
         self.failing = 0.0
         self.error = ""
@@ -111,7 +114,8 @@ class Upstream:
             assert context is not None
             self.tcp = https.HttpsConnections(
                 where.host, where.port, self.to, name, deadlines,
-                context=context, server_name=server_name, get=o.doh_get, expire=o.expire, max_age=o.max_age, source=o.source,
+                context=context, server_name=server_name, get=o.doh_get, expire=o.expire, max_age=o.max_age,
+                source=o.source,
             )  # fmt: skip
         elif where.transport == "grpc":
             from kdns.upstream import grpc
@@ -137,17 +141,19 @@ class Upstream:
     def exchange(self, query: bytes, question: Question, proto: str, done: Done) -> None:
         """Asks, and asks again where the reply says so; calls back once.
 
-        Over TCP where a reply is cut (RFC 7766, section 5), or where too many did not match; without OPT where the upstream
-        may not know it (RFC 6891, section 7). Where that fails, the first reply is passed on. What follows a reply begins
-        within `timeout` of the first query, so all takes two timeouts at most. That an upstream knows no EDNS is not
-        remembered: one forged reply would take DNSSEC and large answers from everybody.
+        Over TCP where a reply is cut (RFC 7766, section 5), or where too many did not match; without OPT where the
+        upstream may not know it (RFC 6891, section 7). Where that fails, the first reply is passed on. What follows a
+        reply begins within `timeout` of the first query, so all takes two timeouts at most. That an upstream knows no
+        EDNS is not remembered: one forged reply would take DNSSEC and large answers from everybody.
         """
         if self.closed:
             done(UpstreamError(f"{self.to} is closed"))
         else:
             self._send(monotonic(), query, question, proto, None, done)
 
-    def _send(self, began: float, query: bytes, question: Question, proto: str, first: Answer | None, done: Done) -> None:
+    def _send(
+        self, began: float, query: bytes, question: Question, proto: str, first: Answer | None, done: Done
+    ) -> None:
         """`first` is the reply that there is already."""
         if self.stream_only or proto == "tcp":
             came = partial(self._came, began, query, question, "tcp", first, done)
@@ -157,7 +163,14 @@ class Upstream:
             self.udp.exchange(query, question, self.options.timeout, came, self.options.random_case)
 
     def _came(
-        self, began: float, query: bytes, question: Question, proto: str, first: Answer | None, done: Done, result: Result
+        self,
+        began: float,
+        query: bytes,
+        question: Question,
+        proto: str,
+        first: Answer | None,
+        done: Done,
+        result: Result,
     ) -> None:
         if type(result) is Answer:
             cut = result.flags & iana.TC and proto == "udp"
@@ -205,7 +218,9 @@ class Upstream:
             )
 
     async def _probe(self) -> None:
-        """Probes every `interval`, however long a probe is waited for: an upstream that is back is seen with the next one."""
+        """Probes every `interval`, however long a probe is waited for: an upstream that is back is seen with the next
+        one.
+        """
         question = Question(self.options.probe_name, iana.NS)
         query = pack_query(0, question, rd=self.options.probe_rd)
         alive = asyncio.Event()
@@ -230,7 +245,9 @@ class Upstream:
         self.task = None
 
     async def close(self) -> None:
-        """Ends probing and closes all sockets. What was in flight fails, and a try that follows from that opens none again."""
+        """Ends probing and closes all sockets. What was in flight fails, and a try that follows from that opens none
+        again.
+        """
         self.closed = True
         if self.task is not None:
             self.task.cancel()

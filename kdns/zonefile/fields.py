@@ -1,8 +1,8 @@
 """The fields that rdata is made of, in text and on the wire.
 
-A field reads words into octets and shows octets as text; a type is a row of fields (`kdns.zonefile.types`). Reading raises
-BadRecord; showing raises ValueError or IndexError for octets that are no such field, which is also how the generic form of a
-known type is checked (RFC 3597, section 5).
+A field reads words into octets and shows octets as text; a type is a row of fields (`kdns.zonefile.types`). Reading
+raises BadRecord; showing raises ValueError or IndexError for octets that are no such field, which is also how the
+generic form of a known type is checked (RFC 3597, section 5).
 """
 
 import base64

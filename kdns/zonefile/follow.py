@@ -1,10 +1,11 @@
 """A zone file that is served: read, followed, and replaced whole by its next version.
 
-Laws: what is broken or gone keeps the last good version, and one line says what is wrong with it; a new version is put in the old
-one's place at once, which ends what was rendered from the old one; a file is read when it has looked the same twice, so that one half
-written is not taken for a short one.
+Laws: what is broken or gone keeps the last good version, and one line says what is wrong with it; a new version is put
+in the old one's place at once, which ends what was rendered from the old one; a file is read when it has looked the
+same twice, so that one half written is not taken for a short one.
 
-One object stands for a file and a zone however many configurations use it, so a reload of the Corefile reads no zone again.
+One object stands for a file and a zone however many configurations use it, so a reload of the Corefile reads no zone
+again.
 """
 
 import asyncio
@@ -26,7 +27,9 @@ Changed = Callable[["ZoneFile"], None]
 
 
 class ZoneFile:
-    """A zone's file, its current version, and the last steps that led to it. `plugin` is the name its log lines begin with."""
+    """A zone's file, its current version, and the last steps that led to it. `plugin` is the name its log lines begin
+    with.
+    """
 
     def __init__(self, path: str, origin: bytes, plugin: str) -> None:
         self.path = path
@@ -99,14 +102,16 @@ class ZoneFile:
         if loaded.zone.serial == old.serial and not self.by_mtime:
             self.seen = loaded.seen
             self.log.warning(
-                f'zone {self._name}: "{self.path}" has changed, but its SOA serial is still {old.serial}: it is not taken. '
+                f'zone {self._name}: "{self.path}" has changed, but its SOA serial is still {old.serial}: it is not '
+                f"taken. "
                 "Raise the serial, or say reload_by_mtime"
             )
             await emptied(loaded.zone.nodes)
             return False
         if (loaded.zone.serial - old.serial) & 0xFFFFFFFF >= 1 << 31:
             self.log.warning(
-                f"zone {self._name}: serial {loaded.zone.serial} is older than {old.serial} (RFC 1982): secondaries will not take it"
+                f"zone {self._name}: serial {loaded.zone.serial} is older than {old.serial} (RFC 1982): secondaries "
+                f"will not take it"
             )
         self.history.add(old, loaded.zone, changes)
         self._use(loaded)

@@ -2,8 +2,8 @@
 
     $GENERATE START-STOP[/STEP] OWNER [TTL] [CLASS] TYPE RDATA...
 
-`$` is the number, `${OFFSET[,WIDTH[,BASE]]}` the number and an offset, padded to a width, in base d, o, x, X, or as nibbles n, N;
-`$$` and `\\$` are a dollar.
+`$` is the number, `${OFFSET[,WIDTH[,BASE]]}` the number and an offset, padded to a width, in base d, o, x, X, or as
+nibbles n, N; `$$` and `\\$` are a dollar.
 """
 
 import re

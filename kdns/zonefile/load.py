@@ -1,8 +1,8 @@
 """From a zone's file to a Zone: at once where it is small, by a child process where reading it would hold the loop.
 
-The child (`python -m kdns.zonefile.load PATH ORIGIN`) reads the file (`-`: records that the parent sends), puts its names into
-canonical order and writes them in pieces of a hundred names; what is left to do here is to make objects of them, a piece in a third of
-a millisecond, others running in between.
+The child (`python -m kdns.zonefile.load PATH ORIGIN`) reads the file (`-`: records that the parent sends), puts its
+names into canonical order and writes them in pieces of a hundred names; what is left to do here is to make objects of
+them, a piece in a third of a millisecond, others running in between.
 """
 
 import asyncio
@@ -104,7 +104,9 @@ async def read_beside(path: str, origin: bytes) -> Loaded:
 
 
 async def build_beside(origin: bytes, names: Mapping[bytes, Mapping[int, Sequence[Any]]]) -> Zone:
-    """A zone of records that came by a transfer, while others run: of many by a child, which sorts them. Raises BadZone."""
+    """A zone of records that came by a transfer, while others run: of many by a child, which sorts them. Raises
+    BadZone.
+    """
     if len(names) <= SORTED_HERE:
         return zone_of(origin, arranged(origin, names))
     child = await asyncio.create_subprocess_exec(

@@ -102,9 +102,13 @@ class Prefixes:
                 if int(found[4]) > len(packed) * 8:
                     raise ValueError
             except (OSError, ValueError):
-                raise BadRecord(word.at, f'expected a prefix such as 1:192.0.2.0/24, found "{shown(word.text)}"') from None
+                raise BadRecord(
+                    word.at, f'expected a prefix such as 1:192.0.2.0/24, found "{shown(word.text)}"'
+                ) from None
             packed = packed.rstrip(b"\0")
-            out.append(b"\0" + found[2].translate(_DIGITS) + bytes((int(found[4]), bool(found[1]) << 7 | len(packed))) + packed)
+            out.append(
+                b"\0" + found[2].translate(_DIGITS) + bytes((int(found[4]), bool(found[1]) << 7 | len(packed))) + packed
+            )
         return b"".join(out)
 
     def show(self, data: bytes, at: int) -> tuple[str, int]:
@@ -177,7 +181,8 @@ class HostIdentity:
 
 # SvcParamKeys by name (RFC 9460, section 14.3; RFC 9461; RFC 9540).
 _KEYS: Final = {
-    "mandatory": 0, "alpn": 1, "no-default-alpn": 2, "port": 3, "ipv4hint": 4, "ech": 5, "ipv6hint": 6, "dohpath": 7, "ohttp": 8,
+    "mandatory": 0, "alpn": 1, "no-default-alpn": 2, "port": 3, "ipv4hint": 4, "ech": 5, "ipv6hint": 6, "dohpath": 7,
+    "ohttp": 8,
 }  # fmt: skip
 _KEY_TEXT: Final = {value: text for text, value in _KEYS.items()}
 
@@ -192,7 +197,13 @@ class Parameters:
             text, equals, value = word.text.partition(b"=")
             given = Word(value, word.at + len(text) + 1)
             follows = entry.peek()
-            if equals and not value and follows is not None and follows.quoted and follows.at == word.at + len(word.text):
+            if (
+                equals
+                and not value
+                and follows is not None
+                and follows.quoted
+                and follows.at == word.at + len(word.text)
+            ):
                 given = entry.next("")
             key = self._key(Word(text, word.at))
             if key in found:
@@ -213,7 +224,12 @@ class Parameters:
         if text in _KEYS:
             return _KEYS[text]
         digits = text.removeprefix("key")
-        if digits == text or not digits.isdecimal() or (len(digits) > 1 and digits[0] == "0") or int(digits[:6]) > 65534:
+        if (
+            digits == text
+            or not digits.isdecimal()
+            or (len(digits) > 1 and digits[0] == "0")
+            or int(digits[:6]) > 65534
+        ):
             raise BadRecord(word.at, f'unknown parameter "{shown(word.text)}"')
         return int(digits)
 
@@ -276,7 +292,8 @@ class Parameters:
             if not value or len(value) % width:
                 raise ValueError("bad hints")
             family = socket.AF_INET if key == 4 else socket.AF_INET6
-            return f"{text}={','.join(socket.inet_ntop(family, value[i : i + width]) for i in range(0, len(value), width))}"
+            hints = (socket.inet_ntop(family, value[i : i + width]) for i in range(0, len(value), width))
+            return f"{text}={','.join(hints)}"
         if key == 5:
             return f"{text}={quoted(base64.b64encode(value))}"
         return f"{text}={quoted(value)}" if value else text

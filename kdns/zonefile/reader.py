@@ -1,13 +1,13 @@
 """The master-file reader (RFC 1035, section 5; RFC 2308, section 4; RFC 3597): files in, records by owner and type out.
 
-Theory of operation. Nearly all lines of large zones are one of a few simple forms. One regular expression recognises such a line
-whole, and which of its groups matched last says which form it is; that takes a microsecond or two. Every other entry is split into
-words (`words.split`) and read field by field (`types.read`), which takes ten times as long and gives errors their place. Both
-give the same records; a test holds them beside each other.
+Theory of operation. Nearly all lines of large zones are one of a few simple forms. One regular expression recognises
+such a line whole, and which of its groups matched last says which form it is; that takes a microsecond or two. Every
+other entry is split into words (`words.split`) and read field by field (`types.read`), which takes ten times as long
+and gives errors their place. Both give the same records; a test holds them beside each other.
 
-What is wrong is noted with its place, and reading goes on behind the entry, so one look shows all faults (at most MAX_PROBLEMS).
-A zone with a fatal one is not served. Out-of-zone records are left out and named (BIND, NSD); of differing TTLs in an RRset the
-lowest counts (RFC 2181, section 5.2); a record that stands twice is one.
+What is wrong is noted with its place, and reading goes on behind the entry, so one look shows all faults (at most
+MAX_PROBLEMS). A zone with a fatal one is not served. Out-of-zone records are left out and named (BIND, NSD); of
+differing TTLs in an RRset the lowest counts (RFC 2181, section 5.2); a record that stands twice is one.
 
 Bounds: octets of all files, depth of $INCLUDE, records of $GENERATE, words of an entry.
 """
@@ -33,9 +33,9 @@ _NAMES_KEPT: Final = 4096  # wire forms kept by their text; a bound, not a tunin
 # Key of a signature's set: its records share a TTL with what they cover, not with each other (RFC 4034, section 3).
 SIGNED: Final = 16
 
-# Groups: 1 owner (empty: the one before), 2 TTL, then by type: 3 A, 4 AAAA, 5 and 6 a type whose rdata is one name, 7 and 8 MX,
-# 9 a TXT of one string, 10 to 13 SRV.
-# Nothing is given back (`++`, `*+`): what follows a part never begins like it.
+# Groups: 1 owner (empty: the one before), 2 TTL, then by type: 3 A, 4 AAAA, 5 and 6 a type whose rdata is one name, 7
+# and 8 MX, 9 a TXT of one string, 10 to 13 SRV. Nothing is given back (`++`, `*+`): what follows a part never begins
+# like it.
 _NAME: Final = rb"[-A-Za-z0-9_.*/@]++"
 _FAST: Final = re.compile(
     rb"([-A-Za-z0-9_.*/@]*+)[ \t]++(?:([0-9]{1,9})[ \t]++)?(?:(?:IN|in)[ \t]++)?"
@@ -83,8 +83,8 @@ class _File:
 class MasterFile:
     """The records of a zone, from its file and all that it includes.
 
-    `names[owner][key] = [TTL, rdata, rdata...]`: owners are lower-cased wire names; the key is the type, for an RRSIG also the type
-    that it covers, shifted by SIGNED. `problems` are in the order they were met.
+    `names[owner][key] = [TTL, rdata, rdata...]`: owners are lower-cased wire names; the key is the type, for an RRSIG
+    also the type that it covers, shifted by SIGNED. `problems` are in the order they were met.
     """
 
     def __init__(self, origin: bytes) -> None:
@@ -282,7 +282,9 @@ class MasterFile:
             if not word.quoted and ttl < 0 and (seconds := read_ttl(word.text)) is not None:
                 ttl = seconds
                 if ttl > iana.MAX_TTL:
-                    raise BadRecord(word.at, f"a TTL of {ttl} seconds, at most {iana.MAX_TTL} are allowed (RFC 2181, section 8)")
+                    raise BadRecord(
+                        word.at, f"a TTL of {ttl} seconds, at most {iana.MAX_TTL} are allowed (RFC 2181, section 8)"
+                    )
             elif not cls and iana.class_number(text) is not None and text != "ANY":
                 cls = iana.class_number(text) or 0
                 if cls != iana.IN:
@@ -292,7 +294,9 @@ class MasterFile:
                 if rtype is None:
                     raise BadRecord(word.at, f'unknown type "{shown(word.text)}"')
         if rtype in types.NO_DATA:
-            raise BadRecord(entry.words[entry.i - 1].at, f"a record of type {iana.type_text(rtype)} cannot stand in a zone")
+            raise BadRecord(
+                entry.words[entry.i - 1].at, f"a record of type {iana.type_text(rtype)} cannot stand in a zone"
+            )
         rdata = types.read(rtype, entry)
         if ttl >= 0:
             if not self.ttl_said:
@@ -301,7 +305,9 @@ class MasterFile:
             ttl = self.ttl
         elif rtype == iana.SOA:
             ttl = self.ttl = min(int.from_bytes(rdata[-4:], "big"), iana.MAX_TTL)
-            self._note(file, start, f"no TTL before the first record: the SOA's minimum counts, {ttl} seconds", fatal=False)
+            self._note(
+                file, start, f"no TTL before the first record: the SOA's minimum counts, {ttl} seconds", fatal=False
+            )
         else:
             raise BadRecord(start, "no TTL: neither the record nor one before it nor $TTL says one")
         self._add(file, start, owner, rtype, ttl, rdata)
@@ -318,7 +324,9 @@ class MasterFile:
             known = self.names.get(owner, {}).get(rtype)
             if known is not None and rdata not in known[1:]:
                 first = place[0].data.count(b"\n", 0, place[1]) + 1
-                raise BadRecord(at, f"a second {iana.type_text(rtype)} of {to_text(owner)}; the first is in line {first}")
+                raise BadRecord(
+                    at, f"a second {iana.type_text(rtype)} of {to_text(owner)}; the first is in line {first}"
+                )
         node = self.names.setdefault(owner, {})
         found = node.get(key)
         if found is None:
@@ -339,7 +347,10 @@ class MasterFile:
         found[0] = min(found[0], ttl)
         if (owner, rtype) not in self.mixed and len(self.mixed) < MAX_PROBLEMS:
             self.mixed.add((owner, rtype))
-            text = f"the {iana.type_text(rtype)} records of {to_text(owner)} differ in TTL: the lowest counts, {found[0]} seconds"
+            text = (
+                f"the {iana.type_text(rtype)} records of {to_text(owner)} differ in TTL: the lowest counts, {found[0]} "
+                f"seconds"
+            )
             self._note(file, at, text, fatal=False)
 
     # Directives.
@@ -363,7 +374,9 @@ class MasterFile:
             self._generate(file, entry)
             return
         else:
-            raise BadRecord(word.at, f'unknown directive "{shown(word.text)}": $TTL, $ORIGIN, $INCLUDE and $GENERATE are known')
+            raise BadRecord(
+                word.at, f'unknown directive "{shown(word.text)}": $TTL, $ORIGIN, $INCLUDE and $GENERATE are known'
+            )
         entry.done()
 
     def _include(self, file: _File, entry: Entry) -> None:

@@ -1,4 +1,6 @@
-"""Every type's rdata as a row of fields: text to octets, octets to text. What is in no row has the generic form of RFC 3597."""
+"""Every type's rdata as a row of fields: text to octets, octets to text. What is in no row has the generic form of RFC
+3597.
+"""
 
 import binascii
 import socket
@@ -35,12 +37,15 @@ _STRING: Final = String()
 _HEX: Final = Encoded(16)
 _BASE64: Final = Encoded(64)
 _ALGORITHM: Final = Mnemonic(1, {
-    "RSAMD5": 1, "DH": 2, "DSA": 3, "RSASHA1": 5, "DSA-NSEC3-SHA1": 6, "RSASHA1-NSEC3-SHA1": 7, "RSASHA256": 8, "RSASHA512": 10,
-    "ECC-GOST": 12, "ECDSAP256SHA256": 13, "ECDSAP384SHA384": 14, "ED25519": 15, "ED448": 16, "INDIRECT": 252, "PRIVATEDNS": 253,
+    "RSAMD5": 1, "DH": 2, "DSA": 3, "RSASHA1": 5, "DSA-NSEC3-SHA1": 6, "RSASHA1-NSEC3-SHA1": 7, "RSASHA256": 8,
+    "RSASHA512": 10,
+    "ECC-GOST": 12, "ECDSAP256SHA256": 13, "ECDSAP384SHA384": 14, "ED25519": 15, "ED448": 16, "INDIRECT": 252,
+    "PRIVATEDNS": 253,
     "PRIVATEOID": 254,
 })  # fmt: skip
 _CERTIFICATE: Final = Mnemonic(2, {
-    "PKIX": 1, "SPKI": 2, "PGP": 3, "IPKIX": 4, "ISPKI": 5, "IPGP": 6, "ACPKIX": 7, "IACPKIX": 8, "URI": 253, "OID": 254,
+    "PKIX": 1, "SPKI": 2, "PGP": 3, "IPKIX": 4, "ISPKI": 5, "IPGP": 6, "ACPKIX": 7, "IACPKIX": 8, "URI": 253,
+    "OID": 254,
 })  # fmt: skip
 _KEY: Final = (_U16, _U8, _ALGORITHM, Encoded(64, 0))
 _DS: Final = (_U16, _ALGORITHM, _U8, _HEX)
@@ -48,7 +53,8 @@ _SVCB: Final = (_U16, _NAME, Parameters())
 
 _ROWS: Final[dict[str, tuple[Field, ...]]] = {
     "A": (Address(socket.AF_INET),), "NS": (_NAME,), "MD": (_NAME,), "MF": (_NAME,), "CNAME": (_NAME,),
-    "SOA": (_NAME, _NAME, _U32, Seconds(), Seconds(), Seconds(), Seconds()), "MB": (_NAME,), "MG": (_NAME,), "MR": (_NAME,),
+    "SOA": (_NAME, _NAME, _U32, Seconds(), Seconds(), Seconds(), Seconds()), "MB": (_NAME,), "MG": (_NAME,),
+    "MR": (_NAME,),
     "PTR": (_NAME,), "HINFO": (_STRING, _STRING), "MINFO": (_NAME, _NAME), "MX": (_U16, _NAME), "TXT": (Strings(),),
     "RP": (_NAME, _NAME), "AFSDB": (_U16, _NAME), "X25": (_STRING,), "ISDN": (_STRING, Strings(0)), "RT": (_U16, _NAME),
     "KEY": _KEY, "PX": (_U16, _NAME, _NAME), "AAAA": (Address(socket.AF_INET6),), "LOC": (Location(),),
@@ -75,7 +81,9 @@ def read(rtype: int, entry: Entry) -> bytes:
         return _generic(rtype, entry)
     if row is None:
         at = first.at if first is not None else entry.end
-        raise BadRecord(at, f"type {iana.type_text(rtype)} has no text form here: write \\# LENGTH HEX (RFC 3597, section 5)")
+        raise BadRecord(
+            at, f"type {iana.type_text(rtype)} has no text form here: write \\# LENGTH HEX (RFC 3597, section 5)"
+        )
     made = b"".join([field.read(entry) for field in row])
     entry.done()
     if len(made) > 65535:

@@ -1,7 +1,7 @@
 """The words of a master file's entry, and names in it (RFC 1035, section 5.1).
 
-An entry is a line, or several where parentheses hold them together. A word keeps its escapes; whoever reads it knows what they
-mean there.
+An entry is a line, or several where parentheses hold them together. A word keeps its escapes; whoever reads it knows
+what they mean there.
 """
 
 import re
@@ -55,7 +55,9 @@ class Entry:
     def next(self, what: str) -> Word:
         """The next word. Raises BadRecord that says what is missing."""
         if self.i >= len(self.words):
-            raise BadRecord(self.words[-1].at if self.words else self.end, f"expected {what}, found the end of the record")
+            raise BadRecord(
+                self.words[-1].at if self.words else self.end, f"expected {what}, found the end of the record"
+            )
         self.i += 1
         return self.words[self.i - 1]
 
@@ -72,7 +74,9 @@ def shown(text: bytes) -> str:
 
 
 def split(data: bytes, at: int, origin: bytes) -> Entry:
-    """The words of the entry that begins at an offset. Raises BadRecord for a quote or a parenthesis without its partner."""
+    """The words of the entry that begins at an offset. Raises BadRecord for a quote or a parenthesis without its
+    partner.
+    """
     match = _TOKEN.match
     words: list[Word] = []
     open_ = -1  # where the parenthesis stands that is open
@@ -82,7 +86,8 @@ def split(data: bytes, at: int, origin: bytes) -> Entry:
         found = match(data, at)
         if found is None:
             raise BadRecord(
-                at, "a quote without its partner on the line" if data[at] == 0x22 else "a backslash at the end of the line"
+                at,
+                "a quote without its partner on the line" if data[at] == 0x22 else "a backslash at the end of the line",
             )
         kind = found.lastindex
         if kind in (_BARE, _QUOTED):
@@ -91,7 +96,9 @@ def split(data: bytes, at: int, origin: bytes) -> Entry:
                 raise BadRecord(at, f"a word of {len(text)} octets, at most {MAX_WORD} are allowed")
             if len(words) >= MAX_WORDS:
                 raise BadRecord(
-                    start, f"a record of more than {MAX_WORDS} words" + (": is a parenthesis not closed?" if open_ >= 0 else "")
+                    start,
+                    f"a record of more than {MAX_WORDS} words"
+                    + (": is a parenthesis not closed?" if open_ >= 0 else ""),
                 )
             words.append(Word(text, at, kind == _QUOTED))
         elif kind == _END:

@@ -27,7 +27,13 @@ def judge(qtype: int, name: bytes, answer: Answer) -> Verdict:
     """What is to be done with an answer to a question."""
     body = answer.body
     outline = answer.summary
-    if outline and body is not None and body.counts[0] == len(outline) and not answer.rcode and not answer.flags & iana.TC:
+    if (
+        outline
+        and body is not None
+        and body.counts[0] == len(outline)
+        and not answer.rcode
+        and not answer.flags & iana.TC
+    ):
         # The usual answer: records of the name and type, and nothing else.
         ttl = outline[0][2]
         uniform = True
@@ -60,8 +66,8 @@ def _kind(qtype: int, name: bytes, answer: Answer) -> str:
     if not records:
         if has_soa:
             return "denial"
-        # A delegation. What is empty with nothing to say why says nothing of the name: somebody's server was not asked to look,
-        # or will not say.
+        # A delegation. What is empty with nothing to say why says nothing of the name: somebody's server was not asked
+        # to look, or will not say.
         return "success" if any(line[1] == iana.NS and is_within(name, line[0]) for line in authority) else "none"
     owners = _chain(name, records)
     if any(rtype == qtype or qtype == iana.ANY for owner, rtype, _, _ in records if owner in owners):
@@ -88,8 +94,8 @@ def _chain(name: bytes, records: list[RecordSummary]) -> set[bytes]:
 def _chain_only(name: bytes, answer: Answer) -> Answer:
     """An answer without records that the question's chain does not own: they could poison other names (RFC 5452).
 
-    What stays: the chain of CNAMEs and DNAMEs and its end, signatures of both, the SOA and NSEC records of a denial, the NS
-    of a delegation.
+    What stays: the chain of CNAMEs and DNAMEs and its end, signatures of both, the SOA and NSEC records of a denial,
+    the NS of a delegation.
     """
     records, authority, additional = answer.records()
     owners = _chain(name, records)

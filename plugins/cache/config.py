@@ -95,7 +95,9 @@ def _option(line: Line, config: Config) -> Config:
         word = readers.one(line, "a duration")
         value = readers.seconds(word)
         if value > MAX_SERVFAIL:
-            raise readers.fail(word, "caching SERVFAIL responses over 5 minutes is not permitted (RFC 2308, section 7.1)")
+            raise readers.fail(
+                word, "caching SERVFAIL responses over 5 minutes is not permitted (RFC 2308, section 7.1)"
+            )
         return replace(config, servfail=value)
     if name == "disable":
         readers.arguments(line, 1, None, "success or denial")

@@ -26,8 +26,8 @@ from kdns.upstream.exchange import UpstreamError
 ENTRY_OCTETS: Final = 4096  # on the average; a usual answer has 100 to 500
 CHANCES: Final = 8  # entries in use that one eviction passes over: a bound for its work
 MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not kept
-# Seconds for which nobody is asked again after no upstream had a reply: RFC 9520, section 3.2, wants one at least, and more
-# would keep names away from clients after the upstreams are back.
+# Seconds for which nobody is asked again after no upstream had a reply: RFC 9520, section 3.2, wants one at least, and
+# more would keep names away from clients after the upstreams are back.
 UNREACHED: Final = 1.0
 _CACHED_ERROR: Final = edns.extended_error(13)  # Cached Error: RFC 8914, section 4.14
 _LABELS: Final = ("server", "zones", "view")
@@ -43,7 +43,9 @@ PREFETCHES: Final = Counter(
 DROPS: Final = Counter(
     "coredns_cache_drops_total", "The number responses that are not cached, because the reply is malformed.", _LABELS
 )
-STALE: Final = Counter("coredns_cache_served_stale_total", "The number of requests served from stale cache entries.", _LABELS)
+STALE: Final = Counter(
+    "coredns_cache_served_stale_total", "The number of requests served from stale cache entries.", _LABELS
+)
 
 
 @final
@@ -81,8 +83,8 @@ class Table:
         self.label = label
         self.entries: dict[bytes, CacheEntry] = {}
         self.octets = 0
-        # Keys in the order they came; one that was dropped meanwhile stands here until its turn. (The first key of a dict
-        # that others were deleted from in front is found by stepping over all of those.)
+        # Keys in the order they came; one that was dropped meanwhile stands here until its turn. (The first key of a
+        # dict that others were deleted from in front is found by stepping over all of those.)
         self.order: deque[bytes] = deque()
 
     def __len__(self) -> int:
@@ -160,10 +162,10 @@ class RepeatedHits:
 class Cache(Plugin):
     """Keeps what comes from below.
 
-    AD is kept as it came: who is shown it is decided for each reply (Request.shows_ad). What comes of a question without RD is
-    what an upstream happens to know: it may be empty, is given to nobody else, and takes no entry's place. Such a question is
-    answered from what is kept like any other. The client's own bit counts, and not what `header` makes of it for upstreams:
-    that is the same for all.
+    AD is kept as it came: who is shown it is decided for each reply (Request.shows_ad). What comes of a question
+    without RD is what an upstream happens to know: it may be empty, is given to nobody else, and takes no entry's
+    place. Such a question is answered from what is kept like any other. The client's own bit counts, and not what
+    `header` makes of it for upstreams: that is the same for all.
     """
 
     name: ClassVar[str] = "cache"

@@ -13,7 +13,9 @@ from kdns.upstream.upstream import Address
 
 
 def addresses(config: Config, block: BlockInfo) -> list[Address]:
-    """The upstreams' addresses, without repeats. Reads resolv.conf files and looks host names up. Raises CorefileError."""
+    """The upstreams' addresses, without repeats. Reads resolv.conf files and looks host names up. Raises
+    CorefileError.
+    """
     out: dict[tuple[str, str, int], Address] = {}
     for word in config.targets:
         for where in _target(word, config, block):

@@ -13,9 +13,11 @@ from kdns.upstream.upstream import PORTS, Options
 
 MAX_UPSTREAMS: Final = 15
 _OPTIONS: Final = (
-    "except", "max_fails", "max_connect_attempts", "health_check", "expire", "max_age", "max_idle_conns", "read_timeout",
+    "except", "max_fails", "max_connect_attempts", "health_check", "expire", "max_age", "max_idle_conns",
+    "read_timeout",
     "force_tcp", "prefer_udp", "tls", "tls_servername", "doh_method", "policy", "max_concurrent", "next", "failover",
-    "next_on_nodata", "failfast_all_unhealthy_upstreams", "source_address", "source_ports", "resolver", "client_subnet", "case_randomization",
+    "next_on_nodata", "failfast_all_unhealthy_upstreams", "source_address", "source_ports", "resolver", "client_subnet",
+    "case_randomization",
 )  # fmt: skip
 
 _SCHEMES: Final = ("dns", "tls", "https")

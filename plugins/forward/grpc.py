@@ -1,6 +1,7 @@
 """grpc - sends queries on to upstream servers over gRPC.
 
-Upstreams are CoreDNS's or kdns's `grpc://` listeners. All else is as with `forward`: policies, probes, two tries for an upstream.
+Upstreams are CoreDNS's or kdns's `grpc://` listeners. All else is as with `forward`: policies, probes, two tries for an
+upstream.
 
 ## Syntax
 
@@ -12,7 +13,8 @@ Upstreams are CoreDNS's or kdns's `grpc://` listeners. All else is as with `forw
         fallthrough [ZONES...]
     }
 
-* FROM is the zone whose names are sent on; TO are up to 15 upstreams: `IP[:PORT]` (port 53), `grpc://IP[:PORT]` (443), a file like
+* FROM is the zone whose names are sent on; TO are up to 15 upstreams: `IP[:PORT]` (port 53), `grpc://IP[:PORT]` (443),
+  a file like
   /etc/resolv.conf, or a host name.
 * `except`: names below these go on to the next plugin.
 * `tls`, `tls_servername`: certificates, and the name to verify. Without both, upstreams are asked unencrypted.

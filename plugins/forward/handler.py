@@ -30,18 +30,21 @@ from kdns.upstream.upstream import Address, Upstream
 # Seconds for one query, all tries together: what comes of it is there before a stub resolver's five are over.
 LIMIT: Final = 4.8
 BAND: Final = 0.01  # seconds; upstreams whose times differ by less count as equally near
-# Forms of one question (RD, CD, DO, transport, options that the configuration sends) that are asked upstream at the same time.
-# RFC 5452, section 5: each is one more chance for who guesses replies blindly. There are 8 without options over one transport.
+# Forms of one question (RD, CD, DO, transport, options that the configuration sends) that are asked upstream at the
+# same time. RFC 5452, section 5: each is one more chance for who guesses replies blindly. There are 8 without options
+# over one transport.
 MAX_VARIANTS: Final = 8
-# And that wait until one of those is answered: enough where a client's network or address goes upstream, and each is looked
-# through for every query of that question.
+# And that wait until one of those is answered: enough where a client's network or address goes upstream, and each is
+# looked through for every query of that question.
 MAX_QUEUED: Final = 56
 # A second upstream is asked when the first is this late: three times its usual, within bounds. The first waits on.
 HEDGE_SOONEST: Final = 0.02  # seconds
 HEDGE_LATEST: Final = 0.5
 MAX_FLIGHTS: Final = 20_000  # different questions in flight
 _NETWORK_ERROR: Final = edns.extended_error(23)  # Network Error: RFC 8914, section 4.24
-_TOO_MANY: Final = edns.extended_error(0, b"too many forms of this question are in flight")  # Other: RFC 8914, section 4.1
+_TOO_MANY: Final = edns.extended_error(
+    0, b"too many forms of this question are in flight"
+)  # Other: RFC 8914, section 4.1
 
 BROKEN: Final = Counter(
     "coredns_forward_healthcheck_broken_total", "Counter of the number of complete failures of the healthchecks."
@@ -52,7 +55,8 @@ REJECTS: Final = Counter(
 )
 HEDGED: Final = Counter("kdns_forward_hedged_total", "Queries that a second upstream was asked for as well.")
 VARIANTS_REFUSED: Final = Counter(
-    "kdns_forward_variants_refused_total", "Queries answered SERVFAIL because too many forms of their question were in flight."
+    "kdns_forward_variants_refused_total",
+    "Queries answered SERVFAIL because too many forms of their question were in flight.",
 )
 COALESCED: Final = Counter("kdns_forward_coalesced_total", "Queries that shared another's upstream query.")
 
@@ -126,8 +130,16 @@ class Forward(Plugin):
         for each in self.upstreams:
             state = "down" if each.down() else "failing" if each.failing else "up" if each.answered else "unused"
             since = now - (each.failing or each.answered or now)
-            error = "it sends queries back to this server" if each.refused else each.error if state in ("down", "failing") else ""
-            out.append(UpstreamState(each.to, self.config.zone, state, since, error, each.rtt if state == "up" else 0.0))
+            error = (
+                "it sends queries back to this server"
+                if each.refused
+                else each.error
+                if state in ("down", "failing")
+                else ""
+            )
+            out.append(
+                UpstreamState(each.to, self.config.zone, state, since, error, each.rtt if state == "up" else 0.0)
+            )
         return out
 
     def forwarded_zones(self) -> tuple[bytes, ...]:
@@ -185,8 +197,8 @@ class Forward(Plugin):
     def opt(self, request: Request) -> bytes:
         """The OPT that goes upstream: our size, the client's DO; options only if the configuration wants them.
 
-        A client without EDNS gets what fits of the answer. AD is asked for always (RFC 6840, section 5.7): who asks decides
-        only what the reply shows, and not what comes, which is for all.
+        A client without EDNS gets what fits of the answer. AD is asked for always (RFC 6840, section 5.7): who asks
+        decides only what the reply shows, and not what comes, which is for all.
         """
         sent = request.edns
         options = request.added
@@ -229,7 +241,9 @@ class Forward(Plugin):
         config = self.config
         if not self.has_next:
             return False
-        return reply.rcode in config.next_rcodes or (config.next_on_nodata and reply.rcode == iana.NOERROR and _empty(reply))
+        return reply.rcode in config.next_rcodes or (
+            config.next_on_nodata and reply.rcode == iana.NOERROR and _empty(reply)
+        )
 
     @property
     def passes_subnet(self) -> bool:
@@ -241,7 +255,8 @@ class ForwardAttempt:
     """One question on its way through the upstreams."""
 
     __slots__ = (
-        "answered", "attempts", "begun", "end", "flight", "forward", "hedge", "last", "left", "list", "over", "passed", "pos",
+        "answered", "attempts", "begun", "end", "flight", "forward", "hedge", "last", "left", "list", "over", "passed",
+        "pos",
         "proto", "query", "question", "subnet", "waiting",
     )  # fmt: skip
 

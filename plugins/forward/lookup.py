@@ -1,5 +1,6 @@
-"""Host names behind `forward FROM`, looked up once while a configuration is loaded: by the system, or by the servers that
-`resolver` names. A name is absolute, with or without its final dot: the search list of this machine is for its own names.
+"""Host names behind `forward FROM`, looked up once while a configuration is loaded: by the system, or by the servers
+that `resolver` names. A name is absolute, with or without its final dot: the search list of this machine is for its own
+names.
 """
 
 import socket
@@ -67,7 +68,12 @@ def _from_servers(host: str, resolvers: Sequence[tuple[str, int]]) -> list[str]:
                 continue
             if answer.rcode not in (iana.NOERROR, iana.NXDOMAIN):
                 failure = OSError(f"{host_port(*server)}: {iana.rcode_text(answer.rcode)}")
-            found += [socket.inet_ntop(family, data) for rrset in answer.answer if rrset.type == rtype for data in rrset.rdatas]
+            found += [
+                socket.inet_ntop(family, data)
+                for rrset in answer.answer
+                if rrset.type == rtype
+                for data in rrset.rdatas
+            ]
         if found:
             return found
     if failure is not None:

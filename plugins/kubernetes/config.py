@@ -19,7 +19,8 @@ DEFAULT_SNAPSHOT_AGE: Final = (
 )
 
 _OPTIONS: Final = (
-    "endpoint", "tls", "kubeconfig", "manifests", "namespaces", "namespace_labels", "labels", "pods", "endpoint_pod_names",
+    "endpoint", "tls", "kubeconfig", "manifests", "namespaces", "namespace_labels", "labels", "pods",
+    "endpoint_pod_names",
     "ttl", "noendpoints", "fallthrough", "ignore", "startup_timeout", "apiserver_qps", "apiserver_burst",
     "apiserver_max_inflight", "zonal", "multicluster", "snapshot",
 )  # fmt: skip
@@ -69,7 +70,9 @@ def parse(directives: Sequence[Directive], block: ServerBlock) -> list[Config]:
     directive = readers.once(directives)
     zones = readers.zone_names(directive.args, block)
     if not any(not is_reverse(zone) for zone in zones):
-        raise readers.fail(directive, "kubernetes needs a zone that is not a reverse zone: non-reverse zone name must be used")
+        raise readers.fail(
+            directive, "kubernetes needs a zone that is not a reverse zone: non-reverse zone name must be used"
+        )
     found: dict[str, object] = {}
     namespaces: list[str] = []
     warnings: list[str] = []
@@ -155,7 +158,9 @@ def _known_zones(directive: Directive, zones: tuple[bytes, ...]) -> frozenset[by
         for word in line.args if line.name.text == "multicluster" else ():
             zone = readers.name(word)
             if zone not in zones:
-                raise readers.fail(word, f'multicluster zone "{word.text}" is none of the zones of this kubernetes directive')
+                raise readers.fail(
+                    word, f'multicluster zone "{word.text}" is none of the zones of this kubernetes directive'
+                )
             out.add(zone)
     return frozenset(out)
 

@@ -10,7 +10,9 @@ from kdns.kube.objects import MAX_LABEL, Port, Slice
 
 @final
 class Matched:
-    """Endpoints of one slice that a name stands for, and the ports it stands for. `places`: which; None: all of the slice."""
+    """Endpoints of one slice that a name stands for, and the ports it stands for. `places`: which; None: all of the
+    slice.
+    """
 
     __slots__ = ("part", "places", "ports")
 
@@ -40,7 +42,9 @@ class EndpointView:
         self.entry = entry
         self.pod_names = pod_names
         self.parts: list[Slice] = list(entry.parts())
-        self.has_ports: set[tuple[str, str]] = {(port.name, port.protocol) for part in self.parts for port in part.ports}
+        self.has_ports: set[tuple[str, str]] = {
+            (port.name, port.protocol) for part in self.parts for port in part.ports
+        }
         self._named: dict[bytes, list[tuple[Slice, int]]] | None = None
         self._zones: set[str] | None = None
 
@@ -143,13 +147,15 @@ def given_label(part: Slice, i: int, pod_names: bool) -> bytes:
 
 
 def endpoint_label(part: Slice, i: int, address: bytes, pod_names: bool = False) -> bytes:
-    """The name of an endpoint below its Service: host name, else the Pod's name if asked for, else the dashed address."""
+    """The name of an endpoint below its Service: host name, else the Pod's name if asked for, else the dashed
+    address.
+    """
     return given_label(part, i, pod_names) or dashed(address)
 
 
 def port_labels(port: Port) -> bytes:
-    """`_http._tcp` as wire labels; empty for a port without a name, and for one whose name makes no label: a Service's may have
-    63 octets, which its underscore makes one too many."""
+    """`_http._tcp` as wire labels; empty for a port without a name, and for one whose name makes no label: a Service's
+    may have 63 octets, which its underscore makes one too many."""
     labels = [f"_{part}".encode() for part in (port.name, port.protocol)]
     if not port.name or any(len(label) > MAX_LABEL for label in labels):
         return b""

@@ -1,4 +1,6 @@
-"""Why a name is answered as it is: which object stands behind it, or what is missing. For `kdns explain`, not for queries."""
+"""Why a name is answered as it is: which object stands behind it, or what is missing. For `kdns explain`, not for
+queries.
+"""
 
 from kdns.dns.reverse import address_of
 from kdns.kube.cluster import Cluster, ServiceState
@@ -29,7 +31,9 @@ def reason(index: Index, request: Request, zone: Zone, count: int) -> str:
     if not index.is_namespace(space.encode("latin-1")):
         if config.namespaces is not None and space not in config.namespaces:
             return f"the namespace {space} is not among those that `namespaces` serves"
-        return f"there is no namespace {space}" + _elsewhere(cluster, parts[-3] if count > 2 and parts[-1] == "svc" else "")
+        return f"there is no namespace {space}" + _elsewhere(
+            cluster, parts[-3] if count > 2 and parts[-1] == "svc" else ""
+        )
     if count == 2:
         return f"namespace {space}"
     if parts[-1] == "pod":
@@ -58,7 +62,9 @@ def _of_pod(cluster: Cluster, config: Config, space: str, labels: list[str]) -> 
         return "nothing is below the name of a Pod's address"
     if config.pods != "verified":
         return "`pods insecure`: any address is answered, whether a Pod has it or not"
-    return f"a Pod of namespace {space}" + (" has" if cluster.has_pod(space, address) else ": none has") + " this address"
+    return (
+        f"a Pod of namespace {space}" + (" has" if cluster.has_pod(space, address) else ": none has") + " this address"
+    )
 
 
 def _of_service(config: Config, entry: ServiceState, service: Service, below: list[str]) -> str:
@@ -68,7 +74,10 @@ def _of_service(config: Config, entry: ServiceState, service: Service, below: li
             ": nothing is below its name" if below else ""
         )
     ports = ", ".join(f"{port.name or '-'}/{port.protocol}" for port in service.ports if port.number >= 0)
-    text = f"Service {entry.namespace}/{entry.name}, {service.kind}, ports {ports or 'none'}, {ready} ready endpoint{'s' * (ready != 1)}"
+    text = (
+        f"Service {entry.namespace}/{entry.name}, {service.kind}, ports {ports or 'none'}, {ready} ready "
+        f"endpoint{'s' * (ready != 1)}"
+    )
     names = [
         endpoint_label(part, i, address, config.endpoint_pod_names).decode("latin-1")
         for part in entry.parts() for i, address in enumerate(part.addresses())
@@ -90,7 +99,9 @@ def _of_service(config: Config, entry: ServiceState, service: Service, below: li
 def _elsewhere(cluster: Cluster, name: str) -> str:
     """Where a Service of this name is, if it is anywhere: a wrong namespace is the most frequent mistake."""
     found = sorted(
-        entry.namespace for entry in cluster.entries.values() if name and entry.name.lower() == name and entry.service is not None
+        entry.namespace
+        for entry in cluster.entries.values()
+        if name and entry.name.lower() == name and entry.service is not None
     )
     more = ", ..." if len(found) > MAX_NAMED else ""
     return f"; a Service {name} is in: {', '.join(found[:MAX_NAMED])}{more}" if found else ""

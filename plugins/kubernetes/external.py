@@ -9,16 +9,17 @@
         fallthrough [ZONES...]
     }
 
-* ZONES are the zones of outside names; the block's if there are none. `SERVICE.NAMESPACE.ZONE` has a Service's external IPs
-  and what its load balancer says: addresses, or a CNAME to a host name. `_port._protocol.SERVICE.NAMESPACE.ZONE` and the name
-  itself have SRV records. In a reverse zone, external IPs have PTR records.
+* ZONES are the zones of outside names; the block's if there are none. `SERVICE.NAMESPACE.ZONE` has a Service's external
+  IPs
+  and what its load balancer says: addresses, or a CNAME to a host name. `_port._protocol.SERVICE.NAMESPACE.ZONE` and
+  the name itself have SRV records. In a reverse zone, external IPs have PTR records.
 * `apex` is the label of the name server's name, `ns1.LABEL.ZONE`. Default: dns.
 * `ttl` is that of answers, in seconds, 0 to 3600. Default: 5.
 * `headless`: headless Services have their endpoints' addresses, and endpoints names of their own.
 * `fallthrough`: names that do not exist go on to the next plugin.
 
-It needs `kubernetes` in the same block, and answers SERVFAIL until that has been synced. Its zones can be transferred (see
-`transfer`).
+It needs `kubernetes` in the same block, and answers SERVFAIL until that has been synced. Its zones can be transferred
+(see `transfer`).
 
 ## Examples
 
@@ -113,10 +114,14 @@ class K8sExternal(Plugin):
 
     def wire(self, block: BlockInfo) -> None:
         self.block = block
-        self.ttl = min(self.config.ttl, *(block.ttl_limit(zone, denial) for zone in self.zones for denial in (False, True)))
+        self.ttl = min(
+            self.config.ttl, *(block.ttl_limit(zone, denial) for zone in self.zones for denial in (False, True))
+        )
         clusters = block.all(Kubernetes)
         if not clusters:
-            raise CorefileError(block.parsed.at, "plugin/k8s_external: it needs the plugin kubernetes in the same server block")
+            raise CorefileError(
+                block.parsed.at, "plugin/k8s_external: it needs the plugin kubernetes in the same server block"
+            )
         self.cluster = clusters[0]
 
     # Queries.
@@ -132,10 +137,14 @@ class K8sExternal(Plugin):
                 assert self.cluster is not None
                 request.depends_on(self.cluster.index.changes)
                 count = starts.index(excess)
-                return self._in_zone(request, zone, [question.name[starts[i] + 1 : starts[i + 1]] for i in range(count)])
+                return self._in_zone(
+                    request, zone, [question.name[starts[i] + 1 : starts[i + 1]] for i in range(count)]
+                )
         return None
 
-    def _in_zone(self, request: Request, zone: bytes, labels: list[bytes]) -> Outcome | Awaitable[Outcome | None] | None:
+    def _in_zone(
+        self, request: Request, zone: bytes, labels: list[bytes]
+    ) -> Outcome | Awaitable[Outcome | None] | None:
         assert self.cluster is not None
         name, qtype = request.question.name, request.question.type
         if qtype in (iana.AXFR, iana.IXFR):
@@ -178,11 +187,15 @@ class K8sExternal(Plugin):
     def _apex(self, zone: bytes, qtype: int) -> Answer | None:
         ttl = self.ttl
         if qtype == iana.SOA:
-            return Answer(iana.NOERROR, _AA, (RRset(zone, iana.SOA, ttl, (self._soa(zone),)),), local=True, validity=ALWAYS)
+            return Answer(
+                iana.NOERROR, _AA, (RRset(zone, iana.SOA, ttl, (self._soa(zone),)),), local=True, validity=ALWAYS
+            )
         if qtype == iana.NS:
             server = b"\x03ns1" + bytes((len(self.config.apex),)) + self.config.apex + zone
             glue = self._address_sets(server, self._server_addresses())
-            return Answer(iana.NOERROR, _AA, (RRset(zone, iana.NS, ttl, (server,)),), (), glue, local=True, validity=ALWAYS)
+            return Answer(
+                iana.NOERROR, _AA, (RRset(zone, iana.NS, ttl, (server,)),), (), glue, local=True, validity=ALWAYS
+            )
         return None
 
     def _server(self, name: bytes, zone: bytes, labels: list[bytes], qtype: int) -> Answer:
@@ -191,12 +204,18 @@ class K8sExternal(Plugin):
         if labels != [b"ns1"]:
             return self._none(name, zone, iana.NXDOMAIN)
         found = [rrset for rrset in self._address_sets(name, self._server_addresses()) if rrset.type == qtype]
-        return Answer(iana.NOERROR, _AA, found, local=True, validity=ALWAYS) if found else self._none(name, zone, iana.NOERROR)
+        return (
+            Answer(iana.NOERROR, _AA, found, local=True, validity=ALWAYS)
+            if found
+            else self._none(name, zone, iana.NOERROR)
+        )
 
     def _server_addresses(self) -> list[bytes]:
         """Where this server is reached from outside: its Services' external addresses, else this machine's."""
         assert self.cluster is not None
-        found = [a for entry in self.cluster.server_services() if entry.service is not None for a in entry.service.outside]
+        found = [
+            a for entry in self.cluster.server_services() if entry.service is not None for a in entry.service.outside
+        ]
         return list(dict.fromkeys(found)) or list(self.cluster.addresses)
 
     def _address_sets(self, owner: bytes, addresses: Iterable[bytes]) -> list[RRset]:
@@ -232,7 +251,9 @@ class K8sExternal(Plugin):
         if service.outside:
             found = [rrset for rrset in self._address_sets(name, service.outside) if rrset.type == qtype]
             return (
-                Answer(iana.NOERROR, _AA, found, local=True, validity=ALWAYS) if found else self._none(name, zone, iana.NOERROR)
+                Answer(iana.NOERROR, _AA, found, local=True, validity=ALWAYS)
+                if found
+                else self._none(name, zone, iana.NOERROR)
             )
         return self._alias(request, zone, service.outside_hosts)
 
@@ -248,16 +269,26 @@ class K8sExternal(Plugin):
         found: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, qtype), partial(_joined, cname))
         return found
 
-    def _srv(self, name: bytes, base: bytes, ports: list[Port], addresses: tuple[bytes, ...], hosts: tuple[str, ...]) -> Answer:
+    def _srv(
+        self, name: bytes, base: bytes, ports: list[Port], addresses: tuple[bytes, ...], hosts: tuple[str, ...]
+    ) -> Answer:
         target = base if addresses else _target(hosts) or base
         weight = max(100 // max(len(addresses) * len(ports), 1), 1)
         srvs = tuple(dict.fromkeys(rdata.srv(0, weight, p.number, target) for p in ports if p.number >= 0))
         glue = self._address_sets(base, addresses)
         return Answer(
-            iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),) if srvs else (), (), glue, local=True, validity=ALWAYS
+            iana.NOERROR,
+            _AA,
+            (RRset(name, iana.SRV, self.ttl, srvs),) if srvs else (),
+            (),
+            glue,
+            local=True,
+            validity=ALWAYS,
         )
 
-    def _headless(self, request: Request, zone: bytes, entry: ServiceState, endpoint: bytes, ports: list[Port]) -> Outcome | None:
+    def _headless(
+        self, request: Request, zone: bytes, entry: ServiceState, endpoint: bytes, ports: list[Port]
+    ) -> Outcome | None:
         name, qtype = request.question.name, request.question.type
         found: dict[bytes, bytes] = {}
         for part in entry.parts():
@@ -272,11 +303,19 @@ class K8sExternal(Plugin):
         if qtype == iana.SRV:
             base = _service_name(name, zone)
             weight = max(100 // len(found), 1)
-            srvs = tuple(dict.fromkeys(rdata.srv(0, weight, p.number, label + base) for label in found.values() for p in ports))
+            srvs = tuple(
+                dict.fromkeys(rdata.srv(0, weight, p.number, label + base) for label in found.values() for p in ports)
+            )
             glue = [rrset for address, label in found.items() for rrset in self._address_sets(label + base, (address,))]
-            return Answer(iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),), (), glue, local=True, validity=ALWAYS)
+            return Answer(
+                iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),), (), glue, local=True, validity=ALWAYS
+            )
         sets = [rrset for rrset in self._address_sets(name, found) if rrset.type == qtype]
-        return Answer(iana.NOERROR, _AA, sets, local=True, validity=ALWAYS) if sets else self._none(name, zone, iana.NOERROR)
+        return (
+            Answer(iana.NOERROR, _AA, sets, local=True, validity=ALWAYS)
+            if sets
+            else self._none(name, zone, iana.NOERROR)
+        )
 
     def _reverse(self, request: Request, zone: bytes) -> Outcome | None:
         assert self.cluster is not None

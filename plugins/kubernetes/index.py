@@ -37,8 +37,11 @@ class Zone:
         self.ttl = ttl
         self.denial_ttl = denial_ttl
         self.reverse = is_reverse(name)
-        # Which names without an answer go on to the next plugin: in most zones none, so that it need not be asked for each.
-        self.falls_through: Callable[[bytes], bool] | None = fallthrough.falls_through if fallthrough.overlaps(name) else None
+        # Which names without an answer go on to the next plugin: in most zones none, so that it need not be asked for
+        # each.
+        self.falls_through: Callable[[bytes], bool] | None = (
+            fallthrough.falls_through if fallthrough.overlaps(name) else None
+        )
         # rcode << 8 | length of the question's name -> answer: of names that exist or not by the sets of Services and
         # namespaces alone, and of all others, whose users note what they depend on.
         self.denials: dict[int, Answer] = {}

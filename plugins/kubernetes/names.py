@@ -1,4 +1,6 @@
-"""From a question to what it gets: which zone it is in, which kind of name it is, and what a name that is not there gets."""
+"""From a question to what it gets: which zone it is in, which kind of name it is, and what a name that is not there
+gets.
+"""
 
 import ipaddress
 from collections.abc import Awaitable
@@ -171,7 +173,9 @@ class Names:
         return any(self.records.has_pointer(address) for address in found)
 
     def _missing(self, request: Request, zone: Zone) -> Outcome | None:
-        """A name that the sets of Services and namespaces rule out, or cannot yet: that is SERVFAIL, for any fallthrough."""
+        """A name that the sets of Services and namespaces rule out, or cannot yet: that is SERVFAIL, for any
+        fallthrough.
+        """
         name = request.question.name
         if not self.cluster.synced:
             return self.records.negative(zone, name, iana.SERVFAIL)

@@ -171,7 +171,9 @@ class Kubernetes(Plugin):
             if time.monotonic() >= end:
                 _log.warning("starting server with unsynced Kubernetes API")
                 return
-            _log.info("waiting for Kubernetes API: cluster names are SERVFAIL until it has listed, all others are answered")
+            _log.info(
+                "waiting for Kubernetes API: cluster names are SERVFAIL until it has listed, all others are answered"
+            )
             await asyncio.sleep(min(_WAIT_LOG, max(end - time.monotonic(), 0.01)))
 
     def _count(self) -> None:
@@ -318,7 +320,9 @@ class Kubernetes(Plugin):
 
 
 def _local_addresses(hosts: tuple[str, ...]) -> tuple[bytes, ...]:
-    """This machine's addresses that others may ask: those of `bind`, else all that are neither loopback nor link-local."""
+    """This machine's addresses that others may ask: those of `bind`, else all that are neither loopback nor
+    link-local.
+    """
     if hosts:
         return tuple(ipaddress.ip_address(host.partition("%")[0]).packed for host in hosts if family_of(host))
     return tuple(found.packed for found in addresses() if not found.loopback and not found.link_local)

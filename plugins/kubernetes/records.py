@@ -1,8 +1,8 @@
 """From the cluster's objects to records, and from records to answers in the store.
 
 Theory of operation. What a name of a Service gets is worked out when it is first asked for, rendered, and held at its
-node of the store's trie, together with the types there are at that name; a change of the Service removes its subtree. So
-the next question sees the new state, a change costs what changed, and a type that is not there costs a look-up. What
+node of the store's trie, together with the types there are at that name; a change of the Service removes its subtree.
+So the next question sees the new state, a change costs what changed, and a type that is not there costs a look-up. What
 there is at all is in the index.
 
 Names of endpoints and reverse names are worked out from the question, never stored ahead: the label, or the address in
@@ -125,7 +125,9 @@ class Records:
             servers = list(self._servers(zone))
             if servers:
                 names = tuple(dict.fromkeys([name for name, _ in servers]))
-                glue = [glued for name in names for glued in self._glue(zone, name, [a for n, a in servers if n == name])]
+                glue = [
+                    glued for name in names for glued in self._glue(zone, name, [a for n, a in servers if n == name])
+                ]
                 return Answer(iana.NOERROR, _AA, (RRset(owner, iana.NS, zone.ttl, names),), (), glue, local=True)
         return None
 
@@ -173,7 +175,9 @@ class Records:
         node = self.index.store.add(name)
         node.put(
             iana.TXT,
-            Answer(iana.NOERROR, _AA, (RRset(name, iana.TXT, min(VERSION_TTL, limit), (rdata.txt(text),)),), local=True),
+            Answer(
+                iana.NOERROR, _AA, (RRset(name, iana.TXT, min(VERSION_TTL, limit), (rdata.txt(text),)),), local=True
+            ),
         )
         node.put_types(_TXT_ONLY, self._nodata(zone, name))
         return node
@@ -298,7 +302,9 @@ class Records:
         return self._as_service(zone, name, entry, qtype, Found((), [], every))
 
     def _as_service(self, zone: Zone, name: bytes, entry: ServiceState, qtype: int, every: Found) -> Answer:
-        """What the Service's own name gets, under another one. Clients make these names up, so nothing is held for them."""
+        """What the Service's own name gets, under another one. Clients make these names up, so nothing is held for
+        them.
+        """
         answer = self._hold(zone, service_name(entry, zone.name), qtype, entry, every)
         if not answer.answer:
             return self.negative(zone, name, iana.NOERROR)
@@ -337,7 +343,9 @@ class Records:
                     targets.append(bytes((len(label),)) + label + service_name(entry, index.primary))
         if not targets:
             return None
-        answer = Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, zone.ttl, tuple(dict.fromkeys(targets))),), local=True)
+        answer = Answer(
+            iana.NOERROR, _AA, (RRset(name, iana.PTR, zone.ttl, tuple(dict.fromkeys(targets))),), local=True
+        )
         node = index.store.add(name)
         node.put(iana.PTR, answer)
         node.put_types(_PTR_ONLY, self._nodata(zone, name))

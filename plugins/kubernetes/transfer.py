@@ -16,10 +16,14 @@ def transfer(index: Index, records: Records, zone: Zone) -> Iterator[RRset]:
     state = sorted(
         (entry.namespace, entry.name, entry.service, tuple(entry.slices.values()))
         for entry in index.entries.values()
-        if entry.service is not None and bytes((len(entry.namespace),)) + entry.namespace.lower().encode() in index.exposed
+        if entry.service is not None
+        and bytes((len(entry.namespace),)) + entry.namespace.lower().encode() in index.exposed
     )
     head = [
-        rrset for qtype in (iana.SOA, iana.NS) for section in records.apex(zone, zone.name, qtype).sections for rrset in section
+        rrset
+        for qtype in (iana.SOA, iana.NS)
+        for section in records.apex(zone, zone.name, qtype).sections
+        for rrset in section
     ]
     return _all(index, zone, head, state)
 

@@ -1,7 +1,7 @@
 """prometheus - counts queries and serves all metrics.
 
-`GET /metrics` on ADDRESS returns all metrics of the process in Prometheus' text format. Blocks that name the same address
-share one server.
+`GET /metrics` on ADDRESS returns all metrics of the process in Prometheus' text format. Blocks that name the same
+address share one server.
 
 ## Syntax
 
@@ -12,10 +12,12 @@ share one server.
 
 * ADDRESS is where to listen; default `localhost:9153`.
 * `runtime_metrics` has no effect: the metrics of Python and of the process are always served.
-* `tls`: a web configuration file as Prometheus' exporters have it (YAML). Of `tls_server_config`: `cert_file`, `key_file`,
+* `tls`: a web configuration file as Prometheus' exporters have it (YAML). Of `tls_server_config`: `cert_file`,
+  `key_file`,
   `client_auth_type` (`NoClientCert`, `VerifyClientCertIfGiven`, `RequireAndVerifyClientCert`), `client_ca_file`,
   `min_version`, `max_version`, `cipher_suites`, `prefer_server_cipher_suites`; of `http_server_config`: `headers`; and
-  `basic_auth_users` (bcrypt hashes by name; `pip install 'kdns[auth]'`). Certificates are read again when their files change.
+  `basic_auth_users` (bcrypt hashes by name; `pip install 'kdns[auth]'`). Certificates are read again when their files
+  change.
 
 ## Examples
 
@@ -32,7 +34,8 @@ share one server.
 * `kdns_build_info{version,build,python}` - 1, with the build: `compiled` or `interpreted`.
 * `coredns_dns_requests_total{server,zone,view,proto,family,type}` - queries.
 * `coredns_dns_request_duration_seconds{server,zone,view}` - time from arrival to outcome.
-* `coredns_dns_request_size_bytes{server,zone,view,proto}` and `coredns_dns_response_size_bytes{server,zone,view,proto}`.
+* `coredns_dns_request_size_bytes{server,zone,view,proto}` and
+  `coredns_dns_response_size_bytes{server,zone,view,proto}`.
 * `coredns_dns_do_requests_total{server,zone,view}` - queries with the DO bit.
 * `coredns_dns_responses_total{server,zone,view,rcode,plugin}` - replies by response code.
 * `coredns_panics_total{}` - exceptions in plugins.

@@ -1,7 +1,7 @@
 """All metrics as text, rendered once for all who wait for it.
 
-Laws: a turn of the loop renders one slice of one family; one rendering runs at a time, and all who ask while it runs share the next
-one, so what a scraper gets is never older than its request, and many scrapers cost what one does.
+Laws: a turn of the loop renders one slice of one family; one rendering runs at a time, and all who ask while it runs
+share the next one, so what a scraper gets is never older than its request, and many scrapers cost what one does.
 """
 
 import asyncio

@@ -15,7 +15,8 @@ from kdns.plugin import Outcome, Request
 
 SIZE_BUCKETS: Final = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16e3, 32e3, 48e3, 64e3)
 COUNTED_TYPES: Final = frozenset((
-    iana.A, iana.AAAA, iana.CNAME, iana.DNSKEY, iana.DS, iana.MX, iana.NS, iana.NSEC, 50, iana.PTR, iana.RRSIG, iana.SOA,
+    iana.A, iana.AAAA, iana.CNAME, iana.DNSKEY, iana.DS, iana.MX, iana.NS, iana.NSEC, 50, iana.PTR, iana.RRSIG,
+    iana.SOA,
     iana.SRV, iana.TXT, iana.HTTPS, iana.SVCB, iana.IXFR, iana.AXFR, iana.ANY,
 ))  # fmt: skip
 
@@ -33,7 +34,8 @@ REQUESTS: Final = Counter(
     ("server", "zone", "view", "proto", "family", "type"),
 )  # fmt: skip
 DURATION: Final = Histogram(
-    "coredns_dns_request_duration_seconds", "Histogram of the time (in seconds) each request took per zone.", TIME_BUCKETS,
+    "coredns_dns_request_duration_seconds", "Histogram of the time (in seconds) each request took per zone.",
+    TIME_BUCKETS,
     ("server", "zone", "view"),
 )  # fmt: skip
 REQUEST_SIZE: Final = Histogram(

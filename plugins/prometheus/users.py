@@ -1,7 +1,8 @@
 """Who may read the metrics: names and bcrypt hashes of passwords (RFC 7617), as a web configuration file has them.
 
-A check takes tens of milliseconds of CPU on purpose. It runs in a thread (bcrypt lets go of the interpreter's lock), one at a
-time whoever asks. What was right is remembered, so that a scrape every few seconds costs nothing and waits for no one who guesses.
+A check takes tens of milliseconds of CPU on purpose. It runs in a thread (bcrypt lets go of the interpreter's lock),
+one at a time whoever asks. What was right is remembered, so that a scrape every few seconds costs nothing and waits for
+no one who guesses.
 """
 
 import asyncio

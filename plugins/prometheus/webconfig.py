@@ -1,6 +1,8 @@
-"""The web configuration file of Prometheus' exporters (YAML): TLS for /metrics, who may read them, and headers of replies.
+"""The web configuration file of Prometheus' exporters (YAML): TLS for /metrics, who may read them, and headers of
+replies.
 
-What it says and kdns does not do is an error that names it: a password that is silently not asked for would be worse than none.
+What it says and kdns does not do is an error that names it: a password that is silently not asked for would be worse
+than none.
 """
 
 import os
@@ -15,7 +17,8 @@ from kdns.corefile import CorefileError
 from kdns.plugins.prometheus.users import Users
 
 _VERSIONS: Final = {
-    "TLS10": ssl.TLSVersion.TLSv1, "TLS11": ssl.TLSVersion.TLSv1_1, "TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3,
+    "TLS10": ssl.TLSVersion.TLSv1, "TLS11": ssl.TLSVersion.TLSv1_1, "TLS12": ssl.TLSVersion.TLSv1_2,
+    "TLS13": ssl.TLSVersion.TLSv1_3,
 }  # fmt: skip
 _CLIENTS: Final = {
     "": ssl.CERT_NONE, "NoClientCert": ssl.CERT_NONE, "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
@@ -38,7 +41,8 @@ _SUITES: Final = {
 _SUITES_13: Final = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 # Parts of a header that an exporter lets the file set.
 _HEADERS: Final = (
-    "Content-Security-Policy", "Strict-Transport-Security", "X-Content-Type-Options", "X-Frame-Options", "X-XSS-Protection",
+    "Content-Security-Policy", "Strict-Transport-Security", "X-Content-Type-Options", "X-Frame-Options",
+    "X-XSS-Protection",
 )  # fmt: skip
 
 
@@ -84,7 +88,9 @@ class _Tls:
         return made
 
     def state(self) -> list[tuple[float, int]]:
-        stats = [os.stat(self.path(name)) for name in ("cert_file", "key_file", "client_ca_file") if name in self.values]
+        stats = [
+            os.stat(self.path(name)) for name in ("cert_file", "key_file", "client_ca_file") if name in self.values
+        ]
         return [(stat.st_mtime, stat.st_ino) for stat in stats]
 
 
@@ -127,7 +133,9 @@ def _understand(found: Any, folder: str) -> WebConfig:
 
 
 def _refresher(config: _Tls) -> Callable[[Any, Any, Any], None]:
-    """Before each handshake: certificates whose files have changed are read again. What cannot be read stays as it was."""
+    """Before each handshake: certificates whose files have changed are read again. What cannot be read stays as it
+    was.
+    """
     known = config.state()
     current: ssl.SSLContext | None = None
 

@@ -5,17 +5,19 @@
     rewrite [continue|stop] FIELD ...
     rewrite [continue|stop] { FIELD ... }
 
-* `name [exact|prefix|suffix|substring|regex] FROM TO [metadata] [answer auto | answer name REGEX TO | answer value REGEX TO]`
+* `name [exact|prefix|suffix|substring|regex] FROM TO [metadata] [answer auto | answer name REGEX TO | answer value
+  REGEX TO]`
   changes the name that is asked. Without a kind it is `exact`. Regular expressions are RE2's; `{1}` in TO is a group.
   `answer auto` maps names in the answer back (`exact` always does); `answer name` and `answer value` change owners, or
-  names in the data. With `metadata` (for `regex`) TO may also hold labels, such as `{kubernetes/client-namespace}`; a rule
-  whose label has no value for a query does not fit it.
+  names in the data. With `metadata` (for `regex`) TO may also hold labels, such as `{kubernetes/client-namespace}`; a
+  rule whose label has no value for a query does not fit it.
 * `type FROM TO`, `class FROM TO` change the type or class that is asked.
 * `edns0 local set|append|replace CODE DATA [revert]`, `edns0 local unset CODE`: an EDNS option of the query that goes
   upstream. DATA is text, octets in hexadecimal (`0x...`), or a variable: `{qname} {qtype} {client_ip} {client_port}
   {server_ip} {server_port} {protocol}`, or metadata as `{kubernetes/namespace}`.
 * `edns0 nsid set|append|replace [revert]|unset` asks upstreams for their name (RFC 5001).
-* `edns0 subnet set|append|replace V4 V6 [revert]|unset` tells upstreams the first bits of the client's address (RFC 7871).
+* `edns0 subnet set|append|replace V4 V6 [revert]|unset` tells upstreams the first bits of the client's address (RFC
+  7871).
 * `ttl [exact|prefix|suffix|substring|regex] NAME SECONDS|A-B|A-|-B` bounds the TTLs of answers.
 * `rcode [exact|prefix|suffix|substring|regex] NAME FROM TO` changes the response code.
 * `cname [exact|prefix|suffix|substring|regex] FROM TO` gives a CNAME in the answer another target, and resolves that.
@@ -25,8 +27,9 @@ not). With `stop` (default) the first rule that fits is the last; with `continue
 the question it asked.
 
 `set` puts an option in the place of one there may be, `append` adds one, `replace` does only where there is one (of the
-client's, or of a rule above). Options go upstream and nowhere else: the client's reply shows none of them, with `revert`
-or without, and no client's own option goes upstream unless a rule says so. What an option depends on, the cache keys on.
+client's, or of a rule above). Options go upstream and nowhere else: the client's reply shows none of them, with
+`revert` or without, and no client's own option goes upstream unless a rule says so. What an option depends on, the
+cache keys on.
 
 ## Examples
 

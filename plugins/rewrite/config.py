@@ -62,7 +62,9 @@ Part = str | int | Label
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. `numbers` are types, classes, codes or TTL bounds, by field. `parts`: TO taken apart, where it uses metadata."""
+    """One rule. `numbers` are types, classes, codes or TTL bounds, by field. `parts`: TO taken apart, where it uses
+    metadata.
+    """
 
     field: str
     stop: bool
@@ -203,7 +205,9 @@ def _parts(to: Token, groups: int) -> tuple[Part, ...]:
         elif all(inner.partition("/")) and "{" not in inner:
             out.append(Label(inner))
         else:
-            raise readers.fail(to, f'expected a group or a label such as {{kubernetes/client-namespace}}, found "{{{inner}}}"')
+            raise readers.fail(
+                to, f'expected a group or a label such as {{kubernetes/client-namespace}}, found "{{{inner}}}"'
+            )
     return tuple(out)
 
 
@@ -273,7 +277,11 @@ def _option(field: Token, words: Sequence[Token]) -> Option:
     unset = action.text == "unset"
     wanted = {"local": 1 if unset else 2, "nsid": 0, "subnet": 0 if unset else 2}[kind.text]
     if len(rest) != wanted:
-        what = {"local": "CODE" if unset else "CODE DATA", "nsid": "nothing more", "subnet": "nothing more" if unset else "V4 V6"}
+        what = {
+            "local": "CODE" if unset else "CODE DATA",
+            "nsid": "nothing more",
+            "subnet": "nothing more" if unset else "V4 V6",
+        }
         raise readers.fail(action, f"rewrite edns0 {kind.text} {action.text} takes {what[kind.text]}")
     if kind.text == "nsid":
         return Option(action.text, edns.NSID)
@@ -301,7 +309,9 @@ def _local(action: str, code: int, word: Token) -> Option:
     if text.startswith("{") and text.endswith("}"):
         variable = text[1:-1]
         if variable not in VARIABLES and "/" not in variable:
-            raise readers.fail(word, f'unknown variable "{text}": there are {", ".join(VARIABLES)}, and metadata with a / in it')
+            raise readers.fail(
+                word, f'unknown variable "{text}": there are {", ".join(VARIABLES)}, and metadata with a / in it'
+            )
         return Option(action, code, variable=variable)
     if text.startswith("0x"):
         try:

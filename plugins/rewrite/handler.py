@@ -65,7 +65,9 @@ class Rewrite(Plugin):
         for kind, found in groupby(config, lambda rule: "name" if rule.field in _BY_NAME else rule.field):
             rules = tuple(found)
             passed += len(rules) if kind == "cname" else 0
-            self.steps.append(Step(rules, NameTable([rule.match for rule in rules]) if kind == "name" else None, passed))
+            self.steps.append(
+                Step(rules, NameTable([rule.match for rule in rules]) if kind == "name" else None, passed)
+            )
 
     def handle(self, request: Request) -> Outcome | None:
         changes = Changes()
@@ -81,7 +83,9 @@ class Rewrite(Plugin):
         return None
 
     def _each(self, step: Step, request: Request) -> bool:
-        """Takes the question through rules that look at other things than its name; whether one of them was the last."""
+        """Takes the question through rules that look at other things than its name; whether one of them was the
+        last.
+        """
         for rule in step.rules:
             question = request.question
             if rule.option is not None:
@@ -98,7 +102,9 @@ class Rewrite(Plugin):
         return False
 
     def _by_name(self, step: Step, table: NameTable, request: Request, changes: Changes) -> bool:
-        """Takes the question through rules that fit by its name, in order; whether one of them was the last. Raises BadName."""
+        """Takes the question through rules that fit by its name, in order; whether one of them was the last. Raises
+        BadName.
+        """
         name = request.question.name
         text = to_text(name)
         places = iter(table.places(text))
@@ -117,7 +123,9 @@ class Rewrite(Plugin):
         return False
 
     def _act(self, rule: Rule, found: Any, text: str, request: Request, changes: Changes) -> bool:
-        """Does what a rule that fits says of the question, and notes what it says of the answer; whether it did. Raises BadName."""
+        """Does what a rule that fits says of the question, and notes what it says of the answer; whether it did. Raises
+        BadName.
+        """
         if rule.field == "ttl":
             low, high = rule.numbers
             changes.records.append(lambda rrset: rrset._replace(ttl=min(max(rrset.ttl, low), high)))
@@ -145,7 +153,9 @@ class Rewrite(Plugin):
         return self._changed(request, changes, answer)
 
     def _retarget(self, request: Request, answer: Answer, changes: Changes) -> Any:
-        """Gives the first CNAME that a rule meets its new target, and what that resolves to (then the other changes)."""
+        """Gives the first CNAME that a rule meets its new target, and what that resolves to (then the other
+        changes).
+        """
         for i, rrset in enumerate(answer.answer):
             if rrset.type != iana.CNAME:
                 continue
@@ -168,7 +178,9 @@ class Rewrite(Plugin):
                 return then(looked_up, partial(self._joined, request, changes, answer, kept))
         return self._changed(request, changes, answer)
 
-    def _joined(self, request: Request, changes: Changes, answer: Answer, kept: list[RRset], outcome: Outcome) -> Answer:
+    def _joined(
+        self, request: Request, changes: Changes, answer: Answer, kept: list[RRset], outcome: Outcome
+    ) -> Answer:
         if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN):
             _log.error(f"upstream lookup failed: {outcome!r}")
             return self._changed(request, changes, answer)
@@ -217,10 +229,14 @@ def _replaced(rule: Rule, found: Any, text: str) -> str:
 
 
 def _expanded(parts: tuple[Part, ...], found: Any, request: Request) -> str | None:
-    """A replacement with this query's groups and labels; None where a label has no value. What is put in is only text."""
+    """A replacement with this query's groups and labels; None where a label has no value. What is put in is only
+    text.
+    """
     out = []
     for part in parts:
-        value = part if isinstance(part, str) else found.group(part) if isinstance(part, int) else request.label(part.name)
+        value = (
+            part if isinstance(part, str) else found.group(part) if isinstance(part, int) else request.label(part.name)
+        )
         if isinstance(part, Label) and not value:
             return None
         out.append(value or "")

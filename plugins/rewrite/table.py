@@ -1,10 +1,10 @@
 """Which of many rules fit a name, without a look at each of them.
 
-Theory of operation. Exact, prefix and suffix matches are dictionaries, one for each length there is. Regular expressions and
-substrings go through RE2's prefilter, which knows for each of them the literal text without which it cannot match, and finds
-all of these in one pass over the name. What it names may fit and is tried by itself; what it does not name cannot. (RE2's
-Set, which answers for whole expressions, needs 25 microseconds for a name that it has not seen, and milliseconds for some
-thousand expressions; the prefilter needs 5 for either.)
+Theory of operation. Exact, prefix and suffix matches are dictionaries, one for each length there is. Regular
+expressions and substrings go through RE2's prefilter, which knows for each of them the literal text without which it
+cannot match, and finds all of these in one pass over the name. What it names may fit and is tried by itself; what it
+does not name cannot. (RE2's Set, which answers for whole expressions, needs 25 microseconds for a name that it has not
+seen, and milliseconds for some thousand expressions; the prefilter needs 5 for either.)
 
 Laws: the places come in the rules' order, and every rule that fits is among them; `met` is what decides.
 """

@@ -1,7 +1,7 @@
 """secondary - serves zones that it has from their primaries.
 
-Zones are transferred (AXFR, then IXFR: RFC 5936, RFC 1995), kept in memory and kept up to date: a NOTIFY of a primary (RFC 1996) or the
-SOA's timers have their serial compared, and a newer version fetched.
+Zones are transferred (AXFR, then IXFR: RFC 5936, RFC 1995), kept in memory and kept up to date: a NOTIFY of a primary
+(RFC 1996) or the SOA's timers have their serial compared, and a newer version fetched.
 
 ## Syntax
 
@@ -14,14 +14,17 @@ SOA's timers have their serial compared, and a newer version fetched.
 
 * ZONES are the zones it has; the block's if there are none. May be given several times.
 * `transfer from` are the primaries: IP addresses, with a port (default 53). They are asked in order. Required.
-* `tsig` signs what is asked of them and wants their answers signed, by a key of the plugin `tsig` in this block. ALGORITHM: hmac-sha256
+* `tsig` signs what is asked of them and wants their answers signed, by a key of the plugin `tsig` in this block.
+  ALGORITHM: hmac-sha256
   (the default), another hmac-sha, hmac-md5.
-* `catalog` says that ZONES are catalogs (RFC 9432): the zones that they list are had from the same primaries too, come and go with them;
+* `catalog` says that ZONES are catalogs (RFC 9432): the zones that they list are had from the same primaries too, come
+  and go with them;
   MEMBERS are those that may be, and what is below them. A catalog that is broken changes nothing.
 * `fallthrough` passes names that are not in the zone on to the next plugin.
 
-Until the first transfer a zone is SERVFAIL, and so it is once no primary has answered for as long as the SOA's expire says; both with
-an extended error. A failed transfer changes nothing; it is tried again by the SOA's retry, the first one after 250ms to 10s.
+Until the first transfer a zone is SERVFAIL, and so it is once no primary has answered for as long as the SOA's expire
+says; both with an extended error. A failed transfer changes nothing; it is tried again by the SOA's retry, the first
+one after 250ms to 10s.
 
 ## Examples
 
@@ -115,7 +118,9 @@ class Secondary(Plugin):
         self.notifiers = block.all(Notifies)
         for config in self.config:
             if config.key:
-                secret = next((found for ring in block.all(KeyRing) if (found := ring.tsig_key(config.key)) is not None), None)
+                secret = next(
+                    (found for ring in block.all(KeyRing) if (found := ring.tsig_key(config.key)) is not None), None
+                )
                 if secret is None:
                     raise CorefileError(config.at, f"secondary: the block's tsig has no key {to_text(config.key)}")
                 self.keys[config.key] = tsig.Key(config.key, secret, config.algorithm)
@@ -170,7 +175,9 @@ class Secondary(Plugin):
             limit = self.settings[catalog].catalog
             if zone is None or limit is None:
                 return
-            listed = {name: each for name, each in members(zone).items() if not limit or closest(name, limit) is not None}
+            listed = {
+                name: each for name, each in members(zone).items() if not limit or closest(name, limit) is not None
+            }
             for name in [name for name, held in self.members.items() if held.catalog == catalog and name not in listed]:
                 await self._drop(name)
                 _log.info(f"Removed catalog member zone {to_text(name)}")
@@ -184,7 +191,8 @@ class Secondary(Plugin):
                     _log.info(f"Added catalog member zone {to_text(name)}")
                 elif held.catalog != catalog and self._moves_to(held.catalog, name) != catalog:
                     _log.warning(
-                        f"Skipping catalog member zone {to_text(name)}: another catalog lists it, and does not give it away"
+                        f"Skipping catalog member zone {to_text(name)}: another catalog lists it, and does not give it "
+                        f"away"
                     )
                 elif held.label != member.label:
                     await self._drop(name)
@@ -294,7 +302,8 @@ def _config(directive: Directive, block: ServerBlock) -> Config:
             readers.arguments(line, 2, None, "`from` and addresses")
             if line.args[0].text != "from":
                 raise readers.fail(
-                    line.args[0], f'expected `from`, found "{line.args[0].text}"; who may have the zone says the plugin transfer'
+                    line.args[0],
+                    f'expected `from`, found "{line.args[0].text}"; who may have the zone says the plugin transfer',
                 )
             primaries += [readers.ip_port(word, 53) for word in line.args[1:]]
         elif name == "tsig":

@@ -1,4 +1,6 @@
-"""What a secondary asks of a primary, over one TCP connection: the SOA, and then what is newer (IXFR, or all of the zone by AXFR)."""
+"""What a secondary asks of a primary, over one TCP connection: the SOA, and then what is newer (IXFR, or all of the
+zone by AXFR).
+"""
 
 import asyncio
 import contextlib
@@ -34,8 +36,8 @@ class Primary:
         self.how = ""  # the zone has come by
 
     async def newer(self, old: Zone | None) -> Zone:
-        """The zone as the primary has it. Raises Unchanged, or what is wrong: OSError, TimeoutError, EOFError, FormatError,
-        BadTransfer, BadZone, tsig.Refused.
+        """The zone as the primary has it. Raises Unchanged, or what is wrong: OSError, TimeoutError, EOFError,
+        FormatError, BadTransfer, BadZone, tsig.Refused.
         """
         if old is not None and not await self._has_newer(old.serial):
             raise Unchanged
@@ -64,7 +66,12 @@ class Primary:
         """Sends a question; gives the first message that comes, and what checks it."""
         qid = new_id()
         query = (
-            qid + b"\0\0\0\1\0\0" + (b"\0\1" if authority else b"\0\0") + b"\0\0" + Question(self.origin, qtype).wire + authority
+            qid
+            + b"\0\0\0\1\0\0"
+            + (b"\0\1" if authority else b"\0\0")
+            + b"\0\0"
+            + Question(self.origin, qtype).wire
+            + authority
         )
         checker = None
         if self.key is not None:

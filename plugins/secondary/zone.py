@@ -1,8 +1,8 @@
 """A zone of a secondary: its version, its timers, and how it is fetched.
 
-Laws: what a primary sent is used whole or not at all; another version takes the old one's place at once; nothing that a primary says
-or leaves unsaid ends the following. Timers are the SOA's (RFC 1035, section 3.3.13), each at least a second; a NOTIFY only makes the next
-look come at once, however many come.
+Laws: what a primary sent is used whole or not at all; another version takes the old one's place at once; nothing that a
+primary says or leaves unsaid ends the following. Timers are the SOA's (RFC 1035, section 3.3.13), each at least a
+second; a NOTIFY only makes the next look come at once, however many come.
 """
 
 import asyncio
@@ -36,7 +36,9 @@ _log = log.plugin("secondary")
 
 
 class SecondaryZone:
-    """A zone that is fetched from its primaries. A resource: started once, shared by the configurations that have it."""
+    """A zone that is fetched from its primaries. A resource: started once, shared by the configurations that have
+    it.
+    """
 
     def __init__(
         self,
@@ -109,7 +111,8 @@ class SecondaryZone:
                 wait, delay = delay, min(delay * 2, LAST_RETRY)
             else:
                 refresh, retry, expire = [
-                    min(max(float(int.from_bytes(zone.soa.rdatas[0][i : i + 4], "big")), LEAST), MOST) for i in (-16, -12, -8)
+                    min(max(float(int.from_bytes(zone.soa.rdatas[0][i : i + 4], "big")), LEAST), MOST)
+                    for i in (-16, -12, -8)
                 ]
                 wait = refresh if good else retry
                 wait += random() * min(JITTER, wait / 10)
@@ -142,7 +145,16 @@ class SecondaryZone:
                     self.accepts(zone)
             except Unchanged:
                 return True
-            except (OSError, TimeoutError, EOFError, FormatError, BadTransfer, BadZone, BadCatalog, tsig.Refused) as error:
+            except (
+                OSError,
+                TimeoutError,
+                EOFError,
+                FormatError,
+                BadTransfer,
+                BadZone,
+                BadCatalog,
+                tsig.Refused,
+            ) as error:
                 why = str(error) or type(error).__name__
                 _log.warning(f"Failed to transfer {self._name} from {host_port(*where)}: {why}")
                 continue
@@ -160,7 +172,9 @@ class SecondaryZone:
             task = asyncio.create_task(released(old), name="an old zone")
             self.releases.add(task)
             task.add_done_callback(self.releases.discard)
-        _log.info(f"Transferred: {self._name} from {host_port(*where)} by {how}, serial {zone.serial}, {zone.count} records")
+        _log.info(
+            f"Transferred: {self._name} from {host_port(*where)} by {how}, serial {zone.serial}, {zone.count} records"
+        )
         for call in list(self.on_change):
             call(self)
 

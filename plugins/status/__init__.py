@@ -8,17 +8,18 @@
 
 * ADDRESS is HOST:PORT; default 127.0.0.1:8053. The page is `/`, what it shows as JSON `/status.json`, its history
   `/history.json`.
-* `hosts` are names under which a browser may ask for it (of a Service, of an Ingress). Any address and `localhost` always may; other
+* `hosts` are names under which a browser may ask for it (of a Service, of an Ingress). Any address and `localhost`
+  always may; other
   names get 421, so that no website can read the page through a name of its own that leads here (DNS rebinding).
 
-One page without anything from elsewhere: an outage in one line at its top, failures, queries a second, each configured upstream
-and since when it does not answer, response codes, times, cache, the age of the cluster's state, the last errors, and the names,
-clients and denied suffixes that are asked most, counted in constant memory. Clients are Pods by name where `kubernetes` has
-`pods verified`. The server keeps 24 hours of history (170 KiB): every 5 seconds of the last hour, every minute of the last day.
-Not part of CoreDNS.
+One page without anything from elsewhere: an outage in one line at its top, failures, queries a second, each configured
+upstream and since when it does not answer, response codes, times, cache, the age of the cluster's state, the last
+errors, and the names, clients and denied suffixes that are asked most, counted in constant memory. Clients are Pods by
+name where `kubernetes` has `pods verified`. The server keeps 24 hours of history (170 KiB): every 5 seconds of the last
+hour, every minute of the last day. Not part of CoreDNS.
 
-While a block has it each of its queries is looked at by itself: finished replies are not repeated, which costs some five
-microseconds a query. Names and clients are on the page: keep its address to yourself.
+While a block has it each of its queries is looked at by itself: finished replies are not repeated, which costs some
+five microseconds a query. Names and clients are on the page: keep its address to yourself.
 
 ## Examples
 

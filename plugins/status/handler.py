@@ -29,11 +29,15 @@ ERROR_TEXT: Final = 200  # characters of each
 STALE: Final = 60.0  # seconds without news of the API after which it counts as away
 FAILING: Final = 0.05  # part of a minute's answers that fail, above which the page says so
 # Only what the page itself holds may run on it.
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
 _BAD: Final = frozenset((iana.SERVFAIL, iana.REFUSED, iana.NOTIMP, iana.FORMERR))
 SERIES: Final = {
-    "requests": "coredns_dns_requests_total", "cache_hits": "coredns_cache_hits_total", "cache_misses": "coredns_cache_misses_total",
-    "cache_entries": "coredns_cache_entries", "data_age": "kdns_kubernetes_data_age_seconds", "objects": "kdns_kubernetes_objects",
+    "requests": "coredns_dns_requests_total", "cache_hits": "coredns_cache_hits_total",
+    "cache_misses": "coredns_cache_misses_total",
+    "cache_entries": "coredns_cache_entries", "data_age": "kdns_kubernetes_data_age_seconds",
+    "objects": "kdns_kubernetes_objects",
     "healed": "kdns_kubernetes_healed_total", "upstream_failures": "coredns_proxy_healthcheck_failures_total",
 }  # fmt: skip
 
@@ -81,7 +85,9 @@ class Status(Plugin):
     def wire(self, block: BlockInfo) -> None:
         self.forwards = block.anywhere(HasUpstreams)
         self.pods = block.anywhere(ClientNames)
-        self.serves = [{"keys": [str(key) for key in block.parsed.keys], "plugins": [plugin.name for plugin in block.plugins]}]
+        self.serves = [
+            {"keys": [str(key) for key in block.parsed.keys], "plugins": [plugin.name for plugin in block.plugins]}
+        ]
 
     async def start(self, runtime: Runtime) -> None:
         self.ledger = await runtime.acquire(self._key, Ledger)
@@ -173,7 +179,8 @@ class Status(Plugin):
             "failures": self.ledger.failures,
             "failing_part": round(self.ledger.failing(), 4),
             "rcodes": {
-                iana.rcode_text(code) if code >= 0 else "dropped": count for code, count in sorted(self.ledger.rcodes.items())
+                iana.rcode_text(code) if code >= 0 else "dropped": count
+                for code, count in sorted(self.ledger.rcodes.items())
             },
             "latency_seconds": {"bounds": list(TIME_BUCKETS), "counts": self.ledger.times},
             "series": {short: _values(name) for short, name in SERIES.items()},
@@ -192,7 +199,9 @@ class Status(Plugin):
             states = plugin.upstream_states()
             if states and all(each.state in ("down", "failing") for each in states):
                 names = ", ".join(each.to for each in states)
-                out.append(f"No upstream of {to_text(states[0].zone)} answers: {names}. Names that are forwarded to them fail.")
+                out.append(
+                    f"No upstream of {to_text(states[0].zone)} answers: {names}. Names that are forwarded to them fail."
+                )
         if ages and (oldest := max(age for _, age in ages)) > STALE:
             out.append(f"The API has not been heard of for {int(oldest)} s: what is served of the cluster is that old.")
         if (part := self.ledger.failing()) > FAILING:

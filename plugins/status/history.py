@@ -1,6 +1,7 @@
 """Twenty-four hours of a server in two rings of fixed size: every 5 seconds for an hour, every minute for a day. Pure.
 
-A sample is what was counted between two moments. 720 + 1440 samples of some 80 octets: 170 KiB, however long the server runs.
+A sample is what was counted between two moments. 720 + 1440 samples of some 80 octets: 170 KiB, however long the server
+runs.
 """
 
 from collections import deque
@@ -23,7 +24,9 @@ class Totals(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One interval: its end (seconds since the epoch), rates a second, and the 99th percentile of answers' times in seconds."""
+    """One interval: its end (seconds since the epoch), rates a second, and the 99th percentile of answers' times in
+    seconds.
+    """
 
     at: int
     queries: float
@@ -49,7 +52,13 @@ class History:
         self._coarse_from = self._into(self.coarse, COARSE, self._coarse_from, now, wall, totals)
 
     def _into(
-        self, ring: deque[Sample], width: int, since: tuple[float, Totals] | None, now: float, wall: float, totals: Totals
+        self,
+        ring: deque[Sample],
+        width: int,
+        since: tuple[float, Totals] | None,
+        now: float,
+        wall: float,
+        totals: Totals,
     ) -> tuple[float, Totals]:
         if since is None:
             return now, totals
@@ -57,14 +66,18 @@ class History:
         seconds = now - began
         if seconds < width - FINE / 2:  # the clock that asks is not exact
             return since
-        queries, failures, denials = (round((new - old) / seconds, 2) for new, old in zip(totals[:3], before[:3], strict=True))
+        queries, failures, denials = (
+            round((new - old) / seconds, 2) for new, old in zip(totals[:3], before[:3], strict=True)
+        )
         counts = [new - old for new, old in zip(totals.times, before.times, strict=True)]
         ring.append(Sample(int(wall), queries, failures, denials, quantile(self.bounds, counts, 0.99)))
         return now, totals
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float:
-    """The bound below which this part of all counts lies; 0 where nothing was counted, twice the last bound beyond all."""
+    """The bound below which this part of all counts lies; 0 where nothing was counted, twice the last bound beyond
+    all.
+    """
     total = sum(counts)
     seen = 0
     for at, count in enumerate(counts):

@@ -43,7 +43,8 @@ class Ledger:
     async def start(self) -> None:
         """Begins to sample and to fade."""
         self.tasks = [
-            asyncio.create_task(faults.supervise("plugin/status", loop), name="status") for loop in (self._fade, self._sample)
+            asyncio.create_task(faults.supervise("plugin/status", loop), name="status")
+            for loop in (self._fade, self._sample)
         ]
 
     async def stop(self) -> None:

@@ -14,18 +14,24 @@
         fallthrough [ZONES...]
     }
 
-* CLASS and TYPE are those of the questions it answers; `ANY` means all. ZONES are the zones it answers for. Default: the
+* CLASS and TYPE are those of the questions it answers; `ANY` means all. ZONES are the zones it answers for. Default:
+  the
   block's zones.
-* `match`: regular expressions (RE2) for the name, in lower case and with its final dot. The first that matches gives the groups.
+* `match`: regular expressions (RE2) for the name, in lower case and with its final dot. The first that matches gives
+  the groups.
   Default: every name.
 * `answer`, `additional`, `authority`: records as in a zone file, in Go's template language: `.Name`, `.Zone`, `.Class`,
-  `.Type`, `.Match` (groups by number), `.Group` (groups by name and number), `.Question.Name`, `.Message.Id`, `.Remote`,
-  `.Var.NAME`, `.Meta "LABEL"` (see `metadata`), and the functions `index`, `parseInt`, `print`, `printf`, `len`. A record without a TTL gets 3600.
-* `expr` must be true, or the template does not apply. `var` computes a value once, for `.Var.NAME` and, by its name, for the
-  expressions below it. The language is that of `view`, with `group('NAME')` for the match's groups (also by number, as text).
+  `.Type`, `.Match` (groups by number), `.Group` (groups by name and number), `.Question.Name`, `.Message.Id`,
+  `.Remote`, `.Var.NAME`, `.Meta "LABEL"` (see `metadata`), and the functions `index`, `parseInt`, `print`, `printf`,
+  `len`. A record without a TTL gets 3600.
+* `expr` must be true, or the template does not apply. `var` computes a value once, for `.Var.NAME` and, by its name,
+  for the
+  expressions below it. The language is that of `view`, with `group('NAME')` for the match's groups (also by number, as
+  text).
 * `rcode` is the response code; default NOERROR.
 * `ederror` adds an extended error for clients that use EDNS (RFC 8914).
-* `fallthrough`: if no `match` matches or an `expr` is false, the next template is tried, and then the next plugin. Without it the
+* `fallthrough`: if no `match` matches or an `expr` is false, the next template is tried, and then the next plugin.
+  Without it the
   reply is SERVFAIL.
 
 If the answer to a question for addresses is a CNAME, the records of its target are added.
@@ -209,7 +215,9 @@ class TemplatePlugin(Plugin):
         last = made["answer"][-1] if made["answer"] else None
         if last is not None and last.type == iana.CNAME and question.type in (iana.A, iana.AAAA):
             target = last.rdatas[0].lower()
-            result: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, question.type), partial(_joined, answer))
+            result: Outcome | Awaitable[Outcome | None] = then(
+                request.lookup(target, question.type), partial(_joined, answer)
+            )
             return result
         return answer
 
@@ -282,7 +290,9 @@ def _parse(directive: Directive, block: ServerBlock) -> Config:
     for word, table in zip(directive.args, (iana.CLASSES, iana.TYPES), strict=False):
         number = table.get(word.text)
         if number is None:
-            raise readers.fail(word, f'"{word.text}" is no {"class" if table is iana.CLASSES else "query type"} (upper case)')
+            raise readers.fail(
+                word, f'"{word.text}" is no {"class" if table is iana.CLASSES else "query type"} (upper case)'
+            )
         numbers.append(number)
     words = list(directive.args[2:])
     zones = readers.wire_zones(plugin_zones(words) if words else block.zones)

@@ -1,8 +1,10 @@
-"""The part of Go's text/template that Corefiles use: `{{ .Name }}`, `{{ index .Match 1 }}`, `{{ .Group.a | parseInt 16 }}`.
+"""The part of Go's text/template that Corefiles use: `{{ .Name }}`, `{{ index .Match 1 }}`, `{{ .Group.a | parseInt 16
+}}`.
 
 A template is text with actions in `{{ }}` (`{{-` and `-}}` trim white space). An action is a pipeline of commands; the
-value of each is the last argument of the next. Operands are fields of the query (`.Name`, `.Group.x`), strings, numbers,
-and pipelines in brackets. There are no conditions and no loops: what is not here is refused when the Corefile is read.
+value of each is the last argument of the next. Operands are fields of the query (`.Name`, `.Group.x`), strings,
+numbers, and pipelines in brackets. There are no conditions and no loops: what is not here is refused when the Corefile
+is read.
 """
 
 import re
@@ -18,7 +20,9 @@ MAX_OUTPUT: Final = 4096  # characters one template may come to: a record's text
 Value = Any
 Fields = Mapping[str, Value]
 Node = Callable[[Fields], Value]
-FIELDS: Final = frozenset(("Name", "Zone", "Class", "Type", "Match", "Group", "Message", "Question", "Remote", "Meta", "Var"))
+FIELDS: Final = frozenset(
+    ("Name", "Zone", "Class", "Type", "Match", "Group", "Message", "Question", "Remote", "Meta", "Var")
+)
 
 
 class BadTemplate(ValueError):

@@ -37,7 +37,8 @@ class Process:
     def __init__(self, *words: str, cwd: Path | None = None, stdin: str | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kdns", *words], stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd, env={**ENV, "PYTHONPATH": str(Path.cwd())}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd, env={**ENV, "PYTHONPATH": str(Path.cwd())},
+            text=True,
         )  # fmt: skip
         if stdin is not None:
             assert self.process.stdin is not None
@@ -121,7 +122,9 @@ def test_a_bad_command_line_says_so_and_exits(words: list[str], code: int, text:
 
 
 @pytest.mark.parametrize("style", [("-conf", "{}"), ("-conf={}",), ("--conf", "{}"), ("--conf={}",)])
-def test_conf_may_be_written_in_every_way_go_allows(tmp_path: Path, processes: list[Process], style: tuple[str, ...]) -> None:
+def test_conf_may_be_written_in_every_way_go_allows(
+    tmp_path: Path, processes: list[Process], style: tuple[str, ...]
+) -> None:
     path, port = corefile(tmp_path)
     process = Process(*(word.format(path) for word in style))
     processes.append(process)
@@ -140,7 +143,9 @@ def test_the_corefile_of_the_folder_is_the_default(tmp_path: Path, processes: li
 
 
 @pytest.mark.parametrize("flag", ["-dns.port", "-p"])
-def test_without_a_corefile_or_with_an_empty_one_it_says_who_asked(tmp_path: Path, processes: list[Process], flag: str) -> None:
+def test_without_a_corefile_or_with_an_empty_one_it_says_who_asked(
+    tmp_path: Path, processes: list[Process], flag: str
+) -> None:
     for text in (None, "# nothing\n"):
         if text is not None:
             (tmp_path / "Corefile").write_text(text)
@@ -199,7 +204,8 @@ def test_a_port_below_1024_needs_a_privilege_and_the_error_says_which(tmp_path: 
     (".:1 {\n  etcd db\n}\n", ':2:3: plugin "etcd" is known from CoreDNS'),
     (".:1 {\n  kubernetes cluster.local {\n    transfer to x\n  }\n}\n", ":3:5: unknown property"),
     (".:1 {\n  kubernetes cluster.local\n}\n", "no cluster is configured"),
-    (".:1 {\n  kubernetes cluster.local {\n    kubeconfig /nowhere/config\n  }\n}\n", "kubeconfig /nowhere/config: no such file"),
+    (".:1 {\n  kubernetes cluster.local {\n    kubeconfig /nowhere/config\n  }\n}\n", "kubeconfig /nowhere/config: no "
+        "such file"),
     (".:1 {\n  kubernetes cluster.local {\n    manifests /nowhere/x.yaml\n  }\n}\n", "no such file or folder"),
     ("quic://.:1 {\n  whoami\n}\n", "does not have quic:// yet"),
     (".:1 {\n  whoami\n}\n.:1 {\n  whoami\n}\n", ":4:1: cannot serve .:1 - it is already defined at"),
@@ -222,7 +228,9 @@ def test_a_broken_kubeconfig_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("{{{")
     path = tmp_path / "Corefile"
     path.write_text(
-        ".:1 {\n  kubernetes cluster.local {\n    kubeconfig config ctx\n  }\n}\n".replace("config ctx", f"{tmp_path}/config ctx")
+        ".:1 {\n  kubernetes cluster.local {\n    kubeconfig config ctx\n  }\n}\n".replace(
+            "config ctx", f"{tmp_path}/config ctx"
+        )
     )
     done = kdns("-conf", str(path))
     assert done.returncode == 1 and "cannot be read" in done.stderr and len(done.stderr.splitlines()) == 1
@@ -334,7 +342,9 @@ def test_check_and_plan_know_the_schemes(tmp_path: Path) -> None:
 
 
 def test_check_says_what_is_no_error_and_yet_worth_knowing(tmp_path: Path) -> None:
-    text = ".:{port} {\n searchpath\n kubernetes cluster.local {\n  manifests x\n }\n forward 10.1.0.0/20 127.0.0.1\n}\n"
+    text = (
+        ".:{port} {\n searchpath\n kubernetes cluster.local {\n  manifests x\n }\n forward 10.1.0.0/20 127.0.0.1\n}\n"
+    )
     path, _ = corefile(tmp_path, text)
     done = kdns("check", path)
     assert done.returncode == 0 and "ok (1 server block" in done.stdout
@@ -342,5 +352,7 @@ def test_check_says_what_is_no_error_and_yet_worth_knowing(tmp_path: Path) -> No
     assert "warning: plugin/forward: Unsupported CIDR notation" in done.stderr
     as_json = json.loads(kdns("check", "--json", path).stdout)
     assert as_json["ok"] and len(as_json["warnings"]) == 2
-    quiet, _ = corefile(tmp_path, text.replace("searchpath", "searchpath {\n except kube-system\n }").replace("10.1.0.0/20", "."))
+    quiet, _ = corefile(
+        tmp_path, text.replace("searchpath", "searchpath {\n except kube-system\n }").replace("10.1.0.0/20", ".")
+    )
     assert kdns("check", quiet).stderr == ""

@@ -34,7 +34,10 @@ def manifest(tmp_path: Path) -> Path:
 
 def block(manifest: Path, *more: str) -> str:
     lines = "\n".join(more)
-    return f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n kubernetes cluster.local in-addr.arpa {{\n manifests {manifest}\n pods insecure\n }}\n}}\n"
+    return (
+        f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n kubernetes cluster.local in-addr.arpa {{\n manifests {manifest}\n "
+        f"pods insecure\n }}\n}}\n"
+    )
 
 
 def test_two_that_answer_alike_are_said_to(serve: Serve, manifest: Path) -> None:
@@ -44,7 +47,9 @@ def test_two_that_answer_alike_are_said_to(serve: Serve, manifest: Path) -> None
     assert re.match(r"2\d questions; left: 127", done.stdout) and done.stdout.endswith("\nboth answer alike\n")
 
 
-def test_differences_are_shown_by_kind_and_the_verdict_is_the_exit_code(serve: Serve, manifest: Path, tmp_path: Path) -> None:
+def test_differences_are_shown_by_kind_and_the_verdict_is_the_exit_code(
+    serve: Serve, manifest: Path, tmp_path: Path
+) -> None:
     changed = tmp_path / "other.yaml"
     changed.write_text(yaml.safe_dump_all([*OBJECTS[:1], service("shop/web", "10.0.0.9"), *OBJECTS[2:3], *OBJECTS[4:]]))
     one, other = serve(block(manifest)), serve(block(changed))
@@ -73,14 +78,21 @@ def test_a_configuration_is_compared_with_a_server_that_runs(serve: Serve, manif
 def test_the_clusters_own_configuration_is_compared_through_a_kubeconfig(
     serve: Serve, api: ApiServer, tmp_path: Path, manifest: Path
 ) -> None:
-    api.put(*OBJECTS, config_map("coredns", Corefile=".:53 {\n kubernetes cluster.local in-addr.arpa {\n pods insecure\n }\n}\n"))
+    api.put(
+        *OBJECTS,
+        config_map("coredns", Corefile=".:53 {\n kubernetes cluster.local in-addr.arpa {\n pods insecure\n }\n}\n"),
+    )
     other = serve(block(manifest))
     words = ["compare", "--with", f"127.0.0.1:{other.port}", "--kubeconfig", kubeconfig(tmp_path, here=api.url)]
     done = kdns(*words, cwd=tmp_path)
-    assert done.returncode == 0 and "left: kube-system/coredns (this configuration)" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "left: kube-system/coredns (this configuration)" in done.stdout, (
+        done.stdout + done.stderr
+    )
     api.fail += [403]
     done = kdns(*words, cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr == "the cluster's Corefile cannot be read: 403 Forbidden: told to fail\n"
+    assert (
+        done.returncode == 1 and done.stderr == "the cluster's Corefile cannot be read: 403 Forbidden: told to fail\n"
+    )
 
 
 def test_real_questions_come_from_a_file_or_a_log(serve: Serve, upstream: Start, tmp_path: Path) -> None:
@@ -88,13 +100,16 @@ def test_real_questions_come_from_a_file_or_a_log(serve: Serve, upstream: Start,
     lines = [
         "a.org A", "b.org", "# not this", "", "x" * 5000, "c.org NOPE", "a..org A", "d.org ANY", "a.org. A",
         '[INFO] 10.244.0.5:53211 - 1234 "AAAA IN e.org. udp 44 false 512" NOERROR qr,aa,rd 106 0.0001s',
-        '{"msg": "10.0.0.1:5 - 1 \\"MX IN f.org. udp 44 false 512\\" NOERROR"}', "[ERROR] plugin/errors: 2 g.org. A: timeout",
+        '{"msg": "10.0.0.1:5 - 1 \\"MX IN f.org. udp 44 false 512\\" NOERROR"}',
+        "[ERROR] plugin/errors: 2 g.org. A: timeout",
     ]  # fmt: skip
     assert [tuple(each) for each in questions.sampled(questions.of_lines(lines), 100)] == [
         ("a.org.", "A"), ("b.org.", "A"), ("e.org.", "AAAA"), ("f.org.", "MX")]  # fmt: skip
     path = tmp_path / "log"
     path.write_text("\n".join(lines))
-    one, other = (serve(f". {{\n bind 127.0.0.1\n forward . {up.address}\n}}\n".replace(". {", ".:{port} {", 1)) for _ in "ab")
+    one, other = (
+        serve(f". {{\n bind 127.0.0.1\n forward . {up.address}\n}}\n".replace(". {", ".:{port} {", 1)) for _ in "ab"
+    )
     for words, stdin in (([str(path)], None), (["-"], "\n".join(lines))):
         done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--file", *words, stdin=stdin)
         assert done.returncode == 0 and done.stdout.startswith("4 questions"), done.stdout + done.stderr
@@ -133,7 +148,9 @@ def test_addresses_of_outside_names_may_vary_and_codes_may_not(upstream: Start) 
     assert done.returncode == 0 and "addresses of outside names: 1 - no client minds" in done.stdout
     done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{gone.port}", "a.org")
     assert (
-        done.returncode == 3 and "NOERROR, 1 record  |  NODATA" in done.stdout and "1 of 1 questions is answered" in done.stdout
+        done.returncode == 3
+        and "NOERROR, 1 record  |  NODATA" in done.stdout
+        and "1 of 1 questions is answered" in done.stdout
     )
 
 
@@ -158,8 +175,10 @@ def test_every_rule_of_what_is_documented_is_among_the_differences() -> None:
 
 
 @pytest.mark.parametrize("words", [
-    [], ["@a", "@b", "@c"], ["@a:x"], ["@127.0.0.1", "@127.0.0.1", "a..b"], ["@127.0.0.1", "@127.0.0.1", "a.org", "NOPE"],
-    ["@127.0.0.1", "@127.0.0.1", "a", "A", "b"], ["@127.0.0.1", "@127.0.0.1", "--limit", "0"], ["@127.0.0.1", "-zone", "a..b", "x"],
+    [], ["@a", "@b", "@c"], ["@a:x"], ["@127.0.0.1", "@127.0.0.1", "a..b"],
+    ["@127.0.0.1", "@127.0.0.1", "a.org", "NOPE"],
+    ["@127.0.0.1", "@127.0.0.1", "a", "A", "b"], ["@127.0.0.1", "@127.0.0.1", "--limit", "0"],
+    ["@127.0.0.1", "-zone", "a..b", "x"],
 ])  # fmt: skip
 def test_a_bad_command_line_is_one_line_and_the_exit_code_2(words: list[str]) -> None:
     done = kdns("compare", *words)
@@ -172,7 +191,8 @@ def coredns(tmp_path: Path, api: ApiServer) -> Iterator[int]:
     port = free_port()
     path = tmp_path / "Corefile.coredns"
     path.write_text(
-        f".:{port} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {{\n endpoint {api.url}\n pods insecure\n }}\n}}\n"
+        f".:{port} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {{\n endpoint {api.url}\n pods "
+        f"insecure\n }}\n}}\n"
     )
     process = subprocess.Popen(["coredns", "-conf", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     yield port
@@ -181,10 +201,13 @@ def coredns(tmp_path: Path, api: ApiServer) -> Iterator[int]:
 
 
 @pytest.mark.skipif(shutil.which("coredns") is None, reason="coredns is not installed")
-def test_beside_coredns_only_what_is_documented_differs(serve: Serve, api: ApiServer, coredns: int, manifest: Path) -> None:
+def test_beside_coredns_only_what_is_documented_differs(
+    serve: Serve, api: ApiServer, coredns: int, manifest: Path
+) -> None:
     api.put(*OBJECTS)
     server: Server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {{\n endpoint {api.url}\n pods insecure\n }}\n}}\n"
+        f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {{\n endpoint {api.url}\n pods "
+        f"insecure\n }}\n}}\n"
     )
     words = ["compare", f"@127.0.0.1:{coredns}", f"@127.0.0.1:{server.port}", "--manifests", str(manifest), "--all"]
     end = time.monotonic() + 30

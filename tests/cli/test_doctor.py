@@ -29,7 +29,12 @@ def server(name: str, node: str = "n1", ready: bool = True, **status: Any) -> di
         "containers": [{"image": "coredns:1.12.1"}],
     }
     conditions = [{"type": "Ready", "status": str(ready), "message": "" if ready else "containers with unready status"}]
-    return {"kind": "Pod", "metadata": meta, "spec": spec, "status": {"podIP": "10.244.0.2", "conditions": conditions, **status}}
+    return {
+        "kind": "Pod",
+        "metadata": meta,
+        "spec": spec,
+        "status": {"podIP": "10.244.0.2", "conditions": conditions, **status},
+    }
 
 
 def client(**spec: Any) -> dict[str, Any]:
@@ -43,7 +48,11 @@ def client(**spec: Any) -> dict[str, Any]:
 
 def policy(key: str, selector: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     ns, _, name = key.partition("/")
-    return {"kind": "NetworkPolicy", "metadata": {"name": name, "namespace": ns}, "spec": {"podSelector": selector or {}, **spec}}
+    return {
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": ns},
+        "spec": {"podSelector": selector or {}, **spec},
+    }
 
 
 def kube_dns(**spec: Any) -> dict[str, Any]:
@@ -73,14 +82,17 @@ TO_DNS = {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.
 PORT_53 = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
 OOM = {"containerStatuses": [{"restartCount": 2, "lastState": {"terminated": {"reason": "OOMKilled"}}}]}
 CRASH = {
-    "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}}, "restartCount": 9}]
+    "containerStatuses": [
+        {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}}, "restartCount": 9}
+    ]
 }
 NODE_LOCAL = {"kind": "DaemonSet", "metadata": {"name": "node-local-dns", "namespace": "kube-system"},
               "status": {"desiredNumberScheduled": 3, "numberReady": 2}}  # fmt: skip
 
 
 @pytest.mark.parametrize(("plant", "words", "level", "said"), [
-    (replaced(without=("Service kube-system/kube-dns",)), [], "error", "Service: no Service of the cluster's DNS in kube-system"),
+    (replaced(without=("Service kube-system/kube-dns",)), [], "error", "Service: no Service of the cluster's DNS in "
+        "kube-system"),
     (replaced(service("kube-system/kube-dns", "10.96.0.10", ports=PORTS[:1], labels=DNS)), [],
         "error", "kube-dns has no port 53/TCP"),
     (replaced(service("kube-system/kube-dns", ports=PORTS, labels=DNS, selector=DNS)), [],
@@ -95,30 +107,35 @@ NODE_LOCAL = {"kind": "DaemonSet", "metadata": {"name": "node-local-dns", "names
         "error", "coredns-a is not ready: containers with unready"),
     (replaced(server("coredns-b", "n2", True, **OOM)), [], "warning", "coredns-b was killed for memory"),
     (replaced(server("coredns-b", "n2", True, **CRASH)), [], "warning", "coredns-b restarted 9 times"),
-    (replaced({**server("coredns-b", "n2"), "spec": {**server("b")["spec"], "nodeName": "n2", "containers": [{"image": "kdns:0.1.0"}]}}), [],
+    (replaced({**server("coredns-b", "n2"),
+        "spec": {**server("b")["spec"], "nodeName": "n2", "containers": [{"image": "kdns:0.1.0"}]}}), [],
         "warning", "versions: DNS Pods run 2 images: coredns:1.12.1, kdns:0.1.0"),
     (replaced({**server("coredns-b", "n2"), "spec": {"dnsPolicy": "ClusterFirst"}}), [],
         "error", "loops: coredns-b has dnsPolicy ClusterFirst"),
     (replaced(endpointslice("kube-system/kube-dns-1", "kube-dns", endpoint("10.244.0.2", ready=False))), [],
         "error", "kube-dns has no ready endpoint"),
-    (replaced(without=("ConfigMap kube-system/coredns",)), [], "error", "no ConfigMap in kube-system has a key Corefile"),
+    (replaced(without=("ConfigMap kube-system/coredns",)), [], "error", "no ConfigMap in kube-system has a key "
+        "Corefile"),
     (replaced(config_map("coredns", Corefile=".:53 {\n errrs\n}\n")), [],
         "error", 'kube-system/coredns:2:2: unknown directive "errrs"'),
     (replaced(config_map("coredns", Corefile=".:53 {\n whoami\n loop\n}\n")), [],
         "error", "kube-system/coredns has no plugin kubernetes"),
-    (replaced(config_map("coredns", Corefile=".:53 {\n kubernetes cluster.local\n}\n")), [], "warning", "has no plugin loop"),
+    (replaced(config_map("coredns", Corefile=".:53 {\n kubernetes cluster.local\n}\n")), [], "warning", "has no plugin "
+        "loop"),
     (replaced(config_map("coredns", Corefile=GOOD.replace("192.0.2.53", "127.0.0.53"))), [],
         "error", "forwards to 127.0.0.53, which is the Pod itself"),
     (replaced(config_map("coredns", Corefile=GOOD.replace("192.0.2.53", "10.96.0.10:53"))), [],
         "error", "which is this server's own Service"),
-    (lambda api: api.denied.add(("watch", "endpointslices")), [], "error", "RBAC: the servers may not watch endpointslices"),
+    (lambda api: api.denied.add(("watch", "endpointslices")), [], "error", "RBAC: the servers may not watch "
+        "endpointslices"),
     (replaced(policy("shop/deny", **EGRESS)), [],
         "error", "deny in shop: Pods of the namespace shop may not send to port 53/UDP"),
     (replaced(policy("shop/web", **EGRESS, egress=[{**TO_DNS, "ports": [{"port": 443}]}])), [],
         "error", "may not send to port 53/UDP"),
     (replaced(policy("shop/udp", **EGRESS, egress=[{**TO_DNS, "ports": PORT_53[:1]}])), [],
         "warning", "may not send to port 53/TCP"),
-    (replaced(policy("shop/here", **EGRESS, egress=[{"to": [{"podSelector": {}}]}])), [], "error", "may not send to port 53/UDP"),
+    (replaced(policy("shop/here", **EGRESS, egress=[{"to": [{"podSelector": {}}]}])), [], "error", "may not send to "
+        "port 53/UDP"),
     (replaced(policy("shop/cart", {"matchLabels": {"app": "cart"}}, **EGRESS)), ["--from", "shop/cart"],
         "error", "shop/cart may not send to port 53/UDP"),
     (replaced(policy("kube-system/in", policyTypes=["Ingress"], ingress=[{"ports": [{"port": 9153}]}])), [],
@@ -131,7 +148,8 @@ NODE_LOCAL = {"kind": "DaemonSet", "metadata": {"name": "node-local-dns", "names
     (replaced(client(dnsConfig={"nameservers": ["192.0.2.1"] * 4})), ["--from", "shop/cart"],
         "error", "dnsConfig names 4 servers"),
     (replaced(), ["--from", "shop/gone"], "error", "there is no Pod shop/gone"),
-    (lambda api: api.forbidden.add("pods"), [], "warning", "access: pods cannot be read: 403 Forbidden: pods is forbidden"),
+    (lambda api: api.forbidden.add("pods"), [], "warning", "access: pods cannot be read: 403 Forbidden: pods is "
+        "forbidden"),
 ])  # fmt: skip
 def test_each_fault_is_found_and_comes_with_what_it_means_and_the_next_command(
     api: ApiServer,
@@ -150,18 +168,23 @@ def test_each_fault_is_found_and_comes_with_what_it_means_and_the_next_command(
     assert found["level"] == level and found["next"], found
     assert code == (3 if any(each["level"] == "error" for each in findings) else 0)
     others = [
-        each for each in findings if each["level"] == "error" and each["part"] not in (found["part"], "Pods", "EndpointSlices")
+        each
+        for each in findings
+        if each["level"] == "error" and each["part"] not in (found["part"], "Pods", "EndpointSlices")
     ]
     assert not others, "one fault was planted"
 
 
 ALLOWED = (
     policy("shop/a", **EGRESS, egress=[{}]), policy("shop/b", **EGRESS, egress=[{**TO_DNS, "ports": PORT_53}]),
-    policy("shop/c", **EGRESS, egress=[{"ports": [{"port": 1, "endPort": 100, "protocol": p} for p in ("UDP", "TCP")]}]),
+    policy(
+        "shop/c", **EGRESS, egress=[{"ports": [{"port": 1, "endPort": 100, "protocol": p} for p in ("UDP", "TCP")]}]
+    ),
     policy("shop/d", **EGRESS, egress=[{"to": [{"ipBlock": {"cidr": "10.244.0.0/16"}}]}]),
     policy("shop/e", {"matchLabels": {"app": "other"}}, **EGRESS), policy("shop/f", policyTypes=["Ingress"]),
     policy("shop/g", **EGRESS, egress=[{"to": [{"namespaceSelector": {"matchExpressions": [
-        {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["kube-system"]}]}, "podSelector": {"matchLabels": DNS}}]}]),
+        {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["kube-system"]}]},
+        "podSelector": {"matchLabels": DNS}}]}]),
 )  # fmt: skip
 
 
@@ -203,12 +226,17 @@ def test_inside_a_pod_the_service_account_is_used_and_its_own_rights_are_asked(a
     api.denied.add(("list", "services"))
     api.forbidden.add("subjectaccessreviews")
     done = kdns("doctor", "--kubeconfig", kubeconfig(tmp_path, here=api.url))
-    assert "subjectaccessreviews cannot be read: 403 Forbidden" in done.stdout and "may not list services" not in done.stdout
+    assert (
+        "subjectaccessreviews cannot be read: 403 Forbidden" in done.stdout
+        and "may not list services" not in done.stdout
+    )
 
 
 @pytest.mark.parametrize(("words", "code", "said"), [
-    (["x"], 2, 'takes no arguments, found "x"'), (["--from", "shop"], 2, "--from takes NAMESPACE/POD"), (["--nope"], 2, "not defined"),
-    (["--server", "a:b"], 2, "a:b"), (["--zone", "a..b"], 2, "label"), (["--kubeconfig", "/nowhere"], 1, "kubeconfig /nowhere: no such file"),
+    (["x"], 2, 'takes no arguments, found "x"'), (["--from", "shop"], 2, "--from takes NAMESPACE/POD"),
+    (["--nope"], 2, "not defined"),
+    (["--server", "a:b"], 2, "a:b"), (["--zone", "a..b"], 2, "label"),
+    (["--kubeconfig", "/nowhere"], 1, "kubeconfig /nowhere: no such file"),
     (["--kubeconfig", "/dev/null"], 1, "the cluster cannot be asked: "),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(words: list[str], code: int, said: str) -> None:
@@ -220,7 +248,11 @@ def test_an_api_that_is_away_or_says_no_to_all_is_one_line(api: ApiServer, tmp_p
     api.put(*well())
     path = kubeconfig(tmp_path, gone=f"http://127.0.0.1:{free_port()}", here=api.url)
     done = kdns("doctor", "--kubeconfig", path)
-    assert done.returncode == 1 and done.stderr.startswith("the cluster cannot be asked: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("the cluster cannot be asked: ")
+        and done.stderr.count("\n") == 1
+    )
     api.fail += [401]
     done = kdns("doctor", "--kubeconfig", path, "--context", "here")
     assert done.returncode == 1 and "401 Unauthorized" in done.stderr and done.stderr.count("\n") == 1

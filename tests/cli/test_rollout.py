@@ -108,7 +108,8 @@ def test_json_logs_are_an_object_a_line_with_a_querys_fields(tmp_path: Path, pro
     port = free_port()
     path = tmp_path / "Corefile"
     path.write_text(
-        f".:{port} {{\n bind 127.0.0.1\n log\n errors\n forward bad.org 127.0.0.1:1 {{\n max_fails 0\n }}\n whoami\n}}\n"
+        f".:{port} {{\n bind 127.0.0.1\n log\n errors\n forward bad.org 127.0.0.1:1 {{\n max_fails 0\n }}\n "
+        f"whoami\n}}\n"
     )
     process = Process("-conf", str(path), "-log-format", "json")
     processes.append(process)
@@ -127,13 +128,19 @@ def test_json_logs_are_an_object_a_line_with_a_querys_fields(tmp_path: Path, pro
     assert query["qname"] == 'a\\"\\010.' and query["client_ip"] == "127.0.0.1" and query["client_port"] == source
     # CoreDNS 1.15's names, so that what reads its logs reads these.
     assert set(query) == {
-        "time", "level", "plugin", "msg", "client_ip", "client_port", "qname", "qtype", "qclass", "protocol", "id", "opcode",
+        "time", "level", "plugin", "msg", "client_ip", "client_port", "qname", "qtype", "qclass", "protocol", "id",
+        "opcode",
         "request_size", "dnssec_ok", "bufsize", "rcode", "rflags", "response_size", "duration_seconds",
     }  # fmt: skip
     assert f'{source} - 4660 "A IN' in query["msg"] and query["protocol"] == "udp" and query["request_size"] == 21
     bare = next(line for line in found if line.get("plugin") == "log" and line["rcode"] == "SERVFAIL")
     assert bare["rflags"] == "qr,rd" and bare["response_size"] == 27
-    assert query["qtype"] == "A" and query["id"] == 0x1234 and 0 < query["duration_seconds"] < 1 and query["level"] == "INFO"
+    assert (
+        query["qtype"] == "A"
+        and query["id"] == 0x1234
+        and 0 < query["duration_seconds"] < 1
+        and query["level"] == "INFO"
+    )
     failed = next(line for line in found if line.get("plugin") == "errors")
     assert failed["level"] == "ERROR" and failed["msg"].startswith("2 x.bad.org. A: ")
 
@@ -158,5 +165,6 @@ def test_what_fails_for_every_query_is_written_a_hundred_times_a_second_and_then
     now[0] += 1
     logger.error("again")
     assert lines[-2:] == [
-        "[WARNING] 900 more warnings and errors were left out: at most 100 a second are written", "[ERROR] plugin/errors: again",
+        "[WARNING] 900 more warnings and errors were left out: at most 100 a second are written",
+        "[ERROR] plugin/errors: again",
     ]  # fmt: skip

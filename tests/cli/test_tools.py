@@ -67,7 +67,9 @@ def test_fmt_shows_a_diff_and_writes(tmp_path: Path) -> None:
     path.write_text(UGLY)
     path.chmod(0o640)
     done = kdns("fmt", "--diff", str(path))
-    assert done.returncode == 1 and "-errors" in done.stdout and "+    errors" in done.stdout and path.read_text() == UGLY
+    assert (
+        done.returncode == 1 and "-errors" in done.stdout and "+    errors" in done.stdout and path.read_text() == UGLY
+    )
     assert kdns("fmt", "--write", str(path)).returncode == 0 and path.read_text() == NEAT
     assert path.stat().st_mode & 0o777 == 0o640 and os.listdir(tmp_path) == ["Corefile"]
     assert kdns("fmt", "--diff", str(path)).returncode == 0
@@ -97,7 +99,8 @@ def test_plan_shows_the_chain_of_each_block() -> None:
     done = kdns(
         "plan",
         "-",
-        stdin=".:53 {\n cache\n errors\n forward . 127.0.0.1\n bind 127.0.0.1\n}\norg {\n view a {\n expr true\n }\n whoami\n}\nx.org {\n}\n",
+        stdin=".:53 {\n cache\n errors\n forward . 127.0.0.1\n bind 127.0.0.1\n}\norg {\n view a {\n expr true\n }\n "
+        "whoami\n}\nx.org {\n}\n",
     )
     assert done.returncode == 0
     lines = [line.strip() for line in done.stdout.splitlines()]
@@ -115,7 +118,8 @@ def test_plan_has_kubernetes_before_the_cache_as_queries_do() -> None:
     done = kdns(
         "plan",
         "-",
-        stdin=".:53 {\n errors\n cache\n kubernetes cluster.local {\n endpoint http://127.0.0.1:1\n }\n forward . ::1\n}\n",
+        stdin=".:53 {\n errors\n cache\n kubernetes cluster.local {\n endpoint http://127.0.0.1:1\n }\n forward . "
+        "::1\n}\n",
     )
     names = [line.split()[1] for line in done.stdout.splitlines()[1:]]
     assert names == ["errors", "kubernetes", "cache", "forward"], done.stderr
@@ -124,43 +128,56 @@ def test_plan_has_kubernetes_before_the_cache_as_queries_do() -> None:
 @pytest.fixture
 def cluster(tmp_path: Path, upstream: Start) -> str:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump_all([
-        namespace("shop"), namespace("other"), service("shop/web", "10.0.0.1"), service("shop/db"), service("shop/idle"),
+        namespace("shop"), namespace("other"), service("shop/web", "10.0.0.1"), service("shop/db"),
+        service("shop/idle"),
         endpointslice("shop/db-1", "db", endpoint("10.1.0.1")), service("shop/alias", external="old.org"),
-        {**pod("shop/tuned", "10.1.0.9"), "spec": {"dnsConfig": {"searches": ["corp.example."], "options": [{"name": "ndots", "value": "2"}]}}},
+        {**pod("shop/tuned", "10.1.0.9"),
+            "spec": {"dnsConfig": {"searches": ["corp.example."], "options": [{"name": "ndots", "value": "2"}]}}},
         {**pod("shop/host", "10.1.0.8"), "spec": {"hostNetwork": True}},
-        {**pod("shop/own", "10.1.0.7"), "spec": {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.53"], "searches": ["a.example"]}}},
+        {**pod("shop/own", "10.1.0.7"),
+            "spec": {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.53"], "searches": ["a.example"]}}},
     ]))  # fmt: skip
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     path = tmp_path / "Corefile"
     path.write_text(
         ".:53 {\n errors\n health :1\n prometheus :2\n rewrite name old.org new.org\n cache 30\n"
-        f" kubernetes cluster.local in-addr.arpa {{\n manifests {tmp_path / 'c.yaml'}\n }}\n forward . {up.address}\n}}\n"
+        f" kubernetes cluster.local in-addr.arpa {{\n manifests {tmp_path / 'c.yaml'}\n }}\n forward . "
+        f"{up.address}\n}}\n"
     )
     return str(path)
 
 
 @pytest.mark.parametrize(("words", "code", "expected"), [
-    (["web.shop.svc.cluster.local"], 0, ["kubernetes: NOERROR, 1 record - Service shop/web, ClusterIP, ports http/tcp, 0 ready endpoints",
+    (["web.shop.svc.cluster.local"], 0, ["kubernetes: NOERROR, 1 record - Service shop/web, ClusterIP, ports http/tcp, "
+        "0 ready endpoints",
         "web.shop.svc.cluster.local. 5 A 10.0.0.1"]),
     (["web.shop.svc.cluster.local", "AAAA"], 3, ["NODATA (the name exists, with no record of this type)"]),
     (["nope.shop.svc.cluster.local"], 3, ["kubernetes: NXDOMAIN - namespace shop has no Service nope"]),
     (["web.nope.svc.cluster.local"], 3, ["there is no namespace nope"]),
     (["db", "--from", "shop"], 0, ["db.shop.svc.cluster.local. A", "A 10.1.0.1"]),
-    (["web.shop", "--from", "other"], 0, ["web.shop.other.svc.cluster.local. A", "web.shop.svc.cluster.local. A", "A 10.0.0.1"]),
-    (["old.org"], 0, ["rewrite: passes it on (asks for new.org. A from here on)", "forward: NOERROR, 1 record", "A 192.0.2.1"]),
+    (["web.shop", "--from", "other"], 0,
+        ["web.shop.other.svc.cluster.local. A", "web.shop.svc.cluster.local. A", "A 10.0.0.1"]),
+    (
+        ["old.org"],
+        0,
+        ["rewrite: passes it on (asks for new.org. A from here on)", "forward: NOERROR, 1 record", "A 192.0.2.1"],
+    ),
     (["1.0.0.10.in-addr.arpa", "PTR"], 0, ["Service shop/web", "PTR web.shop.svc.cluster.local."]),
     (["10.0.0.1"], 0, ["1.0.0.10.in-addr.arpa. PTR", "Service shop/web", "PTR web.shop.svc.cluster.local."]),
     (["10.9.9.9"], 3, ["no Service has this address"]),
     (["web", "--from", "other"], 0, ["search other.svc.cluster.local svc.cluster.local cluster.local; ndots 5",
         "namespace other has no Service web; a Service web is in: shop"]),
-    (["db", "--from", "shop/tuned"], 0, ["search shop.svc.cluster.local svc.cluster.local cluster.local corp.example; ndots 2"]),
+    (["db", "--from", "shop/tuned"], 0, ["search shop.svc.cluster.local svc.cluster.local cluster.local corp.example; "
+        "ndots 2"]),
     (["db.x.y", "--from", "shop/tuned"], 0, ["ndots 2\n\ndb.x.y. A\n"]),
-    (["db", "--from", "shop/host"], 0, ["search (none); ndots 1", "hostNetwork without dnsPolicy ClusterFirstWithHostNet"]),
+    (["db", "--from", "shop/host"], 0, ["search (none); ndots 1", "hostNetwork without dnsPolicy "
+        "ClusterFirstWithHostNet"]),
     (["db", "--from", "shop/own"], 0, ["search a.example; ndots 1", "dnsPolicy None: this Pod asks 192.0.2.53"]),
     (["web.gone.svc.cluster.local"], 3, ["there is no namespace gone; a Service web is in: shop"]),
     (["db-9.db.shop.svc.cluster.local"], 3, ["1 ready endpoint; none of them is called db-9 (there are: 10-1-0-1)"]),
     (["_x._tcp.web.shop.svc.cluster.local", "SRV"], 3, ["no port is called _x with the protocol _tcp"]),
-    (["idle.shop.svc.cluster.local"], 3, ["0 ready endpoints: a headless Service has addresses only while endpoints are ready"]),
+    (["idle.shop.svc.cluster.local"], 3, ["0 ready endpoints: a headless Service has addresses only while endpoints "
+        "are ready"]),
     (["10-1-0-1.shop.pod.cluster.local"], 3, ["names of Pods are not served: `pods` is disabled"]),
     (["a.b.foo.cluster.local"], 3, ['"foo" is neither svc nor pod']),
     (["alias.shop.svc.cluster.local"], 0, ["ExternalName old.org"]),
@@ -176,7 +193,11 @@ def test_explain_says_who_answers_and_why(cluster: str, words: list[str], code: 
 
 
 def test_explain_asks_the_api_for_the_pod_that_asks(api: ApiServer, tmp_path: Path) -> None:
-    api.put(namespace("shop"), service("shop/web", "10.0.0.1"), {**pod("shop/p", "10.1.0.9"), "spec": {"dnsPolicy": "Default"}})
+    api.put(
+        namespace("shop"),
+        service("shop/web", "10.0.0.1"),
+        {**pod("shop/p", "10.1.0.9"), "spec": {"dnsPolicy": "Default"}},
+    )
     path = tmp_path / "Corefile"
     path.write_text(f".:53 {{\n kubernetes cluster.local {{\n endpoint {api.url}\n }}\n}}\n")
     done = kdns("explain", "-conf", str(path), "web.shop.svc.cluster.local", "--from", "shop/p")
@@ -192,7 +213,9 @@ def test_explain_finds_the_pod_where_the_server_finds_manifests(tmp_path: Path) 
     nested = tmp_path / "more" / "deep"
     nested.mkdir(parents=True)
     (nested / "p.yaml").write_text(
-        yaml.safe_dump_all([{**pod("n1/p", "10.1.0.9"), "spec": {"dnsPolicy": "Default"}}, service("n1/web", "10.0.0.1")])
+        yaml.safe_dump_all(
+            [{**pod("n1/p", "10.1.0.9"), "spec": {"dnsPolicy": "Default"}}, service("n1/web", "10.0.0.1")]
+        )
     )
     path = tmp_path / "Corefile"
     path.write_text(f".:53 {{\n kubernetes cluster.local {{\n manifests {tmp_path / 'more'}\n }}\n}}\n")
@@ -224,7 +247,9 @@ def test_query_asks_over_each_transport(serve: Serve, tmp_path: Path, upstream: 
     authority = Authority(tmp_path)
     for kind, protocol in (("tls", Dot), ("https", Doh)):
         context = authority.context("dns.example.net", alpn="h2" if kind == "https" else "")
-        peer = Peer(context, lambda owner, protocol=protocol: protocol(owner, lambda query: answer(query, "A 192.0.2.2")))
+        peer = Peer(
+            context, lambda owner, protocol=protocol: protocol(owner, lambda query: answer(query, "A 192.0.2.2"))
+        )
         try:
             words = (
                 "query",
@@ -249,7 +274,9 @@ def test_a_reply_that_cannot_be_printed_is_said_to_be_one(upstream: Start, tmp_p
     up = upstream(lambda query, proto: answer(query, "CNAME \\255\\254.org."))
     done = kdns("query", f"@127.0.0.1:{up.port}", "x.org", "CNAME")
     assert (
-        done.returncode == 9 and "answered NOERROR, with what cannot be shown" in done.stderr and "Traceback" not in done.stderr
+        done.returncode == 9
+        and "answered NOERROR, with what cannot be shown" in done.stderr
+        and "Traceback" not in done.stderr
     )
     path = tmp_path / "Corefile"
     path.write_text(f". {{\n forward . {up.address}\n}}\n")
@@ -258,7 +285,8 @@ def test_a_reply_that_cannot_be_printed_is_said_to_be_one(upstream: Start, tmp_p
 
 def test_query_says_what_is_wrong() -> None:
     for words, code, text in (
-        ([], 2, "takes a name"), (["a.org", "NOPE"], 2, "no query type"), (["a..org"], 2, ""), (["-what", "x"], 2, "not defined"),
+        ([], 2, "takes a name"), (["a.org", "NOPE"], 2, "no query type"), (["a..org"], 2, ""),
+        (["-what", "x"], 2, "not defined"),
         (["@sctp://127.0.0.1", "x.org"], 2, 'unknown scheme "sctp"'),
         (["@127.0.0.1:1", "x.org"], 9, "read: connection refused"),
         (["@127.0.0.1:1", "-tcp", "x.org"], 9, "dial tcp 127.0.0.1:1: connect: connection refused"),
@@ -289,7 +317,8 @@ def test_completion_is_a_script_its_shell_reads(shell: str, tmp_path: Path) -> N
 def test_bash_completes_commands_and_flags() -> None:
     script = (
         completion.bash()
-        + 'COMP_WORDS=(kdns ch); COMP_CWORD=1; _kdns; echo "${COMPREPLY[@]}"; COMP_WORDS=(kdns fmt -d); COMP_CWORD=2; _kdns; echo "${COMPREPLY[@]}"'
+        + 'COMP_WORDS=(kdns ch); COMP_CWORD=1; _kdns; echo "${COMPREPLY[@]}"; COMP_WORDS=(kdns fmt -d); COMP_CWORD=2; '
+        '_kdns; echo "${COMPREPLY[@]}"'
     )
     assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout == "check\n-diff\n"
 
@@ -304,7 +333,8 @@ def test_the_manual_page_names_every_command_and_flag() -> None:
 
 BRACES = b"{" * 3000
 BAD_FILES = (
-    # What it holds, and what is said of it by check, fmt, plan and explain (None: nothing, as it is fine for that tool).
+    # What it holds, and what is said of it by check, fmt, plan and explain (None: nothing, as it is fine for that
+    # tool).
     (b"\x7fELF\x02\x01\x01\0\0" + bytes(range(256)) * 100, "a zero octet: this is no text file", "a zero octet"),
     (".:53 {\n whoami\n}\n".encode("utf-16"), "1:4: ", "1:4: a zero octet"),
     (b".:53 {\n whoami\n", "expected '}'", "1:6: no '}' closes this block"),
@@ -330,9 +360,9 @@ def test_a_bad_file_is_one_clear_line_and_the_exit_code_1(
     if expected is None:
         assert done.returncode in (0, 3) and not done.stderr, done.stderr
     else:
-        assert done.returncode == 1 and expected in done.stderr and done.stderr.count("\n") == 1 and not done.stdout, done.stderr[
-            :500
-        ]
+        assert done.returncode == 1 and expected in done.stderr and done.stderr.count("\n") == 1 and not done.stdout, (
+            done.stderr[:500]
+        )
         assert str(path) in done.stderr or "ConfigMap" in done.stderr
     assert path.read_bytes() == content
 
@@ -347,10 +377,14 @@ def test_a_device_without_an_end_is_read_no_further_than_a_corefile_can_be_long(
     ("", "stdin: error: the input is empty: did the command before the pipe fail?"), (" \n\n", "the input is empty"),
     ("# nothing\n", "no server block: in its place kdns would serve its built-in Corefile (whoami)"),
     ("kind: List\nitems: []\n", "it holds no ConfigMap"),
-    ("kind: List\nitems: 5\n", "it holds no ConfigMap"), ("apiVersion: v1\n---\n- 1\n---\nnull\n", "it holds no ConfigMap"),
-    ('{"kind": "ConfigMap", "data": {"Corefile"', "this is not JSON"), ("kind: ConfigMap\ndata: *x\n", "this is not YAML"),
-    ("kind: ConfigMap\ndata: " + "[" * 5000, "this is not YAML"), ("kind: ConfigMap\ndata: [1]\n", "has no key Corefile"),
-    ("kind: ConfigMap\ndata: {Corefile: 5}\n", "has no key Corefile"), ("kind: ConfigMap\ndata:\n  Corefile: ''\n", "no server block"),
+    ("kind: List\nitems: 5\n", "it holds no ConfigMap"),
+    ("apiVersion: v1\n---\n- 1\n---\nnull\n", "it holds no ConfigMap"),
+    ('{"kind": "ConfigMap", "data": {"Corefile"', "this is not JSON"),
+    ("kind: ConfigMap\ndata: *x\n", "this is not YAML"),
+    ("kind: ConfigMap\ndata: " + "[" * 5000, "this is not YAML"),
+    ("kind: ConfigMap\ndata: [1]\n", "has no key Corefile"),
+    ("kind: ConfigMap\ndata: {Corefile: 5}\n", "has no key Corefile"),
+    ("kind: ConfigMap\ndata:\n  Corefile: ''\n", "no server block"),
 ])  # fmt: skip
 def test_check_said_ok_of_nothing_at_all_and_of_what_a_failed_command_left(text: str, said: str) -> None:
     done = kdns("check", "-", stdin=text)
@@ -358,11 +392,21 @@ def test_check_said_ok_of_nothing_at_all_and_of_what_a_failed_command_left(text:
 
 
 def test_check_says_all_errors_in_one_pass() -> None:
-    text = ".:53 {\n errrs\n cache {\n  sucess 1\n  denial x\n }\n forward . 1.1.1.300\n}\na..b {\n whoam {\n  x\n }\n log x {\n  y\n }\n}\n"
+    text = (
+        ".:53 {\n errrs\n cache {\n  sucess 1\n  denial x\n }\n forward . 1.1.1.300\n}\na..b {\n whoam {\n  x\n }\n "
+        "log x {\n  y\n }\n}\n"
+    )
     done = kdns("check", "-", stdin=text)
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and [line.split(": ")[0] for line in lines[:-1]] == [
-        "stdin:2:2", "stdin:4:3", "stdin:5:10", "stdin:7:12", "stdin:9:1", "stdin:10:2", "stdin:14:3"], done.stderr  # fmt: skip
+        "stdin:2:2",
+        "stdin:4:3",
+        "stdin:5:10",
+        "stdin:7:12",
+        "stdin:9:1",
+        "stdin:10:2",
+        "stdin:14:3",
+    ], done.stderr
     assert lines[-1] == "stdin: 7 errors"
     told = json.loads(kdns("check", "--json", "-", stdin=text).stdout)
     assert told["ok"] is False and told["line"] == 2 and len(told["errors"]) == 7 and told["errors"][3]["line"] == 7
@@ -388,12 +432,21 @@ def test_an_upstream_that_is_no_address_was_found_only_by_load(word: str) -> Non
 def test_load_says_all_that_cannot_be_loaded(tmp_path: Path) -> None:
     text = f". {{\n forward . {tmp_path}/none\n kubernetes {{\n manifests {tmp_path}/gone\n }}\n}}\n"
     done = kdns("check", "--load", "-", stdin=text)
-    assert done.returncode == 1 and "neither an address nor a file" in done.stderr and "no such file or folder" in done.stderr
+    assert (
+        done.returncode == 1
+        and "neither an address nor a file" in done.stderr
+        and "no such file or folder" in done.stderr
+    )
     assert kdns("check", "-", stdin=text).returncode == 0
 
 
 def config_map(name: str, **data: str) -> dict[str, object]:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "kube-system"}, "data": data}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": "kube-system"},
+        "data": data,
+    }
 
 
 AKS = ".:53 {\n errors\n import custom/*.override\n}\nimport custom/*.server\n"
@@ -401,10 +454,15 @@ AKS = ".:53 {\n errors\n import custom/*.override\n}\nimport custom/*.server\n"
 
 @pytest.mark.parametrize("form", ["list", "documents", "json"])
 def test_check_reads_lists_documents_and_json_as_kubectl_prints_them(form: str) -> None:
-    maps = [config_map("coredns", Corefile=".:53 {\n whoami\n}\n"), config_map("node-local-dns", Corefile=".:53 {\n whoam\n}\n"),
+    maps = [config_map("coredns", Corefile=".:53 {\n whoami\n}\n"),
+        config_map("node-local-dns", Corefile=".:53 {\n whoam\n}\n"),
             config_map("other", key="value"), {"kind": "Service", "metadata": {"name": "kube-dns"}}]  # fmt: skip
     listed = {"apiVersion": "v1", "kind": "List", "items": maps}
-    text = {"list": yaml.safe_dump(listed), "documents": yaml.safe_dump_all(maps), "json": json.dumps(listed, indent=2)}[form]
+    text = {
+        "list": yaml.safe_dump(listed),
+        "documents": yaml.safe_dump_all(maps),
+        "json": json.dumps(listed, indent=2),
+    }[form]
     done = kdns("check", "-", stdin=text)
     assert done.returncode == 1 and done.stdout == "stdin(kube-system/coredns): ok (1 server block, 1 plugin)\n"
     assert done.stderr.startswith('stdin(kube-system/node-local-dns):2:2: error: unknown directive "whoam"')
@@ -413,7 +471,9 @@ def test_check_reads_lists_documents_and_json_as_kubectl_prints_them(form: str) 
 
 
 def test_check_reads_what_a_corefile_imports_from_a_config_map_of_its_own(tmp_path: Path) -> None:
-    custom = config_map("coredns-custom", **{"log.override": "log\n", "corp.server": "corp:53 {\n forward . 10.0.0.1\n}\n"})
+    custom = config_map(
+        "coredns-custom", **{"log.override": "log\n", "corp.server": "corp:53 {\n forward . 10.0.0.1\n}\n"}
+    )
     both = yaml.safe_dump({"kind": "List", "items": [config_map("coredns", Corefile=AKS), custom]})
     assert kdns("check", "-", stdin=both).stdout == "stdin: ok (2 server blocks, 3 plugins)\n"
     (tmp_path / "custom.yaml").write_text(yaml.safe_dump(custom))
@@ -446,7 +506,9 @@ def test_every_command_has_help_on_stdout_with_its_exit_codes(name: str) -> None
 def test_help_goes_to_stdout_and_words_that_are_unknown_get_a_suggestion() -> None:
     for words in (["--help"], ["help"], ["-h"], ["help", "help"]):
         done = kdns(*words)
-        assert done.returncode == 0 and not done.stderr and "kdns check " in done.stdout and "Exit codes:" in done.stdout
+        assert (
+            done.returncode == 0 and not done.stderr and "kdns check " in done.stdout and "Exit codes:" in done.stdout
+        )
     assert kdns("version").stdout == kdns("-version").stdout
     done = kdns("chek")
     assert done.returncode == 1 and 'did you mean "check"?' in done.stderr
@@ -471,7 +533,8 @@ def kubeconfig(tmp_path: Path, **contexts: str) -> str:
     """A kubeconfig with a context for each URL; the first is the current one."""
     path = tmp_path / "kubeconfig"
     path.write_text(yaml.safe_dump({
-        "apiVersion": "v1", "kind": "Config", "current-context": next(iter(contexts)), "users": [{"name": "u", "user": {"token": "t"}}],
+        "apiVersion": "v1", "kind": "Config", "current-context": next(iter(contexts)),
+        "users": [{"name": "u", "user": {"token": "t"}}],
         "clusters": [{"name": name, "cluster": {"server": url}} for name, url in contexts.items()],
         "contexts": [{"name": name, "context": {"cluster": name, "user": "u"}} for name in contexts],
     }))  # fmt: skip
@@ -482,8 +545,11 @@ def test_explain_could_not_read_a_clusters_corefile_from_a_laptop(api: ApiServer
     other = ApiServer()
     try:
         for each, address in ((api, "10.0.0.1"), (other, "10.0.0.2")):
-            each.put(namespace("shop"), service("shop/web", address),
-                     config_map("coredns", Corefile=".:53 {\n kubernetes cluster.local\n forward . 127.0.0.1\n}\n"))  # fmt: skip
+            each.put(
+                namespace("shop"),
+                service("shop/web", address),
+                config_map("coredns", Corefile=".:53 {\n kubernetes cluster.local\n forward . 127.0.0.1\n}\n"),
+            )
         path = kubeconfig(tmp_path, here=api.url, there=other.url)
         for words, address in ((["-n", "shop"], "10.0.0.1"), (["--context", "there", "--from", "shop"], "10.0.0.2")):
             done = kdns("explain", "--kubeconfig", path, *words, "web", cwd=tmp_path)
@@ -498,7 +564,10 @@ def test_explain_could_not_read_a_clusters_corefile_from_a_laptop(api: ApiServer
         assert done.returncode == 1 and "no ConfigMap in openshift-dns has a key Corefile" in done.stderr
         api.fail += [403]
         done = kdns("explain", "--kubeconfig", path, "web", cwd=tmp_path)
-        assert done.returncode == 1 and done.stderr == "the cluster's Corefile cannot be read: 403 Forbidden: told to fail\n"
+        assert (
+            done.returncode == 1
+            and done.stderr == "the cluster's Corefile cannot be read: 403 Forbidden: told to fail\n"
+        )
     finally:
         other.close()
 
@@ -508,7 +577,9 @@ def test_explain_without_a_file_or_a_cluster_says_what_to_name(tmp_path: Path, m
     monkeypatch.setitem(ENV, "KUBECONFIG", "")
     done = kdns("explain", "web", cwd=tmp_path)
     assert (
-        done.returncode == 1 and "name one with -conf, --kubeconfig or --context" in done.stderr and done.stderr.count("\n") == 1
+        done.returncode == 1
+        and "name one with -conf, --kubeconfig or --context" in done.stderr
+        and done.stderr.count("\n") == 1
     )
 
 
@@ -563,7 +634,8 @@ def bound(*binds: str) -> str:
 
 
 @pytest.mark.parametrize("binds", [
-    ("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "::1"), ("lo", "eth9"), ("lo {\n except ::1\n }", "lo {\n except 127.0.0.1\n }"),
+    ("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "::1"), ("lo", "eth9"),
+    ("lo {\n except ::1\n }", "lo {\n except 127.0.0.1\n }"),
     ("127.0.0.1 127.0.0.2 {\n except 127.0.0.2\n }", "127.0.0.2"),
 ])  # fmt: skip
 def test_blocks_of_one_zone_on_different_addresses_were_called_double_by_check_and_plan(binds: tuple[str, ...]) -> None:
@@ -573,12 +645,15 @@ def test_blocks_of_one_zone_on_different_addresses_were_called_double_by_check_a
 
 
 @pytest.mark.parametrize(("binds", "expected"), [
-    (("127.0.0.1", "[127.0.0.1]"), "it is already defined at stdin:1:1"), (("::1", "0:0::1"), "it is already defined at stdin:1:1"),
+    (("127.0.0.1", "[127.0.0.1]"), "it is already defined at stdin:1:1"),
+    (("::1", "0:0::1"), "it is already defined at stdin:1:1"),
     (("lo", "lo"), "it is already defined at stdin:1:1"), (("", ""), "it is already defined at stdin:1:1"),
     (("127.0.0.1", ""), "zone overlap listener capacity"), (("", "lo"), "zone overlap listener capacity"),
     (("127.0.0.1 {\n except 127.0.0.1\n }", ""), "no address is left to listen on"),
 ])  # fmt: skip
-def test_blocks_of_one_zone_on_the_same_address_are_an_error_without_load_too(binds: tuple[str, ...], expected: str) -> None:
+def test_blocks_of_one_zone_on_the_same_address_are_an_error_without_load_too(
+    binds: tuple[str, ...], expected: str
+) -> None:
     for command in ("check", "plan"):
         done = kdns(command, "-", stdin=bound(*binds))
         assert done.returncode == 1 and expected in done.stderr, command
@@ -596,8 +671,10 @@ DIGITS = "9" * 5000  # more than Python reads
 
 @pytest.mark.parametrize("line", [
     "rewrite type TYPE# A", "rewrite rcode a.org NXDOMAIN #", "rewrite rcode a.org # NOERROR", "rewrite ttl a.org 1-#",
-    "rewrite name regex (.*) {#}.a metadata", "rewrite edns0 local set # abcd", "template IN TYPE# a.org", "cache #", "cancel #s",
-    'template IN A a.org {\n answer "{{ # }} 60 IN A 192.0.2.1"\n }', "view a {\n expr # == 1\n }", "view a {\n expr 0x#f == 1\n }",
+    "rewrite name regex (.*) {#}.a metadata", "rewrite edns0 local set # abcd", "template IN TYPE# a.org", "cache #",
+    "cancel #s",
+    'template IN A a.org {\n answer "{{ # }} 60 IN A 192.0.2.1"\n }', "view a {\n expr # == 1\n }",
+    "view a {\n expr 0x#f == 1\n }",
     "view a {\n expr 0x_ == 1\n }", "view a {\n expr 1e# == 1\n }", "hosts {\n ttl #\n }", "forward . 192.0.2.1:#",
 ])  # fmt: skip
 def test_a_number_of_thousands_of_digits_was_a_traceback(line: str) -> None:
@@ -605,7 +682,9 @@ def test_a_number_of_thousands_of_digits_was_a_traceback(line: str) -> None:
     assert done.returncode == 1 and re.match(r"stdin:[23]:\d+: error: ", done.stderr) and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["-dns.port", DIGITS], ["query", "a.org", f"TYPE{DIGITS}"], ["query", "-p", DIGITS, "a.org"]])
+@pytest.mark.parametrize(
+    "words", [["-dns.port", DIGITS], ["query", "a.org", f"TYPE{DIGITS}"], ["query", "-p", DIGITS, "a.org"]]
+)
 def test_a_number_of_thousands_of_digits_on_the_command_line_was_a_traceback(words: list[str]) -> None:
     done = kdns(*words)
     assert done.returncode == 2 and "Traceback" not in done.stderr and DIGITS in done.stderr

@@ -39,7 +39,8 @@ def test_what_is_wrong_is_named_line_by_line(db: Path) -> None:
     db.write_text(ZONE + "c A x\nd MX y z\nout.example.net. A 192.0.2.1\n")
     done = kdns("zone", str(db))
     assert done.returncode == 1 and done.stderr.splitlines() == [
-        f'{db}:6:5: error: expected an IPv4 address, found "x"', f'{db}:7:6: error: expected a number up to 65535, found "y"',
+        f'{db}:6:5: error: expected an IPv4 address, found "x"',
+        f'{db}:7:6: error: expected a number up to 65535, found "y"',
         f"{db}:8:1: warning: out.example.net. is not in zone example.org.: left out",
     ]  # fmt: skip
     assert kdns("zone", "nowhere.zone").returncode == 1 and kdns("zone", "nowhere").returncode == 2
@@ -52,4 +53,7 @@ def test_check_reads_the_zones_of_a_corefile_where_it_may_load(db: Path) -> None
     assert kdns("check", "-", stdin=corefile).returncode == 0
     done = kdns("check", "--load", "-", stdin=corefile)
     assert done.returncode == 1
-    assert done.stderr.strip() == f'stdin:2:8: error: file: zone example.org.: {db}:6:5: expected an IPv4 address, found "x"'
+    assert (
+        done.stderr.strip()
+        == f'stdin:2:8: error: file: zone example.org.: {db}:6:5: expected an IPv4 address, found "x"'
+    )

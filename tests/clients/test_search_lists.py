@@ -1,7 +1,8 @@
-"""searchpath as Pods' resolvers see it: glibc, musl, Go and c-ares look names up through a resolv.conf as the kubelet writes it.
+"""searchpath as Pods' resolvers see it: glibc, musl, Go and c-ares look names up through a resolv.conf as the kubelet
+writes it.
 
-Each client runs in a mount namespace of its own with its own /etc/resolv.conf. What is not installed, or not allowed, is
-skipped by name.
+Each client runs in a mount namespace of its own with its own /etc/resolv.conf. What is not installed, or not allowed,
+is skipped by name.
 """
 
 import os
@@ -21,7 +22,10 @@ from kdns.testing.objects import namespace, service
 from tests.fixtures import Serve, Start
 
 HOST = "127.0.0.42"
-RESOLV = f"search n1.svc.cluster.local svc.cluster.local cluster.local corp.example.org\nnameserver {HOST}\noptions ndots:5 timeout:2 attempts:1\n"
+RESOLV = (
+    f"search n1.svc.cluster.local svc.cluster.local cluster.local corp.example.org\nnameserver {HOST}\noptions ndots:5 "
+    f"timeout:2 attempts:1\n"
+)
 
 C = r"""
 #include <arpa/inet.h>
@@ -56,7 +60,8 @@ CARES = """
 import sys, pycares, socket, time
 channel = pycares.Channel(timeout=2, tries=1)
 out = []
-channel.getaddrinfo(sys.argv[1], None, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM, callback=lambda r, e: out.append((r, e)))
+took = lambda r, e: out.append((r, e))
+channel.getaddrinfo(sys.argv[1], None, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM, callback=took)
 end = time.monotonic() + 10
 while not out and time.monotonic() < end:
     time.sleep(0.01)
@@ -96,7 +101,13 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         subprocess.run(["musl-gcc", "-static", "-o", "musl", "client.c"], cwd=folder, check=True)
         out["musl"] = [str(folder / "musl")]
     if shutil.which("go"):
-        env = {**os.environ, "CGO_ENABLED": "0", "GOCACHE": str(folder / "cache"), "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
+        env = {
+            **os.environ,
+            "CGO_ENABLED": "0",
+            "GOCACHE": str(folder / "cache"),
+            "GOFLAGS": "-mod=mod",
+            "GOTOOLCHAIN": "local",
+        }
         subprocess.run(["go", "build", "-o", "go-client", "client.go"], cwd=folder, env=env, check=True)
         out["go"] = [str(folder / "go-client")]
     try:
@@ -109,7 +120,9 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 @pytest.fixture(params=["glibc", "musl", "go", "c-ares"])
-def resolve(request: pytest.FixtureRequest, clients: dict[str, list[str]], tmp_path: Path) -> Callable[[str], list[str]]:
+def resolve(
+    request: pytest.FixtureRequest, clients: dict[str, list[str]], tmp_path: Path
+) -> Callable[[str], list[str]]:
     """Looks a name up as a Pod does: its addresses, nothing where it does not exist."""
     command = clients.get(request.param)
     if command is None:
@@ -143,11 +156,14 @@ def world(query: dns.message.Message, proto: str) -> dns.message.Message:
 def server(serve: Serve, upstream: Start, tmp_path: Path, lines: list[str]) -> Server:
     path = tmp_path / "c.yaml"
     path.write_text(
-        yaml.safe_dump_all([namespace("n1"), service("n1/web", "10.0.0.1"), service("n2/db", "10.0.0.2"), namespace("n2")])
+        yaml.safe_dump_all(
+            [namespace("n1"), service("n1/web", "10.0.0.1"), service("n2/db", "10.0.0.2"), namespace("n2")]
+        )
     )
     up = upstream(world)
     return serve(
-        f".:53 {{\n bind {HOST}\n log\n searchpath {{\n suffixes corp.example.org\n }}\n cache 30\n kubernetes cluster.local {{\n"
+        f".:53 {{\n bind {HOST}\n log\n searchpath {{\n suffixes corp.example.org\n }}\n cache 30\n kubernetes "
+        f"cluster.local {{\n"
         f" manifests {path}\n }}\n forward . {up.address}\n}}",
         port=53, host=HOST,
     )  # fmt: skip
@@ -172,7 +188,9 @@ def test_a_name_of_one_family_is_found_as_that(
     assert resolve(name) == [expected] and len(asked(lines)) == 2
 
 
-def test_names_of_the_cluster_and_of_the_node_are_found_as_without(server: Server, resolve: Resolve, lines: list[str]) -> None:
+def test_names_of_the_cluster_and_of_the_node_are_found_as_without(
+    server: Server, resolve: Resolve, lines: list[str]
+) -> None:
     assert resolve("web") == resolve("web.n1") == resolve("web.n1.svc.cluster.local") == ["10.0.0.1"]
     assert resolve("db.n2.svc") == ["10.0.0.2"]
     assert resolve("intra") == ["192.0.2.9"]  # one label: the client walks itself

@@ -41,4 +41,9 @@ def test_text_is_cut_into_tokens(source: str, expected: list[str]) -> None:
 
 def test_tokens_know_where_they_stand() -> None:
     found = tokens('a bb\n  "c\nd" e', "f")
-    assert [(str(token.at), token.last_line) for token in found] == [("f:1:1", 1), ("f:1:3", 1), ("f:2:3", 3), ("f:3:4", 3)]
+    assert [(str(token.at), token.last_line) for token in found] == [
+        ("f:1:1", 1),
+        ("f:1:3", 1),
+        ("f:2:3", 3),
+        ("f:3:4", 3),
+    ]

@@ -108,7 +108,9 @@ def test_an_unknown_directive_is_told_from_a_typing_error() -> None:
 def test_variables_are_replaced_everywhere_after_the_words_are_cut() -> None:
     env = {"ZONE": "example.org", "PLUG": "whoami", "WORDS": "a b", "BRACE": "{", "LOOP": "x{$ZONE}"}
     assert shape("{$ZONE} {\n{$PLUG}\n}", environ=env) == [(["example.org.:53"], {"whoami": [[]]})]
-    assert shape(". {\nlog {%WORDS%} a{$ZONE}b {$BRACE}\n}", environ=env)[0][1] == {"log": [["a b", "aexample.orgb", "{"]]}
+    assert shape(". {\nlog {%WORDS%} a{$ZONE}b {$BRACE}\n}", environ=env)[0][1] == {
+        "log": [["a b", "aexample.orgb", "{"]]
+    }
     assert shape('. {\nlog "{$ZONE} x" {$LOOP}\n}', environ=env)[0][1] == {"log": [["example.org x", "xexample.org"]]}
 
 

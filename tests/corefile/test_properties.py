@@ -17,7 +17,9 @@ lines = st.recursive(
     lambda inner: st.tuples(plain, st.lists(words, max_size=2), st.lists(inner, max_size=2)),
     max_leaves=4,
 )
-keys = st.lists(st.sampled_from(["a.org", "b.org:54", ".", "10.0.0.0/24", "x.y.z."]), min_size=1, max_size=2, unique=True)
+keys = st.lists(
+    st.sampled_from(["a.org", "b.org:54", ".", "10.0.0.0/24", "x.y.z."]), min_size=1, max_size=2, unique=True
+)
 blocks = st.lists(st.tuples(keys, st.lists(lines, max_size=4)), max_size=3)
 
 
@@ -59,7 +61,9 @@ def all_words(line: Tree) -> list[str]:
 @settings(max_examples=120, deadline=None)
 def test_what_was_written_is_read_and_its_neat_form_too(made: list[tuple[list[str], list[Tree]]]) -> None:
     made = [(zones, [each for each in found if all(map(writable, all_words(each)))]) for zones, found in made]
-    text = "".join(" ".join(zones) + " {\n" + "".join(written(each, 1) for each in found) + "}\n" for zones, found in made)
+    text = "".join(
+        " ".join(zones) + " {\n" + "".join(written(each, 1) for each in found) + "}\n" for zones, found in made
+    )
     expected = []
     for zones, found in made:
         by_name: dict[str, list[Tree]] = {}

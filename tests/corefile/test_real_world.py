@@ -142,7 +142,9 @@ in-addr.arpa:53 {
 """
 
 
-@pytest.mark.parametrize("text", [KUBEADM, K3S, EKS, AKS, NODELOCAL], ids=["kubeadm and kind", "k3s", "eks", "aks", "nodelocal"])
+@pytest.mark.parametrize(
+    "text", [KUBEADM, K3S, EKS, AKS, NODELOCAL], ids=["kubeadm and kind", "k3s", "eks", "aks", "nodelocal"]
+)
 def test_the_default_corefile_builds_unchanged(text: str) -> None:
     instance = build.build(build.read(text, "Corefile", environ={}))
     instance.check()

@@ -22,7 +22,18 @@ pytestmark = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is no
 def rendered(tmp_path: Path, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     path = tmp_path / "values.yaml"
     path.write_text(yaml.safe_dump(values or {}))
-    words = ["helm", "template", "dns", str(CHART), "--kube-version", "1.31.0", "--namespace", "kube-system", "-f", str(path)]
+    words = [
+        "helm",
+        "template",
+        "dns",
+        str(CHART),
+        "--kube-version",
+        "1.31.0",
+        "--namespace",
+        "kube-system",
+        "-f",
+        str(path),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     objects = [found for found in yaml.safe_load_all(done.stdout) if found]
@@ -43,9 +54,13 @@ def test_the_defaults_are_a_cluster_service_that_kdns_takes(tmp_path: Path) -> N
     build.build(build.read(one(objects, "ConfigMap")["data"]["Corefile"], "Corefile"))
     pod = one(objects, "Deployment")["spec"]["template"]
     assert (
-        pod["metadata"]["labels"]["k8s-app"] == "kube-dns" and pod["spec"]["containers"][0]["image"] == f"kdns:{kdns.__version__}"
+        pod["metadata"]["labels"]["k8s-app"] == "kube-dns"
+        and pod["spec"]["containers"][0]["image"] == f"kdns:{kdns.__version__}"
     )
-    assert pod["spec"]["securityContext"]["runAsNonRoot"] and "cpu" not in pod["spec"]["containers"][0]["resources"]["limits"]
+    assert (
+        pod["spec"]["securityContext"]["runAsNonRoot"]
+        and "cpu" not in pod["spec"]["containers"][0]["resources"]["limits"]
+    )
     assert one(objects, "Service")["spec"]["selector"]["k8s-app"] == "kube-dns"
 
 
@@ -58,15 +73,20 @@ THEIRS: dict[str, Any] = {
         {"zones": [{"zone": "."}], "port": 53, "servicePort": 53, "plugins": [
             {"name": "errors"}, {"name": "cache", "parameters": 30},
             {"name": "forward", "parameters": ". 1.1.1.1", "configBlock": "max_concurrent 1000\nprefer_udp"}]},
-        {"zones": [{"zone": "corp.example.org", "use_tcp": True}, {"zone": "lab.example.org"}], "port": 5353, "plugins": [
+        {"zones": [{"zone": "corp.example.org", "use_tcp": True}, {"zone": "lab.example.org"}], "port": 5353,
+            "plugins": [
             {"name": "hosts", "configBlock": "10.0.0.1 a.corp.example.org\nfallthrough"}, {"name": "whoami"}]},
     ],
     "extraConfig": {"import": {"parameters": "/opt/coredns/*.conf"}},
     "extraSecrets": [{"name": "etcd-certs", "mountPath": "/etc/certs", "defaultMode": 420}],
-    "extraVolumes": [{"name": "more", "emptyDir": {}}], "extraVolumeMounts": [{"name": "more", "mountPath": "/opt/coredns"}],
-    "prometheus": {"service": {"enabled": True}, "monitor": {"enabled": True, "interval": "30s", "additionalLabels": {"release": "p"}}},
-    "podDisruptionBudget": {"maxUnavailable": 1}, "hpa": {"enabled": True, "minReplicas": 2, "maxReplicas": 5, "metrics": []},
-    "tolerations": [{"key": "x", "operator": "Exists"}], "nodeSelector": {"kubernetes.io/os": "linux"}, "customLabels": {"team": "dns"},
+    "extraVolumes": [{"name": "more", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "more", "mountPath": "/opt/coredns"}],
+    "prometheus": {"service": {"enabled": True},
+        "monitor": {"enabled": True, "interval": "30s", "additionalLabels": {"release": "p"}}},
+    "podDisruptionBudget": {"maxUnavailable": 1},
+    "hpa": {"enabled": True, "minReplicas": 2, "maxReplicas": 5, "metrics": []},
+    "tolerations": [{"key": "x", "operator": "Exists"}], "nodeSelector": {"kubernetes.io/os": "linux"},
+    "customLabels": {"team": "dns"},
     "podAnnotations": {"note": "text"}, "env": [{"name": "A", "value": "b"}], "priorityClassName": "mine",
     "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": {"k8s-app": "{{ .Values.k8sAppLabelOverride }}"}}}],
@@ -128,9 +148,12 @@ def test_replicas_follow_the_size_of_the_cluster_where_that_is_asked_for(tmp_pat
     assert "--target=Deployment/dns-kdns" in words and "--configmap=dns-kdns-autoscaler" in words and flags[0] in words
     assert scaler["spec"]["tolerations"] == [{"operator": "Exists"}]
     linear = json.loads(named["ConfigMap", "dns-kdns-autoscaler"]["data"]["linear"])
-    assert linear == {"coresPerReplica": 128, "nodesPerReplica": 16, "min": 2, "max": 0, "preventSinglePointFailure": True,
+    assert linear == {"coresPerReplica": 128, "nodesPerReplica": 16, "min": 2, "max": 0,
+        "preventSinglePointFailure": True,
                       "includeUnschedulableNodes": False}  # fmt: skip
-    [rule] = [rule for rule in named["Role", "dns-kdns-autoscaler"]["rules"] if "deployments/scale" in rule["resources"]]
+    [rule] = [
+        rule for rule in named["Role", "dns-kdns-autoscaler"]["rules"] if "deployments/scale" in rule["resources"]
+    ]
     assert rule["resourceNames"] == ["dns-kdns"]
     # Its Pod answers no DNS: the Service must not choose it.
     assert not one(objects, "Service")["spec"]["selector"].items() <= scaler["metadata"]["labels"].items()
@@ -170,8 +193,10 @@ def test_values_that_cannot_be_or_would_do_nothing_are_refused_by_name(setting: 
 
 
 @pytest.mark.parametrize(("values", "said"), [
-    ({"servers": [{"zones": [{"zone": ".", "scheme": "tls://"}], "port": 853}]}, "kdns serves plain DNS over UDP and TCP, not tls:// (zone .)"),
-    ({"servers": [{"zones": [{"zone": "."}], "port": 53, "plugins": [{"name": NOT_BUILT}]}]}, f"kdns has no plugin {NOT_BUILT} yet"),
+    ({"servers": [{"zones": [{"zone": ".", "scheme": "tls://"}], "port": 853}]}, "kdns serves plain DNS over UDP and "
+        "TCP, not tls:// (zone .)"),
+    ({"servers": [{"zones": [{"zone": "."}], "port": 53, "plugins": [{"name": NOT_BUILT}]}]}, f"kdns has no plugin "
+        f"{NOT_BUILT} yet"),
 ])  # fmt: skip
 def test_what_kdns_cannot_serve_is_a_sentence_and_not_a_pod_that_crashes(
     tmp_path: Path, values: dict[str, Any], said: str
@@ -188,8 +213,10 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
     "service type": {"serviceType": "NodePort", "isClusterService": False},
     "fixed address": {"service": {"clusterIP": "10.96.0.10", "name": "kube-dns"}},
     "dual stack": {"service": {"clusterIPs": ["10.96.0.10", "fd00::10"], "ipFamilyPolicy": "PreferDualStack"}},
-    "monitor": {"prometheus": {"service": {"enabled": True}, "monitor": {"enabled": True, "additionalLabels": {"release": "prom"}}}},
-    "resources": {"resources": {"limits": {"cpu": "100m", "memory": "128Mi"}, "requests": {"cpu": "100m", "memory": "128Mi"}}},
+    "monitor": {"prometheus": {"service": {"enabled": True},
+        "monitor": {"enabled": True, "additionalLabels": {"release": "prom"}}}},
+    "resources": {"resources": {"limits": {"cpu": "100m", "memory": "128Mi"},
+        "requests": {"cpu": "100m", "memory": "128Mi"}}},
     "affinity": {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
         {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}]}}},
     "autoscaler": {"autoscaler": {"enabled": True, "coresPerReplica": 256, "nodesPerReplica": 16}},

@@ -1,4 +1,6 @@
-"""What can be proved of the image in a moment (`make image-proof` builds it): its recipe, the slimmed packages, port 53."""
+"""What can be proved of the image in a moment (`make image-proof` builds it): its recipe, the slimmed packages, port
+53.
+"""
 
 import os
 import re
@@ -37,7 +39,9 @@ def test_the_recipe_ends_as_an_image_should() -> None:
 
 def test_hadolint_finds_nothing_in_the_recipe() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
-    done = subprocess.run([str(hadolint), "--no-color", str(TOP / "docker" / "Dockerfile")], capture_output=True, text=True)
+    done = subprocess.run(
+        [str(hadolint), "--no-color", str(TOP / "docker" / "Dockerfile")], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -53,7 +57,9 @@ def test_the_slimmed_package_still_reads_configurations(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
     shutil.copytree(
-        Path(sysconfig.get_paths()["purelib"]) / "kubernetes", site / "kubernetes", ignore=shutil.ignore_patterns("*.pyc")
+        Path(sysconfig.get_paths()["purelib"]) / "kubernetes",
+        site / "kubernetes",
+        ignore=shutil.ignore_patterns("*.pyc"),
     )
     done = subprocess.run(
         [sys.executable, str(TOP / "docker" / "slim.py"), str(site)], capture_output=True, text=True, check=True
@@ -61,20 +67,22 @@ def test_the_slimmed_package_still_reads_configurations(tmp_path: Path) -> None:
     assert re.search(r"\d+ MB -> [0-9] MB", done.stdout), done.stdout
     config = tmp_path / "config"
     config.write_text(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'https://10.0.0.1'}}]\n"
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: "
+        "'https://10.0.0.1'}}]\n"
         "contexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {token: secret}}]\n"
     )
     program = (
         "from kdns.kube.api import ApiConfig\nimport kubernetes\nassert 'site' in kubernetes.__file__\n"
-        f"access = ApiConfig.load(endpoint='', tls=None, kubeconfig={str(config)!r}, context='').access()\nprint(access.url, access.headers)\n"
+        f"access = ApiConfig.load(endpoint='', tls=None, kubeconfig={str(config)!r}, "
+        f"context='').access()\nprint(access.url, access.headers)\n"
     )
     env = {**os.environ, "PYTHONPATH": f"{site}:{TOP}"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=False)
     assert done.stdout == "https://10.0.0.1 {'Authorization': 'Bearer secret'}\n", done.stderr
 
 
-# Starts a program as a container runtime does under `allowPrivilegeEscalation: false`: no_new_privs is set, under which a
-# file's capability gives nothing new; but NET_BIND_SERVICE, which the Pod adds, is held until the exec, so it stays.
+# Starts a program as a container runtime does under `allowPrivilegeEscalation: false`: no_new_privs is set, under which
+# a file's capability gives nothing new; but NET_BIND_SERVICE, which the Pod adds, is held until the exec, so it stays.
 RUNTIME = """
 import ctypes, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -96,7 +104,9 @@ os.execv(sys.argv[1], [sys.argv[1], "-c", sys.argv[2]])
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file a capability")
 @pytest.mark.skipif(not all(map(shutil.which, ("setcap", "setpriv"))), reason="setcap or setpriv is not installed")
 def test_an_interpreter_with_the_capability_binds_port_53_as_an_ordinary_user(tmp_path: Path) -> None:
-    """As the container does: uid 65532, nothing in the bounding set but NET_BIND_SERVICE, the interpreter exec'd directly."""
+    """As the container does: uid 65532, nothing in the bounding set but NET_BIND_SERVICE, the interpreter exec'd
+    directly.
+    """
     system = Path("/usr/bin/python3")
     if not system.exists():
         pytest.skip("there is no system interpreter that every user may run")

@@ -1,4 +1,6 @@
-"""What is deployed: manifests as kubectl renders them, against the schemas, the restricted Pod profile, and what kdns serves."""
+"""What is deployed: manifests as kubectl renders them, against the schemas, the restricted Pod profile, and what kdns
+serves.
+"""
 
 import json
 import re
@@ -28,7 +30,9 @@ pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl
 
 @cache
 def rendered(tree: str) -> list[dict[str, Any]]:
-    done = subprocess.run(["kubectl", "kustomize", str(DEPLOY / tree)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(DEPLOY / tree)], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     return [found for found in yaml.safe_load_all(done.stdout) if found]
 
@@ -58,7 +62,9 @@ def pod_specs() -> list[tuple[str, dict[str, Any]]]:
 def test_pods_are_restricted_and_run_as_the_images_user() -> None:
     assert len(pod_specs()) == 4
     for tree, spec in pod_specs():
-        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["seccompProfile"] == {
+            "type": "RuntimeDefault"
+        }
         for container in spec["containers"]:
             context = container["securityContext"]
             assert (
@@ -67,7 +73,10 @@ def test_pods_are_restricted_and_run_as_the_images_user() -> None:
                 and context["runAsUser"] == 65532
             )
             assert context["capabilities"] == {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]}, tree
-            assert container["image"] == f"kdns:{kdns.__version__}" and container["args"] == ["-conf", "/etc/coredns/Corefile"]
+            assert container["image"] == f"kdns:{kdns.__version__}" and container["args"] == [
+                "-conf",
+                "/etc/coredns/Corefile",
+            ]
             assert "cpu" not in container["resources"].get("limits", {})
 
 
@@ -120,7 +129,10 @@ def test_no_network_policy_comes_unasked_and_the_one_there_is_holds_kdns_alone(t
     # Stub domains, upstreams and the API have ports that nobody can know here.
     assert found["spec"]["policyTypes"] == ["Ingress"]
     ports = {each["port"] for each in found["spec"]["ingress"][0]["ports"]}
-    probed = {port["containerPort"] for port in one("base", "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    probed = {
+        port["containerPort"]
+        for port in one("base", "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]
+    }
     assert probed <= ports
 
 
@@ -164,7 +176,9 @@ def test_what_scrapes_selects_the_service_and_its_port_and_the_pods_and_theirs()
     pods = yaml.safe_load((DEPLOY / "overlays/monitoring/podmonitor.yaml").read_text())["spec"]
     template = one("base", "Deployment")["spec"]["template"]
     assert pods["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-    assert pods["podMetricsEndpoints"][0]["port"] in {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+    assert pods["podMetricsEndpoints"][0]["port"] in {
+        port["name"] for port in template["spec"]["containers"][0]["ports"]
+    }
 
 
 def test_replacing_touches_neither_the_corefile_nor_the_service() -> None:
@@ -197,7 +211,11 @@ def test_side_by_side_runs_the_clusters_own_corefile_and_compares_both() -> None
     assert container["image"] == f"kdns:{kdns.__version__}" and container["securityContext"]["readOnlyRootFilesystem"]
     services = {"kube-dns", one("overlays/side-by-side", "Service")["metadata"]["name"]}
     values, words = parse_among(container["args"][1:], compare.FLAGS)
-    assert container["args"][0] == "compare" and {word.removeprefix("@") for word in words} == services and values["rate"] == 100
+    assert (
+        container["args"][0] == "compare"
+        and {word.removeprefix("@") for word in words} == services
+        and values["rate"] == 100
+    )
 
 
 # Monitoring.
@@ -218,7 +236,11 @@ def test_alerts_and_dashboard_ask_for_series_that_are_there() -> None:
     expressions = [alert["expr"] for group in rule["spec"]["groups"] for alert in group["rules"]]
     dashboard = json.loads(one("overlays/monitoring", "ConfigMap")["data"]["dashboard.json"])
     expressions += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = {name for text in expressions for name in re.findall(r"\b((?:coredns|kdns|process)_[a-z_]+|up)\b(?=[{\[) ]|$)", text)}
+    asked = {
+        name
+        for text in expressions
+        for name in re.findall(r"\b((?:coredns|kdns|process)_[a-z_]+|up)\b(?=[{\[) ]|$)", text)
+    }
     assert len(asked) > 15 and not asked - series()
 
 

@@ -18,7 +18,9 @@ def test_a_denial_made_for_a_name_with_hostmaster_in_it_was_malformed_for_others
             # Another name of that length below the zone, whose labels stand elsewhere.
             rest = len(name) - len(ZONE) - len(other) - 1
             asked = (
-                other + bytes((rest,)) + b"y" * rest if rest > 0 else bytes((len(other) + rest,)) + b"y" * (len(other) + rest)
+                other + bytes((rest,)) + b"y" * rest
+                if rest > 0
+                else bytes((len(other) + rest,)) + b"y" * (len(other) + rest)
             ) + ZONE
             if len(asked) != len(name):
                 continue

@@ -64,7 +64,9 @@ def test_a_text_is_shortened_between_characters() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([edns.NSID, edns.SUBNET, edns.EDE]), st.binary(min_size=2, max_size=80)), max_size=6),
+    st.lists(
+        st.tuples(st.sampled_from([edns.NSID, edns.SUBNET, edns.EDE]), st.binary(min_size=2, max_size=80)), max_size=6
+    ),
     st.integers(-5, 400),
 )
 def test_options_are_within_what_is_asked_for(parts: list[tuple[int, bytes]], room: int) -> None:
@@ -74,7 +76,9 @@ def test_options_are_within_what_is_asked_for(parts: list[tuple[int, bytes]], ro
     assert len(whole) > room or found == whole
 
 
-def test_an_upstreams_extended_error_made_a_reply_of_3500_octets_for_who_takes_512(serve: Serve, upstream: Start) -> None:
+def test_an_upstreams_extended_error_made_a_reply_of_3500_octets_for_who_takes_512(
+    serve: Serve, upstream: Start
+) -> None:
     def script(query: dns.message.Message, proto: str) -> dns.message.Message:
         name = query.question[0].name.labels[0]
         said = answer(query, *(f"A 10.0.0.{i}" for i in range(0 if name == b"none" else 5)))
@@ -89,7 +93,9 @@ def test_an_upstreams_extended_error_made_a_reply_of_3500_octets_for_who_takes_5
         wire = server.raw(query.to_wire())
         assert wire is not None and len(wire) <= min(payload, 1232)
         found = dns.message.from_wire(wire)
-        assert len(data(found)) == (5 if name == "some" else 0) and code(found) == ("NOERROR" if name == "some" else "SERVFAIL")
+        assert len(data(found)) == (5 if name == "some" else 0) and code(found) == (
+            "NOERROR" if name == "some" else "SERVFAIL"
+        )
         assert set(ede(found) or "") == {"x"}
     assert len(ede(server.ask("some.org.", tcp=True, use_edns=0)) or "") == 3500
 

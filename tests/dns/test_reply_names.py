@@ -90,8 +90,18 @@ def test_addresses_of_mail_exchangers_are_kept_as_they_came() -> None:
 
 
 @settings(max_examples=600)
-@given(st.lists(st.tuples(st.integers(12, BASE + 120), st.sampled_from([iana.A, iana.TXT, iana.CNAME, iana.MX, 999]),
-                          st.integers(0, 2**31 - 1), st.binary(min_size=1, max_size=20)), min_size=1, max_size=4))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(12, BASE + 120),
+            st.sampled_from([iana.A, iana.TXT, iana.CNAME, iana.MX, 999]),
+            st.integers(0, 2**31 - 1),
+            st.binary(min_size=1, max_size=20),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_whatever_is_taken_means_the_same_without_its_opt_and_with_any_ttl(
     parts: list[tuple[int, int, int, bytes]],
 ) -> None:
@@ -109,7 +119,11 @@ def test_whatever_is_taken_means_the_same_without_its_opt_and_with_any_ttl(
     except FormatError:
         return
     shown = [
-        sorted(f"{rrset.name} {rrset.rdtype} {each}".lower() for rrset in served(message(*records), ttl).answer for each in rrset)
+        sorted(
+            f"{rrset.name} {rrset.rdtype} {each}".lower()
+            for rrset in served(message(*records), ttl).answer
+            for each in rrset
+        )
         for ttl in (None, 0, 0x01610000, 0x3F3F3F3F)
     ]
     assert shown.count(shown[0]) == len(shown)

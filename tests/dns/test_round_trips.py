@@ -1,4 +1,6 @@
-"""What is written is read back as it was: records of all layouts, whole messages, queries; what is cut or changed is read or refused."""
+"""What is written is read back as it was: records of all layouts, whole messages, queries; what is cut or changed is
+read or refused.
+"""
 
 import contextlib
 
@@ -59,7 +61,9 @@ def test_sections_are_read_back_as_they_were_rendered(asked: bytes, given_: tupl
     assert not body.ends or body.ends[-1] == len(body.data)
 
 
-@given(questions, sections, st.integers(0, 4095), st.sampled_from([0, iana.AA, iana.TC, iana.RA | iana.AD]), st.booleans())
+@given(
+    questions, sections, st.integers(0, 4095), st.sampled_from([0, iana.AA, iana.TC, iana.RA | iana.AD]), st.booleans()
+)
 @settings(max_examples=60, deadline=None)
 def test_a_message_is_read_back_as_it_was_packed(
     asked: Question, given_: tuple[tuple[RRset, ...], ...], rcode: int, flags: int, with_opt: bool
@@ -68,23 +72,31 @@ def test_a_message_is_read_back_as_it_was_packed(
     sent = message.pack_query(4711, asked, opt=edns.opt(do=True) if with_opt else b"")
     question, end, opt, _ = query.parse(sent)
     made = Answer(rcode, flags, *given_)
-    packed = reply.pack(made, made.rendered(asked.name), sent, end, REPLY_RD | (REPLY_EDNS if with_opt else 0), opt, 65535)
+    packed = reply.pack(
+        made, made.rendered(asked.name), sent, end, REPLY_RD | (REPLY_EDNS if with_opt else 0), opt, 65535
+    )
     found = message.parse_reply(packed)
     assert found.question is not None and found.question.wire == question.wire == asked.wire and found.id == 4711
     assert (found.answer.rcode, found.answer.flags) == (rcode, flags)
     assert found.answer.sections == given_
     # A client that shares no code with us reads the same numbers.
     theirs = (
-        dns.message.from_wire(packed, raise_on_truncation=False, ignore_trailing=False) if rcode < 11 and _plain(given_) else None
+        dns.message.from_wire(packed, raise_on_truncation=False, ignore_trailing=False)
+        if rcode < 11 and _plain(given_)
+        else None
     )
     if theirs is not None:
-        assert theirs.rcode() == rcode and sum(len(rrset) for rrset in theirs.answer) <= sum(len(r.rdatas) for r in given_[0])
+        assert theirs.rcode() == rcode and sum(len(rrset) for rrset in theirs.answer) <= sum(
+            len(r.rdatas) for r in given_[0]
+        )
 
 
 def _plain(given_: tuple[tuple[RRset, ...], ...]) -> bool:
     """Whether dnspython has no rules of its own for what is in the sections."""
     return all(
-        rrset.type in (iana.A, iana.AAAA, iana.NS, iana.CNAME, iana.MX) and rrset.cls == iana.IN for s in given_ for rrset in s
+        rrset.type in (iana.A, iana.AAAA, iana.NS, iana.CNAME, iana.MX) and rrset.cls == iana.IN
+        for s in given_
+        for rrset in s
     )
 
 
@@ -102,10 +114,17 @@ def test_what_fits_is_a_beginning_of_each_section_and_a_loss_is_said(
     off = 12 + len(asked) + 4
     flat = [(r.owner, r.type) for section in given_ for r in section for _ in r.rdatas]
     kept = list(wire.records(whole, off, sum(counts), budget))
-    assert [(r.owner, r.type) for r in kept][: counts[0]] == flat[: counts[0]] and (kept[-1].end if kept else off) == len(whole)
+    assert [(r.owner, r.type) for r in kept][: counts[0]] == flat[: counts[0]] and (
+        kept[-1].end if kept else off
+    ) == len(whole)
 
 
-@given(questions, sections, st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6), st.integers(0, 2000))
+@given(
+    questions,
+    sections,
+    st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6),
+    st.integers(0, 2000),
+)
 @settings(max_examples=80, deadline=None)
 def test_a_message_that_was_changed_on_its_way_is_read_or_refused_and_what_is_read_can_be_written(
     asked: Question, given_: tuple[tuple[RRset, ...], ...], changes: list[tuple[int, int]], cut: int

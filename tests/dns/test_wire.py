@@ -52,7 +52,8 @@ def test_an_address_goes_to_its_reverse_name_and_back(address: ipaddress.IPv4Add
 
 
 @pytest.mark.parametrize(
-    "text", ["01.0.0.10.in-addr.arpa.", "256.0.0.10.in-addr.arpa.", "1.0.10.in-addr.arpa.", "in-addr.arpa.", "x.ip6.arpa."]
+    "text",
+    ["01.0.0.10.in-addr.arpa.", "256.0.0.10.in-addr.arpa.", "1.0.10.in-addr.arpa.", "in-addr.arpa.", "x.ip6.arpa."],
 )
 def test_what_is_no_reverse_name_has_no_address(text: str) -> None:
     assert reverse.address_of(name.from_text(text)) is None
@@ -99,17 +100,22 @@ def test_replies_of_all_kinds_are_read_as_dnspython_wrote_them() -> None:
     records = {
         "A": "192.0.2.1", "AAAA": "2001:db8::1", "MX": "10 mail.example.org.", "TXT": '"one" "two"',
         "SRV": "1 2 3 t.example.org.",
-        "CAA": '0 issue "ca.example.org"', "NAPTR": '1 2 "u" "x" "!a!b!" .', "HTTPS": "1 . alpn=h2", "DS": "1 8 2 " + "00" * 32,
+        "CAA": '0 issue "ca.example.org"', "NAPTR": '1 2 "u" "x" "!a!b!" .', "HTTPS": "1 . alpn=h2",
+        "DS": "1 8 2 " + "00" * 32,
     }  # fmt: skip
     for rtype, text in records.items():
         asked = dns.message.make_query("www.example.org.", rtype, use_edns=0)
         made = dns.message.make_response(asked)
         made.answer.append(dns.rrset.from_text("www.example.org.", 300, "IN", rtype, text))
-        made.authority.append(dns.rrset.from_text("example.org.", 300, "IN", "NS", "ns1.example.org.", "ns2.example.org."))
+        made.authority.append(
+            dns.rrset.from_text("example.org.", 300, "IN", "NS", "ns1.example.org.", "ns2.example.org.")
+        )
         made.additional.append(dns.rrset.from_text("ns1.example.org.", 300, "IN", "A", "192.0.2.53"))
         found = message.parse_reply(made.to_wire())
         sent = query.parse(asked.to_wire())
-        packed = reply.pack(found.answer, found.answer.rendered(sent[0].name), asked.to_wire(), sent[1], 5, sent[2], 65535)
+        packed = reply.pack(
+            found.answer, found.answer.rendered(sent[0].name), asked.to_wire(), sent[1], 5, sent[2], 65535
+        )
         back = dns.message.from_wire(packed)
         assert (back.answer, back.authority, back.additional) == (made.answer, made.authority, made.additional), rtype
         anew = Answer(0, 0, *found.answer.sections)
@@ -141,7 +147,10 @@ def test_a_body_is_rendered_anew_behind_another_name() -> None:
     for asked in (one, two, zone):
         body = made.rendered(asked)
         packed = b"\0\1\x80\0\0\1\0\2\0\0\0\0" + asked + b"\0\1\0\1" + body.data
-        assert [str(rrset.name) for rrset in dns.message.from_wire(packed).answer] == ["a.example.org.", "longer.example.org."]
+        assert [str(rrset.name) for rrset in dns.message.from_wire(packed).answer] == [
+            "a.example.org.",
+            "longer.example.org.",
+        ]
 
 
 def test_compression_of_thousands_of_names_is_linear() -> None:
@@ -154,7 +163,9 @@ def test_compression_of_thousands_of_names_is_linear() -> None:
 
 def test_ttls_are_changed_where_they_stand() -> None:
     asked = name.from_text("x.org.")
-    made = Answer(0, 0, (RRset(asked, iana.A, 300, (b"\1\2\3\4", b"\1\2\3\5")),), (RRset(asked, iana.NS, 60, (asked,)),))
+    made = Answer(
+        0, 0, (RRset(asked, iana.A, 300, (b"\1\2\3\4", b"\1\2\3\5")),), (RRset(asked, iana.NS, 60, (asked,)),)
+    )
     aged = made.with_body(made.rendered(asked).with_ttl(7), 0)
     assert {rrset.ttl for section in aged.sections for rrset in section} == {7}
 
@@ -173,7 +184,9 @@ def test_opts_of_odd_kinds_are_read_or_refused() -> None:
     st.integers(0, 600),
     st.integers(0, 600),
 )
-def test_addresses_behind_an_alias_are_what_a_rendering_would_be(found: list[bytes], v6: bool, ttl: int, most: int) -> None:
+def test_addresses_behind_an_alias_are_what_a_rendering_would_be(
+    found: list[bytes], v6: bool, ttl: int, most: int
+) -> None:
     target, asked = name.from_text("api.example.net."), name.from_text("api.example.net.n1.svc.cluster.local.")
     rtype = iana.AAAA if v6 else iana.A
     rdatas = tuple(data * 4 if v6 else data for data in found)
@@ -188,8 +201,10 @@ def test_what_is_more_than_addresses_of_the_target_takes_a_rendering() -> None:
     target, asked = name.from_text("a.org."), name.from_text("a.org.n1.svc.cluster.local.")
     address = RRset(target, iana.A, 60, (b"\n\0\0\1",))
     for sections in (
-        ((RRset(target, iana.CNAME, 60, (name.from_text("b.org."),)), RRset(name.from_text("b.org."), iana.A, 60, (b"\n\0\0\1",))), (), ()),
-        ((address,), (address,), ()), ((address,), (), (address,)), ((), (), ()), ((RRset(target, iana.TXT, 60, (b"\1x",)),), (), ()),
+        ((RRset(target, iana.CNAME, 60, (name.from_text("b.org."),)),
+            RRset(name.from_text("b.org."), iana.A, 60, (b"\n\0\0\1",))), (), ()),
+        ((address,), (address,), ()), ((address,), (), (address,)), ((), (), ()),
+        ((RRset(target, iana.TXT, 60, (b"\1x",)),), (), ()),
         ((RRset(name.from_text("c.org."), iana.A, 60, (b"\n\0\0\1",)),), (), ()), ((address._replace(cls=3),), (), ()),
     ):  # fmt: skip
         assert with_cname_prefix(asked, target, render(target, sections), 60) is None

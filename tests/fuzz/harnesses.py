@@ -1,7 +1,8 @@
 """What is fuzzed: functions that take octets and raise only where something is wrong.
 
-Each goes the way that octets from outside go, up to what we would send or serve, and holds what comes out to what must always be true.
-`python -m tests.fuzz.run TARGET` drives one by coverage; the corpus goes through all of them in the ordinary tests.
+Each goes the way that octets from outside go, up to what we would send or serve, and holds what comes out to what must
+always be true. `python -m tests.fuzz.run TARGET` drives one by coverage; the corpus goes through all of them in the
+ordinary tests.
 """
 
 import asyncio
@@ -111,7 +112,9 @@ def _dispatcher() -> Dispatcher:
 
 
 def dispatcher(data: bytes) -> None:
-    """A query over any transport; asked twice, as the second reply may come from memory. The first octet says how it came."""
+    """A query over any transport; asked twice, as the second reply may come from memory. The first octet says how it
+    came.
+    """
     if not data:
         return
     server, (way, octets) = _dispatcher(), (data[0] % WAYS, data[1:])
@@ -130,7 +133,9 @@ def dispatcher(data: bytes) -> None:
         server.gate = lambda client, tcp: 3 if tcp else 2
         for handler in (server.judged_datagram, server.judged_message):
             short = handler(octets, client, None)
-            assert short is None or (isinstance(short, bytes) and len(message.parse_reply(short).answer.sections[0]) == 0)
+            assert short is None or (
+                isinstance(short, bytes) and len(message.parse_reply(short).answer.sections[0]) == 0
+            )
         server.gate = judge
 
 
@@ -139,7 +144,9 @@ _SENT: Final = message.pack_query(0x4142, _ASKED, opt=edns.opt(do=True))
 
 
 def _records(answer: Answer) -> list[list[tuple[bytes, int, int, bytes]]]:
-    """The records of each section, however they are put together to RRsets. Letter case is lost where names are compressed."""
+    """The records of each section, however they are put together to RRsets. Letter case is lost where names are
+    compressed.
+    """
     return [
         sorted((r.owner.lower(), r.type, r.cls, data.lower()) for r in section for data in r.rdatas)
         for section in answer.sections
@@ -170,7 +177,9 @@ def corefile(data: bytes) -> None:
     """A Corefile: read and built, or refused with its place; its neat form has the same words and is neat."""
     text = data.decode("utf-8", "replace")
     neat = formatted(text)
-    assert [token.text for token in tokens(neat, "f")] == [token.text for token in tokens(text, "f")] and formatted(neat) == neat
+    assert [token.text for token in tokens(neat, "f")] == [token.text for token in tokens(text, "f")] and formatted(
+        neat
+    ) == neat
     if "plugin" in text:
         return  # it would run a file
     try:

@@ -1,8 +1,10 @@
-"""Drives a harness with octets that find new ways through the code: `python -m tests.fuzz.run TARGET [libFuzzer's options]`.
+"""Drives a harness with octets that find new ways through the code: `python -m tests.fuzz.run TARGET [libFuzzer's
+options]`.
 
-It needs Atheris (`pip install 'kdns[fuzz]'`; there are wheels for Linux on x86-64). It begins with tests/fuzz/corpus/TARGET and
-what earlier runs left in .fuzz/TARGET. Octets that show a mistake are written to .fuzz/TARGET-crash-*: put them into the corpus under a
-name that says what was wrong, and they are tried at each `make test` from then on.
+It needs Atheris (`pip install 'kdns[fuzz]'`; there are wheels for Linux on x86-64). It begins with
+tests/fuzz/corpus/TARGET and what earlier runs left in .fuzz/TARGET. Octets that show a mistake are written to
+.fuzz/TARGET-crash-*: put them into the corpus under a name that says what was wrong, and they are tried at each `make
+test` from then on.
 """
 
 import sys

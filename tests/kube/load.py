@@ -15,8 +15,8 @@ from kdns.testing import Server, code, data, eventually
 def asking(server: Server, expected: dict[str, list[str] | str]) -> Iterator[list[str]]:
     """Asks for names without a pause while the block runs, and fails at its end if any answer was wrong or missing.
 
-    `expected` has the data of an A answer, or a code such as NXDOMAIN, for each name below svc.cluster.local. Gives the list
-    that what is wrong goes to.
+    `expected` has the data of an A answer, or a code such as NXDOMAIN, for each name below svc.cluster.local. Gives the
+    list that what is wrong goes to.
     """
     wrong: list[str] = []
     stop = threading.Event()

@@ -41,7 +41,9 @@ def start(serve: Serve, api: ApiServer) -> Server:
 def brought(api: ApiServer) -> list[str]:
     """The requests that asked for everything, in pages or as a stream."""
     return [
-        path for path in api.requests if "sendInitialEvents" in path or ("watch" not in path and "limit=1&" not in path + "&")
+        path
+        for path in api.requests
+        if "sendInitialEvents" in path or ("watch" not in path and "limit=1&" not in path + "&")
     ]
 
 
@@ -235,7 +237,11 @@ def test_lines_are_cut_from_chunks_of_any_size() -> None:
 
 
 def test_a_service_that_changes_its_kind_leaves_nothing_of_the_old_one(serve: Serve, api: ApiServer) -> None:
-    api.put(namespace("n1"), service("n1/web", "10.0.0.1"), endpointslice("n1/web-1", "web", endpoint("10.1.0.1", host="one")))
+    api.put(
+        namespace("n1"),
+        service("n1/web", "10.0.0.1"),
+        endpointslice("n1/web-1", "web", endpoint("10.1.0.1", host="one")),
+    )
     server = start(serve, api)
     assert a(server, "web.n1") == ["10.0.0.1"]
     assert data(server.ask("1.0.0.10.in-addr.arpa.", "PTR")) == ["web.n1.svc.cluster.local."]
@@ -326,7 +332,9 @@ def test_a_kubeconfig_with_an_exec_plugin(serve: Serve, guarded: ApiServer, tmp_
     served(serve, f"kubeconfig {kubeconfig(tmp_path, guarded, {'exec': plugin})}")
 
 
-def test_credentials_that_are_refused_are_read_again(serve: Serve, guarded: ApiServer, tmp_path: Path, lines: list[str]) -> None:
+def test_credentials_that_are_refused_are_read_again(
+    serve: Serve, guarded: ApiServer, tmp_path: Path, lines: list[str]
+) -> None:
     path = kubeconfig(tmp_path, guarded, {"token": "old"})
     server = serve(COREFILE.replace("SOURCE", f"kubeconfig {path}"))
     eventually(lambda: any("401" in line for line in lines))
@@ -375,7 +383,9 @@ def test_a_pods_service_account_is_the_default(serve: Serve, tmp_path: Path, mon
         server.close()
 
 
-def test_credentials_are_not_read_for_each_request(guarded: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_are_not_read_for_each_request(
+    guarded: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = kubeconfig(tmp_path, guarded, {"token": "letmein"})
     client = api_module.Client(api_module.ApiConfig(kubeconfig=path))
     reads: list[float] = []
@@ -408,5 +418,7 @@ def test_kubectl_accepts_the_test_server(api: ApiServer, tmp_path: Path) -> None
     assert yaml.safe_load(dump)["kind"] == "List"
     path = tmp_path / "dump.yaml"
     path.write_text(dump)
-    done = subprocess.run([sys.executable, "-m", "kdns.kube.manifests", str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdns.kube.manifests", str(path)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and '"Service"' in done.stdout

@@ -39,7 +39,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def api(api: ApiServer) -> ApiServer:
     api.put(
-        namespace("n1"), service("n1/kept", "10.0.0.1"), service("n1/db"), endpointslice("n1/db-1", "db", endpoint("10.1.0.1"))
+        namespace("n1"),
+        service("n1/kept", "10.0.0.1"),
+        service("n1/db"),
+        endpointslice("n1/db-1", "db", endpoint("10.1.0.1")),
     )
     return api
 
@@ -71,7 +74,9 @@ def count(name: str, *labels: str) -> float:
 def brought(api: ApiServer, plural: str = "services") -> list[str]:
     """The requests for everything of a kind."""
     ours = [path for path in api.requests if plural in path.partition("?")[0]]
-    return [path for path in ours if "sendInitialEvents" in path or ("watch" not in path and "limit=1&" not in path + "&")]
+    return [
+        path for path in ours if "sendInitialEvents" in path or ("watch" not in path and "limit=1&" not in path + "&")
+    ]
 
 
 def extended_errors(reply: dns.message.Message) -> list[int]:
@@ -121,7 +126,9 @@ def test_a_continue_token_that_expires_begins_a_new_list_with_larger_pages(
     assert source(server).reflectors[1].page > 2
 
 
-def test_an_object_too_large_for_a_stream_comes_in_a_page(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_too_large_for_a_stream_comes_in_a_page(
+    serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kdns.kube.decode.MAX_LINE", 1 << 20)
     huge = service("n1/huge", "10.0.0.8")
     huge["metadata"]["annotations"] = {"x": "y" * (2 << 20)}
@@ -132,7 +139,9 @@ def test_an_object_too_large_for_a_stream_comes_in_a_page(serve: Serve, api: Api
 # K2, K13: away, and how old that makes the state.
 
 
-def test_answers_from_old_data_say_so_to_clients_with_edns(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_from_old_data_say_so_to_clients_with_edns(
+    serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(informer, "STALE_AFTER", 0.2)
     http = free_port()
     server = serve(
@@ -205,15 +214,22 @@ def test_410_under_load_shows_no_wrong_answer(serve: Serve, api: ApiServer, how:
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_an_etcd_that_was_restored_from_a_backup_is_noticed_and_believed(serve: Serve, api: ApiServer, streams: bool) -> None:
-    """The collection's resourceVersion is lower than ours: CoreDNS waits for it to catch up, and serves the lost future."""
+def test_an_etcd_that_was_restored_from_a_backup_is_noticed_and_believed(
+    serve: Serve, api: ApiServer, streams: bool
+) -> None:
+    """The collection's resourceVersion is lower than ours: CoreDNS waits for it to catch up, and serves the lost
+    future.
+    """
     api.streams = streams
     api.put(
-        *(service(f"n1/x{i}", "10.0.5.1") for i in range(20)), service("n1/future", "10.0.0.5"), service("n1/moved", "10.0.0.6")
+        *(service(f"n1/x{i}", "10.0.5.1") for i in range(20)),
+        service("n1/future", "10.0.0.5"),
+        service("n1/moved", "10.0.0.6"),
     )
     server = start(serve, api)
     assert a(server, "future.n1") == ["10.0.0.5"]
-    past = (namespace("n1"), service("n1/kept", "10.0.0.1"), service("n1/db"), endpointslice("n1/db-1", "db", endpoint("10.1.0.1")),
+    past = (namespace("n1"), service("n1/kept", "10.0.0.1"), service("n1/db"),
+        endpointslice("n1/db-1", "db", endpoint("10.1.0.1")),
             service("n1/moved", "10.0.0.7"))  # fmt: skip
     with asking(server, KEPT):
         api.down()
@@ -226,7 +242,9 @@ def test_an_etcd_that_was_restored_from_a_backup_is_noticed_and_believed(serve: 
         eventually(lambda: a(server, "after.n1") == ["10.0.0.8"])
 
 
-def test_a_resource_version_that_the_api_never_had_is_another_history(serve: Serve, api: ApiServer, lines: list[str]) -> None:
+def test_a_resource_version_that_the_api_never_had_is_another_history(
+    serve: Serve, api: ApiServer, lines: list[str]
+) -> None:
     server = start(serve, api)
     source(server).reflectors[1].broken = False
     server.thread.call(lambda: setattr(source(server).reflectors[1], "version", "999999"))
@@ -282,7 +300,9 @@ def test_an_event_that_was_lost_is_healed_and_counted(
     assert any("healed 1 of Service" in line for line in lines)
 
 
-def test_healing_beside_a_busy_watch_finds_nothing_to_mend(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_healing_beside_a_busy_watch_finds_nothing_to_mend(
+    serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resync, "INTERVAL", (0.02, 0.05))
     monkeypatch.setattr(resync, "GRACE", 0.2)
     monkeypatch.setitem(reflector.PAGE, "Service", 5)
@@ -299,7 +319,9 @@ def test_healing_beside_a_busy_watch_finds_nothing_to_mend(serve: Serve, api: Ap
     eventually(lambda: a(server, "s9.n1") == ["10.0.6.149"] or a(server, "s9.n1") == "NXDOMAIN")
 
 
-def test_removals_between_two_healings_are_not_remembered(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removals_between_two_healings_are_not_remembered(
+    serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[resync.Resync] = []
     init = resync.Resync.__init__
 
@@ -331,8 +353,12 @@ def test_a_token_file_that_is_rotated_is_read_again_also_through_an_empty_one(
         token.write_text("one")
         config = tmp_path / "config"
         config.write_text(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster: {server: '" + guarded.url + "'}\n"
-            "contexts:\n- name: c\n  context: {cluster: c, user: u}\nusers:\n- name: u\n  user: {tokenFile: " + str(token) + "}\n"
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster: {server: '"
+            + guarded.url
+            + "'}\n"
+            "contexts:\n- name: c\n  context: {cluster: c, user: u}\nusers:\n- name: u\n  user: {tokenFile: "
+            + str(token)
+            + "}\n"
         )
         server = serve(COREFILE.replace("SOURCE", f"kubeconfig {config}"))
         eventually(lambda: a(server, "kept.n1") == ["10.0.0.1"])
@@ -349,7 +375,9 @@ def test_a_token_file_that_is_rotated_is_read_again_also_through_an_empty_one(
         guarded.close()
 
 
-def test_an_authority_that_is_replaced_is_read_again(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_authority_that_is_replaced_is_read_again(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def context(ca: trustme.CA) -> ssl.SSLContext:
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         ca.issue_cert("127.0.0.1").configure_cert(made)
@@ -364,7 +392,8 @@ def test_an_authority_that_is_replaced_is_read_again(serve: Serve, tmp_path: Pat
         config = tmp_path / "config"
         config.write_text(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster: {server: '" + secure.url
-            + f"', certificate-authority: {path}}}\ncontexts:\n- name: c\n  context: {{cluster: c, user: u}}\nusers:\n- name: u\n  user: {{}}\n"
+            + f"', certificate-authority: {path}}}\ncontexts:\n- name: c\n  context: {{cluster: c, user: "
+                f"u}}\nusers:\n- name: u\n  user: {{}}\n"
         )  # fmt: skip
         server = serve(COREFILE.replace("SOURCE", f"kubeconfig {config}"))
         eventually(lambda: a(server, "kept.n1") == ["10.0.0.1"])
@@ -435,7 +464,9 @@ def test_an_endpoint_that_cannot_be_named_is_set_aside_alone_and_said_once(
     server = start(serve, api)
     for i in range(3):
         api.put(
-            endpointslice("n1/db-1", "db", endpoint("10.1.0.1"), endpoint("10.1.0.2", host="h" * 64), endpoint(f"10.1.1.{i}"))
+            endpointslice(
+                "n1/db-1", "db", endpoint("10.1.0.1"), endpoint("10.1.0.2", host="h" * 64), endpoint(f"10.1.1.{i}")
+            )
         )
         eventually(lambda i=i: a(server, "db.n1") == ["10.1.0.1", f"10.1.1.{i}"])
     assert sum("10.1.0.2 set aside" in line for line in lines) == 1
@@ -496,7 +527,9 @@ def test_churn_under_load_shows_each_change_and_nothing_wrong(serve: Serve, api:
         eventually(lambda: a(server, "churn.n1") == ["10.2.199.1", "10.2.199.2", "10.2.199.3"])
 
 
-def test_a_clock_that_is_set_back_lets_no_serial_fall(serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_back_lets_no_serial_fall(
+    serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kdns.plugins.kubernetes import plugin
 
     offset = [0.0]
@@ -527,7 +560,9 @@ def test_the_time_from_a_change_to_its_answer_is_counted(serve: Serve, api: ApiS
 
     before = observed("headless_with_selector")
     changed = endpointslice("n1/db-1", "db", endpoint("10.1.0.2"))
-    changed["metadata"]["annotations"] = {"endpoints.kubernetes.io/last-change-trigger-time": datetime.now(UTC).isoformat()}
+    changed["metadata"]["annotations"] = {
+        "endpoints.kubernetes.io/last-change-trigger-time": datetime.now(UTC).isoformat()
+    }
     api.put(changed)
     eventually(lambda: observed("headless_with_selector") == before + 1)
     changed["metadata"]["annotations"] = {"endpoints.kubernetes.io/last-change-trigger-time": "yesterday"}
@@ -563,7 +598,11 @@ def test_a_snapshot_serves_at_once_while_the_api_is_down_and_a_diff_catches_up(
     assert path.exists() and path.stat().st_mode & 0o777 == 0o600
     api.down()
     server = snapshot(serve, api, path)
-    assert a(server, "kept.n1") == ["10.0.0.1"] and a(server, "db.n1") == ["10.1.0.1"] and a(server, "never.n1") == "NXDOMAIN"
+    assert (
+        a(server, "kept.n1") == ["10.0.0.1"]
+        and a(server, "db.n1") == ["10.1.0.1"]
+        and a(server, "never.n1") == "NXDOMAIN"
+    )
     assert data(server.ask("10-5-0-1.n1.pod.cluster.local.")) == ["10.5.0.1"]
     assert data(server.ask("1.0.0.10.in-addr.arpa.", "PTR")) == ["kept.n1.svc.cluster.local."]
     assert extended_errors(server.ask("kept.n1.svc.cluster.local.", use_edns=0)) == [3]
@@ -577,7 +616,9 @@ def test_a_snapshot_serves_at_once_while_the_api_is_down_and_a_diff_catches_up(
     assert count("kdns_kubernetes_synced") == 1
 
 
-def test_a_snapshot_is_saved_while_serving(serve: Serve, api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_is_saved_while_serving(
+    serve: Serve, api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(informer, "SAVE", 0.05)
     path = tmp_path / "snapshot"
     server = snapshot(serve, api, path)
@@ -590,7 +631,8 @@ def test_a_snapshot_is_saved_while_serving(serve: Serve, api: ApiServer, tmp_pat
 
 @pytest.mark.parametrize(("damage", "why"), [
     (lambda data: data[:-7], "checksum"), (lambda data: data[:100] + bytes((data[100] ^ 1,)) + data[101:], "checksum"),
-    (lambda data: b"", "no snapshot"), (lambda data: b"PK\3\4" + data, "no snapshot"), (lambda data: data[:48], "checksum"),
+    (lambda data: b"", "no snapshot"), (lambda data: b"PK\3\4" + data, "no snapshot"),
+    (lambda data: data[:48], "checksum"),
 ])  # fmt: skip
 def test_a_damaged_snapshot_is_ignored_with_a_line(
     serve: Serve, api: ApiServer, tmp_path: Path, lines: list[str], damage: Callable[[bytes], bytes], why: str
@@ -655,7 +697,9 @@ def test_the_source_of_a_snapshot_holds_nothing_after_it_is_read(api: ApiServer,
 def test_an_api_that_was_away_for_long_is_noticed_soon_and_also_where_it_first_says_forbidden(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real API server answers 403 for a moment while it loads its roles: by then pauses had grown to half a minute."""
+    """A real API server answers 403 for a moment while it loads its roles: by then pauses had grown to half a
+    minute.
+    """
     monkeypatch.setattr(reflector, "BACKOFF", (0.02, 1000.0))
     monkeypatch.setattr(reflector, "UNANSWERED", 0.05)
     server = start(serve, api)

@@ -100,7 +100,9 @@ def first_page(url: str) -> tuple[Exception, float, int]:
     ("403 Forbidden\r\nContent-Encoding: gzip", explosive),
     ("429 Too Many Requests\r\nContent-Encoding: deflate", explosive),
 ])  # fmt: skip
-def test_the_body_of_an_error_was_read_whatever_its_length(raw: Callable[[str, Body], str], head: str, body: Body) -> None:
+def test_the_body_of_an_error_was_read_whatever_its_length(
+    raw: Callable[[str, Body], str], head: str, body: Body
+) -> None:
     error, took, held = first_page(raw(head, body))
     assert isinstance(error, ApiError | api_module.aiohttp.ClientError) and took < 30 and held < 24 * MB
     assert len(str(error)) < 500
@@ -170,8 +172,10 @@ def test_one_octet_that_is_no_text_cost_all_names_of_the_cluster(bad: bytes) -> 
 
 @pytest.mark.parametrize("octets", [b"\xff", b"\xc3(", b"\xed\xa0\x80", b"[" * 100_000, b"\x00", b"\xff\xfe{\x00"])
 @pytest.mark.parametrize("where", [
-    b"%s", b'{"kind":"%s"}', b'{"metadata":{"continue":"%s"}}', b'{"items":[%s]}', b'{"items":[{"metadata":{"name":"%s"}}]}',
-    b'{"type":"%s","object":{}}', b'{"type":"ADDED","object":%s}', b'{"metadata":{"annotations":{"%s":"%s"}}}', b'{"message":"%s"}',
+    b"%s", b'{"kind":"%s"}', b'{"metadata":{"continue":"%s"}}', b'{"items":[%s]}',
+    b'{"items":[{"metadata":{"name":"%s"}}]}',
+    b'{"type":"%s","object":{}}', b'{"type":"ADDED","object":%s}', b'{"metadata":{"annotations":{"%s":"%s"}}}',
+    b'{"message":"%s"}',
 ])  # fmt: skip
 def test_what_cannot_be_decoded_is_said_by_one_kind_of_exception(octets: bytes, where: bytes) -> None:
     body = where.replace(b"%s", octets)
@@ -221,5 +225,7 @@ def test_an_api_server_that_was_behind_was_taken_for_another_history(
 def everything(api: ApiServer) -> list[str]:
     """The requests for all objects of a kind."""
     return [
-        path for path in api.requests if "sendInitialEvents" in path or ("watch" not in path and "limit=1&" not in f"{path}&")
+        path
+        for path in api.requests
+        if "sendInitialEvents" in path or ("watch" not in path and "limit=1&" not in f"{path}&")
     ]

@@ -77,7 +77,9 @@ def test_a_link_that_is_swapped_like_a_configmaps_is_noticed(serve: Serve, tmp_p
     eventually(lambda: a(server, "web.n1") == ["10.0.0.2"])
 
 
-def test_a_broken_file_keeps_the_last_good_state_and_says_which_line(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
+def test_a_broken_file_keeps_the_last_good_state_and_says_which_line(
+    serve: Serve, tmp_path: Path, lines: list[str]
+) -> None:
     path = tmp_path / "one.yaml"
     path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
     server = start(serve, path)
@@ -108,7 +110,9 @@ def test_lists_as_kubectl_prints_them_are_read() -> None:
     assert parse("---\n---\n", "f") == ([], [])
 
 
-@pytest.mark.parametrize("text", ["{", "a: [", "\t- x", "a: &x [*x", "!!python/object:os.system x", "\x00", "key: 'open"])
+@pytest.mark.parametrize(
+    "text", ["{", "a: [", "\t- x", "a: &x [*x", "!!python/object:os.system x", "\x00", "key: 'open"]
+)
 def test_what_is_no_yaml_is_refused_with_file_and_line(text: str) -> None:
     with pytest.raises(BrokenManifest, match=r"^f:\d+: "):
         parse(text, "f")
@@ -189,7 +193,9 @@ def test_a_file_whose_writer_pauses_after_truncating_it_keeps_its_objects_and_on
     eventually(lambda: a(server, "web.n1") == "NXDOMAIN")
 
 
-def test_a_file_that_is_truncated_before_it_is_written_again_never_empties_the_zone(serve: Serve, tmp_path: Path) -> None:
+def test_a_file_that_is_truncated_before_it_is_written_again_never_empties_the_zone(
+    serve: Serve, tmp_path: Path
+) -> None:
     path = tmp_path / "one.yaml"
     text = yaml.safe_dump(service("n1/web", "10.0.0.1"))
     path.write_text(text)
@@ -246,7 +252,9 @@ def served(serve: Serve, tmp_path: Path, *objects: dict[str, Any]) -> Server:
     path = tmp_path / "long.yaml"
     path.write_text(yaml.safe_dump_all(objects, allow_unicode=True))
     zone = "cluster.local in-addr.arpa"
-    return serve(f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes {zone} {{\n manifests {path}\n }}\n}}\n")
+    return serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes {zone} {{\n manifests {path}\n }}\n}}\n"
+    )
 
 
 @pytest.mark.parametrize("host", [LONG, "h" * 256, "\u00e4", "\u00e4" * 32, "a.b", "h" * 5000])
@@ -255,7 +263,8 @@ def test_an_endpoint_whose_hostname_is_no_label_broke_its_service(
 ) -> None:
     server = served(
         serve, tmp_path, service("n1/db"),
-        endpointslice("n1/db-1", "db", endpoint("10.1.0.1", host="h" * 63), endpoint("10.1.0.2", host=host), endpoint("10.1.0.3")),
+        endpointslice("n1/db-1", "db", endpoint("10.1.0.1", host="h" * 63), endpoint("10.1.0.2", host=host),
+            endpoint("10.1.0.3")),
     )  # fmt: skip
     assert a(server, "db.n1") == ["10.1.0.1", "10.1.0.3"]
     reply = server.ask("_http._tcp.db.n1.svc.cluster.local.", "SRV")
@@ -268,9 +277,12 @@ def test_an_endpoint_whose_hostname_is_no_label_broke_its_service(
     assert len(said) == 1 and "hostname" in said[0] and len(said[0]) < 300
 
 
-def test_a_service_or_namespace_whose_name_is_no_label_is_set_aside(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
+def test_a_service_or_namespace_whose_name_is_no_label_is_set_aside(
+    serve: Serve, tmp_path: Path, lines: list[str]
+) -> None:
     server = served(
-        serve, tmp_path, service("n1/web", "10.0.0.1"), service(f"n1/{LONG}", "10.0.0.2"), service(f"{LONG}/web", "10.0.0.3"),
+        serve, tmp_path, service("n1/web", "10.0.0.1"), service(f"n1/{LONG}", "10.0.0.2"),
+        service(f"{LONG}/web", "10.0.0.3"),
         service(f"n1/{LONG}x"), endpointslice("n1/x-1", f"{LONG}x", endpoint("10.1.0.9")),
     )  # fmt: skip
     assert a(server, "web.n1") == ["10.0.0.1"]
@@ -281,7 +293,11 @@ def test_a_service_or_namespace_whose_name_is_no_label_is_set_aside(serve: Serve
 
 
 def test_a_port_whose_name_makes_no_label_broke_the_zones_transfer(serve: Serve, tmp_path: Path) -> None:
-    ports = (("p" * 62, "TCP", 1), ("p" * 63, "TCP", 2), ("p" * 300, "TCP", 3))  # with its underscore, 63 octets at most
+    ports = (
+        ("p" * 62, "TCP", 1),
+        ("p" * 63, "TCP", 2),
+        ("p" * 300, "TCP", 3),
+    )  # with its underscore, 63 octets at most
     server = served(
         serve, tmp_path, service("n1/web", "10.0.0.1", ports=ports), service("n1/db"),
         endpointslice("n1/db-1", "db", endpoint("10.1.0.1"), ports=ports),
@@ -296,7 +312,8 @@ def test_nor_does_it_break_the_zone_of_addresses_outside(serve: Serve, tmp_path:
     path = tmp_path / "outside.yaml"
     path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1", ports=ports, externalIPs=["::ffff:192.0.2.1"])))
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes cluster.local {{\n manifests {path}\n }}\n"
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes cluster.local {{\n manifests {path}\n "
+        f"}}\n"
         " k8s_external ext.org\n}\n"
     )
     assert {name.split(".")[0] for name in transferred(server, "ext.org.") if name.startswith("_")} == {f"_{'p' * 62}"}

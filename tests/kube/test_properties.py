@@ -1,4 +1,6 @@
-"""Whatever the API, a file or a disk holds is read or set aside by its declared error; events in any order end in the same state."""
+"""Whatever the API, a file or a disk holds is read or set aside by its declared error; events in any order end in the
+same state.
+"""
 
 import asyncio
 import contextlib
@@ -26,8 +28,10 @@ from kdns.testing.objects import service
 
 plain: Any = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
 words = st.sampled_from(
-    ["kind", "metadata", "name", "namespace", "labels", "spec", "status", "clusterIP", "clusterIPs", "ports", "port", "protocol",
-     "endpoints", "addresses", "conditions", "ready", "hostname", "addressType", "resourceVersion", "annotations", "type",
+    ["kind", "metadata", "name", "namespace", "labels", "spec", "status", "clusterIP", "clusterIPs", "ports", "port",
+        "protocol",
+     "endpoints", "addresses", "conditions", "ready", "hostname", "addressType", "resourceVersion", "annotations",
+     "type",
      "externalName", "items", "IPv4", "10.0.0.1", "fd00::1", "web", "", "ExternalName", "ClusterIP", "None"]
 )  # fmt: skip
 values = st.recursive(
@@ -77,7 +81,12 @@ def test_an_event_or_a_page_of_any_form_is_read_or_refused(kind: str, made: Any,
 @given(st.binary(max_size=80))
 @settings(max_examples=100, deadline=None)
 def test_octets_that_are_no_json_are_refused(data: bytes) -> None:
-    for read in (decode.event, decode.bookmark, lambda raw: decode.page(SERVICE, raw), lambda raw: decode.one(SERVICE, raw)):
+    for read in (
+        decode.event,
+        decode.bookmark,
+        lambda raw: decode.page(SERVICE, raw),
+        lambda raw: decode.one(SERVICE, raw),
+    ):
         with contextlib.suppress(msgspec.DecodeError):
             read(data)
     assert decode.status(data)[0] == 0 or data
@@ -160,9 +169,49 @@ def test_after_any_events_the_state_is_that_of_the_last_one_of_each_object(taken
 
 # Manifests.
 
-tags = st.sampled_from(["!!int", "!!float", "!!bool", "!!timestamp", "!!binary", "!!set", "!!omap", "!!pairs", "!!map", "!!seq", "!!null",
-                        "!x", "!!python/object:os.system", "&a", "*a", "<<:", "? ", "- ", "kind: ", "{", "}", "[", "]", "|", ">", "---",
-                        "'", '"', "Service", "\n", "\n  ", ": ", "#", "2024-99-99", "0x", ".inf", "\t", "%YAML 1.1", "\0"])  # fmt: skip
+tags = st.sampled_from(
+    [
+        "!!int",
+        "!!float",
+        "!!bool",
+        "!!timestamp",
+        "!!binary",
+        "!!set",
+        "!!omap",
+        "!!pairs",
+        "!!map",
+        "!!seq",
+        "!!null",
+        "!x",
+        "!!python/object:os.system",
+        "&a",
+        "*a",
+        "<<:",
+        "? ",
+        "- ",
+        "kind: ",
+        "{",
+        "}",
+        "[",
+        "]",
+        "|",
+        ">",
+        "---",
+        "'",
+        '"',
+        "Service",
+        "\n",
+        "\n  ",
+        ": ",
+        "#",
+        "2024-99-99",
+        "0x",
+        ".inf",
+        "\t",
+        "%YAML 1.1",
+        "\0",
+    ]
+)
 
 
 @given(st.lists(tags | st.text(max_size=4), max_size=14).map(" ".join) | st.text(max_size=60))

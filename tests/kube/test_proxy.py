@@ -17,7 +17,16 @@ from kdns.testing import ApiServer, LoopThread, Server, code, data, eventually
 from kdns.testing.objects import namespace, service
 from tests.fixtures import Serve
 
-PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "ALL_PROXY", "all_proxy")
+PROXY_NAMES = (
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +198,9 @@ def test_a_proxys_user_is_shown_to_it_and_to_nobody_else(
     try:
         url = f"http{'s' * tls}://api.kdns.test:{behind.port}"
         served(serve, f"kubeconfig {kubeconfig(tmp_path, url, ca, f'http://me:pass%25word@127.0.0.1:{guarded.port}')}")
-        refused = serving(serve, f"kubeconfig {kubeconfig(tmp_path, url, ca, f'http://me:wrong@127.0.0.1:{guarded.port}')}")
+        refused = serving(
+            serve, f"kubeconfig {kubeconfig(tmp_path, url, ca, f'http://me:wrong@127.0.0.1:{guarded.port}')}"
+        )
         eventually(lambda: any("407" in line for line in lines))
         assert code(refused.ask("web.n1.svc.cluster.local.")) == "SERVFAIL"
     finally:
@@ -207,7 +218,8 @@ def test_a_proxy_that_cannot_be_used_is_said(serve: Serve, tmp_path: Path, lines
 
 
 @pytest.mark.parametrize(("no_proxy", "direct", "proxied"), [
-    ("", ["localhost:80", "127.0.0.1:80", "127.9.9.9:443", "[::1]:443"], ["api.example.org:443", "10.0.0.1:443", "localhost.org:80"]),
+    ("", ["localhost:80", "127.0.0.1:80", "127.9.9.9:443", "[::1]:443"],
+        ["api.example.org:443", "10.0.0.1:443", "localhost.org:80"]),
     ("*", ["api.example.org:443", "10.0.0.1:443"], []),
     ("example.org", ["example.org:443", "api.example.org:80"], ["badexample.org:443", "example.org.net:443"]),
     (".example.org", ["api.example.org:443"], ["example.org:443", "badexample.org:443"]),

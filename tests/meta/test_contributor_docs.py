@@ -27,7 +27,9 @@ def test_a_module_that_the_documents_name_is_there(path: str) -> None:
 
 def test_every_layer_is_in_the_drawing() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    (layers,) = (contract["layers"] for contract in project["tool"]["importlinter"]["contracts"] if "layers" in contract)
+    (layers,) = (
+        contract["layers"] for contract in project["tool"]["importlinter"]["contracts"] if "layers" in contract
+    )
     names = {name for row in layers for name in row.split(" | ")}
     drawing = ARCHITECTURE.split("```text")[1].split("```")[0]
     assert {name for name in names if not re.search(rf"\b{name}\b", drawing)} == set()

@@ -17,7 +17,9 @@ from tests.fixtures import Serve, Start
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "plugins.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCS.read_text(), re.S)
-PLUGINS = {text.split('"""')[1].split(" - ")[0]: text for language, text in BLOCKS if language == "python" and '"""' in text}
+PLUGINS = {
+    text.split('"""')[1].split(" - ")[0]: text for language, text in BLOCKS if language == "python" and '"""' in text
+}
 COREFILES = [text.replace(":1053", ":{port}") for language, text in BLOCKS if language == "corefile"]
 
 
@@ -113,7 +115,9 @@ def test_a_package_with_the_documented_entry_point_brings_its_directive(
     (folder / "kdns_hello.py").write_text(PLUGINS["hello"])
     installed = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     installed.mkdir()
-    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    (installed / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
     entries = project["entry-points"]["kdns.plugins"]
     lines = "".join(f"{name} = {place}\n" for name, place in entries.items())
     (installed / "entry_points.txt").write_text(f"[kdns.plugins]\n{lines}")

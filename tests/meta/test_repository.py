@@ -36,9 +36,11 @@ def test_a_module_opens_with_what_it_is_for_and_its_public_parts_say_what_they_d
     assert ast.get_docstring(tree), "no docstring"
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            plain = {ast.unparse(base) for base in node.bases} & {"Struct", "NamedTuple", "Protocol"} or node.name.startswith(
-                "Raw"
-            )
+            plain = {ast.unparse(base) for base in node.bases} & {
+                "Struct",
+                "NamedTuple",
+                "Protocol",
+            } or node.name.startswith("Raw")
             assert ast.get_docstring(node) or plain, node.name
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
@@ -66,7 +68,9 @@ def test_the_order_names_every_plugin_once_and_its_class() -> None:
         assert found is not None
         cls = getattr(importlib.import_module(found[0]), found[1])
         assert cls.name == name
-    files = {path.stem for path in (ROOT / "plugins").iterdir() if not path.name.startswith("__") and path.suffix != ".so"}
+    files = {
+        path.stem for path in (ROOT / "plugins").iterdir() if not path.name.startswith("__") and path.suffix != ".so"
+    }
     assert files == {found[0].split(".")[2] for found in map(place, BUILT) if found is not None}
     assert len(ORDER) > 50
 
@@ -78,7 +82,9 @@ def manual(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_a_plugins_manual_has_its_parts_and_its_examples_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugins_manual_has_its_parts_and_its_examples_load(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = manual(name)
     assert text.startswith(f"{name} - ") and "## Syntax" in text and "## Examples" in text
     examples = re.findall(r"~~~ corefile\n(.*?)~~~", text, re.S)
@@ -149,7 +155,12 @@ def test_every_corefile_of_the_readme_and_the_example_build() -> None:
 @pytest.mark.skipif(shutil.which("dig") is None, reason="dig is not installed (bind9-dnsutils)")
 def test_the_commands_of_the_readme_print_what_it_shows() -> None:
     port = free_port()
-    text = (ROOT / "Corefile.example").read_text().replace(".:1053", f".:{port}").replace("/etc/resolv.conf", "127.0.0.1:9")
+    text = (
+        (ROOT / "Corefile.example")
+        .read_text()
+        .replace(".:1053", f".:{port}")
+        .replace("/etc/resolv.conf", "127.0.0.1:9")
+    )
     for taken in ("8080", "8181", "9153"):
         text = text.replace(f"127.0.0.1:{taken}", f"127.0.0.1:{free_port()}")
     process = Process("-conf", "stdin", stdin=text)
@@ -220,4 +231,6 @@ def test_the_readmes_figures_are_those_that_the_benchmarks_wrote() -> None:
     assert len(rows) == 9
     for name, *figures in rows:
         line = next(line for line in written.splitlines() if line.startswith(f"| {name} |"))
-        assert all(re.search(rf"\| {re.escape(figure.strip(' |'))}[ |]", line) for figure in figures if figure.strip(" |")), name
+        assert all(
+            re.search(rf"\| {re.escape(figure.strip(' |'))}[ |]", line) for figure in figures if figure.strip(" |")
+        ), name

@@ -1,7 +1,7 @@
 """The series of CoreDNS that dashboards and alerts ask for: each is here under its name, kind, labels and buckets.
 
-The table is what the code of CoreDNS 1.14.7 and 1.15.0 registers for the plugins that kdns has, and what both served when they
-were asked. tests/oracle compares with a running CoreDNS where there is one.
+The table is what the code of CoreDNS 1.14.7 and 1.15.0 registers for the plugins that kdns has, and what both served
+when they were asked. tests/oracle compares with a running CoreDNS where there is one.
 """
 
 from kdns.metrics import REGISTRY, Histogram
@@ -61,7 +61,8 @@ CLIENT = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 SIZES = [0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16e3, 32e3, 48e3, 64e3]
 BUCKETS = {
     "coredns_dns_request_duration_seconds": TIMES, "coredns_dns_request_size_bytes": SIZES,
-    "coredns_dns_response_size_bytes": SIZES, "coredns_health_request_duration_seconds": [0.00025, 0.0025, 0.025, 0.25, 2.5],
+    "coredns_dns_response_size_bytes": SIZES,
+    "coredns_health_request_duration_seconds": [0.00025, 0.0025, 0.025, 0.25, 2.5],
     "coredns_kubernetes_dns_programming_duration_seconds": [0.001 * 2**n for n in range(20)],
     "coredns_kubernetes_rest_client_rate_limiter_duration_seconds": CLIENT,
     "coredns_kubernetes_rest_client_request_duration_seconds": CLIENT, "coredns_proxy_request_duration_seconds": TIMES,

@@ -42,7 +42,9 @@ def query(name: str = "a.example.org.", rtype: str = "A", **options: Any) -> byt
 
 
 class Client:
-    """An HTTP/2 client on the library h2, with the certificate checked. Results are (status, fields, body, trailers)."""
+    """An HTTP/2 client on the library h2, with the certificate checked. Results are (status, fields, body,
+    trailers).
+    """
 
     def __init__(self, server: Server, context: ssl.SSLContext | None) -> None:
         raw = socket.create_connection(("127.0.0.1", server.port), timeout=10)
@@ -128,7 +130,9 @@ def http1(server: Server, site: Site | None) -> http.client.HTTPConnection:
 
 def says(server: Server) -> dict[str, float]:
     label = f"https://127.0.0.1:{server.port}"
-    return {key[1]: slot[0] for key, slot in REGISTRY["coredns_dns_https_responses_total"].slots.items() if key[0] == label}
+    return {
+        key[1]: slot[0] for key, slot in REGISTRY["coredns_dns_https_responses_total"].slots.items() if key[0] == label
+    }
 
 
 # Answers.
@@ -159,10 +163,13 @@ def test_kdig_dig_curl_and_nghttp_ask_over_https(serve: Serve, site: Site) -> No
     encoded = base64.urlsafe_b64encode(query()).decode().rstrip("=")
     url = f"https://127.0.0.1:{port}/dns-query"
     commands = [
-        (["kdig", "@127.0.0.1", "-p", port, f"+tls-ca={ca}", f"+tls-hostname={NAME}", "+https", "a.example.org"], "192.0.2.1"),
-        (["kdig", "@127.0.0.1", "-p", port, f"+tls-ca={ca}", f"+tls-hostname={NAME}", "+https-get", "a.example.org"], "192.0.2.1"),
+        (["kdig", "@127.0.0.1", "-p", port, f"+tls-ca={ca}", f"+tls-hostname={NAME}", "+https", "a.example.org"],
+            "192.0.2.1"),
+        (["kdig", "@127.0.0.1", "-p", port, f"+tls-ca={ca}", f"+tls-hostname={NAME}", "+https-get", "a.example.org"],
+            "192.0.2.1"),
         (["dig", "@127.0.0.1", "-p", port, "+https", "a.example.org"], "192.0.2.1"),
-        (["curl", "-sv", "--doh-insecure", "--doh-url", url, f"https://a.example.org:{port}/", "--connect-timeout", "0.2"],
+        (["curl", "-sv", "--doh-insecure", "--doh-url", url, f"https://a.example.org:{port}/", "--connect-timeout",
+            "0.2"],
          "DoH A: 192.0.2.1"),
         (["nghttp", "-nv", f"{url}?dns={encoded}"], ":status: 200"),
     ]  # fmt: skip
@@ -180,10 +187,12 @@ def test_kdig_dig_curl_and_nghttp_ask_over_https(serve: Serve, site: Site) -> No
     ("GET", "/", {}, b"", 404), ("GET", "/dns-query/x", {}, b"", 404), ("POST", "/metrics", {}, b"x", 404),
     ("PUT", "/dns-query", {"content_type": MESSAGE}, query(), 405), ("HEAD", "/dns-query", {}, b"", 405),
     ("POST", "/dns-query", {}, query(), 415), ("POST", "/dns-query", {"content_type": "text/plain"}, query(), 415),
-    ("POST", "/dns-query", {"content_type": MESSAGE}, b"x", 400), ("POST", "/dns-query", {"content_type": MESSAGE}, b"", 400),
+    ("POST", "/dns-query", {"content_type": MESSAGE}, b"x", 400),
+    ("POST", "/dns-query", {"content_type": MESSAGE}, b"", 400),
     ("POST", "/dns-query", {"content_type": MESSAGE}, b"\0\0\x80" + query()[3:], 400),
     ("POST", "/dns-query", {"content_type": MESSAGE}, bytes(70_000), 413),
-    ("GET", "/dns-query", {}, b"", 400), ("GET", "/dns-query?dns=", {}, b"", 400), ("GET", "/dns-query?dns=%%", {}, b"", 400),
+    ("GET", "/dns-query", {}, b"", 400), ("GET", "/dns-query?dns=", {}, b"", 400),
+    ("GET", "/dns-query?dns=%%", {}, b"", 400),
     ("GET", "/dns-query?dns=AAAA&dns=AAAA", {}, b"", 400), ("GET", "/dns-query?dns=AAA+", {}, b"", 400),
 ])  # fmt: skip
 def test_what_is_no_query_gets_its_status_over_both_versions(
@@ -215,7 +224,8 @@ def test_freshness_is_that_of_the_shortest_lived_record_and_of_a_denial_that_of_
     with client(server, site) as http:
         assert http.post(query("x.example."))[1]["cache-control"] == "max-age=300"
     made = dns.message.from_text(
-        "id 0\nopcode QUERY\nrcode NXDOMAIN\nflags QR\n;QUESTION\nx.org. IN A\n;AUTHORITY\norg. 900 IN SOA a. b. 1 2 3 4 60\n"
+        "id 0\nopcode QUERY\nrcode NXDOMAIN\nflags QR\n;QUESTION\nx.org. IN A\n;AUTHORITY\norg. 900 IN SOA a. b. 1 2 3 "
+        "4 60\n"
     )
     assert lifetime(made.to_wire()) == 60
     made.set_rcode(2)
@@ -223,7 +233,9 @@ def test_freshness_is_that_of_the_shortest_lived_record_and_of_a_denial_that_of_
     assert lifetime(dns.message.make_response(dns.message.make_query("x.org", "A")).to_wire()) == 0
 
 
-def test_a_quick_answer_overtakes_a_slow_one_and_a_reset_one_ends_alone(serve: Serve, site: Site, upstream: Any) -> None:
+def test_a_quick_answer_overtakes_a_slow_one_and_a_reset_one_ends_alone(
+    serve: Serve, site: Site, upstream: Any
+) -> None:
     up: Upstream = upstream(lambda asked, proto: None)
     server = serve(site.block(scheme="https").replace("whoami", f"forward . {up.address} {{\n max_fails 0\n }}"))
     with client(server, site) as http:
@@ -275,7 +287,9 @@ def test_without_tls_a_proxy_in_front_may_speak_either_version_and_names_its_cli
         assert seen(http.post(asked, x_forwarded_for="198.51.100.1, 2001:db9::7, 127.0.0.9")[2]) == ["2001:db9::7"]
     connection = http1(server, None)
     for _ in range(3):
-        connection.request("POST", "/dns-query", body=asked, headers={"Content-Type": MESSAGE, "X-Forwarded-For": "192.0.2.9"})
+        connection.request(
+            "POST", "/dns-query", body=asked, headers={"Content-Type": MESSAGE, "X-Forwarded-For": "192.0.2.9"}
+        )
         assert seen(connection.getresponse().read()) == ["192.0.2.9"]
     connection.close()
 
@@ -293,13 +307,17 @@ def test_whom_nobody_trusts_names_nobody() -> None:
 
 
 @pytest.mark.parametrize(("sent", "status"), [
-    (b"GET /dns-query HTTP/2.5\r\n\r\n", b"505"), (b"nonsense\r\n\r\n", b"400"), (b"GET / HTTP/1.1\r\nA : b\r\n\r\n", b"400"),
+    (b"GET /dns-query HTTP/2.5\r\n\r\n", b"505"), (b"nonsense\r\n\r\n", b"400"),
+    (b"GET / HTTP/1.1\r\nA : b\r\n\r\n", b"400"),
     (b"POST /dns-query HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"411"),
     (b"POST /dns-query HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", b"400"),
-    (b"POST /dns-query HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"), (b"GET / HTTP/1.1\r\nA: " + b"x" * 17_000, b"431"),
+    (b"POST /dns-query HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
+    (b"GET / HTTP/1.1\r\nA: " + b"x" * 17_000, b"431"),
     (b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", b"400"), (b"GET / HTTP/1.0\r\n\r\n", b"404"),
 ])  # fmt: skip
-def test_a_head_that_could_be_two_things_ends_the_connection(serve: Serve, site: Site, sent: bytes, status: bytes) -> None:
+def test_a_head_that_could_be_two_things_ends_the_connection(
+    serve: Serve, site: Site, sent: bytes, status: bytes
+) -> None:
     server = serve(site.block(tls="minimal", scheme="https"))
     with server.connect() as sock:
         sock.sendall(sent)
@@ -315,7 +333,8 @@ def test_pipelined_requests_are_answered_in_order_also_where_they_wait(serve: Se
         for name in names:
             body = query(name)
             sock.sendall(
-                b"POST /dns-query HTTP/1.1\r\nContent-Type: application/dns-message\r\nContent-Length: %d\r\n\r\n" % len(body)
+                b"POST /dns-query HTTP/1.1\r\nContent-Type: application/dns-message\r\nContent-Length: %d\r\n\r\n"
+                % len(body)
             )
             sock.sendall(body)
         file = sock.makefile("rb")
@@ -342,7 +361,8 @@ def raw(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 FLOODS = {
-    "pings": raw(6, 0, 0, bytes(8)) * 5000, "settings": raw(4, 0, 0) * 5000, "window updates": raw(8, 0, 0, b"\0\0\0\1") * 5000,
+    "pings": raw(6, 0, 0, bytes(8)) * 5000, "settings": raw(4, 0, 0) * 5000,
+    "window updates": raw(8, 0, 0, b"\0\0\0\1") * 5000,
     "priorities": raw(2, 0, 1, bytes(5)) * 5000,
 }  # fmt: skip
 
@@ -375,7 +395,9 @@ def test_requests_that_are_reset_at_once_count_until_they_are_answered_and_are_s
     eventually(lambda: not listener.connections)
 
 
-def test_more_streams_than_there_may_be_are_refused_and_the_others_answered(serve: Serve, site: Site, upstream: Any) -> None:
+def test_more_streams_than_there_may_be_are_refused_and_the_others_answered(
+    serve: Serve, site: Site, upstream: Any
+) -> None:
     up: Upstream = upstream(lambda asked, proto: None)
     more = ("https {", "  max_streams 10", "}")
     server = serve(site.block(*more, scheme="https").replace("whoami", f"forward . {up.address} {{\n max_fails 0\n }}"))
@@ -405,9 +427,11 @@ def test_a_header_block_without_an_end_and_one_that_is_too_large_end_the_connect
 
 
 @pytest.mark.parametrize("sent", [
-    b"x" * 40, raw(0, 0, 0, b"x"), raw(0, 0, 1, b"x"), raw(1, 4, 2, b"\x82"), raw(9, 4, 1, b"\x82"), raw(5, 4, 1, b"\x82"),
+    b"x" * 40, raw(0, 0, 0, b"x"), raw(0, 0, 1, b"x"), raw(1, 4, 2, b"\x82"), raw(9, 4, 1, b"\x82"),
+    raw(5, 4, 1, b"\x82"),
     raw(3, 0, 1, bytes(4)), raw(8, 0, 0, bytes(4)), raw(8, 0, 0, b"\x7f\xff\xff\xff"), raw(4, 0, 1), raw(4, 0, 0, b"x"),
-    raw(6, 0, 0, b"x"), raw(1, 4 | 8, 1, b"\xff\x82"), raw(1, 4 | 0x20, 1, b"\x82"), raw(1, 4, 1, b"\xff\xff\xff\xff\xff\xff"),
+    raw(6, 0, 0, b"x"), raw(1, 4 | 8, 1, b"\xff\x82"), raw(1, 4 | 0x20, 1, b"\x82"),
+    raw(1, 4, 1, b"\xff\xff\xff\xff\xff\xff"),
     b"\xff\xff\xff\0\0\0\0\0\1", raw(1, 0, 1, b"\x82") + raw(6, 0, 0, bytes(8)),
     raw(4, 0, 0, b"\0\4\xff\xff\xff\xff"), raw(0, 8, 1, b""),
 ])  # fmt: skip
@@ -468,7 +492,10 @@ def test_a_reload_under_load_loses_no_request_and_keeps_the_connection(serve: Se
                         code, reply = call(http, grpc.packed(query()))
                     else:
                         code, _, reply, _ = http.post(query())
-                    if code not in ("0", "200") or data(dns.message.from_wire(reply)) not in (["192.0.2.1"], ["192.0.2.2"]):
+                    if code not in ("0", "200") or data(dns.message.from_wire(reply)) not in (
+                        ["192.0.2.1"],
+                        ["192.0.2.2"],
+                    ):
                         failed.append((code, reply))
                     done[0] += 1
                 except Exception as error:
@@ -509,8 +536,10 @@ def test_a_query_over_grpc_is_answered(serve: Serve, site: Site) -> None:
 
 
 @pytest.mark.parametrize(("body", "code"), [
-    (b"x", "3"), (b"\1\0\0\0\2\x0a\0", "3"), (b"\0\0\0\0\3\x0a\5x", "3"), (b"\0\0\0\0\2\x0a\0", "3"), (b"\0\0\0\0\1\x0b", "3"),
-    (grpc.packed(b"\0\0\x80" + query()[3:]), "3"), (grpc.packed(bytes(65_600)), "8"), (b"\0\0\0\0\6" + b"\xff" * 6, "3"),
+    (b"x", "3"), (b"\1\0\0\0\2\x0a\0", "3"), (b"\0\0\0\0\3\x0a\5x", "3"), (b"\0\0\0\0\2\x0a\0", "3"),
+    (b"\0\0\0\0\1\x0b", "3"),
+    (grpc.packed(b"\0\0\x80" + query()[3:]), "3"), (grpc.packed(bytes(65_600)), "8"),
+    (b"\0\0\0\0\6" + b"\xff" * 6, "3"),
 ])  # fmt: skip
 def test_what_is_no_query_over_grpc_is_an_outcome(serve: Serve, site: Site, body: bytes, code: str) -> None:
     server = serve(site.block(scheme="grpc"))

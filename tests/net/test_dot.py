@@ -40,7 +40,9 @@ def connect(server: Server, context: ssl.SSLContext, name: str = NAME) -> Iterat
         yield sock
 
 
-def ask(server: Server, site: Site, name: str = "a.example.org.", cert: str = NAME, **options: Any) -> dns.message.Message:
+def ask(
+    server: Server, site: Site, name: str = "a.example.org.", cert: str = NAME, **options: Any
+) -> dns.message.Message:
     query = dns.message.make_query(name, "A", **options)
     return dns.query.tls(query, "127.0.0.1", 10, server.port, ssl_context=site.client(), server_hostname=cert)
 
@@ -71,9 +73,13 @@ def test_a_query_over_tls_is_answered_and_counted_as_over_tcp(serve: Serve, site
     assert data(ask(server, site)) == ["192.0.2.1"]
     with connect(server, site.client()) as sock:
         assert sock.version() == "TLSv1.3"
-    server.thread.call(lambda: [plugin.flush() for plugin in server.server.instance.plugins if plugin.name == "prometheus"])
+    server.thread.call(
+        lambda: [plugin.flush() for plugin in server.server.instance.plugins if plugin.name == "prometheus"]
+    )
     counted = REGISTRY["coredns_dns_requests_total"].slots
-    assert any(key[0] == f"tls://127.0.0.1:{server.port}" and key[3] == "tcp" and slot[0] == 1 for key, slot in counted.items())
+    assert any(
+        key[0] == f"tls://127.0.0.1:{server.port}" and key[3] == "tcp" and slot[0] == 1 for key, slot in counted.items()
+    )
 
 
 def test_kdig_asks_over_tls(serve: Serve, site: Site) -> None:
@@ -81,7 +87,8 @@ def test_kdig_asks_over_tls(serve: Serve, site: Site) -> None:
         pytest.skip("kdig is not installed")
     server = serve(site.block())
     out = subprocess.run(
-        ["kdig", "@127.0.0.1", "-p", str(server.port), f"+tls-ca={site.authority.path}", f"+tls-hostname={NAME}", "+padding=128",
+        ["kdig", "@127.0.0.1", "-p", str(server.port), f"+tls-ca={site.authority.path}", f"+tls-hostname={NAME}",
+            "+padding=128",
          "a.example.org"],
         capture_output=True, text=True, timeout=30,
     )  # fmt: skip
@@ -192,7 +199,9 @@ def test_a_client_that_asks_is_told_how_long_its_connection_is_kept(serve: Serve
         assert told(ask(server, site, use_edns=0)) == []
     plain = serve(".:{port} {\n bind 127.0.0.1\n" + HOSTS + "}\n")
     assert told(plain.ask("a.example.org.", tcp=True, use_edns=0, options=[keepalive])) == [struct.pack("!H", 100)]
-    assert told(plain.ask("a.example.org.", use_edns=0, options=[keepalive])) == []  # RFC 7828, section 3.2.1: not over UDP
+    assert (
+        told(plain.ask("a.example.org.", use_edns=0, options=[keepalive])) == []
+    )  # RFC 7828, section 3.2.1: not over UDP
 
 
 def test_a_client_that_writes_no_more_still_gets_its_answers(serve: Serve, site: Site, upstream: Any) -> None:
@@ -264,7 +273,9 @@ def test_a_secrets_folder_is_followed_through_its_swap(serve: Serve, site: Site,
     assert data(ask(server, site, cert="two.example.net")) == ["192.0.2.1"]
 
 
-def test_a_certificate_that_is_half_renewed_leaves_the_one_before_in_use(serve: Serve, site: Site, lines: list[str]) -> None:
+def test_a_certificate_that_is_half_renewed_leaves_the_one_before_in_use(
+    serve: Serve, site: Site, lines: list[str]
+) -> None:
     server = serve(site.block())
     key = (site.folder / "tls.key").read_bytes()
     site.issue("renewed.example.net")
@@ -287,7 +298,9 @@ def test_files_that_make_no_certificate_are_an_error_that_names_them(site: Site,
     Site(other)
     (tmp_path / "text").write_text("nothing")
     (tmp_path / "broken").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    (tmp_path / "locked").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")
+    (tmp_path / "locked").write_text(
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
+    )
     wrong = [
         (f"{tmp_path}/gone {key}", "gone does not exist"),
         (f"{good} {tmp_path}/gone", "private key .*gone does not exist"),
@@ -297,7 +310,10 @@ def test_files_that_make_no_certificate_are_an_error_that_names_them(site: Site,
         (f"{good} {other}/tls.key", "is not that of the certificate .*renew both together"),
         (f"{good} {tmp_path}/locked", "locked"),
         (f"{tmp_path}/nowhere", "nowhere is no folder"),
-        (f"{good} {key} {tmp_path}/text {{\n client_auth require_and_verify\n }}", "text holds no authority's certificate"),
+        (
+            f"{good} {key} {tmp_path}/text {{\n client_auth require_and_verify\n }}",
+            "text holds no authority's certificate",
+        ),
         (f"{good} {key} {{\n client_auth require\n }}", "keeps nobody out"),
         (f"{good} {key} {{\n client_auth maybe\n }}", 'unknown authentication type "maybe"'),
         (f"{good} {key} {{\n min_version 1.1\n }}", "expected 1.2 or 1.3"),
@@ -316,7 +332,9 @@ def test_a_certificate_that_has_expired_is_warned_of(serve: Serve, site: Site, l
     site.issue(NAME, not_after=datetime.datetime(2020, 2, 3, 4, 5, tzinfo=datetime.UTC))
     server = serve(site.block())
     assert any("tls.crt expired on 2020-02-03 04:05" in line for line in lines)
-    assert REGISTRY["kdns_tls_certificate_expires_timestamp_seconds"].slots[(f"{site.folder}/tls.crt",)][0] == 1580702700
+    assert (
+        REGISTRY["kdns_tls_certificate_expires_timestamp_seconds"].slots[(f"{site.folder}/tls.crt",)][0] == 1580702700
+    )
     with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
         ask(server, site)
 
@@ -376,7 +394,9 @@ def test_a_reload_changes_the_certificate_and_whether_there_is_one(serve: Serve,
 # Clients that mean it badly.
 
 
-def test_handshakes_that_stall_end_in_time_and_hold_nobody(serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handshakes_that_stall_end_in_time_and_hold_nobody(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tls_module.TlsGate.__init__, "__kwdefaults__", {"limit": 0.3, "max_half_open": 1000})
     server = serve(site.block())
     with contextlib.ExitStack() as stack:
@@ -395,7 +415,9 @@ def test_handshakes_that_stall_end_in_time_and_hold_nobody(serve: Serve, site: S
     assert not listener.connections
 
 
-def test_too_many_half_open_handshakes_cost_the_oldest(serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_half_open_handshakes_cost_the_oldest(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tls_module.TlsGate.__init__, "__kwdefaults__", {"limit": 60.0, "max_half_open": 20})
     server = serve(site.block())
     with contextlib.ExitStack() as stack:

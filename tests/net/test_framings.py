@@ -1,4 +1,6 @@
-"""HTTP/2, HTTP/1.1, gRPC and PROXY headers read octets of every kind: what is wrong has its own error, and nothing grows."""
+"""HTTP/2, HTTP/1.1, gRPC and PROXY headers read octets of every kind: what is wrong has its own error, and nothing
+grows.
+"""
 
 import contextlib
 import socket
@@ -22,8 +24,10 @@ blocks = st.one_of(
 )
 frames = st.one_of(
     st.builds(frame, st.integers(0, 12), st.integers(0, 255), streams, octets),
-    st.builds(lambda stream, block, flags: frame(1, flags | 4, stream * 2 + 1, block), streams, blocks, st.sampled_from([0, 1])),
-    st.builds(lambda stream, data, flags: frame(0, flags, stream * 2 + 1, data), streams, octets, st.sampled_from([0, 1])),
+    st.builds(lambda stream, block, flags: frame(1, flags | 4, stream * 2 + 1, block), streams, blocks,
+        st.sampled_from([0, 1])),
+    st.builds(lambda stream, data, flags: frame(0, flags, stream * 2 + 1, data), streams, octets,
+        st.sampled_from([0, 1])),
     st.builds(lambda stream, step: frame(8, 0, stream, step.to_bytes(4, "big")), streams, st.integers(0, 2**31)),
     st.builds(lambda code, value: frame(4, 0, 0, code.to_bytes(2, "big") + value.to_bytes(4, "big")), st.integers(0, 8),
               st.integers(0, 2**32 - 1)),
@@ -88,7 +92,10 @@ def test_the_window_is_given_back_as_requests_are_complete() -> None:
     http = Http2(lambda exchange: http.respond(exchange, http2.field(b":status", b"200"), b"x"), 100, 65_544)
     feed(http.take, [PREFACE])
     for i in range(2000):  # 32 MB in all, 128 windows
-        feed(http.take, [frame(1, 4, 2 * i + 1, b"\x83\x84"), frame(0, 1, 2 * i + 1, bytes(16_384)), frame(8, 0, 0, b"\0\0\0\1")])
+        feed(
+            http.take,
+            [frame(1, 4, 2 * i + 1, b"\x83\x84"), frame(0, 1, 2 * i + 1, bytes(16_384)), frame(8, 0, 0, b"\0\0\0\1")],
+        )
         http.out.clear()
     assert not http.streams and http.unread < http2.GIVE_BACK
 
@@ -118,8 +125,10 @@ def test_a_block_whose_meaning_is_remembered_puts_nothing_into_the_table(block: 
 
 
 lines = st.sampled_from([
-    b"GET / HTTP/1.1\r\n", b"POST /dns-query HTTP/1.1\r\n", b"Content-Length: 3\r\n", b"content-length: 0\r\n", b"\r\n", b"abc", b"\n", b"A: b\r\n",
-    b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Content-Length: 99999\r\n", b": x\r\n", b"X\r\n", b"GET / HTTP/1.0\r\n",
+    b"GET / HTTP/1.1\r\n", b"POST /dns-query HTTP/1.1\r\n", b"Content-Length: 3\r\n", b"content-length: 0\r\n", b"\r\n",
+    b"abc", b"\n", b"A: b\r\n",
+    b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Content-Length: 99999\r\n", b": x\r\n", b"X\r\n",
+    b"GET / HTTP/1.0\r\n",
 ])  # fmt: skip
 
 
@@ -147,7 +156,11 @@ def test_a_grpc_body_is_a_message_or_an_error(body: bytes) -> None:
         assert grpc.unpacked(body) in body
 
 
-@given(st.one_of(octets, st.builds(bytes.__add__, st.sampled_from([proxy.V1, proxy.V2, proxy.V2 + b"\x21\x11\0\x0c"]), octets)))
+@given(
+    st.one_of(
+        octets, st.builds(bytes.__add__, st.sampled_from([proxy.V1, proxy.V2, proxy.V2 + b"\x21\x11\0\x0c"]), octets)
+    )
+)
 def test_a_proxy_header_is_read_or_an_error(data: bytes) -> None:
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         try:

@@ -1,4 +1,6 @@
-"""HTTP listeners: whatever others do with their connections, a probe gets its answer, and every connection comes to an end."""
+"""HTTP listeners: whatever others do with their connections, a probe gets its answer, and every connection comes to an
+end.
+"""
 
 import asyncio
 import http.client
@@ -272,8 +274,10 @@ def test_a_handshake_that_does_not_end_was_counted_nowhere(listen: Callable[...,
 
 
 @pytest.mark.parametrize("field", [
-    b"Transfer-Encoding: chunked\r\nContent-Length: 4", b"Content-Length: 4\r\nContent-Length: 5", b"Transfer-Encoding: xchunked",
-    b"Transfer-Encoding: chunked, identity", b"Content-Length: +4", b"Content-Length : 4", b"Transfer-Encoding:\x0bchunked",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 4", b"Content-Length: 4\r\nContent-Length: 5",
+    b"Transfer-Encoding: xchunked",
+    b"Transfer-Encoding: chunked, identity", b"Content-Length: +4", b"Content-Length : 4",
+    b"Transfer-Encoding:\x0bchunked",
 ])  # fmt: skip
 def test_a_request_that_two_readers_would_end_at_two_places_ends_the_connection(
     listen: Callable[..., Listener], field: bytes
@@ -340,11 +344,14 @@ def test_a_tls_listener_that_stops_closes_every_connection(listen: Callable[...,
 _REQUESTS = (
     GET, b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", b"GET /large HTTP/1.0\r\n\r\n", GET * 40,
     b"POST /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + GET,
-    b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x05hello", b"CONNECT a:1 HTTP/1.1\r\n\r\n",
-    b"GET http://a/health HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x05hello",
+    b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+    b"GET http://a/health HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 )  # fmt: skip
 _PIECES = st.sampled_from((
-    b"", b"\0", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b" ", b":", b"\xff", b"Content-Length: 99999999999999999999", b"HTTP/1.1", b"%", b"[::",
+    b"", b"\0", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b" ", b":", b"\xff", b"Content-Length: 99999999999999999999",
+    b"HTTP/1.1", b"%", b"[::",
     b"Transfer-Encoding: chunked\r\n", b"ffffffffffffffffff\r\n", b"0\r\n\r\n", b"x" * 9000, GET,
 ))  # fmt: skip
 

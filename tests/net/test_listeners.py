@@ -129,7 +129,11 @@ def _flood(server: Server, count: int, host: str) -> int:
 
 
 def _late(server: Server) -> float:
-    return sum(slot[0] for labels, slot in REGISTRY["kdns_udp_late_dropped_total"].slots.items() if str(server.port) in labels[0])
+    return sum(
+        slot[0]
+        for labels, slot in REGISTRY["kdns_udp_late_dropped_total"].slots.items()
+        if str(server.port) in labels[0]
+    )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -160,7 +164,9 @@ def test_a_pause_of_ours_loses_no_query(server: Server, monkeypatch: pytest.Monk
     assert _flood(server, 200, "127.0.0.1") == 200 and not _late(server)
 
 
-def test_where_the_kernel_does_not_say_when_a_datagram_came_none_is_late(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_kernel_does_not_say_when_a_datagram_came_none_is_late(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(udp_module, "SIOCGSTAMP", 0xFFFF)
     monkeypatch.setattr(udp_module, "LATE", 0.0)
     monkeypatch.setattr(udp_module, "LATE_FOR", -1.0)
@@ -276,7 +282,9 @@ def test_a_turn_took_four_megabytes_of_one_connection(server: Server, monkeypatc
     assert max(octets for octets, _ in turns.seen) <= tcp_module.BATCH_OCTETS + len(message) + 2
 
 
-def test_a_turn_of_queries_that_cost_a_millisecond_each_took_nine(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_of_queries_that_cost_a_millisecond_each_took_nine(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The clock was looked at after every eighth, and ran from there."""
     turns = Turns(monkeypatch)
     now = [0.0]
@@ -296,7 +304,9 @@ def test_a_turn_of_queries_that_cost_a_millisecond_each_took_nine(server: Server
     assert max(frames for _, frames in turns.seen) <= 4
 
 
-def test_large_frames_are_never_many_between_two_looks_at_the_clock(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_frames_are_never_many_between_two_looks_at_the_clock(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns = Turns(monkeypatch)
     now = [0.0]
     monkeypatch.setattr(tcp_module, "time", SimpleNamespace(monotonic=lambda: now[0]))

@@ -1,4 +1,6 @@
-"""TCP connections are shared out: no number of addresses keeps another one out, and no file is left for the rest of us."""
+"""TCP connections are shared out: no number of addresses keeps another one out, and no file is left for the rest of
+us.
+"""
 
 import contextlib
 import resource
@@ -82,7 +84,10 @@ def test_who_holds_most_gives_way_until_all_hold_alike(small: Server, connect: C
 
 
 def test_a_busy_connection_gives_way_only_where_its_client_holds_more_than_its_share(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, upstream: Callable[..., Upstream], connect: Callable[..., socket.socket]
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    upstream: Callable[..., Upstream],
+    connect: Callable[..., socket.socket],
 ) -> None:
     def slow(query: object, proto: str) -> object:
         time.sleep(1.5)
@@ -137,7 +142,8 @@ class Held:
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from("abcde"), st.booleans(), st.integers(0, 3), st.integers(0, 9), st.integers(0, 1)), max_size=120
+    st.tuples(st.sampled_from("abcde"), st.booleans(), st.integers(0, 3), st.integers(0, 9), st.integers(0, 1)),
+    max_size=120,
 )
 
 

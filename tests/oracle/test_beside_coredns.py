@@ -1,6 +1,8 @@
-"""kdns and CoreDNS side by side: the same Corefile, the same cluster, the same questions; each difference is one that docs/differences.md lists.
+"""kdns and CoreDNS side by side: the same Corefile, the same cluster, the same questions; each difference is one that
+docs/differences.md lists.
 
-Needs `coredns` on PATH (`go install github.com/coredns/coredns@v1.15.0`); without it nothing here runs, and nothing depends on it.
+Needs `coredns` on PATH (`go install github.com/coredns/coredns@v1.15.0`); without it nothing here runs, and nothing
+depends on it.
 """
 
 import contextlib
@@ -49,7 +51,9 @@ class Peer:
         self.port, self.metrics = free_port(), free_port()
         path = folder / f"Corefile.{self.port}"
         path.write_text(
-            corefile.replace("{port}", str(self.port)).replace("{metrics}", str(self.metrics)).replace("HEALTH", str(free_port()))
+            corefile.replace("{port}", str(self.port))
+            .replace("{metrics}", str(self.metrics))
+            .replace("HEALTH", str(free_port()))
         )
         self.out = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
         self.process = subprocess.Popen([*command, "-conf", str(path)], stdout=self.out, stderr=subprocess.STDOUT)
@@ -108,7 +112,8 @@ def zones(query: dns.message.Message, proto: str) -> dns.message.Message:
     """The upstream's world."""
     name, kind = query.question[0].name.to_text().lower(), query.question[0].rdtype
     known = {
-        "www.example.org.": ("A 192.0.2.1", "A 192.0.2.2"), "mail.example.org.": ("A 192.0.2.25",), "mail.v.example.org.": ("A 192.0.2.26",),
+        "www.example.org.": ("A 192.0.2.1", "A 192.0.2.2"), "mail.example.org.": ("A 192.0.2.25",),
+        "mail.v.example.org.": ("A 192.0.2.26",),
         "abc.internal.corp.": ("A 10.1.1.1",), "a.us-west-1.example.org.": ("A 192.0.2.31",),
     }  # fmt: skip
     if name in known and kind == 1:
@@ -129,12 +134,17 @@ def zones(query: dns.message.Message, proto: str) -> dns.message.Message:
 def cluster(api: ApiServer) -> ApiServer:
     api.put(
         namespace("shop"), namespace("data"), namespace("empty"),
-        service("shop/web", "10.96.1.5", ports=(("http", "TCP", 80), ("dns", "UDP", 53))), service("shop/dual", "10.96.1.6", "fd00::6"),
+        service("shop/web", "10.96.1.5", ports=(("http", "TCP", 80), ("dns", "UDP", 53))),
+        service("shop/dual", "10.96.1.6", "fd00::6"),
         service("shop/noport", "10.96.1.7", ports=()), service("shop/idle", ports=(("x", "TCP", 1),)),
-        service("data/db", ports=(("pg", "TCP", 5432),)), service("data/pub", ports=(("pg", "TCP", 5432),), publishNotReadyAddresses=True),
-        service("shop/ext", external="www.example.org"), pod("shop/p1", "10.244.1.7"), pod("shop/p2", "10.244.1.8", "fd00::8"),
-        endpointslice("shop/web-1", "web", endpoint("10.244.1.7", pod="web-1"), ports=(("http", "TCP", 8080), ("dns", "UDP", 5353))),
-        endpointslice("data/db-1", "db", endpoint("10.244.2.7", host="db-0"), endpoint("10.244.2.9", pod="nohost"), ports=(("pg", "TCP", 5432),)),
+        service("data/db", ports=(("pg", "TCP", 5432),)),
+        service("data/pub", ports=(("pg", "TCP", 5432),), publishNotReadyAddresses=True),
+        service("shop/ext", external="www.example.org"), pod("shop/p1", "10.244.1.7"),
+        pod("shop/p2", "10.244.1.8", "fd00::8"),
+        endpointslice("shop/web-1", "web", endpoint("10.244.1.7", pod="web-1"),
+            ports=(("http", "TCP", 8080), ("dns", "UDP", 5353))),
+        endpointslice("data/db-1", "db", endpoint("10.244.2.7", host="db-0"), endpoint("10.244.2.9", pod="nohost"),
+            ports=(("pg", "TCP", 5432),)),
         endpointslice("data/db-2", "db", endpoint("fd00::2:7", host="db-0"), ports=(("pg", "TCP", 5432),)),
         endpointslice("data/pub-1", "pub", endpoint("10.244.4.7", host="a", ready=False), ports=(("pg", "TCP", 5432),)),
     )  # fmt: skip
@@ -143,7 +153,17 @@ def cluster(api: ApiServer) -> ApiServer:
 
 def names() -> list[str]:
     out = []
-    for each in ("web.shop", "dual.shop", "noport.shop", "idle.shop", "db.data", "pub.data", "ext.shop", "nope.shop", "web.nope"):
+    for each in (
+        "web.shop",
+        "dual.shop",
+        "noport.shop",
+        "idle.shop",
+        "db.data",
+        "pub.data",
+        "ext.shop",
+        "nope.shop",
+        "web.nope",
+    ):
         base = f"{each}.svc.cluster.local."
         out += [
             base,
@@ -156,7 +176,8 @@ def names() -> list[str]:
             f"a.b.c.{base}",
         ]
     out += [
-        f"{label}.db.data.svc.cluster.local." for label in ("db-0", "10-244-2-9", "10-244-2-7", "nohost", "DB-0", "_pg._tcp.db-0")
+        f"{label}.db.data.svc.cluster.local."
+        for label in ("db-0", "10-244-2-9", "10-244-2-7", "nohost", "DB-0", "_pg._tcp.db-0")
     ]
     for space in ("shop", "empty", "nope"):
         out += [
@@ -199,19 +220,22 @@ def listed(name: str, rtype: str, theirs: Reply, ours: Reply) -> str:
     return ""
 
 
-@pytest.mark.parametrize("options", ["pods insecure\n fallthrough in-addr.arpa ip6.arpa\n ttl 30", "pods verified\n endpoint_pod_names",
+@pytest.mark.parametrize("options", ["pods insecure\n fallthrough in-addr.arpa ip6.arpa\n ttl 30", "pods verified\n "
+    "endpoint_pod_names",
     "pods disabled\n namespaces shop", "noendpoints"])  # fmt: skip
 def test_names_of_a_cluster_come_to_what_coredns_says_or_what_is_listed(
     both: Callable[[str], tuple[Peer, Peer]], cluster: ApiServer, upstream: Start, options: str
 ) -> None:
     up = upstream(zones)
     theirs, ours = both(
-        f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa ip6.arpa {{\n endpoint {cluster.url}\n {options}\n }}\n"
+        f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa ip6.arpa {{\n endpoint "
+        f"{cluster.url}\n {options}\n }}\n"
         f" forward . {up.address}\n}}\n"
     )
     end = time.monotonic() + 20
     while (
-        any(peer.ask("web.shop.svc.cluster.local.", "A").code != "NOERROR" for peer in (theirs, ours)) and time.monotonic() < end
+        any(peer.ask("web.shop.svc.cluster.local.", "A").code != "NOERROR" for peer in (theirs, ours))
+        and time.monotonic() < end
     ):
         time.sleep(0.2)
     odd = []
@@ -231,7 +255,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "rewrite name suffix .corp.lab .internal.corp answer auto": ("abc.corp.lab", "x.corp.lab", "nope.corp.lab"),
     "rewrite name substring coredns example": ("www.coredns.org",),
     "rewrite name regex (.*)-(us-west-1)\\.lab {1}.{2}.example.org": ("a-us-west-1.lab", "b-us-west-1.lab"),
-    "rewrite stop {\nname regex (.*)\\.corp\\.lab {1}.internal.corp\nanswer name (.*)\\.internal\\.corp {1}.corp.lab\n}": (
+    "rewrite stop {\nname regex (.*)\\.corp\\.lab {1}.internal.corp\nanswer name (.*)\\.internal\\.corp "
+    "{1}.corp.lab\n}": (
         "abc.corp.lab", "x.corp.lab",
     ),
     "rewrite name regex ^(.*)[.]x[.]org[.]?$ {1}.example.org answer auto": ("www.x.org", "nope.x.org"),
@@ -244,8 +269,10 @@ RULES: dict[str, tuple[str, ...]] = {
     'answer "{{ .Name }} 60 IN A 10.0.{{ .Group.a }}.{{ .Group.b }}"\nfallthrough\n}': ("1-2.ip.lab", "y.lab"),
     'template IN TXT lab {\nanswer "{{ .Name }} 60 IN TXT {{ .Type }}-{{ .Class }}-{{ .Zone }}"\n}': ("x.lab",),
     'template IN ANY lab {\nrcode REFUSED\nederror 5 hi\nadditional "a.lab. 1 A 192.0.2.3"\n}': ("x.lab",),
-    'template IN ANY lab {\nrcode NXDOMAIN\nauthority "lab. 60 IN SOA a.lab. b.lab. 1 60 60 60 60"\n}': ("x.lab", "lab"),
-    "metadata\nview v {\nexpr true\n}\nrewrite name regex ^([^.]+)[.]lab[.]$ {1}.{view/name}.example.org metadata answer auto": (
+    'template IN ANY lab {\nrcode NXDOMAIN\nauthority "lab. 60 IN SOA a.lab. b.lab. 1 60 60 60 60"\n}': ("x.lab",
+        "lab"),
+    "metadata\nview v {\nexpr true\n}\nrewrite name regex ^([^.]+)[.]lab[.]$ {1}.{view/name}.example.org metadata "
+    "answer auto": (
         "mail.lab", "a.b.lab",
     ),
     "metadata\nrewrite name regex ^([^.]+)[.]lab[.]$ {1}.{view/name}.example.org metadata": ("mail.lab",),
@@ -255,7 +282,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "minimal": ("www.example.org",),
     "loadbalance": ("www.example.org",),
     "bufsize 1100": ("www.example.org",),
-    "hosts {\n10.0.0.1 a.lab b.lab\n10.0.0.1 c.lab\n::1 e.lab\nttl 5\nfallthrough\n}": ("a.lab", "e.lab", "z.lab", "1.0.0.10.in-addr.arpa"),
+    "hosts {\n10.0.0.1 a.lab b.lab\n10.0.0.1 c.lab\n::1 e.lab\nttl 5\nfallthrough\n}": ("a.lab", "e.lab", "z.lab",
+        "1.0.0.10.in-addr.arpa"),
 }  # fmt: skip
 
 
@@ -301,8 +329,10 @@ OPERATED = """.:{port} {
 }
 """
 ASKED = (
-    ("web.shop.svc.cluster.local.", "A"), ("nope.shop.svc.cluster.local.", "A"), ("www.example.org.", "A"), ("www.example.org.", "A"),
-    ("nope.example.org.", "AAAA"), ("x.tmpl.lab.", "A"), ("h.lab.", "A"), ("x.blocked.org.", "A"), ("a.org.", "TYPE65280"),
+    ("web.shop.svc.cluster.local.", "A"), ("nope.shop.svc.cluster.local.", "A"), ("www.example.org.", "A"),
+    ("www.example.org.", "A"),
+    ("nope.example.org.", "AAAA"), ("x.tmpl.lab.", "A"), ("h.lab.", "A"), ("x.blocked.org.", "A"),
+    ("a.org.", "TYPE65280"),
     ("cluster.local.", "AXFR"), ("localhost.", "A"),
 )  # fmt: skip
 

@@ -94,7 +94,10 @@ def test_finish_and_settle_see_what_comes_from_below(mine: Callable[..., Server]
         return answer.replace(rcode=iana.NXDOMAIN)
 
     server = mine(
-        lambda request: None, "whoami", on_answer=on_answer, observe=lambda self, request, outcome: settled.append(outcome.rcode)
+        lambda request: None,
+        "whoami",
+        on_answer=on_answer,
+        observe=lambda self, request, outcome: settled.append(outcome.rcode),
     )
     assert code(server.ask("x.org.")) == "NXDOMAIN" and settled == [iana.NXDOMAIN]
 
@@ -130,7 +133,9 @@ def test_rest_asks_only_the_plugins_below(mine: Callable[..., Server]) -> None:
 
 
 @pytest.mark.interpreted("it replaces what is compiled in")
-def test_a_query_nobody_answers_in_time_is_servfail(mine: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_nobody_answers_in_time_is_servfail(
+    mine: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pending, "DEADLINE", 0.2)
     server = mine(lambda request: Pending())
     began = time.monotonic()
@@ -200,7 +205,9 @@ def test_an_exception_in_a_hook_lost_the_reply_and_the_whole_tcp_connection(
 ) -> None:
     handle = raising(None)
     server = mine(
-        lambda request: handle(None, request) if hook == "handle" else None, "metadata\n log . {/mine/x}\n whoami", **BROKEN[hook]
+        lambda request: handle(None, request) if hook == "handle" else None,
+        "metadata\n log . {/mine/x}\n whoami",
+        **BROKEN[hook],
     )
     before = panics()
     assert code(server.ask("bad.org.")) == "SERVFAIL" and code(server.ask("good.org.")) == "EMPTY"
@@ -212,13 +219,17 @@ def test_an_exception_in_a_hook_lost_the_reply_and_the_whole_tcp_connection(
     assert sorted((reply.id, code(reply)) for reply in came) == sorted(
         (each.id, "SERVFAIL" if "bad" in str(each.question[0]) else "EMPTY") for each in query
     )
-    assert all(reply.question == each.question and reply.edns == 0 for each in query for reply in came if reply.id == each.id)
+    assert all(
+        reply.question == each.question and reply.edns == 0 for each in query for reply in came if reply.id == each.id
+    )
     assert panics() - before == 3
     said = [line for line in lines if "boom" in line and "plugin/errors" not in line]
     assert len(said) == 3 and all("[ERROR] Recovered from panic" in line for line in said)
 
 
-def test_an_observer_that_raised_kept_the_others_from_being_called(mine: Callable[..., Server], lines: list[str]) -> None:
+def test_an_observer_that_raised_kept_the_others_from_being_called(
+    mine: Callable[..., Server], lines: list[str]
+) -> None:
     server = mine(lambda request: None, "log\n whoami", observe=raising(None))
     assert code(server.ask("bad.org.")) == "SERVFAIL"
     assert any(line.startswith("[INFO] 127.0.0.1:") and "SERVFAIL" in line for line in lines)
@@ -307,7 +318,9 @@ def test_an_exception_in_a_zone_transfer_left_the_connection_open_for_ever(
     assert sum("Recovered from panic" in line and "boom" in line for line in lines) == 1
 
 
-def test_a_client_that_read_nothing_of_a_zone_transfer_kept_its_connection_for_ever(mine: Callable[..., Server]) -> None:
+def test_a_client_that_read_nothing_of_a_zone_transfer_kept_its_connection_for_ever(
+    mine: Callable[..., Server],
+) -> None:
     server = mine(transfer(0, None), "timeouts {\n idle 1s\n }")
     opened = open_connections()
     with server.connect() as sock:

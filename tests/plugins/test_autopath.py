@@ -31,7 +31,10 @@ def cluster(tmp_path: Path, *, pods: str = "verified") -> str:
 def test_the_pods_own_list_is_walked(serve: Serve, upstream: Start, tmp_path: Path) -> None:
     server = serve(block("autopath @kubernetes", cluster(tmp_path), f"forward . {upstream(world).address}"))
     reply = server.ask("api.example.com.n1.svc.cluster.local.")
-    assert answers(reply) == ["api.example.com. A 192.0.2.1", "api.example.com.n1.svc.cluster.local. CNAME api.example.com."]
+    assert answers(reply) == [
+        "api.example.com. A 192.0.2.1",
+        "api.example.com.n1.svc.cluster.local. CNAME api.example.com.",
+    ]
     assert data(server.ask("web.n1.n1.svc.cluster.local.")) == ["10.0.0.1", "web.n1.svc.cluster.local."]
     assert data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.1"]
     nothing = server.ask("nothing.example.com.n1.svc.cluster.local.")
@@ -74,7 +77,8 @@ def test_a_fault_in_a_walk_is_servfail_and_not_a_reply_that_never_comes(
 
 
 @pytest.mark.parametrize(("line", "expected"), [
-    ("autopath", "expected a file"), ("autopath /nowhere/resolv.conf", "No such file"), ("autopath @whoami", "no search list"),
+    ("autopath", "expected a file"), ("autopath /nowhere/resolv.conf", "No such file"),
+    ("autopath @whoami", "no search list"),
 ])  # fmt: skip
 def test_what_cannot_work_is_said_at_the_start(serve: Serve, line: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=expected):

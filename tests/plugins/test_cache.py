@@ -77,7 +77,8 @@ def test_that_no_upstream_had_a_reply_is_kept_for_a_second(
 
     def dead(cache: str, to: Upstream) -> str:
         return (
-            f".:{{port}} {{\n bind 127.0.0.1\n {cache}\n forward . {to.address} {{\n read_timeout 50ms\n max_fails 0\n }}\n}}\n"
+            f".:{{port}} {{\n bind 127.0.0.1\n {cache}\n forward . {to.address} {{\n read_timeout 50ms\n max_fails 0\n "
+            f"}}\n}}\n"
         )
 
     server = serve(dead("cache 30", up))
@@ -145,7 +146,9 @@ def test_disable_keeps_nothing_of_a_zone(serve: Serve, upstream: Start) -> None:
     assert len(up.queries) == 4
 
 
-def test_names_of_the_cluster_change_at_once_inside_a_cached_zone(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+def test_names_of_the_cluster_change_at_once_inside_a_cached_zone(
+    serve: Serve, upstream: Start, tmp_path: Path
+) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
@@ -287,7 +290,9 @@ def test_denials_of_a_plugin_below_broke_the_cache_that_had_not_read_them(serve:
     ("cache 20 {\n keepttl\n success 9984 40 7\n denial 9984 40 7\n }", {300: 40, 3: 7, 0: 7, 15: 15}),
     ("cache {\n keepttl\n serve_stale\n }", {300: 300, 3: 5, 0: 5, 15: 15}),
 ])  # fmt: skip
-def test_keepttl_took_the_bounds_of_ttls_away(serve: Serve, upstream: Start, cache: str, expected: dict[int, int]) -> None:
+def test_keepttl_took_the_bounds_of_ttls_away(
+    serve: Serve, upstream: Start, cache: str, expected: dict[int, int]
+) -> None:
     def script(query: dns.message.Message, proto: str) -> dns.message.Message:
         kind, ttl = query.question[0].name.labels[0].decode().split("-")
         if kind == "a":
@@ -361,7 +366,9 @@ def test_what_is_owned_is_not_kept_and_yet_lives_no_longer_than_a_cache_above_wo
 
 
 def by_rd(query: dns.message.Message, proto: str) -> dns.message.Message:
-    """A recursive server that knows the name only once it may look: an empty reply without RD, as RFC 1034, 4.3.1 has it."""
+    """A recursive server that knows the name only once it may look: an empty reply without RD, as RFC 1034, 4.3.1 has
+    it.
+    """
     return answer(query, "A 192.0.2.1") if query.flags & dns.flags.RD else answer(query)
 
 
@@ -392,7 +399,9 @@ def test_questions_with_and_without_rd_in_flight_are_not_shared(serve: Serve, up
 
     server = serve(cached(upstream(script)))
     with ThreadPoolExecutor(2) as pool:
-        found = [pool.submit(server.send, query) for query in (without_rd("x.org."), dns.message.make_query("x.org.", "A"))]
+        found = [
+            pool.submit(server.send, query) for query in (without_rd("x.org."), dns.message.make_query("x.org.", "A"))
+        ]
         dispatcher = next(iter(server.server.instance.dispatchers.values()))  # type: ignore[union-attr]
         eventually(lambda: len(dispatcher.waiting.table) == 2)
         gate.set()
@@ -403,7 +412,8 @@ def test_that_nobody_answered_a_question_without_rd_is_said_to_nobody_else(serve
     """Some servers drop such questions: for a second the name was SERVFAIL for all."""
     up = upstream(lambda query, proto: by_rd(query, proto) if query.flags & dns.flags.RD else None)
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n cache 30\n forward . {up.address} {{\n read_timeout 50ms\n max_fails 0\n }}\n}}\n"
+        f".:{{port}} {{\n bind 127.0.0.1\n cache 30\n forward . {up.address} {{\n read_timeout 50ms\n max_fails 0\n "
+        f"}}\n}}\n"
     )
     assert code(server.send(without_rd("x.org."))) == "SERVFAIL" and data(server.ask("x.org.")) == ["192.0.2.1"]
 
@@ -422,7 +432,9 @@ def test_a_stale_answer_is_not_refreshed_by_a_question_without_rd(serve: Serve, 
 
 
 @pytest.mark.parametrize("authority", [(), ("other.test. NS ns.other.test.",), ("x.org. TXT hello",)])
-def test_an_empty_answer_without_soa_and_ns_is_not_kept(serve: Serve, upstream: Start, authority: tuple[str, ...]) -> None:
+def test_an_empty_answer_without_soa_and_ns_is_not_kept(
+    serve: Serve, upstream: Start, authority: tuple[str, ...]
+) -> None:
     def script(query: dns.message.Message, proto: str) -> dns.message.Message:
         reply = answer(query)
         for text in authority:

@@ -1,4 +1,6 @@
-"""Where an answer depends on who asks, nobody gets another's: not from the cache, and not from replies kept for repeating."""
+"""Where an answer depends on who asks, nobody gets another's: not from the cache, and not from replies kept for
+repeating.
+"""
 
 import socket
 from pathlib import Path
@@ -34,7 +36,9 @@ def cluster(tmp_path: Path) -> str:
     return f"kubernetes cluster.local {{\n manifests {path}\n }}"
 
 
-def test_an_option_made_of_the_clients_address_was_answered_with_another_clients_reply(serve: Serve, upstream: Start) -> None:
+def test_an_option_made_of_the_clients_address_was_answered_with_another_clients_reply(
+    serve: Serve, upstream: Start
+) -> None:
     """The cache kept them apart; replies that are repeated without asking it did not."""
 
     def script(query: dns.message.Message, proto: str) -> dns.message.Message:
@@ -75,7 +79,10 @@ def test_a_rule_whose_label_only_some_clients_have_fits_only_theirs(serve: Serve
     path.write_text(yaml.safe_dump_all([
         namespace("n1"), namespace("n2"), service("n1/web", "10.0.0.1"), service("n2/web", "10.0.0.2"), mine,
     ]))  # fmt: skip
-    rule = "rewrite name regex ^([^.]+)[.]n1[.]svc {1}.{kubernetes/client-namespace}.svc.cluster.local metadata answer auto"
+    rule = (
+        "rewrite name regex ^([^.]+)[.]n1[.]svc {1}.{kubernetes/client-namespace}.svc.cluster.local metadata answer "
+        "auto"
+    )
     server = serve(block("metadata", rule, f"kubernetes cluster.local {{\n pods verified\n manifests {path}\n }}"))
     assert each_in_turn(server, "web.n1.svc.cluster.local.") == [["10.0.0.1"], ["10.0.0.2"]] * 2
 

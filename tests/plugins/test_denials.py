@@ -37,7 +37,10 @@ def test_names_are_denied_until_they_exist(serve: Serve, api: ApiServer) -> None
 def test_denials_of_names_of_different_length_look_alike(serve: Serve, api: ApiServer) -> None:
     server = start(serve, api)
     for options in ({"use_edns": False}, {"use_edns": 0}, {"use_edns": 0, "want_dnssec": True}):
-        first, second = server.ask("aa.n1.svc.cluster.local.", **options), server.ask("Bb.n1.svc.cluster.local.", **options)
+        first, second = (
+            server.ask("aa.n1.svc.cluster.local.", **options),
+            server.ask("Bb.n1.svc.cluster.local.", **options),
+        )
         assert (first.authority, first.flags, first.edns, first.ednsflags) == (
             second.authority,
             second.flags,
@@ -90,7 +93,10 @@ def test_repeated_replies_are_counted_for_their_own_transport_and_family(serve: 
         _, text = http_get(port, "/metrics")
         mark = f'server="dns://:{server.port}",type="A"'
         lines = [line for line in text.splitlines() if line.startswith("coredns_dns_requests_total") and mark in line]
-        return {(line.split('proto="')[1][:3], line.split('family="')[1][0]): float(line.rpartition(" ")[2]) for line in lines}
+        return {
+            (line.split('proto="')[1][:3], line.split('family="')[1][0]): float(line.rpartition(" ")[2])
+            for line in lines
+        }
 
     before = counts()
     for i in range(5):

@@ -61,14 +61,21 @@ def ede(reply: dns.message.Message) -> list[int]:
 def test_names_of_a_zone_are_answered_with_authority(serve: Serve, db: Path) -> None:
     server = serve(corefile(db))
     reply = server.ask("WWW.example.org.")
-    assert data(reply) == ["192.0.2.2"] and reply.flags & dns.flags.AA and str(reply.question[0].name) == "WWW.example.org."
+    assert (
+        data(reply) == ["192.0.2.2"]
+        and reply.flags & dns.flags.AA
+        and str(reply.question[0].name) == "WWW.example.org."
+    )
     assert [str(rrset) for rrset in reply.authority] == ["example.org. 300 IN NS ns.example.org."]
     denied = server.ask("nope.example.org.")
     assert code(denied) == "NXDOMAIN" and denied.authority[0].ttl == 60
     assert code(server.ask("b.example.org.")) == "NODATA"
     assert data(server.ask("alias.example.org.", tcp=True)) == ["192.0.2.2", "www.example.org."]
     referral = server.ask("x.sub.example.org.")
-    assert not referral.flags & dns.flags.AA and referral.additional[0].to_text() == "ns.sub.example.org. 300 IN A 192.0.2.3"
+    assert (
+        not referral.flags & dns.flags.AA
+        and referral.additional[0].to_text() == "ns.sub.example.org. 300 IN A 192.0.2.3"
+    )
     assert code(server.ask("www.example.net.")) == "REFUSED"
     assert code(server.ask("example.org.", "AXFR", tcp=True)) == "REFUSED"
 
@@ -76,7 +83,9 @@ def test_names_of_a_zone_are_answered_with_authority(serve: Serve, db: Path) -> 
 def test_an_answer_is_repeated_until_the_zone_changes(serve: Serve, db: Path) -> None:
     server = serve(corefile(db, "reload 20ms"))
     for _ in range(4):
-        assert data(server.ask("www.example.org.")) == ["192.0.2.2"] and code(server.ask("new.example.org.")) == "NXDOMAIN"
+        assert (
+            data(server.ask("www.example.org.")) == ["192.0.2.2"] and code(server.ask("new.example.org.")) == "NXDOMAIN"
+        )
     assert any(len(dispatcher.replies) for dispatcher in server.server.instance.dispatchers.values())  # type: ignore[union-attr]
     put(db, 2, "new A 192.0.2.9\n")
     eventually(lambda: data(server.ask("new.example.org.")) == ["192.0.2.9"])
@@ -121,7 +130,11 @@ def test_a_ds_is_asked_of_the_parent_where_both_zones_are_here(serve: Serve, db:
 def test_an_edited_file_with_the_same_serial_is_named_and_not_taken(serve: Serve, db: Path, lines: list[str]) -> None:
     server = serve(corefile(db, "reload 20ms"))
     put(db, 1, "new A 192.0.2.9\n")
-    eventually(lambda: any("its SOA serial is still 1: it is not taken" in line and "reload_by_mtime" in line for line in lines))
+    eventually(
+        lambda: any(
+            "its SOA serial is still 1: it is not taken" in line and "reload_by_mtime" in line for line in lines
+        )
+    )
     assert code(server.ask("new.example.org.")) == "NXDOMAIN"
     put(db, 2, "new A 192.0.2.9\n")
     eventually(lambda: data(server.ask("new.example.org.")) == ["192.0.2.9"])
@@ -138,7 +151,8 @@ def test_a_file_that_breaks_keeps_its_last_good_version(serve: Serve, db: Path, 
     put(db, 2, "bad A x\n")
     eventually(
         lambda: any(
-            f"{db}:11:7: expected an IPv4 address" in line and "the last good version is served" in line for line in lines
+            f"{db}:11:7: expected an IPv4 address" in line and "the last good version is served" in line
+            for line in lines
         )
     )
     assert data(server.ask("www.example.org.")) == ["192.0.2.2"]
@@ -197,15 +211,21 @@ def test_a_reload_of_the_corefile_reads_no_zone_again(serve: Serve, db: Path) ->
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("file", "expected a file"), ("file {db} {\n bogus\n }", "unknown property"), ("file {db} {\n reload 5\n }", "a unit is missing"),
+    ("file", "expected a file"), ("file {db} {\n bogus\n }", "unknown property"),
+    ("file {db} {\n reload 5\n }", "a unit is missing"),
     ("file {db} {\n reload_by_mtime x\n }", "unexpected argument"), ("file {bad}", "bad:1:5: expected an IPv4 address"),
     ("file {none} {\n reload 0\n }", "No such file"), ("auto", "auto needs `directory`"), ("auto {\n directory a b\n }",
     "needs a TEMPLATE"),
-    ("auto {\n directory a db {1}\n }", "needs a group"), ("auto {\n directory a (db {1}\n }", "bad regular expression"),
+    ("auto {\n directory a db {1}\n }", "needs a group"),
+    ("auto {\n directory a (db {1}\n }", "bad regular expression"),
 ])  # fmt: skip
 def test_bad_directives_are_named(serve: Serve, db: Path, text: str, expected: str) -> None:
     (db.parent / "bad").write_text("a A x\n")
-    filled = text.replace("{db}", str(db)).replace("{bad}", str(db.parent / "bad")).replace("{none}", str(db.parent / "none"))
+    filled = (
+        text.replace("{db}", str(db))
+        .replace("{bad}", str(db.parent / "bad"))
+        .replace("{none}", str(db.parent / "none"))
+    )
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:
         serve(f".:{{port}} {{\n bind 127.0.0.1\n {filled}\n}}\n")
     assert expected in str(caught.value)
@@ -222,7 +242,9 @@ def test_zones_of_a_folder_come_change_and_go(
     (tmp_path / "db.broken.example").write_text("bad\n")
     (tmp_path / "deep").mkdir()
     put(tmp_path / "deep" / "db.one.example", 7)
-    server: Server = serve(f"example:{{port}} {{\n bind 127.0.0.1\n auto {{\n directory {tmp_path}\n reload 20ms\n }}\n}}")
+    server: Server = serve(
+        f"example:{{port}} {{\n bind 127.0.0.1\n auto {{\n directory {tmp_path}\n reload 20ms\n }}\n}}"
+    )
     assert data(server.ask("www.one.example.")) == ["192.0.2.2"]
     assert server.ask("one.example.", "SOA").answer[0][0].serial == 1
     assert code(server.ask("www.broken.example.")) == code(server.ask("www.two.example.")) == "REFUSED"
@@ -243,7 +265,8 @@ def test_a_template_says_which_zone_a_file_holds(serve: Serve, tmp_path: Path) -
     put(tmp_path / "one.zone")
     put(tmp_path / "other.txt")
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n auto {{\n directory {tmp_path} (.*)[.]zone {{1}}.example.org\n }}\n whoami\n}}"
+        f".:{{port}} {{\n bind 127.0.0.1\n auto {{\n directory {tmp_path} (.*)[.]zone {{1}}.example.org\n }}\n "
+        f"whoami\n}}"
     )
     assert data(server.ask("www.one.example.org.")) == ["192.0.2.2"]
 
@@ -287,7 +310,9 @@ def test_what_was_asked_before_changes_no_answer(serve: Serve, db: Path) -> None
 
     def said(server: Server, name: str, rtype: str, do: bool) -> list[list[str]]:
         reply = server.ask(name, rtype, want_dnssec=do)
-        return [sorted(str(rrset) for rrset in section) for section in reply.sections] + [[code(reply), str(reply.flags)]]
+        return [sorted(str(rrset) for rrset in section) for section in reply.sections] + [
+            [code(reply), str(reply.flags)]
+        ]
 
     fresh = serve(corefile(db))
     expected = {each: said(fresh, *each) for each in asked}
@@ -317,7 +342,8 @@ def test_a_referral_whose_glue_does_not_fit_is_truncated(serve: Serve, db: Path)
         db,
         1,
         "".join(
-            f"big NS ns{i}.{'x' * 30}.big\nns{i}.{'x' * 30}.big A 10.0.0.{i}\nns{i}.{'x' * 30}.big AAAA ::{i}\n" for i in many
+            f"big NS ns{i}.{'x' * 30}.big\nns{i}.{'x' * 30}.big A 10.0.0.{i}\nns{i}.{'x' * 30}.big AAAA ::{i}\n"
+            for i in many
         ),
     )
     server = serve(corefile(db))
@@ -330,8 +356,10 @@ def test_explain_says_why(serve: Serve, db: Path, tmp_path: Path) -> None:
     put(db, 1, "*.w A 192.0.2.7\n")
     (tmp_path / "Corefile").write_text(f"example.org:1053 {{\n file {db}\n}}\n")
     for name, why in (
-        ("www", "zone example.org., serial 1"), ("x.w", "by the wildcard *.w.example.org."), ("x.sub", "delegated to sub.example.org."),
-        ("nope", "there is no such name"), ("b", "no record of this type"), ("out", "a CNAME leads out of the zone, to www.example.net."),
+        ("www", "zone example.org., serial 1"), ("x.w", "by the wildcard *.w.example.org."),
+        ("x.sub", "delegated to sub.example.org."),
+        ("nope", "there is no such name"), ("b", "no record of this type"),
+        ("out", "a CNAME leads out of the zone, to www.example.net."),
     ):  # fmt: skip
         done = kdns("explain", "-conf", str(tmp_path / "Corefile"), f"{name}.example.org")
         assert why in done.stdout, done.stdout + done.stderr

@@ -17,7 +17,10 @@ from tests.fixtures import Serve, Start
 
 
 def forward(*to: str, options: str = "", more: str = "") -> str:
-    return f".:{{port}} {{\n bind 127.0.0.1\n errors\n forward . {' '.join(to)} {{\n max_fails 2\n {options}\n }}\n {more}\n}}\n"
+    return (
+        f".:{{port}} {{\n bind 127.0.0.1\n errors\n forward . {' '.join(to)} {{\n max_fails 2\n {options}\n }}\n "
+        f"{more}\n}}\n"
+    )
 
 
 def says(*records: str) -> Callable[[dns.message.Message, str], dns.message.Message]:
@@ -102,12 +105,19 @@ def test_replies_that_do_not_match_are_dropped_and_the_wait_goes_on(serve: Serve
     assert server.server.instance is not None
     junk = REGISTRY["kdns_upstream_junk_total"].slots
     assert sum(slot[0] for labels, slot in junk.items() if labels == (up.address,)) >= 6
-    assert all(not u.down() and u.fails == 0 for p in server.server.instance.plugins if p.name == "forward" for u in p.upstreams)  # type: ignore[attr-defined]
+    assert all(
+        not u.down() and u.fails == 0
+        for p in server.server.instance.plugins
+        if p.name == "forward"
+        for u in p.upstreams
+    )  # type: ignore[attr-defined]
 
 
 def test_a_mute_upstream_costs_one_wait_and_the_next_answers(serve: Serve, upstream: Start) -> None:
     dead, alive = upstream(mute), upstream(says("A 192.0.2.1"))
-    server = serve(forward(dead.address, alive.address, options="policy sequential\n read_timeout 200ms\n health_check 50ms"))
+    server = serve(
+        forward(dead.address, alive.address, options="policy sequential\n read_timeout 200ms\n health_check 50ms")
+    )
     began = time.monotonic()
     assert data(server.ask("one.example.org.")) == ["192.0.2.1"]
     assert time.monotonic() - began > 0.15
@@ -120,13 +130,17 @@ def test_a_mute_upstream_costs_one_wait_and_the_next_answers(serve: Serve, upstr
     assert data(server.ask("three.example.org.")) == ["192.0.2.2"]
 
 
-def test_with_every_upstream_dead_it_is_servfail_in_time_and_logged(serve: Serve, upstream: Start, lines: list[str]) -> None:
+def test_with_every_upstream_dead_it_is_servfail_in_time_and_logged(
+    serve: Serve, upstream: Start, lines: list[str]
+) -> None:
     server = serve(forward(upstream(mute).address, options="read_timeout 100ms"))
     assert code(server.ask("www.example.org.", timeout=4)) == "SERVFAIL"
     assert any("plugin/errors: 2 www.example.org. A: read udp" in line and "i/o timeout" in line for line in lines)
 
 
-def test_while_all_upstreams_are_down_one_is_tried_and_the_first_answer_ends_that(serve: Serve, upstream: Start) -> None:
+def test_while_all_upstreams_are_down_one_is_tried_and_the_first_answer_ends_that(
+    serve: Serve, upstream: Start
+) -> None:
     ups = [upstream(mute), upstream(mute)]
     options = "read_timeout 100ms\n health_check 50ms\n max_fails 1"
     server = serve(forward(*(up.address for up in ups), options=options))
@@ -146,7 +160,9 @@ def test_while_all_upstreams_are_down_one_is_tried_and_the_first_answer_ends_tha
 
 
 def test_a_port_that_is_closed_is_tried_no_longer_than_it_takes_to_hear_so(serve: Serve, upstream: Start) -> None:
-    server = serve(forward(f"127.0.0.1:{free_port()}", upstream(says("A 192.0.2.1")).address, options="policy sequential"))
+    server = serve(
+        forward(f"127.0.0.1:{free_port()}", upstream(says("A 192.0.2.1")).address, options="policy sequential")
+    )
     began = time.monotonic()
     assert data(server.ask("www.example.org.")) == ["192.0.2.1"]
     assert time.monotonic() - began < 1.8  # and not the read timeout's two seconds
@@ -228,7 +244,8 @@ def test_max_concurrent_refuses_what_is_too_much(serve: Serve, upstream: Start) 
 def test_resolv_conf_names_upstreams_and_except_leaves_names_out(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "resolv.conf"
     path.write_text(
-        "# comment\nsearch example.org\nnameserver 192.0.2.53\nnameserver 192.0.2.53\nnameserver fe80::1%eth0\noptions ndots:5\n"
+        "# comment\nsearch example.org\nnameserver 192.0.2.53\nnameserver 192.0.2.53\nnameserver fe80::1%eth0\noptions "
+        "ndots:5\n"
     )
     server = serve(forward(str(path), options="except internal.org", more="whoami"))
     forwarder = next(p for p in server.server.instance.plugins if p.name == "forward")  # type: ignore[union-attr]
@@ -264,12 +281,12 @@ def test_failover_and_next_go_on_as_they_say(serve: Serve, upstream: Start) -> N
     ) == ["192.0.2.1"]
     both = serve(forward(upstream(refuses).address, upstream(refuses).address, options="failover refused"))
     assert code(both.ask("a.org.")) == "REFUSED"
-    assert data(serve(forward(upstream(refuses).address, options="next REFUSED", more=f"forward . {good}")).ask("a.org.")) == [
-        "192.0.2.1"
-    ]
-    assert data(serve(forward(upstream(none).address, options="next_on_nodata", more=f"forward . {good}")).ask("a.org.")) == [
-        "192.0.2.1"
-    ]
+    assert data(
+        serve(forward(upstream(refuses).address, options="next REFUSED", more=f"forward . {good}")).ask("a.org.")
+    ) == ["192.0.2.1"]
+    assert data(
+        serve(forward(upstream(none).address, options="next_on_nodata", more=f"forward . {good}")).ask("a.org.")
+    ) == ["192.0.2.1"]
     assert code(serve(forward(upstream(none).address, options="next_on_nodata")).ask("a.org.")) == "NODATA"
 
 

@@ -49,7 +49,9 @@ def test_the_servers_that_resolver_names_were_never_asked(serve: Serve, upstream
     assert ("tcp" in resolver.protos) == cut
 
 
-def test_the_next_server_is_asked_where_one_fails(serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_server_is_asked_where_one_fails(
+    serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(query: dns.message.Message, proto: str) -> dns.message.Message:
         reply = answer(query)
         reply.set_rcode(2)
@@ -118,11 +120,14 @@ def test_the_system_is_asked_for_absolute_names_after_its_own_hosts(
 
 @pytest.mark.parametrize(("to", "option", "said"), [
     ("quic://192.0.2.1", "", 'unknown scheme "quic"'), ("https://192.0.2.1/q", "", "has a path"),
-    ("192.0.2.1:99999", "", '"99999" is no port'), ("[::1]:x", "", '"x" is no port'), ("tls://[::1]:0", "", '"0" is no port'),
+    ("192.0.2.1:99999", "", '"99999" is no port'), ("[::1]:x", "", '"x" is no port'),
+    ("tls://[::1]:0", "", '"0" is no port'),
     ("192.0.2.1", "resolver one.org", "expected an IP address, with or without a port"),
     ("192.0.2.1", "resolver 192.0.2.2:dns", '"dns" is no port'),
 ])  # fmt: skip
 def test_what_can_be_no_upstream_is_found_without_loading(to: str, option: str, said: str) -> None:
     text = f". {{\n forward . {to} {{\n {option}\n }}\n}}\n"
-    done = subprocess.run([sys.executable, "-m", "kdns", "check", "-"], input=text, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdns", "check", "-"], input=text, capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr

@@ -71,7 +71,9 @@ def test_a_bad_certificate_is_servfail_and_said_so(
     serve: Serve, peer: Begin, authority: Authority, lines: list[str], kind: str, options: list[str], expected: str
 ) -> None:
     up = peer(kind)
-    server = serve(forward(f"{kind}://127.0.0.1:{up.port}", *(option.replace("{ca}", str(authority.path)) for option in options)))
+    server = serve(
+        forward(f"{kind}://127.0.0.1:{up.port}", *(option.replace("{ca}", str(authority.path)) for option in options))
+    )
     assert code(server.ask("x.org.")) == "SERVFAIL" and not up.queries
     eventually(lambda: any("plugin/errors: 2 x.org. A" in line and expected in line for line in lines))
 
@@ -126,7 +128,9 @@ def test_an_https_reply_to_another_question_is_not_taken(
 
 
 @pytest.mark.parametrize("kind", ["tls", "https"])
-def test_a_connection_the_upstream_closed_costs_nothing(serve: Serve, peer: Begin, authority: Authority, kind: str) -> None:
+def test_a_connection_the_upstream_closed_costs_nothing(
+    serve: Serve, peer: Begin, authority: Authority, kind: str
+) -> None:
     up = peer(kind)
     server = serve(forward(f"{kind}://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}"))
     for i in range(3):
@@ -203,7 +207,12 @@ def test_a_half_open_tcp_connection_ends_in_time_and_the_next_upstream_answers(s
         dead.listen(64)
         good = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
         server = serve(
-            forward(f"127.0.0.1:{dead.getsockname()[1]} {good.address}", "force_tcp", "policy sequential", "read_timeout 200ms")
+            forward(
+                f"127.0.0.1:{dead.getsockname()[1]} {good.address}",
+                "force_tcp",
+                "policy sequential",
+                "read_timeout 200ms",
+            )
         )
         began = time.monotonic()
         assert data(server.ask("x.org.")) == ["192.0.2.1"] and time.monotonic() - began < 1.9
@@ -211,7 +220,9 @@ def test_a_half_open_tcp_connection_ends_in_time_and_the_next_upstream_answers(s
 
 @pytest.mark.skipif(shutil.which("unbound") is None, reason="unbound is not installed")
 @pytest.mark.parametrize("kind", ["tls", "https"])
-def test_a_real_unbound_is_asked_over_tls_and_https(serve: Serve, authority: Authority, tmp_path: Path, kind: str) -> None:
+def test_a_real_unbound_is_asked_over_tls_and_https(
+    serve: Serve, authority: Authority, tmp_path: Path, kind: str
+) -> None:
     port = free_port()
     cert: trustme.LeafCert = authority.ca.issue_cert("dns.example.net")
     cert.private_key_pem.write_to_path(str(tmp_path / "key.pem"))

@@ -18,7 +18,9 @@ def site(tmp_path: Path) -> Site:
 
 
 def asking(server: Server, *options: str, more: tuple[str, ...] = ()) -> str:
-    return block("errors", f"grpc . grpc://127.0.0.1:{server.port} {{", *(f"  {option}" for option in options), "}", *more)
+    return block(
+        "errors", f"grpc . grpc://127.0.0.1:{server.port} {{", *(f"  {option}" for option in options), "}", *more
+    )
 
 
 def test_names_are_sent_on_over_grpc_on_one_connection(serve: Serve, site: Site) -> None:
@@ -40,7 +42,9 @@ def test_with_tls_the_upstream_is_verified_by_name(serve: Serve, site: Site, lin
     assert any("dial grpc" in line and "certificate verify failed" in line for line in lines)
 
 
-def test_an_upstream_that_speaks_something_else_is_an_error_that_says_so(serve: Serve, site: Site, lines: list[str]) -> None:
+def test_an_upstream_that_speaks_something_else_is_an_error_that_says_so(
+    serve: Serve, site: Site, lines: list[str]
+) -> None:
     other = serve(site.block(tls="minimal", scheme="https"))
     server = serve(asking(other))
     assert code(server.ask("a.example.org.")) == "SERVFAIL"
@@ -71,8 +75,10 @@ def test_an_upstream_that_is_replaced_costs_no_query(serve: Serve, site: Site) -
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("grpc .", "expected FROM TO"), ("grpc . tls://127.0.0.1", 'unknown scheme "tls"'), ("grpc . 127.0.0.1 {\n expire 5s\n }", "it knows"),
-    ("grpc . 127.0.0.1\n grpc . 127.0.0.2", "only be used once"), ("grpc . 127.0.0.1 {\n policy x\n }", "expected random"),
+    ("grpc .", "expected FROM TO"), ("grpc . tls://127.0.0.1", 'unknown scheme "tls"'),
+    ("grpc . 127.0.0.1 {\n expire 5s\n }", "it knows"),
+    ("grpc . 127.0.0.1\n grpc . 127.0.0.2", "only be used once"),
+    ("grpc . 127.0.0.1 {\n policy x\n }", "expected random"),
     ("grpc . 127.0.0.1 {\n tls /nowhere\n }", "tls /nowhere"), ("forward . grpc://127.0.0.1", 'unknown scheme "grpc"'),
 ])  # fmt: skip
 def test_what_is_wrong_is_an_error_with_its_place(serve: Serve, words: str, message: str) -> None:

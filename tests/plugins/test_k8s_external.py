@@ -43,23 +43,30 @@ def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., Server
         up = upstream(world)
         return serve(
             f".:{{port}} {{\n bind 127.0.0.1\n k8s_external ext.org 2.0.192.in-addr.arpa {{\n ttl 60\n {options}\n }}\n"
-            f" transfer ext.org {{\n to *\n }}\n kubernetes cluster.local {{\n manifests {path}\n ttl 30\n }}\n forward . {up.address}\n}}"
+            f" transfer ext.org {{\n to *\n }}\n kubernetes cluster.local {{\n manifests {path}\n ttl 30\n }}\n "
+            f"forward . {up.address}\n}}"
         )
 
     return make
 
 
 @pytest.mark.parametrize(("name", "rtype", "expected"), [
-    ("web.n1.ext.org.", "A", ["192.0.2.1", "192.0.2.9"]), ("WEB.n1.Ext.org.", "AAAA", ["2001:db8::1"]), ("web.n1.ext.org.", "TXT", "NODATA"),
-    ("named.n1.ext.org.", "A", ["198.51.100.7", "lb.example.net."]), ("named.n1.ext.org.", "CNAME", ["lb.example.net."]),
+    ("web.n1.ext.org.", "A", ["192.0.2.1", "192.0.2.9"]), ("WEB.n1.Ext.org.", "AAAA", ["2001:db8::1"]),
+    ("web.n1.ext.org.", "TXT", "NODATA"),
+    ("named.n1.ext.org.", "A", ["198.51.100.7", "lb.example.net."]),
+    ("named.n1.ext.org.", "CNAME", ["lb.example.net."]),
     ("named.n1.ext.org.", "AAAA", ["lb.example.net."]), ("named.n1.ext.org.", "TXT", "NODATA"),
-    ("_http._tcp.web.n1.ext.org.", "SRV", ["0 33 80 web.n1.ext.org."]), ("web.n1.ext.org.", "SRV", ["0 33 80 web.n1.ext.org."]),
+    ("_http._tcp.web.n1.ext.org.", "SRV", ["0 33 80 web.n1.ext.org."]),
+    ("web.n1.ext.org.", "SRV", ["0 33 80 web.n1.ext.org."]),
     ("_http._tcp.web.n1.ext.org.", "A", ["192.0.2.1", "192.0.2.9"]), ("_no._tcp.web.n1.ext.org.", "SRV", "NXDOMAIN"),
     ("_http._tcp.named.n1.ext.org.", "SRV", ["0 100 80 lb.example.net."]), ("inner.n1.ext.org.", "A", "NXDOMAIN"),
-    ("nope.n1.ext.org.", "A", "NXDOMAIN"), ("x.web.n1.ext.org.", "A", "NXDOMAIN"), ("a.b.c.web.n1.ext.org.", "A", "NXDOMAIN"),
-    ("n1.ext.org.", "A", "NODATA"), ("n2.ext.org.", "A", "NXDOMAIN"), ("db.n1.ext.org.", "A", "NXDOMAIN"), ("ext.org.", "A", "NODATA"),
+    ("nope.n1.ext.org.", "A", "NXDOMAIN"), ("x.web.n1.ext.org.", "A", "NXDOMAIN"),
+    ("a.b.c.web.n1.ext.org.", "A", "NXDOMAIN"),
+    ("n1.ext.org.", "A", "NODATA"), ("n2.ext.org.", "A", "NXDOMAIN"), ("db.n1.ext.org.", "A", "NXDOMAIN"),
+    ("ext.org.", "A", "NODATA"),
     ("ext.org.", "NS", ["ns1.dns.ext.org."]), ("dns.ext.org.", "A", "NODATA"), ("x.dns.ext.org.", "A", "NXDOMAIN"),
-    ("ns1.dns.ext.org.", "TXT", "NODATA"), ("1.2.0.192.in-addr.arpa.", "PTR", ["web.n1.ext.org."]), ("1.2.0.192.in-addr.arpa.", "A", "NODATA"),
+    ("ns1.dns.ext.org.", "TXT", "NODATA"), ("1.2.0.192.in-addr.arpa.", "PTR", ["web.n1.ext.org."]),
+    ("1.2.0.192.in-addr.arpa.", "A", "NODATA"),
     ("5.2.0.192.in-addr.arpa.", "PTR", "NXDOMAIN"),
 ])  # fmt: skip
 def test_names_from_outside(start: Callable[..., Server], name: str, rtype: str, expected: list[str] | str) -> None:
@@ -73,7 +80,9 @@ def test_names_from_outside(start: Callable[..., Server], name: str, rtype: str,
 def test_the_apex_has_a_soa_and_glue(start: Callable[..., Server]) -> None:
     server = start("apex ns")
     found = server.ask("ext.org.", "SOA").answer[0][0]
-    assert str(found.mname) == "ns1.ns.ext.org." and str(found.rname) == "hostmaster.ns.ext.org." and found.minimum == 60
+    assert (
+        str(found.mname) == "ns1.ns.ext.org." and str(found.rname) == "hostmaster.ns.ext.org." and found.minimum == 60
+    )
     assert all(line.startswith("ns1.ns.ext.org. ") for line in additional(server.ask("ext.org.", "NS")))
     assert additional(server.ask("_http._tcp.web.n1.ext.org.", "SRV")) == [
         "web.n1.ext.org. A 192.0.2.1", "web.n1.ext.org. A 192.0.2.9", "web.n1.ext.org. AAAA 2001:db8::1",
@@ -83,7 +92,10 @@ def test_the_apex_has_a_soa_and_glue(start: Callable[..., Server]) -> None:
 def test_headless_services_have_their_endpoints_where_that_is_asked_for(start: Callable[..., Server]) -> None:
     server = start("headless")
     assert data(server.ask("db.n1.ext.org.")) == ["10.1.0.1", "10.1.0.2"]
-    assert data(server.ask("db-0.db.n1.ext.org.")) == ["10.1.0.1"] and code(server.ask("db-1.db.n1.ext.org.")) == "NXDOMAIN"
+    assert (
+        data(server.ask("db-0.db.n1.ext.org.")) == ["10.1.0.1"]
+        and code(server.ask("db-1.db.n1.ext.org.")) == "NXDOMAIN"
+    )
     srv = server.ask("_http._tcp.db.n1.ext.org.", "SRV")
     assert data(srv) == ["0 50 80 10-1-0-2.db.n1.ext.org.", "0 50 80 db-0.db.n1.ext.org."]
     assert "db-0.db.n1.ext.org. A 10.1.0.1" in additional(srv)
@@ -111,7 +123,8 @@ def test_changes_show_at_once_and_nothing_is_said_before_the_sync(serve: Serve, 
     api.put(namespace("n1"), balanced("n1/web", {"ip": "192.0.2.1"}))
     api.down()
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n k8s_external ext.org\n kubernetes cluster.local {{\n endpoint {api.url}\n }}\n}}"
+        f".:{{port}} {{\n bind 127.0.0.1\n k8s_external ext.org\n kubernetes cluster.local {{\n endpoint {api.url}\n "
+        f"}}\n}}"
     )
     assert code(server.ask("web.n1.ext.org.")) == "SERVFAIL"
     api.up()
@@ -123,9 +136,12 @@ def test_changes_show_at_once_and_nothing_is_said_before_the_sync(serve: Serve, 
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("k8s_external ext.org\n whoami", "needs the plugin kubernetes"), ("k8s_external ext.org {\n apex a.b\n }", "one label"),
-    ("k8s_external ext.org {\n ttl 9999\n }", "out of range"), ("k8s_external ext.org {\n headless yes\n }", "unexpected argument"),
-    ("k8s_external ext.org {\n what\n }", "unknown property"), ("k8s_external a.org\n k8s_external b.org", "only be used once"),
+    ("k8s_external ext.org\n whoami", "needs the plugin kubernetes"),
+    ("k8s_external ext.org {\n apex a.b\n }", "one label"),
+    ("k8s_external ext.org {\n ttl 9999\n }", "out of range"),
+    ("k8s_external ext.org {\n headless yes\n }", "unexpected argument"),
+    ("k8s_external ext.org {\n what\n }", "unknown property"),
+    ("k8s_external a.org\n k8s_external b.org", "only be used once"),
 ])  # fmt: skip
 def test_bad_options_are_named(serve: Serve, text: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:

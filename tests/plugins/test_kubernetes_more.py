@@ -39,19 +39,26 @@ def zonal(serve: Serve, tmp_path: Path) -> Server:
         return {**endpoint(ip), "zone": zone}
 
     return serve(kubernetes("zonal\n " + manifests(
-        tmp_path, namespace("n1"), service("n1/db"), service("n1/web", "10.0.0.1"), service("n1/ext", external="a.org"), service("n1/none"),
-        endpointslice("n1/db-1", "db", at("Zone-A", "10.1.0.1"), at("zone-b", "10.1.0.2"), at("eu.west-1.a", "10.1.0.3"), endpoint("10.1.0.4")),
+        tmp_path, namespace("n1"), service("n1/db"), service("n1/web", "10.0.0.1"), service("n1/ext", external="a.org"),
+        service("n1/none"),
+        endpointslice("n1/db-1", "db", at("Zone-A", "10.1.0.1"), at("zone-b", "10.1.0.2"),
+            at("eu.west-1.a", "10.1.0.3"), endpoint("10.1.0.4")),
         endpointslice("n1/web-1", "web", at("zone-a", "10.1.0.9")),
     )))  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "rtype", "expected"), [
-    ("zone-a.pin._zone.db", "A", ["10.1.0.1"]), ("ZONE-B.Pin._Zone.db", "A", ["10.1.0.2"]), ("eu.west-1.a.pin._zone.db", "A", ["10.1.0.3"]),
+    ("zone-a.pin._zone.db", "A", ["10.1.0.1"]), ("ZONE-B.Pin._Zone.db", "A", ["10.1.0.2"]),
+    ("eu.west-1.a.pin._zone.db", "A", ["10.1.0.3"]),
     ("zone-b.prefer._zone.db", "A", ["10.1.0.2"]), ("zone-x.pin._zone.db", "A", "NODATA"),
-    ("zone-x.prefer._zone.db", "A", ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"]), ("zone-a.pin._zone.db", "AAAA", "NODATA"),
-    ("zone-a.pin._zone.db", "TXT", "NODATA"), ("zone-a.pin._zone.db", "SRV", ["0 100 80 10-1-0-1.db.n1.svc.cluster.local."]),
-    ("_zone.db", "A", "NODATA"), ("pin._zone.db", "A", "NODATA"), ("prefer._zone.db", "A", "NODATA"), ("other._zone.db", "A", "NXDOMAIN"),
-    ("zone-a.other._zone.db", "A", "NXDOMAIN"), ("zone-a.pin._zone.web", "A", "NXDOMAIN"), ("zone-a.pin._zone.ext", "A", "NXDOMAIN"),
+    ("zone-x.prefer._zone.db", "A", ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"]),
+    ("zone-a.pin._zone.db", "AAAA", "NODATA"),
+    ("zone-a.pin._zone.db", "TXT", "NODATA"),
+    ("zone-a.pin._zone.db", "SRV", ["0 100 80 10-1-0-1.db.n1.svc.cluster.local."]),
+    ("_zone.db", "A", "NODATA"), ("pin._zone.db", "A", "NODATA"), ("prefer._zone.db", "A", "NODATA"),
+    ("other._zone.db", "A", "NXDOMAIN"),
+    ("zone-a.other._zone.db", "A", "NXDOMAIN"), ("zone-a.pin._zone.web", "A", "NXDOMAIN"),
+    ("zone-a.pin._zone.ext", "A", "NXDOMAIN"),
     ("zone-a.pin._zone.none", "A", "NXDOMAIN"), ("zone-a.pin._zone.nope", "A", "NXDOMAIN"),
     ("db", "A", ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"]),
 ])  # fmt: skip
@@ -63,7 +70,10 @@ def test_names_of_topology_zones(zonal: Server, name: str, rtype: str, expected:
 
 def test_without_zonal_there_are_no_such_names(serve: Serve, tmp_path: Path) -> None:
     text = manifests(
-        tmp_path, namespace("n1"), service("n1/db"), endpointslice("n1/db-1", "db", {**endpoint("10.1.0.1"), "zone": "a"})
+        tmp_path,
+        namespace("n1"),
+        service("n1/db"),
+        endpointslice("n1/db-1", "db", {**endpoint("10.1.0.1"), "zone": "a"}),
     )
     assert code(serve(kubernetes(text)).ask("a.pin._zone.db.n1.svc.cluster.local.")) == "NXDOMAIN"
 
@@ -91,17 +101,21 @@ def imported_slice(key: str, of: str, cluster: str, *endpoints: dict[str, Any]) 
 
 
 IMPORTS = (
-    namespace("n1"), service("n1/web", "10.0.0.1"), service_import("n1/web", "10.9.0.1", "fd00::9"), service_import("n1/db", kind="Headless"),
+    namespace("n1"), service("n1/web", "10.0.0.1"), service_import("n1/web", "10.9.0.1", "fd00::9"),
+    service_import("n1/db", kind="Headless"),
     service_import("n1/portless", "10.9.0.7", ports=False),
     imported_slice("n1/db-east", "db", "East", endpoint("10.2.0.1", host="db-0"), endpoint("10.2.0.2")),
-    imported_slice("n1/db-west", "db", "west", endpoint("10.3.0.1", host="db-0")), imported_slice("n1/empty-1", "empty", "west"),
+    imported_slice("n1/db-west", "db", "west", endpoint("10.3.0.1", host="db-0")),
+    imported_slice("n1/empty-1", "empty", "west"),
     service_import("n1/empty", kind="Headless"),
 )  # fmt: skip
 CASES = [
     ("web.n1.svc.clusterset.local.", "A", ["10.9.0.1"]), ("web.n1.svc.clusterset.local.", "AAAA", ["fd00::9"]),
-    ("web.n1.svc.cluster.local.", "A", ["10.0.0.1"]), ("db.n1.svc.clusterset.local.", "A", ["10.2.0.1", "10.2.0.2", "10.3.0.1"]),
+    ("web.n1.svc.cluster.local.", "A", ["10.0.0.1"]),
+    ("db.n1.svc.clusterset.local.", "A", ["10.2.0.1", "10.2.0.2", "10.3.0.1"]),
     ("db.n1.svc.cluster.local.", "A", "NXDOMAIN"), ("db-0.east.db.n1.svc.clusterset.local.", "A", ["10.2.0.1"]),
-    ("db-0.west.db.n1.svc.clusterset.local.", "A", ["10.3.0.1"]), ("10-2-0-2.east.db.n1.svc.clusterset.local.", "A", ["10.2.0.2"]),
+    ("db-0.west.db.n1.svc.clusterset.local.", "A", ["10.3.0.1"]),
+    ("10-2-0-2.east.db.n1.svc.clusterset.local.", "A", ["10.2.0.2"]),
     ("db-0.north.db.n1.svc.clusterset.local.", "A", "NXDOMAIN"), ("db-0.db.n1.svc.clusterset.local.", "A", "NXDOMAIN"),
     ("east.db.n1.svc.clusterset.local.", "A", "NXDOMAIN"), ("empty.n1.svc.clusterset.local.", "A", "NXDOMAIN"),
     ("portless.n1.svc.clusterset.local.", "A", "NXDOMAIN"), ("nope.n1.svc.clusterset.local.", "A", "NXDOMAIN"),
@@ -109,7 +123,8 @@ CASES = [
     ("_http._tcp.web.n1.svc.clusterset.local.", "SRV", ["0 50 80 web.n1.svc.clusterset.local."]),
     ("_http._tcp.db.n1.svc.clusterset.local.", "SRV", ["0 33 80 10-2-0-2.east.db.n1.svc.clusterset.local.",
         "0 33 80 db-0.east.db.n1.svc.clusterset.local.", "0 33 80 db-0.west.db.n1.svc.clusterset.local."]),
-    ("_none._tcp.db.n1.svc.clusterset.local.", "SRV", "NXDOMAIN"), ("dns-version.clusterset.local.", "TXT", ['"1.0.0"']),
+    ("_none._tcp.db.n1.svc.clusterset.local.", "SRV", "NXDOMAIN"),
+    ("dns-version.clusterset.local.", "TXT", ['"1.0.0"']),
     ("dns-version.cluster.local.", "TXT", ['"1.1.0"']), ("n1.svc.clusterset.local.", "A", "NODATA"),
     ("1-2-3-4.n1.pod.clusterset.local.", "A", "NXDOMAIN"),
     ("1.0.9.10.in-addr.arpa.", "PTR", "NXDOMAIN"), ("1.0.0.10.in-addr.arpa.", "PTR", ["web.n1.svc.cluster.local."]),
@@ -139,7 +154,10 @@ def test_names_of_service_imports_from_the_api(serve: Serve, api: ApiServer, ver
     server = serve(kubernetes(f"{MULTI}endpoint {api.url}", ZONES))
     eventually(lambda: data(server.ask("web.n1.svc.clusterset.local.")) == ["10.9.0.1"])
     check_imports(server)
-    api.put(imported_slice("n1/db-west", "db", "west", endpoint("10.3.0.2", host="db-0")), service_import("n1/web", "10.9.0.2"))
+    api.put(
+        imported_slice("n1/db-west", "db", "west", endpoint("10.3.0.2", host="db-0")),
+        service_import("n1/web", "10.9.0.2"),
+    )
     eventually(lambda: data(server.ask("db-0.west.db.n1.svc.clusterset.local.")) == ["10.3.0.2"])
     eventually(lambda: data(server.ask("web.n1.svc.clusterset.local.")) == ["10.9.0.2"])
     api.delete("ServiceImport", "n1/web")
@@ -147,7 +165,9 @@ def test_names_of_service_imports_from_the_api(serve: Serve, api: ApiServer, ver
     assert data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.1"]
 
 
-def test_where_service_imports_are_not_installed_there_are_none_and_the_rest_is_served(serve: Serve, api: ApiServer) -> None:
+def test_where_service_imports_are_not_installed_there_are_none_and_the_rest_is_served(
+    serve: Serve, api: ApiServer
+) -> None:
     api.installed = set()
     api.put(namespace("n1"), service("n1/web", "10.0.0.1"))
     server = serve(kubernetes(f"{MULTI}endpoint {api.url}", ZONES))
@@ -226,7 +246,8 @@ def test_the_reverse_name_of_an_endpoint_outlived_its_headless_service(serve: Se
 
 def test_a_reverse_name_in_a_namespace_that_is_not_selected_points_nowhere(serve: Serve, tmp_path: Path) -> None:
     server = serve(kubernetes("namespace_labels served=yes\n " + manifests(
-        tmp_path, namespace("n1", served="yes"), namespace("n2"), service("n1/web", "10.0.0.1"), service("n2/web", "10.0.0.2"),
+        tmp_path, namespace("n1", served="yes"), namespace("n2"), service("n1/web", "10.0.0.1"),
+        service("n2/web", "10.0.0.2"),
         service("n2/db"), endpointslice("n2/db-1", "db", endpoint("10.1.0.1")),
     ), "cluster.local in-addr.arpa"))  # fmt: skip
     assert [pointed(server, address) for address in ("10.0.0.1", "10.0.0.2", "10.1.0.1")] == [
@@ -253,7 +274,9 @@ def test_below_a_service_that_is_hidden_protocols_were_there(serve: Serve, tmp_p
 def test_a_change_of_a_headless_service_of_5000_touches_its_slice_alone(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slices = [endpointslice(f"n1/huge-{i}", "huge", *(endpoint(f"10.2.{i}.{j + 1}") for j in range(100))) for i in range(50)]
+    slices = [
+        endpointslice(f"n1/huge-{i}", "huge", *(endpoint(f"10.2.{i}.{j + 1}") for j in range(100))) for i in range(50)
+    ]
     api.put(namespace("n1"), service("n1/huge"), *slices)
     server = serve(kubernetes(f"endpoint {api.url}"))
     eventually(lambda: "10.2.49.100" in data(server.ask("10-2-49-100.huge.n1.svc.cluster.local.")))
@@ -269,7 +292,9 @@ def test_a_change_of_a_headless_service_of_5000_touches_its_slice_alone(
 
 
 def test_srv_of_a_very_large_service_gives_another_part_each_time_it_is_made(serve: Serve, api: ApiServer) -> None:
-    slices = [endpointslice(f"n1/huge-{i}", "huge", *(endpoint(f"10.2.{i}.{j + 1}") for j in range(100))) for i in range(50)]
+    slices = [
+        endpointslice(f"n1/huge-{i}", "huge", *(endpoint(f"10.2.{i}.{j + 1}") for j in range(100))) for i in range(50)
+    ]
     api.put(namespace("n1"), service("n1/huge"), *slices)
     server = serve(kubernetes(f"endpoint {api.url}"))
     eventually(lambda: data(server.ask("10-2-49-100.huge.n1.svc.cluster.local.")))

@@ -1,4 +1,6 @@
-"""Every name of the specification and of CoreDNS's beyond it, from manifests and through an API server, over UDP and TCP."""
+"""Every name of the specification and of CoreDNS's beyond it, from manifests and through an API server, over UDP and
+TCP.
+"""
 
 import json
 from collections.abc import Iterator
@@ -61,7 +63,8 @@ def objects() -> list[dict[str, Any]]:
         service("n1/six"), endpointslice("n1/six-6", "six", endpoint("5678:abcd::1"), endpoint("5678:abcd::")),
         service("n1/1digit", "10.96.1.11"),
         service("n2/web", "10.96.2.5"),
-        pod("n1/runner", "10.1.7.7"), pod("n1/six", "fd00::7"), pod("n1/both", "10.1.7.9", "fd00::9"), pod("n1/done", "10.1.7.8", phase="Succeeded"),
+        pod("n1/runner", "10.1.7.7"), pod("n1/six", "fd00::7"), pod("n1/both", "10.1.7.9", "fd00::9"),
+        pod("n1/done", "10.1.7.8", phase="Succeeded"),
     ]  # fmt: skip
 
 
@@ -77,7 +80,9 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         api.put(*objects())
         source = f"endpoint {api.url}"
     server = Server(COREFILE.replace("SOURCE", source))
-    eventually(lambda: server.ask("web.n2.svc.cluster.local").answer and server.ask("10-1-7-7.n1.pod.cluster.local").answer)
+    eventually(
+        lambda: server.ask("web.n2.svc.cluster.local").answer and server.ask("10-1-7-7.n1.pod.cluster.local").answer
+    )
     yield server
     server.close()
     if api is not None:
@@ -195,7 +200,9 @@ TABLE: list[tuple[str, str, list[str] | str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "rtype", "expected"), TABLE, ids=lambda value: value if isinstance(value, str) else "data")
+@pytest.mark.parametrize(
+    ("name", "rtype", "expected"), TABLE, ids=lambda value: value if isinstance(value, str) else "data"
+)
 @pytest.mark.parametrize("way", ["udp", "tcp", "udp6"])
 def test_a_name_comes_to_what_the_specification_or_coredns_says(
     cluster: Server, name: str, rtype: str, expected: list[str] | str, way: str
@@ -297,7 +304,9 @@ def test_each_address_of_a_pod_of_two_families_is_verified_as_long_as_it_has_it(
     del by_hand["status"]["podIPs"]
     only = pod("n1/d", "10.1.0.4")
     del only["status"]["podIP"]
-    api.put(by_hand, only, {**pod("n1/e", "10.1.0.5"), "status": {"phase": "Running", "podIP": "10.1.0.5", "podIPs": [{}]}})
+    api.put(
+        by_hand, only, {**pod("n1/e", "10.1.0.5"), "status": {"phase": "Running", "podIP": "10.1.0.5", "podIPs": [{}]}}
+    )
     server = serve(corefile(f"endpoint {api.url}", "pods verified"))
 
     def there(label: str) -> bool:

@@ -76,7 +76,9 @@ def test_a_client_has_its_burst_at_once_and_then_its_rate() -> None:
 
 @given(st.lists(st.floats(0, 0.5), max_size=200), st.integers(1, 50), st.integers(1, 20))
 @settings(max_examples=60, deadline=None)
-def test_in_no_stretch_of_time_more_pass_than_burst_and_rate_allow_nor_fewer(gaps: list[float], rate: int, burst: int) -> None:
+def test_in_no_stretch_of_time_more_pass_than_burst_and_rate_allow_nor_fewer(
+    gaps: list[float], rate: int, burst: int
+) -> None:
     clock = Clock()
     judge = limiter(clock, qps=rate, burst=burst)
     tokens, before = float(burst), clock.now
@@ -107,7 +109,9 @@ def test_a_prefix_is_one_client_where_it_is_told_so() -> None:
 
 def test_exempt_networks_have_no_limit() -> None:
     config = build.plugin_class("limits").parse(  # type: ignore[union-attr]
-        build.read(block(limits("qps 10 5", "exempt 10.0.0.0/8 fd00::1", "exempt 192.0.2.1")).replace("{port}", "53"), "x")
+        build.read(
+            block(limits("qps 10 5", "exempt 10.0.0.0/8 fd00::1", "exempt 192.0.2.1")).replace("{port}", "53"), "x"
+        )
         .blocks[0]
         .directives["limits"],
         None,  # type: ignore[arg-type]
@@ -157,7 +161,10 @@ def test_the_table_of_clients_has_its_octets() -> None:
 def test_a_client_over_its_limit_is_not_answered_and_others_are(serve: Serve) -> None:
     server = serve(block(limits("qps 1 20"), HOSTS))
     before = total("kdns_limits_queries_total", "dropped")
-    assert len(ask_from(server, "127.0.0.2", 60)) in (20, 21)  # from the second on they are answered from memory, and counted
+    assert len(ask_from(server, "127.0.0.2", 60)) in (
+        20,
+        21,
+    )  # from the second on they are answered from memory, and counted
     assert len(ask_from(server, "127.0.0.3", 5)) == 5
     assert total("kdns_limits_queries_total", "dropped") - before >= 39
 
@@ -165,7 +172,11 @@ def test_a_client_over_its_limit_is_not_answered_and_others_are(serve: Serve) ->
 def test_with_slip_a_real_client_comes_over_tcp(serve: Serve) -> None:
     server = serve(block(limits("qps 1 2", "slip 2"), HOSTS))
     replies = ask_from(server, "127.0.0.2", 22)
-    short = [found for reply in replies if (found := dns.message.from_wire(reply, ignore_trailing=False)).flags & dns.flags.TC]
+    short = [
+        found
+        for reply in replies
+        if (found := dns.message.from_wire(reply, ignore_trailing=False)).flags & dns.flags.TC
+    ]
     assert len(replies) - len(short) in (2, 3) and len(short) in (9, 10)
     for reply in short:
         # Before it looks at TC, a stub resolver takes an empty reply without AA and RA for a lame referral.
@@ -183,7 +194,9 @@ def test_a_shortened_reply_to_a_query_with_edns_has_an_opt(serve: Serve) -> None
     assert reply.edns == 0 and reply.ednsflags & dns.flags.DO and "TC" in flags(reply)
 
 
-@pytest.mark.parametrize("junk", [b"", b"\0" * 12, b"\0\1\x80\0\0\1\0\0\0\0\0\0\0\0\1\0\1", b"\0\1\0\0\0\1\0\0\0\0\0\1\1a"])
+@pytest.mark.parametrize(
+    "junk", [b"", b"\0" * 12, b"\0\1\x80\0\0\1\0\0\0\0\0\0\0\0\1\0\1", b"\0\1\0\0\0\1\0\0\0\0\0\1\1a"]
+)
 def test_over_the_limit_what_is_no_query_gets_no_reply(serve: Serve, junk: bytes) -> None:
     server = serve(block(limits("qps 1 1", "slip 1"), HOSTS))
     ask_from(server, "127.0.0.1", 5)
@@ -236,7 +249,10 @@ def test_limits_come_and_go_with_a_reload(serve: Serve) -> None:
     assert len(ask_from(server, "127.0.0.2", 30)) == 30
     assert server.reload(block(limits("qps 1 2", "connections 1 2"), HOSTS))
     ((listener,),) = [each.tcp for each in server.server.listeners.values()]
-    assert len(ask_from(server, "127.0.0.2", 30)) in (2, 3) and (listener.max_client, listener.max_connections) == (1, 2)
+    assert len(ask_from(server, "127.0.0.2", 30)) in (2, 3) and (listener.max_client, listener.max_connections) == (
+        1,
+        2,
+    )
     assert server.reload(block(HOSTS))
     assert len(ask_from(server, "127.0.0.2", 30)) == 30 and listener.max_connections == listener.defaults[2]
 
@@ -261,7 +277,10 @@ def test_a_gate_that_fails_lets_queries_pass_and_is_counted(
 
 
 def test_the_last_block_of_a_listener_that_sets_limits_counts(serve: Serve) -> None:
-    texts = [block(limits(f"qps 1 {burst}"), "whoami").replace(".:", f"{zone}:") for zone, burst in (("a.org", 1), ("b.org", 9))]
+    texts = [
+        block(limits(f"qps 1 {burst}"), "whoami").replace(".:", f"{zone}:")
+        for zone, burst in (("a.org", 1), ("b.org", 9))
+    ]
     server = serve("".join(texts))
     assert len(ask_from(server, "127.0.0.2", 30)) in (9, 10, 11)
 

@@ -1,4 +1,6 @@
-"""root, bufsize, minimal, any, nsid, chaos, header, cancel, timeouts, local, acl, family: each does what its manual says."""
+"""root, bufsize, minimal, any, nsid, chaos, header, cancel, timeouts, local, acl, family: each does what its manual
+says.
+"""
 
 import os
 import socket
@@ -111,7 +113,9 @@ def test_local_names_never_leave(serve: Serve, upstream: Start) -> None:
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     server = serve(block("local", f"forward . {up.address}"))
     assert data(server.ask("localhost.")) == ["127.0.0.1"] and data(server.ask("localhost.", "AAAA")) == ["::1"]
-    assert data(server.ask("x.localhost.")) == ["127.0.0.1"] and data(server.ask("localhost.corp.org.")) == ["127.0.0.1"]
+    assert data(server.ask("x.localhost.")) == ["127.0.0.1"] and data(server.ask("localhost.corp.org.")) == [
+        "127.0.0.1"
+    ]
     assert code(server.ask("localhost.", "MX")) == code(server.ask("x.localhost.", "MX")) == "NODATA"
     assert data(server.ask("1.0.0.127.in-addr.arpa.", "PTR")) == ["localhost."]
     assert code(server.ask("9.9.9.127.in-addr.arpa.", "PTR")) == "NXDOMAIN"
@@ -203,9 +207,13 @@ def both(query: dns.message.Message, proto: str) -> dns.message.Message:
     return answer(query, "AAAA 2001:db8::1" if kind == 28 else "A 192.0.2.1")
 
 
-def test_outside_ipv6_is_hidden_as_no_data_and_a_and_own_names_are_not(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+def test_outside_ipv6_is_hidden_as_no_data_and_a_and_own_names_are_not(
+    serve: Serve, upstream: Start, tmp_path: Path
+) -> None:
     up = upstream(both)
-    server = serve(block("family {\n ipv6 off\n }", cluster(tmp_path, "10.0.0.1", "fd00::1"), "cache", f"forward . {up.address}"))
+    server = serve(
+        block("family {\n ipv6 off\n }", cluster(tmp_path, "10.0.0.1", "fd00::1"), "cache", f"forward . {up.address}")
+    )
     reply = server.ask("www.example.org.", "AAAA")
     assert code(reply) == "NODATA" and "RA" in flags(reply) and not up.queries
     assert data(server.ask("www.example.org.")) == ["192.0.2.1"]

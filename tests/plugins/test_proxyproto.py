@@ -37,7 +37,9 @@ def v2(source: str, port: int = 4000, *, udp: bool = False, command: int = 1, tl
 
 def asked_by(reply: bytes) -> str:
     """The address that `whoami` saw."""
-    return next(str(record) for rrset in dns.message.from_wire(reply).additional for record in rrset if rrset.rdtype in (1, 28))
+    return next(
+        str(record) for rrset in dns.message.from_wire(reply).additional for record in rrset if rrset.rdtype in (1, 28)
+    )
 
 
 def over_tcp(server: Server, head: bytes, whole: bool = True) -> str:
@@ -65,7 +67,10 @@ def over_udp(server: Server, head: bytes, sock: socket.socket | None = None) -> 
 def test_the_client_is_whom_the_header_names(serve: Serve) -> None:
     server = serve(block("proxyproto", "whoami"))
     for source in ("198.51.100.7", "2001:db8::7"):
-        v1 = f"PROXY TCP{6 if ':' in source else 4} {source} {'2001:db8::53' if ':' in source else '192.0.2.53'} 4000 53\r\n".encode()
+        v1 = (
+            f"PROXY TCP{6 if ':' in source else 4} {source} {'2001:db8::53' if ':' in source else '192.0.2.53'} 4000 "
+            f"53\r\n"
+        ).encode()
         for head in (v1, v2(source), v2(source, tlvs=b"\4\0\3abc")):
             assert over_tcp(server, head) == over_tcp(server, head, whole=False) == source
         assert over_udp(server, v2(source, udp=True)) == source
@@ -81,15 +86,26 @@ def test_kdigs_header_is_believed(serve: Serve, more: list[str]) -> None:
     if shutil.which("kdig") is None:
         pytest.skip("kdig is not installed")
     server = serve(block("proxyproto", "whoami"))
-    words = ["kdig", "@127.0.0.1", "-p", str(server.port), "+proxy=198.51.100.7#4000-192.0.2.53#53", *more, "x.example", "A"]
+    words = [
+        "kdig",
+        "@127.0.0.1",
+        "-p",
+        str(server.port),
+        "+proxy=198.51.100.7#4000-192.0.2.53#53",
+        *more,
+        "x.example",
+        "A",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30)
     assert "198.51.100.7" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("head", [
     b"PROXY TCP4 1.2.3 1.2.3.4 1 2\r\n", b"PROXY TCP4 ::1 ::2 1 2\r\n", b"PROXY TCP4 1.2.3.4 1.2.3.4 1 99999\r\n",
-    b"PROXY " + b"x" * 200, b"PROXY UDP4 1.2.3.4 1.2.3.4 1 2\r\n", v2("198.51.100.7", udp=True), v2("198.51.100.7", tlvs=bytes(2000)),
-    proxy.V2 + b"\x31\x11\0\x0c" + bytes(12), proxy.V2 + b"\x21\x11\0\4" + bytes(4), proxy.V2 + b"\x21\x31\0\x0c" + bytes(12),
+    b"PROXY " + b"x" * 200, b"PROXY UDP4 1.2.3.4 1.2.3.4 1 2\r\n", v2("198.51.100.7", udp=True),
+    v2("198.51.100.7", tlvs=bytes(2000)),
+    proxy.V2 + b"\x31\x11\0\x0c" + bytes(12), proxy.V2 + b"\x21\x11\0\4" + bytes(4),
+    proxy.V2 + b"\x21\x31\0\x0c" + bytes(12),
 ])  # fmt: skip
 def test_what_is_malformed_ends_its_connection_and_is_counted(serve: Serve, head: bytes) -> None:
     server = serve(block("proxyproto", "whoami"))
@@ -107,10 +123,13 @@ def test_a_datagram_with_a_malformed_header_is_dropped(serve: Serve, head: bytes
 
 
 @pytest.mark.parametrize(("policy", "tcp", "udp"), [
-    ("use", "198.51.100.7", "198.51.100.7"), ("", "127.0.0.1", "127.0.0.1"), ("IGNORE", "127.0.0.1", "127.0.0.1"), ("reject", "closed", "dropped"),
+    ("use", "198.51.100.7", "198.51.100.7"), ("", "127.0.0.1", "127.0.0.1"), ("IGNORE", "127.0.0.1", "127.0.0.1"),
+    ("reject", "closed", "dropped"),
 ])  # fmt: skip
 def test_others_headers_are_treated_by_the_default(serve: Serve, policy: str, tcp: str, udp: str) -> None:
-    lines = ["proxyproto {", "  allow 10.0.0.0/8 fd00::/8"] + ([f"  default {policy}"] if policy else []) + ["}", "whoami"]
+    lines = (
+        ["proxyproto {", "  allow 10.0.0.0/8 fd00::/8"] + ([f"  default {policy}"] if policy else []) + ["}", "whoami"]
+    )
     server = serve(block(*lines))
     assert over_tcp(server, v2("198.51.100.7")) == tcp
     assert over_udp(server, v2("198.51.100.7", udp=True)) == udp
@@ -174,7 +193,8 @@ def test_a_reload_changes_who_is_believed(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(("lines", "message"), [
-    (("allow 10.0.0.1",), "has no mask"), (("allow 10.0.0.300/8",), "10.0.0.300"), (("default maybe",), "expected use, ignore"),
+    (("allow 10.0.0.1",), "has no mask"), (("allow 10.0.0.300/8",), "10.0.0.300"),
+    (("default maybe",), "expected use, ignore"),
     (("allow",), "expected networks"), (("udp_session_tracking 5s 0",), "out of range"), (("x",), "unknown property"),
 ])  # fmt: skip
 def test_what_is_wrong_is_an_error_with_its_place(serve: Serve, lines: tuple[str, ...], message: str) -> None:

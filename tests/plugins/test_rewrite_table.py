@@ -19,7 +19,9 @@ from kdns.plugins.rewrite.table import FEW, NameTable
 from kdns.regex import Prefilter, compile_regex
 from kdns.server import build
 
-TEXTS = st.lists(st.sampled_from(["a", "b", "ab", "x"]), min_size=1, max_size=3).map(lambda parts: ".".join(parts) + ".")
+TEXTS = st.lists(st.sampled_from(["a", "b", "ab", "x"]), min_size=1, max_size=3).map(
+    lambda parts: ".".join(parts) + "."
+)
 EXPRESSIONS = st.sampled_from(
     ["^a\\.(.*)$", "(a|b)\\.x", "^([a-z]+)\\.b", ".*", "x\\.$", "(?i)AB\\.(x)", "[^a]\\.(a)\\.", "nothing(.)"]
 )
@@ -31,7 +33,9 @@ def lines(draw: st.DrawFn) -> str:
     """One directive, with names so short that many rules fit."""
     how = draw(st.sampled_from(["stop", "continue", "continue"]))
     if draw(st.integers(0, 9)) == 0:
-        return draw(st.sampled_from([f"rewrite {how} type A AAAA", f"rewrite {how} type AAAA A", "rewrite cname exact a. b."]))
+        return draw(
+            st.sampled_from([f"rewrite {how} type A AAAA", f"rewrite {how} type AAAA A", "rewrite cname exact a. b."])
+        )
     kind = draw(st.sampled_from(["exact", "prefix", "suffix", "substring", "regex"]))
     field = draw(st.sampled_from(sorted(FIELDS)))
     regex = draw(EXPRESSIONS) if kind == "regex" else ""
@@ -52,13 +56,18 @@ def met(match: Match, text: str) -> Any:
     part = match.text
     if match.kind == "regex":
         return compile_regex(part).search(text)
-    fits = {"exact": text == part, "prefix": text.startswith(part), "suffix": text.endswith(part), "substring": part in text}
+    fits = {
+        "exact": text == part,
+        "prefix": text.startswith(part),
+        "suffix": text.endswith(part),
+        "substring": part in text,
+    }
     return fits[match.kind] or None
 
 
 def one_by_one(rules: tuple[Rule, ...], question: Question) -> tuple[Question | None, list[Rule], int]:
-    """What the rules do, each tried in turn: the question (None: no name came of it), the rules that noted something for the
-    answer, and the cname rules passed."""
+    """What the rules do, each tried in turn: the question (None: no name came of it), the rules that noted something
+    for the answer, and the cname rules passed."""
     noted: list[Rule] = []
     cnames = 0
     for rule in rules:

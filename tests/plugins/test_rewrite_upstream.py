@@ -32,17 +32,22 @@ OWN = dns.edns.GenericOption(0xFFEE, b"mine")
 
 
 @pytest.mark.parametrize(("rules", "options", "expected"), [
-    (["edns0 local set 0xffee abc"], None, [(0xFFEE, b"abc")]), (["edns0 local set 65518 0x61ff"], None, [(0xFFEE, b"a\xff")]),
-    (["edns0 local set 0xffee {qname}"], None, [(0xFFEE, b"x.org.")]), (["edns0 local set 0xffee {qtype}"], None, [(0xFFEE, b"\0\1")]),
+    (["edns0 local set 0xffee abc"], None, [(0xFFEE, b"abc")]),
+    (["edns0 local set 65518 0x61ff"], None, [(0xFFEE, b"a\xff")]),
+    (["edns0 local set 0xffee {qname}"], None, [(0xFFEE, b"x.org.")]),
+    (["edns0 local set 0xffee {qtype}"], None, [(0xFFEE, b"\0\1")]),
     (["edns0 local set 0xffee {client_ip}"], None, [(0xFFEE, b"\x7f\0\0\1")]),
     (["edns0 local set 0xffee {server_ip}"], None, [(0xFFEE, b"\x7f\0\0\1")]),
-    (["edns0 local set 0xffee {protocol} revert"], None, [(0xFFEE, b"udp")]), (["edns0 local set 0xffee {a/b}"], None, []),
+    (["edns0 local set 0xffee {protocol} revert"], None, [(0xFFEE, b"udp")]),
+    (["edns0 local set 0xffee {a/b}"], None, []),
     (["edns0 local append 0xffee a", "edns0 local append 0xffee b"], None, [(0xFFEE, b"a"), (0xFFEE, b"b")]),
     (["edns0 local append 0xffee {qtype}", "edns0 local append 0xffee {qname}"], None, [(0xFFEE, b"\0\1")]),
     (["edns0 local set 0xffee a", "edns0 local set 0xffee b"], None, [(0xFFEE, b"b")]),
-    (["edns0 local replace 0xffee a"], None, []), (["edns0 local replace 0xffee a"], [OWN], [(0xFFEE, b"a")]), ([], [OWN], []),
+    (["edns0 local replace 0xffee a"], None, []), (["edns0 local replace 0xffee a"], [OWN], [(0xFFEE, b"a")]),
+    ([], [OWN], []),
     (["edns0 local set 0xffee a", "edns0 local unset 0xffee"], [OWN], []), (["edns0 nsid set"], None, [(3, b"")]),
-    (["edns0 subnet set 24 56"], None, [(8, b"\0\1\x18\0\x7f\0\0")]), (["edns0 subnet set 9 0"], None, [(8, b"\0\1\x09\0\x7f\0")]),
+    (["edns0 subnet set 24 56"], None, [(8, b"\0\1\x18\0\x7f\0\0")]),
+    (["edns0 subnet set 9 0"], None, [(8, b"\0\1\x09\0\x7f\0")]),
     (["edns0 subnet set 0 0"], None, [(8, b"\0\1\0\0")]), (["edns0 nsid set", "edns0 nsid unset"], None, []),
 ])  # fmt: skip
 def test_options_go_upstream_as_rules_say_and_nowhere_else(
@@ -134,11 +139,16 @@ def test_aliases_that_lead_to_each_other_end(serve: Serve, upstream: Start) -> N
 
 
 @pytest.mark.parametrize(("rule", "expected"), [
-    ("edns0", "local, nsid or subnet"), ("edns0 other set 1 2", 'found "other"'), ("edns0 local put 1 2", 'found "put"'),
-    ("edns0 local set 1", "takes CODE DATA"), ("edns0 local unset 1 2", "takes CODE"), ("edns0 local set 70000 a", "option code"),
-    ("edns0 local set 1 0xabc", "hexadecimal"), ("edns0 local set 1 {nope}", "unknown variable"), ("edns0 nsid set x", "nothing more"),
-    ("edns0 subnet set 24", "takes V4 V6"), ("edns0 subnet set 33 0", "out of range"), ("edns0 subnet set 24 129", "out of range"),
-    ("cname a", "wrong number"), ("cname regex ( a", "bad regular expression"), ("cname regex a {3}", "is not one of them"),
+    ("edns0", "local, nsid or subnet"), ("edns0 other set 1 2", 'found "other"'),
+    ("edns0 local put 1 2", 'found "put"'),
+    ("edns0 local set 1", "takes CODE DATA"), ("edns0 local unset 1 2", "takes CODE"),
+    ("edns0 local set 70000 a", "option code"),
+    ("edns0 local set 1 0xabc", "hexadecimal"), ("edns0 local set 1 {nope}", "unknown variable"),
+    ("edns0 nsid set x", "nothing more"),
+    ("edns0 subnet set 24", "takes V4 V6"), ("edns0 subnet set 33 0", "out of range"),
+    ("edns0 subnet set 24 129", "out of range"),
+    ("cname a", "wrong number"), ("cname regex ( a", "bad regular expression"),
+    ("cname regex a {3}", "is not one of them"),
 ])  # fmt: skip
 def test_bad_rules_are_named_with_their_place(serve: Serve, rule: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:

@@ -37,13 +37,15 @@ def world(query: dns.message.Message, proto: str) -> dns.message.Message:
 def start(serve: Serve, upstream: Start, tmp_path: Path) -> Callable[..., tuple[Server, Upstream]]:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump_all([
-        namespace("n1"), namespace("sys"), service("n1/web", "10.0.0.1"), service("n1/app"), service("sys/web", "10.0.0.2"),
+        namespace("n1"), namespace("sys"), service("n1/web", "10.0.0.1"), service("n1/app"),
+        service("sys/web", "10.0.0.2"),
     ]))  # fmt: skip
 
     def make(options: str = "", script: Callable[..., object] = world) -> tuple[Server, Upstream]:
         up = upstream(script)
         text = (
-            f".:{{port}} {{\n bind 127.0.0.1\n searchpath {{\n suffixes corp.example.org\n {options}\n }}\n kubernetes cluster.local {{\n"
+            f".:{{port}} {{\n bind 127.0.0.1\n searchpath {{\n suffixes corp.example.org\n {options}\n }}\n kubernetes "
+            f"cluster.local {{\n"
             f" manifests {path}\n ttl 30\n }}\n forward . {up.address} {{\n read_timeout 5s\n }}\n}}\n"
         )
         return serve(text), up
@@ -94,14 +96,18 @@ def test_an_outside_name_takes_one_query(start: Callable[..., tuple[Server, Upst
 def test_existence_is_decided_once_for_all_types(start: Callable[..., tuple[Server, Upstream]]) -> None:
     server, _ = start()
     none = server.ask("api.example.com" + S, "AAAA")
-    assert answers(none) == [f"api.example.com{S} CNAME api.example.com."] and code(none) == "NOERROR" and none.authority
+    assert (
+        answers(none) == [f"api.example.com{S} CNAME api.example.com."] and code(none) == "NOERROR" and none.authority
+    )
     only6 = server.ask("v6.example.com" + S, "A")
     assert answers(only6) == [f"v6.example.com{S} CNAME v6.example.com."] and only6.authority
     assert data(server.ask("v6.example.com" + S, "AAAA")) == ["2001:db8::1", "v6.example.com."]
     assert answers(server.ask("api.example.com" + S, "MX")) == [f"api.example.com{S} CNAME api.example.com."]
 
 
-def test_a_name_that_exists_under_a_suffix_wins_in_the_clients_order(start: Callable[..., tuple[Server, Upstream]]) -> None:
+def test_a_name_that_exists_under_a_suffix_wins_in_the_clients_order(
+    start: Callable[..., tuple[Server, Upstream]],
+) -> None:
     server, up = start("single_labels")
     assert data(server.ask("web.n1.svc" + S)) == ["10.0.0.1", "web.n1.svc.cluster.local."] and not up.queries
     assert code(server.ask("web.corp" + S)) == "NXDOMAIN"
@@ -194,7 +200,8 @@ def test_a_query_for_aaaa_waits_for_the_walk_that_the_one_for_a_has_begun(
 @pytest.mark.parametrize(("beside", "below"), [
     ("hosts /nowhere {\n 10.9.9.9 api.example.com.svc.cluster.local\n fallthrough\n }", ""),
     ('template IN A api.example.com.cluster.local {\n answer "{{ .Name }} 60 IN A 10.9.9.9"\n }', ""),
-    ("", "example.com.svc.cluster.local:PORT {\n bind 127.0.0.1\n hosts /nowhere {\n 10.9.9.9 api.example.com.svc.cluster.local\n }\n}\n"),
+    ("", "example.com.svc.cluster.local:PORT {\n bind 127.0.0.1\n hosts /nowhere {\n 10.9.9.9 "
+        "api.example.com.svc.cluster.local\n }\n}\n"),
 ])  # fmt: skip
 def test_names_that_others_have_in_the_clusters_zone_are_still_found(
     serve: Serve, upstream: Start, tmp_path: Path, beside: str, below: str
@@ -209,7 +216,9 @@ def test_names_that_others_have_in_the_clusters_zone_are_still_found(
     assert data(serve(text.replace("PORT", "{port}")).ask("api.example.com" + S))[0] == "10.9.9.9"
 
 
-def test_a_service_that_appears_takes_its_names_back(start: Callable[..., tuple[Server, Upstream]], tmp_path: Path) -> None:
+def test_a_service_that_appears_takes_its_names_back(
+    start: Callable[..., tuple[Server, Upstream]], tmp_path: Path
+) -> None:
     server, _ = start()
     assert server.ask("api.example.com" + S).answer
     with (tmp_path / "c.yaml").open("a") as file:
@@ -245,13 +254,16 @@ def test_a_name_that_exists_nowhere_is_walked_once_and_found_when_its_denial_is_
     eventually(lambda: code(server.ask("new.example.com" + S)) == "NOERROR", timeout=20)
 
 
-def test_a_repeated_answer_ends_at_once_when_a_service_takes_the_name(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+def test_a_repeated_answer_ends_at_once_when_a_service_takes_the_name(
+    serve: Serve, upstream: Start, tmp_path: Path
+) -> None:
     """The last label of the name becomes a namespace's: from then on the name is the cluster's."""
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump_all([namespace("n1")]))
     up = upstream(world)
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n searchpath\n cache 30\n kubernetes cluster.local {{\n manifests {path}\n }}\n forward . {up.address}\n}}"
+        f".:{{port}} {{\n bind 127.0.0.1\n searchpath\n cache 30\n kubernetes cluster.local {{\n manifests {path}\n "
+        f"}}\n forward . {up.address}\n}}"
     )
     for _ in range(3):
         assert data(server.ask("api.example.com" + S)) == ["192.0.2.1", "api.example.com."]
@@ -265,7 +277,8 @@ def test_where_acl_looks_at_clients_nothing_is_remembered(serve: Serve, upstream
     path.write_text(yaml.safe_dump_all([namespace("n1")]))
     up = upstream(world)
     server = serve(
-        ".:{port} {\n bind 127.0.0.1\n searchpath\n acl example.com {\n block type A net 127.0.0.2/32\n allow\n }\n cache 30\n"
+        ".:{port} {\n bind 127.0.0.1\n searchpath\n acl example.com {\n block type A net 127.0.0.2/32\n allow\n }\n "
+        "cache 30\n"
         f" kubernetes cluster.local {{\n manifests {path}\n }}\n forward . {up.address}\n}}"
     )
     assert data(server.ask("api.example.com" + S)) == ["192.0.2.1", "api.example.com."]

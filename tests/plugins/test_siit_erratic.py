@@ -1,4 +1,6 @@
-"""siit: addresses of one family from the other's, by maps and prefix. erratic: dropped, cut and late replies, by the count."""
+"""siit: addresses of one family from the other's, by maps and prefix. erratic: dropped, cut and late replies, by the
+count.
+"""
 
 import time
 from collections.abc import Callable
@@ -55,16 +57,20 @@ def test_ipv4_addresses_are_made_by_maps_only(siit: Server) -> None:
 
 
 def test_what_a_name_has_of_the_family_asked_and_what_is_not_there_stay(siit: Server) -> None:
-    assert data(siit.ask("both.example.")) == ["192.0.2.6"] and data(siit.ask("both.example.", "AAAA")) == ["2001:db8::9"]
+    assert data(siit.ask("both.example.")) == ["192.0.2.6"] and data(siit.ask("both.example.", "AAAA")) == [
+        "2001:db8::9"
+    ]
     assert code(siit.ask("none.example.", "AAAA")) == "NXDOMAIN" and code(siit.ask("four.example.", "TXT")) == "NODATA"
 
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("siit x", "unexpected argument"), ("siit {\n eam 192.0.2.0/24\n }", "expected an IPv4 and an IPv6 prefix"),
-    ("siit {\n eam 192.0.2.0/24 2001:db8::/124\n }", "is too small for"), ("siit {\n eam 192.0.2.1/24 2001:db8::/120\n }",
+    ("siit {\n eam 192.0.2.0/24 2001:db8::/124\n }", "is too small for"),
+    ("siit {\n eam 192.0.2.1/24 2001:db8::/120\n }",
     "expected an IPv4 prefix"),
     ("siit {\n ipv6_prefix 64:ff9b::/95\n }", "a prefix of 95 bits"), ("siit {\n bogus\n }", "unknown property"),
-    ("erratic {\n drop x\n }", "expected a whole number"), ("erratic {\n drop -1\n }", "out of range"), ("erratic {\n delay 1 5\n }",
+    ("erratic {\n drop x\n }", "expected a whole number"), ("erratic {\n drop -1\n }", "out of range"),
+    ("erratic {\n delay 1 5\n }",
     "a unit is missing"),
     ("erratic {\n bogus\n }", "unknown property"),
 ])  # fmt: skip

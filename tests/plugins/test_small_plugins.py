@@ -15,7 +15,20 @@ from kdns import log, metrics
 from kdns.corefile import CorefileError
 from kdns.net.interfaces import addresses
 from kdns.plugins.loadbalance import read_weights
-from kdns.testing import Server, Upstream, additional, answer, answers, block, code, data, eventually, free_port, http_get, soa
+from kdns.testing import (
+    Server,
+    Upstream,
+    additional,
+    answer,
+    answers,
+    block,
+    code,
+    data,
+    eventually,
+    free_port,
+    http_get,
+    soa,
+)
 from tests.fixtures import Serve, Start
 
 # whoami.
@@ -66,7 +79,11 @@ def test_log_takes_names_formats_and_classes(serve: Serve, upstream: Start, line
         return reply
 
     up = upstream(script)
-    rules = ['log a.org "{type} {name} {rcode} {/x/y} {unknown} {>opcode}"', "log b.org {\n class error\n }", "log b.org"]
+    rules = [
+        'log a.org "{type} {name} {rcode} {/x/y} {unknown} {>opcode}"',
+        "log b.org {\n class error\n }",
+        "log b.org",
+    ]
     server = serve(block(*rules, f"forward . {up.address}"))
     for name in ("x.a.org.", "x.b.org.", "x.c.org."):
         server.ask(name)
@@ -77,7 +94,13 @@ def test_log_takes_names_formats_and_classes(serve: Serve, upstream: Start, line
 def test_with_metadata_a_line_says_what_kind_of_reply_it_was(serve: Serve, upstream: Start, lines: list[str]) -> None:
     def script(query: dns.message.Message, proto: str) -> dns.message.Message:
         kind = query.question[0].name.labels[0]
-        reply = answer(query, "A 10.0.0.1") if kind == b"yes" else soa(answer(query)) if kind in (b"no", b"nx") else answer(query)
+        reply = (
+            answer(query, "A 10.0.0.1")
+            if kind == b"yes"
+            else soa(answer(query))
+            if kind in (b"no", b"nx")
+            else answer(query)
+        )
         if kind == b"cut":
             reply.authority.append(dns.rrset.from_text("org.", 60, "IN", "NS", "ns.org."))
         reply.set_rcode({b"nx": 3, b"bad": 2, b"odd": 5}.get(kind, 0))
@@ -91,7 +114,9 @@ def test_with_metadata_a_line_says_what_kind_of_reply_it_was(serve: Serve, upstr
     }  # fmt: skip
     for name in expected:
         server.ask(f"{name}.org.")
-    assert [line for line in lines if ".org." in line] == [f"[INFO] {name}.org. {text}" for name, text in expected.items()]
+    assert [line for line in lines if ".org." in line] == [
+        f"[INFO] {name}.org. {text}" for name, text in expected.items()
+    ]
 
 
 def test_names_in_log_lines_are_escaped(serve: Serve, lines: list[str]) -> None:
@@ -246,7 +271,9 @@ def test_repeated_replies_are_counted_like_others(serve: Serve, tmp_path: Path) 
 # loadbalance.
 
 
-@pytest.mark.parametrize("line", ["loadbalance", "loadbalance {\n prefer 198.51.100.0/24\n }", "loadbalance weighted WEIGHTS"])
+@pytest.mark.parametrize(
+    "line", ["loadbalance", "loadbalance {\n prefer 198.51.100.0/24\n }", "loadbalance weighted WEIGHTS"]
+)
 @pytest.mark.parametrize("addresses", [("192.0.2.1",), ("192.0.2.1", "192.0.2.2"), ()])
 def test_cnames_behind_a_single_address_stayed_there(
     serve: Serve, upstream: Callable[..., Upstream], tmp_path: Path, line: str, addresses: tuple[str, ...]
@@ -287,7 +314,8 @@ def test_weights_decide_which_address_is_first(serve: Serve, upstream: Start, tm
 
 
 @pytest.mark.parametrize(
-    "text", ["192.0.2.1 5\n", "x.org\n192.0.2.1 0\n", "x.org\n192.0.2.1 256\n", "x.org\nnope 3\n", "x.org\n1.2.3.4 5 6\n"]
+    "text",
+    ["192.0.2.1 5\n", "x.org\n192.0.2.1 0\n", "x.org\n192.0.2.1 256\n", "x.org\nnope 3\n", "x.org\n1.2.3.4 5 6\n"],
 )
 def test_bad_weights_are_named_with_their_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^f:\d: "):
@@ -304,7 +332,9 @@ def test_hosts_answers_from_file_and_lines(serve: Serve, tmp_path: Path) -> None
         "192.0.2.2 *.wild.org\nnonsense\n192.0.2.9 out.net\n"
     )
     server = serve(
-        block(f"hosts {path} example.org wild.org {{\n 192.0.2.3 inline.example.org\n ttl 60\n fallthrough\n }}", "whoami")
+        block(
+            f"hosts {path} example.org wild.org {{\n 192.0.2.3 inline.example.org\n ttl 60\n fallthrough\n }}", "whoami"
+        )
     )
     reply = server.ask("A.Example.ORG.")
     assert data(reply) == ["192.0.2.1"] and reply.answer[0].ttl == 60
@@ -318,7 +348,9 @@ def test_hosts_answers_from_file_and_lines(serve: Serve, tmp_path: Path) -> None
 
 
 def test_hosts_took_ipv4_addresses_in_ipv6_form_for_ipv6(serve: Serve) -> None:
-    server = serve(block("hosts /nowhere {\n ::ffff:192.0.2.7 m.example\n ::FFFF:c000:208 m.example\n 2001:db8::7 m.example\n }"))
+    server = serve(
+        block("hosts /nowhere {\n ::ffff:192.0.2.7 m.example\n ::FFFF:c000:208 m.example\n 2001:db8::7 m.example\n }")
+    )
     assert data(server.ask("m.example.")) == ["192.0.2.7", "192.0.2.8"]
     assert data(server.ask("m.example.", "AAAA")) == ["2001:db8::7"]
     assert data(server.ask("7.2.0.192.in-addr.arpa.", "PTR")) == ["m.example."]
@@ -387,7 +419,9 @@ def rewritten(serve: Serve, upstream: Start, *rules: str) -> tuple[Server, Upstr
     ("rewrite name regex ^(.*)\\.coffee\\.org {1}.Tea.org answer auto", "hot.coffee.org.", "hot.tea.org."),
     ("rewrite {\n name exact old.org new.org\n }", "old.org.", "new.org."),
 ])  # fmt: skip
-def test_a_name_is_rewritten_and_comes_back_as_asked(serve: Serve, upstream: Start, rule: str, asked: str, sent: str) -> None:
+def test_a_name_is_rewritten_and_comes_back_as_asked(
+    serve: Serve, upstream: Start, rule: str, asked: str, sent: str
+) -> None:
     server, up = rewritten(serve, upstream, rule)
     reply = server.ask(asked)
     assert str(up.queries[0].question[0].name) == sent
@@ -466,7 +500,10 @@ def test_an_upstream_that_leads_back_here_is_refused_and_cluster_names_go_on(
     port = free_port()
     good = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     text = block(
-        "errors", "hosts /nowhere {\n 10.0.0.1 own.org\n fallthrough\n }", "loop", f"forward . 127.0.0.1:{port} {good.address}"
+        "errors",
+        "hosts /nowhere {\n 10.0.0.1 own.org\n fallthrough\n }",
+        "loop",
+        f"forward . 127.0.0.1:{port} {good.address}",
     )
     server = serve(text, port=port)
     eventually(lambda: any("plugin/loop: Loop (127.0.0.1:" in line for line in lines))

@@ -30,7 +30,8 @@ def page(serve: Serve, upstream: Start) -> tuple[Server, int]:
     port = free_port()
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n cache 30\n hosts {{\n 192.0.2.9 host.org\n fallthrough\n }}\n"
+        f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n cache 30\n hosts {{\n 192.0.2.9 host.org\n "
+        f"fallthrough\n }}\n"
         f" template IN A nx.org {{\n rcode NXDOMAIN\n }}\n forward . {up.address}\n}}"
     )
     return server, port
@@ -48,7 +49,9 @@ def test_the_json_holds_what_was_asked(page: tuple[Server, int]) -> None:
     assert status == 200 and found["queries"] == 6 and found["rcodes"] == {"NOERROR": 4, "NXDOMAIN": 2}
     assert found["names"][0] == ["popular.org.", 3] and ['we\\"ird<script>.org.', 1] in found["names"]
     assert (
-        found["clients"] == [["127.0.0.1", 6]] and found["denied"] == [["nx.org.", 2]] and found["wasted"] == [["127.0.0.1", 2]]
+        found["clients"] == [["127.0.0.1", 6]]
+        and found["denied"] == [["nx.org.", 2]]
+        and found["wasted"] == [["127.0.0.1", 2]]
     )
     assert sum(found["latency_seconds"]["counts"]) == 6 and not found["outages"] and not found["failures"]
     (upstream,) = found["upstreams"]
@@ -61,7 +64,8 @@ def test_the_page_stayed_calm_while_every_upstream_was_dead(serve: Serve, upstre
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     server = serve(
         f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n forward . 127.0.0.1:{dead}\n}}\n"
-        f"a.org:{{port}} {{\n bind 127.0.0.1\n forward a.org 127.0.0.1:{other} {up.address} {{\n policy sequential\n }}\n}}\n"
+        f"a.org:{{port}} "
+        f"{{\n bind 127.0.0.1\n forward a.org 127.0.0.1:{other} {up.address} {{\n policy sequential\n }}\n}}\n"
     )
     found = json.loads(http_get(port, "/status.json")[1])
     assert {each["to"]: each["state"] for each in found["upstreams"]} == {
@@ -79,7 +83,9 @@ def test_the_page_stayed_calm_while_every_upstream_was_dead(serve: Serve, upstre
     (outage,) = [text for text in found["outages"] if "upstream" in text]
     assert outage == f"No upstream of . answers: 127.0.0.1:{dead}. Names that are forwarded to them fail."
     assert (
-        found["failures"] == 1 and found["errors"][0]["name"] == "x.org." and found["errors"][0]["error"].startswith("SERVFAIL: ")
+        found["failures"] == 1
+        and found["errors"][0]["name"] == "x.org."
+        and found["errors"][0]["error"].startswith("SERVFAIL: ")
     )
 
 
@@ -113,10 +119,14 @@ def test_many_failures_in_the_last_minute_are_an_outage() -> None:
 
 
 @pytest.mark.parametrize(("host", "status"), [
-    ("127.0.0.1", 200), ("127.0.0.1:8053", 200), ("[::1]:8053", 200), ("LOCALHOST:1", 200), ("kdns.example.org", 200), ("Kdns.Example.Org.:80", 200),
-    ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("localhost.evil.example:8053", 421), ("[evil]:1", 421), ("a:b:c.d", 421),
+    ("127.0.0.1", 200), ("127.0.0.1:8053", 200), ("[::1]:8053", 200), ("LOCALHOST:1", 200), ("kdns.example.org", 200),
+    ("Kdns.Example.Org.:80", 200),
+    ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("localhost.evil.example:8053", 421), ("[evil]:1", 421),
+    ("a:b:c.d", 421),
 ])  # fmt: skip
-def test_a_website_could_read_the_page_by_a_name_of_its_own_that_leads_here(serve: Serve, host: str, status: int) -> None:
+def test_a_website_could_read_the_page_by_a_name_of_its_own_that_leads_here(
+    serve: Serve, host: str, status: int
+) -> None:
     port = free_port()
     serve(
         f".:{{port}} {{\n bind 127.0.0.1\n whoami\n prometheus 127.0.0.1:{port}\n"
@@ -143,7 +153,8 @@ def test_clients_are_pods_by_name_where_those_are_watched(serve: Serve, tmp_path
 
 
 @pytest.mark.parametrize(
-    "text", ["status {\n nope\n }", "status {\n hosts\n }", "status 127.0.0.1:8053 x", "status {\n hosts a {\n b\n }\n }"]
+    "text",
+    ["status {\n nope\n }", "status {\n hosts\n }", "status 127.0.0.1:8053 x", "status {\n hosts a {\n b\n }\n }"],
 )
 def test_what_the_page_cannot_be_given_is_an_error_with_its_place(text: str) -> None:
     with pytest.raises(CorefileError) as error:
@@ -169,7 +180,9 @@ def test_every_part_has_a_heading_a_label_and_room_for_a_keyboard(page: tuple[Se
     for found in re.findall(r'<section[^>]*aria-labelledby="([^"]+)"', text):
         assert f'id="{found}"' in text
     assert text.count("<section") == text.count("aria-labelledby=") and ":focus-visible" in text and 'lang="en"' in text
-    assert text.count('role="alert"') == 2 and "<label>Search <input" in text and 'svg.setAttribute("aria-label"' in text
+    assert (
+        text.count('role="alert"') == 2 and "<label>Search <input" in text and 'svg.setAttribute("aria-label"' in text
+    )
     # WCAG 2.2, 1.4.3: text has a contrast of 4.5 to 1 with what is behind it, by day and by night.
     for theme in re.findall(r":root \{([^}]*)\}", text):
         colours = dict(re.findall(r"--(\w+): (#[0-9a-f]+)", theme))
@@ -197,7 +210,8 @@ def test_a_browser_shows_it_at_phone_width_and_in_the_dark(
     port, dead = free_port(), free_port()
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n cache 30\n template IN A nx.org {{\n rcode NXDOMAIN\n }}\n"
+        f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n cache 30\n template IN A nx.org {{\n rcode "
+        f"NXDOMAIN\n }}\n"
         f" forward dead.org 127.0.0.1:{dead}\n forward . {up.address}\n}}"
     )
     for i in range(40):
@@ -209,7 +223,8 @@ def test_a_browser_shows_it_at_phone_width_and_in_the_dark(
     for second in range(5, 25, 5):  # what time would bring
         server.thread.call(status.ledger.sample, time.monotonic() + second, time.time() - 25 + second)
     browser = shutil.which("chromium") or "chromium-browser"
-    words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},{2400 if dark else 1620}",
+    words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        f"--window-size={width},{2400 if dark else 1620}",
              f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=12000"]  # fmt: skip
     words += ["--blink-settings=preferredColorScheme=0"] if dark else []
     url = f"http://127.0.0.1:{port}/"

@@ -70,7 +70,8 @@ def test_without_fallthrough_a_name_that_does_not_match_is_servfail(serve: Serve
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("{{ .Name }}-{{- .Zone -}} x", "n.-z.x"), ("{{ index .Match 1 }}", "one"), ('{{ index .Group "x" }}', "ten"),
-    ("{{ parseInt .Group.h 16 32 }}", "255"), ('{{ printf "%s/%d" .Name 7 }}', "n./7"), ("{{ .Group.x | print 1 }}", "1ten"),
+    ("{{ parseInt .Group.h 16 32 }}", "255"), ('{{ printf "%s/%d" .Name 7 }}', "n./7"),
+    ("{{ .Group.x | print 1 }}", "1ten"),
     ("{{ (index .Match 1) | len }}", "3"), ("{{ .Message.Id }} {{ .Question.Name }}", "9 n."),
     ("{{ `raw` }}", "raw"), ("{{ .Group.none }}", ""),
 ])  # fmt: skip
@@ -118,7 +119,9 @@ def test_what_cannot_be_filled_is_an_error_and_no_crash(text: str) -> None:
         Template(text).fill({"Match": ["a"], "Name": "n."})
 
 
-@pytest.mark.parametrize("text", ["", "x", "x. A", "x. 60 IN A 999.1.1.1", "x. 60 IN NOPE 1", "a. A 1.2.3.4\nb. A 1.2.3.4"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "x. A", "x. 60 IN A 999.1.1.1", "x. 60 IN NOPE 1", "a. A 1.2.3.4\nb. A 1.2.3.4"]
+)
 def test_what_is_no_record_is_an_error(text: str) -> None:
     with pytest.raises(FormatError):
         record(text)
@@ -148,7 +151,8 @@ def test_a_question_for_any_type_is_answered_with_the_type_the_template_is_for(s
 
 @pytest.mark.parametrize(("rule", "expected"), [
     ("template IN", "CLASS TYPE"), ("template in A", "is no class"), ("template IN NOPE", "is no query type"),
-    ('template IN A {\n match "("\n }', "bad regular expression"), ('template IN A {\n answer "{{ .X }}"\n }', "bad template"),
+    ('template IN A {\n match "("\n }', "bad regular expression"),
+    ('template IN A {\n answer "{{ .X }}"\n }', "bad template"),
     ("template IN A {\n rcode nope\n }", "no response code"), ("template IN A {\n expr 1\n }", "true or false"),
     ("template IN A {\n var len 2\n }", "is a word of the language"),
     ("template IN A {\n answr x\n }", 'did you mean "answer"'), ("dns64 10.0.0.0/8", "expected an IPv6 prefix"),
@@ -164,7 +168,8 @@ def test_bad_directives_are_named_with_their_place(serve: Serve, rule: str, expe
 
 
 @pytest.mark.parametrize(("prefix", "expected"), [
-    ("64:ff9b::/96", "64:ff9b::c000:221"), ("2001:db8::/32", "2001:db8:c000:221::"), ("2001:db8:100::/40", "2001:db8:1c0:2:21::"),
+    ("64:ff9b::/96", "64:ff9b::c000:221"), ("2001:db8::/32", "2001:db8:c000:221::"),
+    ("2001:db8:100::/40", "2001:db8:1c0:2:21::"),
     ("2001:db8:122::/48", "2001:db8:122:c000:2:2100::"), ("2001:db8:122:300::/56", "2001:db8:122:3c0:0:221::"),
     ("2001:db8:122:344::/64", "2001:db8:122:344:c0:2:2100::"),
 ])  # fmt: skip
@@ -198,5 +203,7 @@ def test_names_without_ipv6_get_translated_addresses(serve: Serve, upstream: Sta
     assert data(server.ask("four.org.", "A")) == ["192.0.2.1"]
     only6 = serve(block("dns64", f"forward . {up.address}"))
     assert code(only6.ask("four.org.", "AAAA")) == "NODATA"
-    every = serve(block("dns64 {\n translate_all\n allow_ipv4\n prefix 2001:db8:64::/96\n }", f"forward . {up.address}"))
+    every = serve(
+        block("dns64 {\n translate_all\n allow_ipv4\n prefix 2001:db8:64::/96\n }", f"forward . {up.address}")
+    )
     assert data(every.ask("six.org.", "AAAA")) == ["2001:db8:64::c000:201"]

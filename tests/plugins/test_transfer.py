@@ -24,16 +24,20 @@ from tests.fixtures import Serve
 
 def block(path: Path, *more: str) -> str:
     inner = "\n ".join(more or ("transfer {\n to *\n }",))
-    return f".:{{port}} {{\n bind 127.0.0.1\n {inner}\n kubernetes cluster.local {{\n manifests {path}\n ttl 30\n }}\n}}"
+    return (
+        f".:{{port}} {{\n bind 127.0.0.1\n {inner}\n kubernetes cluster.local {{\n manifests {path}\n ttl 30\n }}\n}}"
+    )
 
 
 @pytest.fixture
 def objects(tmp_path: Path) -> Path:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump_all([
-        namespace("n1"), namespace("n2"), service("n1/web", "10.0.0.1", "fd00::1", ports=(("http", "TCP", 80), ("", "TCP", 81))),
+        namespace("n1"), namespace("n2"),
+        service("n1/web", "10.0.0.1", "fd00::1", ports=(("http", "TCP", 80), ("", "TCP", 81))),
         service("n1/db"), endpointslice("n1/db-1", "db", endpoint("10.1.0.1", host="db-0"), endpoint("10.1.0.2")),
-        service("n2/ext", external="www.example.org"), service("n2/portless", "10.0.0.9", ports=()), service("n2/nothing"),
+        service("n2/ext", external="www.example.org"), service("n2/portless", "10.0.0.9", ports=()),
+        service("n2/nothing"),
         service("n2/sentinel"), endpointslice("n2/sentinel-1", "sentinel", endpoint("10.1.0.9"), ports=()),
     ]))  # fmt: skip
     return path
@@ -47,16 +51,22 @@ def fetch(server: Server, zone: str = "cluster.local.", **options: Any) -> dns.z
 
 
 def records(zone: dns.zone.Zone) -> set[str]:
-    return {f"{name} {dns.rdatatype.to_text(rds.rdtype)} {rd}" for name, node in zone.items() for rds in node for rd in rds}
+    return {
+        f"{name} {dns.rdatatype.to_text(rds.rdtype)} {rd}" for name, node in zone.items() for rds in node for rd in rds
+    }
 
 
 def test_a_cluster_zone_is_transferred_whole(serve: Serve, objects: Path) -> None:
-    found = {record for record in records(fetch(serve(block(objects)))) if " SOA " not in record and " NS " not in record}
+    found = {
+        record for record in records(fetch(serve(block(objects)))) if " SOA " not in record and " NS " not in record
+    }
     assert {record for record in found if "ns.dns" not in record} == {
         "web.n1.svc.cluster.local. A 10.0.0.1", "web.n1.svc.cluster.local. AAAA fd00::1",
-        "web.n1.svc.cluster.local. SRV 0 100 80 web.n1.svc.cluster.local.", "web.n1.svc.cluster.local. SRV 0 100 81 web.n1.svc.cluster.local.",
+        "web.n1.svc.cluster.local. SRV 0 100 80 web.n1.svc.cluster.local.",
+        "web.n1.svc.cluster.local. SRV 0 100 81 web.n1.svc.cluster.local.",
         "_http._tcp.web.n1.svc.cluster.local. SRV 0 100 80 web.n1.svc.cluster.local.",
-        "db.n1.svc.cluster.local. A 10.1.0.1", "db.n1.svc.cluster.local. A 10.1.0.2", "db-0.db.n1.svc.cluster.local. A 10.1.0.1",
+        "db.n1.svc.cluster.local. A 10.1.0.1", "db.n1.svc.cluster.local. A 10.1.0.2",
+        "db-0.db.n1.svc.cluster.local. A 10.1.0.1",
         "10-1-0-2.db.n1.svc.cluster.local. A 10.1.0.2",
         "_http._tcp.db.n1.svc.cluster.local. SRV 0 50 80 db-0.db.n1.svc.cluster.local.",
         "_http._tcp.db.n1.svc.cluster.local. SRV 0 50 80 10-1-0-2.db.n1.svc.cluster.local.",
@@ -80,7 +90,8 @@ def test_every_transferred_record_is_what_a_query_answers(serve: Serve, objects:
 def test_a_large_zone_comes_in_many_messages_while_others_are_answered(serve: Serve, api: ApiServer) -> None:
     api.put(namespace("n1"), *(service(f"n1/s{i}", f"10.0.{i // 250}.{i % 250}") for i in range(3000)))
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes cluster.local {{\n endpoint {api.url}\n }}\n}}"
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes cluster.local {{\n endpoint "
+        f"{api.url}\n }}\n}}"
     )
     eventually(lambda: code(server.ask("nope.n1.svc.cluster.local.")) == "NXDOMAIN")
     with server.connect() as connection:
@@ -102,7 +113,8 @@ def test_a_large_zone_comes_in_many_messages_while_others_are_answered(serve: Se
 def test_a_client_that_reads_slowly_holds_nobody_and_costs_little(serve: Serve, api: ApiServer) -> None:
     api.put(namespace("n1"), *(service(f"n1/s{i}", f"10.0.{i // 250}.{i % 250}") for i in range(2000)))
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes cluster.local {{\n endpoint {api.url}\n }}\n}}"
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes cluster.local {{\n endpoint "
+        f"{api.url}\n }}\n}}"
     )
     eventually(lambda: code(server.ask("nope.n1.svc.cluster.local.")) == "NXDOMAIN")
     query = dns.message.make_query("cluster.local.", "AXFR").to_wire()
@@ -115,15 +127,23 @@ def test_a_client_that_reads_slowly_holds_nobody_and_costs_little(serve: Serve, 
         for i in range(100):
             assert data(server.ask(f"s{i}.n1.svc.cluster.local."))
         listener = next(iter(server.server.listeners.values())).tcp[0]
-        assert all(c.transport.get_write_buffer_size() < 600_000 for c in listener.connections if c.transport is not None)
+        assert all(
+            c.transport.get_write_buffer_size() < 600_000 for c in listener.connections if c.transport is not None
+        )
 
 
-@pytest.mark.parametrize(("serial", "whole"), [(-1, True), (0, False), (1, False), (0x7FFFFFFF, False), (-0x70000000, True)])
-def test_ixfr_gives_the_soa_to_who_has_it_and_the_zone_to_others(serve: Serve, objects: Path, serial: int, whole: bool) -> None:
+@pytest.mark.parametrize(
+    ("serial", "whole"), [(-1, True), (0, False), (1, False), (0x7FFFFFFF, False), (-0x70000000, True)]
+)
+def test_ixfr_gives_the_soa_to_who_has_it_and_the_zone_to_others(
+    serve: Serve, objects: Path, serial: int, whole: bool
+) -> None:
     server = serve(block(objects))
     ours = int(server.ask("cluster.local.", "SOA").answer[0][0].serial)
     query = dns.message.make_query("cluster.local.", "IXFR")
-    query.authority.append(dns.rrset.from_text("cluster.local.", 0, "IN", "SOA", f". . {(ours + serial) & 0xFFFFFFFF} 0 0 0 0"))
+    query.authority.append(
+        dns.rrset.from_text("cluster.local.", 0, "IN", "SOA", f". . {(ours + serial) & 0xFFFFFFFF} 0 0 0 0")
+    )
     with server.connect() as connection:
         wire = query.to_wire()
         connection.sendall(len(wire).to_bytes(2, "big") + wire)
@@ -152,13 +172,17 @@ def test_an_ixfr_without_a_serial_is_a_format_error(serve: Serve, objects: Path)
 def test_before_the_first_sync_there_is_nothing_to_transfer(serve: Serve, api: ApiServer) -> None:
     api.down()
     server = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes cluster.local {{\n endpoint {api.url}\n }}\n}}"
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n kubernetes cluster.local {{\n endpoint "
+        f"{api.url}\n }}\n}}"
     )
     assert code(server.ask("cluster.local.", "AXFR", tcp=True)) == "SERVFAIL"
 
 
 def test_those_named_by_address_are_notified_at_start(serve: Serve, objects: Path, lines: list[str]) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as good, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bad:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as good,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bad,
+    ):
         for sock in (good, bad):
             sock.bind(("127.0.0.1", 0))
             sock.settimeout(5)
@@ -190,7 +214,8 @@ def test_knot_takes_the_zone_as_a_secondary(serve: Serve, objects: Path, tmp_pat
     port = free_port()
     (tmp_path / "knot.conf").write_text(
         f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {tmp_path}\ndatabase:\n  storage: {tmp_path}/db\n"
-        f"remote:\n  - id: kdns\n    address: 127.0.0.1@{server.port}\ntemplate:\n  - id: default\n    storage: {tmp_path}\n"
+        f"remote:\n  - id: kdns\n    address: 127.0.0.1@{server.port}\ntemplate:\n  - id: default\n    storage: "
+        f"{tmp_path}\n"
         "zone:\n  - domain: cluster.local\n    master: kdns\n"
     )
     with subprocess.Popen(
@@ -213,9 +238,12 @@ def test_knot_takes_the_zone_as_a_secondary(serve: Serve, objects: Path, tmp_pat
 
 
 @pytest.mark.parametrize(("options", "expected"), [
-    ("transfer", "needs `to`"), ("transfer {\n to\n }", "expected * or addresses"), ("transfer {\n to 10.0.0.0/8\n }", "expected an IP address"),
-    ("transfer {\n to ns.example.org\n }", "expected an IP address"), ("transfer {\n to *\n what\n }", "unknown property"),
-    ("transfer {\n to 127.0.0.1:99999\n }", "is no port"), ("transfer {\n to *\n source x\n }", "expected an IP address"),
+    ("transfer", "needs `to`"), ("transfer {\n to\n }", "expected * or addresses"),
+    ("transfer {\n to 10.0.0.0/8\n }", "expected an IP address"),
+    ("transfer {\n to ns.example.org\n }", "expected an IP address"),
+    ("transfer {\n to *\n what\n }", "unknown property"),
+    ("transfer {\n to 127.0.0.1:99999\n }", "is no port"),
+    ("transfer {\n to *\n source x\n }", "expected an IP address"),
 ])  # fmt: skip
 def test_bad_transfers_are_named(serve: Serve, objects: Path, options: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:

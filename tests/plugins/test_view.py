@@ -47,8 +47,10 @@ def test_an_expression_that_fails_for_a_query_does_not_fit(serve: Serve) -> None
 
 def test_every_function_tells_about_the_query(serve: Serve) -> None:
     facts = (
-        "name() == 'www.example.org.'", "type() == 'A'", "class() == 'IN'", "client_ip() == '127.0.0.1'", "port() != ''",
-        "server_ip() == '127.0.0.1'", "server_port() == '{port}'", "proto() == 'udp'", "id() == 4660", "opcode() == 0", "size() == 44",
+        "name() == 'www.example.org.'", "type() == 'A'", "class() == 'IN'", "client_ip() == '127.0.0.1'",
+        "port() != ''",
+        "server_ip() == '127.0.0.1'", "server_port() == '{port}'", "proto() == 'udp'", "id() == 4660", "opcode() == 0",
+        "size() == 44",
         "bufsize() == 1400", "not do()", "incidr(client_ip(), '127.0.0.0/8')", "metadata('view/name') == 'all'",
     )  # fmt: skip
     lines = "\n".join(f" expr {fact}" for fact in facts)
@@ -73,9 +75,11 @@ def test_blocks_of_one_zone_need_views_but_for_the_last(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("inner", "expected"), [
     ("view", "expected a name"), ("view a b", "unexpected argument"), ("view a {\n nope\n }", "unknown property"),
-    ("view a {\n expr\n }", "expected an expression"), ("view a {\n expr name(\n }", "bad expression: unexpected the end"),
+    ("view a {\n expr\n }", "expected an expression"),
+    ("view a {\n expr name(\n }", "bad expression: unexpected the end"),
     ("view a {\n expr name()\n }", "must be true or false"), ("view a {\n expr nope()\n }", "unknown function"),
-    ("view a\n view b", "only be used once"), ("metadata {\n x\n }", "takes no block"), ("metadata\n metadata", "only be used once"),
+    ("view a\n view b", "only be used once"), ("metadata {\n x\n }", "takes no block"),
+    ("metadata\n metadata", "only be used once"),
 ])  # fmt: skip
 def test_bad_views_are_named_with_their_place(serve: Serve, inner: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:
@@ -126,7 +130,9 @@ def test_labels_say_which_pod_asks(serve: Serve, api: ApiServer, lines: list[str
 
 def test_log_shows_which_upstream_answered(serve: Serve, upstream: Start, lines: list[str]) -> None:
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
-    server = serve(f'.:{{port}} {{\n bind 127.0.0.1\n metadata\n log . "by {{/forward/upstream}}"\n forward . {up.address}\n}}')
+    server = serve(
+        f'.:{{port}} {{\n bind 127.0.0.1\n metadata\n log . "by {{/forward/upstream}}"\n forward . {up.address}\n}}'
+    )
     server.ask("x.org.")
     eventually(lambda: any(f"by {up.address}" in line for line in lines))
 
@@ -168,8 +174,10 @@ def test_template_variables_and_expressions(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(("line", "expected"), [
-    ("var", "expected NAME EXPRESSION"), ("var 1x 2", "no name of a new variable"), ("var x", "expected NAME EXPRESSION"),
-    ("var x 1\n var x 2", "no name of a new variable"), ("expr y", 'unknown name "y"'), ("var s 'a'\n expr s > 1", "does not go with"),
+    ("var", "expected NAME EXPRESSION"), ("var 1x 2", "no name of a new variable"),
+    ("var x", "expected NAME EXPRESSION"),
+    ("var x 1\n var x 2", "no name of a new variable"), ("expr y", 'unknown name "y"'),
+    ("var s 'a'\n expr s > 1", "does not go with"),
 ])  # fmt: skip
 def test_bad_template_expressions_are_named(serve: Serve, line: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:

@@ -42,7 +42,9 @@ def test_metrics_are_served_behind_tls_as_a_web_configuration_says(serve: Serve,
             return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
     text = scrape("metrics.lab")
-    assert text.startswith("HTTP/1.1 200 OK") and "\r\nX-Frame-Options: deny\r\n" in text and "coredns_build_info" in text
+    assert (
+        text.startswith("HTTP/1.1 200 OK") and "\r\nX-Frame-Options: deny\r\n" in text and "coredns_build_info" in text
+    )
     try:
         refused = scrape("metrics.lab", known=False)
     except (ssl.SSLError, ConnectionError):
@@ -119,7 +121,8 @@ def test_cipher_suites_are_those_of_the_web_configuration(serve: Serve, tmp_path
     made.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     path.write_text(
         "tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n  max_version: TLS12\n  cipher_suites:\n"
-        "  - TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384\n  - TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384\n  - TLS_AES_128_GCM_SHA256\n"
+        "  - TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384\n  - TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384\n  - "
+        "TLS_AES_128_GCM_SHA256\n"
     )
     serve(block(f"prometheus 127.0.0.1:{port} {{\n tls {path}\n }}", "whoami"))
     context = ssl.create_default_context(cafile=str(authority.path))
@@ -133,8 +136,10 @@ def test_cipher_suites_are_those_of_the_web_configuration(serve: Serve, tmp_path
 
 @pytest.mark.parametrize(("text", "said"), [
     (None, "No such file or directory"), ("- a", "the file is no mapping"), ("a: [", "while parsing"),
-    ("basic_auth_users:\n  a: b", "what a has is no bcrypt hash"), ("basic_auth_users: [a]", "basic_auth_users is no mapping"),
-    ("tls_server_config:\n  cert_file: x\n  key_file: y\n  cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]", "is none of TLS_ECDHE_ECDSA_WITH"),
+    ("basic_auth_users:\n  a: b", "what a has is no bcrypt hash"),
+    ("basic_auth_users: [a]", "basic_auth_users is no mapping"),
+    ("tls_server_config:\n  cert_file: x\n  key_file: y\n  cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]",
+        "is none of TLS_ECDHE_ECDSA_WITH"),
     ("tls_server_config:\n  cert_file: x\n  key_file: y\n  cipher_suites: x", "cipher_suites is no list"),
     ("web: {}", "web is not supported by kdns"),
     ("tls_server_config:\n  cert_file: x", "key_file is missing"),

@@ -48,7 +48,9 @@ def test_plugins_on_one_address_answered_half_of_the_requests(serve: Serve) -> N
 def test_addresses_that_are_the_same_by_another_name_are_shared_too(serve: Serve, others: tuple[str, ...]) -> None:
     port = free_port("0.0.0.0")
     first = "127.0.0.1" if others == ("localhost",) else "0.0.0.0"
-    lines = [f"{plugin} {host}:{port}" for plugin, host in zip(("health", "status", "prometheus"), others, strict=False)]
+    lines = [
+        f"{plugin} {host}:{port}" for plugin, host in zip(("health", "status", "prometheus"), others, strict=False)
+    ]
     serve(block(f"ready {first}:{port}", *lines, "whoami"))
     wanted = dict.fromkeys(PATHS, 404) | {"/ready": 200, "/health": 200}
     if len(others) > 1:
@@ -90,8 +92,10 @@ def ask(port: int, request: str) -> bytes:
 
 
 @pytest.mark.parametrize(("target", "status"), [
-    ("http://127.0.0.1/health", 200), ("HTTP://anybody:8080/health", 200), ("https://a/health?x=http://b/y", 200), ("/health?a=b", 200),
-    ("http://a/nothing", 404), ("http://a", 404), ("http://a?x", 404), ("//a/health", 404), ("/http://a/health", 404), ("health", 400),
+    ("http://127.0.0.1/health", 200), ("HTTP://anybody:8080/health", 200), ("https://a/health?x=http://b/y", 200),
+    ("/health?a=b", 200),
+    ("http://a/nothing", 404), ("http://a", 404), ("http://a?x", 404), ("//a/health", 404), ("/http://a/health", 404),
+    ("health", 400),
     ("http://[::1/health", 400),
 ])  # fmt: skip
 def test_a_target_in_absolute_form_was_not_found(serve: Serve, target: str, status: int) -> None:

@@ -1,4 +1,6 @@
-"""What the server makes of messages: accept checks, EDNS, blocks, truncation (corefile.md 8 and 10; reliability.md P)."""
+"""What the server makes of messages: accept checks, EDNS, blocks, truncation (corefile.md 8 and 10; reliability.md
+P).
+"""
 
 import random
 import struct
@@ -279,7 +281,8 @@ def test_mutated_queries_never_stop_the_server(server: Server) -> None:
             for _ in range(chance.randint(1, 6)):
                 message[chance.randrange(len(message))] = chance.randrange(256)
             sock.sendto(
-                bytes(message[: chance.randint(1, len(message))]) if i % 3 == 0 else bytes(message), ("127.0.0.1", server.port)
+                bytes(message[: chance.randint(1, len(message))]) if i % 3 == 0 else bytes(message),
+                ("127.0.0.1", server.port),
             )
             if i % 50 == 0:
                 assert data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.1"]

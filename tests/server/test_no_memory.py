@@ -1,8 +1,8 @@
 """A reply depends on the data and the question, never on what was asked before, by whom, or in which order.
 
-Two servers over one API get the same random questions in opposite orders while Services come, go and change address. After
-each round a fresh server judges. All three must say the same, but for the order of records, the SOA's serial and the TTLs
-that a cache counts down.
+Two servers over one API get the same random questions in opposite orders while Services come, go and change address.
+After each round a fresh server judges. All three must say the same, but for the order of records, the SOA's serial and
+the TTLs that a cache counts down.
 """
 
 import random
@@ -74,7 +74,9 @@ ALONE = """cluster.local in-addr.arpa ip6.arpa {
     }
     forward . UPSTREAM
 }
-""".replace("ip6.arpa {", "ip6.arpa:{port} {").replace("cluster.local in-addr.arpa", "cluster.local:{port} in-addr.arpa:{port}")
+""".replace("ip6.arpa {", "ip6.arpa:{port} {").replace(
+    "cluster.local in-addr.arpa", "cluster.local:{port} in-addr.arpa:{port}"
+)
 FALLS = """.:{port} {
     bind 127.0.0.1
     metadata
@@ -309,7 +311,10 @@ def changes(api: ApiServer, chance: random.Random, turn: int) -> None:
                 ips = [f"10.96.1.{chance.randrange(5, 7)}"] + (["fd00::5"] if chance.random() < 0.3 else [])
                 api.put(service(key, *ips, ports=(("http", "TCP", 80), ("dns", "UDP", 53))))
         if chance.random() < 0.8:
-            ends = [endpoint(f"10.244.1.{n}", host=f"db-{i}", pod=f"p{i}") for i, n in enumerate(chance.sample(range(4, 9), 3))]
+            ends = [
+                endpoint(f"10.244.1.{n}", host=f"db-{i}", pod=f"p{i}")
+                for i, n in enumerate(chance.sample(range(4, 9), 3))
+            ]
             api.put(service(f"{ns}/db"), endpointslice(f"{ns}/db-1", "db", *ends))
         elif f"{ns}/db-1" in api.objects["endpointslices"]:
             api.delete("EndpointSlice", f"{ns}/db-1")
@@ -317,7 +322,11 @@ def changes(api: ApiServer, chance: random.Random, turn: int) -> None:
         api.put(namespace("n3"), service("n3/web", "10.96.1.9"))
     if turn == 3:
         api.delete("Namespace", "/n3")
-    api.put(namespace(f"marker{turn}"), service(f"n1/m{turn}"), endpointslice(f"n1/m{turn}-1", f"m{turn}", endpoint("10.9.9.9")))
+    api.put(
+        namespace(f"marker{turn}"),
+        service(f"n1/m{turn}"),
+        endpointslice(f"n1/m{turn}-1", f"m{turn}", endpoint("10.9.9.9")),
+    )
 
 
 def sees(server: Server, turn: int) -> bool:
@@ -359,5 +368,7 @@ def test_any_order_of_questions_gives_what_a_fresh_server_gives(
         order = list(range(len(asked)))
         chance.shuffle(order)
         judged = {i: said(clients[-1].ask(asked[i])) for i in order}
-        wrong += [(turn, judged[i], forward[i], backward[i]) for i in order if not forward[i] == backward[i] == judged[i]]
+        wrong += [
+            (turn, judged[i], forward[i], backward[i]) for i in order if not forward[i] == backward[i] == judged[i]
+        ]
     assert not wrong, f"{len(wrong)} replies depend on what was asked before, such as {wrong[0]}"

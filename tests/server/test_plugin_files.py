@@ -39,7 +39,8 @@ def test_an_edited_file_takes_effect_with_a_reload(serve: Serve, tmp_path: Path)
 def test_a_plugin_that_breaks_breaks_its_query_alone(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
     path = tmp_path / "bad.py"
     path.write_text(
-        'from kdns.plugin import Plugin\nclass Bad(Plugin):\n name = "bad"\n def handle(self, request):\n  if request.name == "x.org.":\n   1 / 0\n'
+        'from kdns.plugin import Plugin\nclass Bad(Plugin):\n name = "bad"\n def handle(self, request):\n  if '
+        'request.name == "x.org.":\n   1 / 0\n'
     )
     server = serve(f".:{{port}} {{\n bind 127.0.0.1\n plugin {path}\n whoami\n}}")
     assert code(server.ask("x.org.")) == "SERVFAIL" and code(server.ask("y.org.")) == "EMPTY"
@@ -55,13 +56,16 @@ def test_its_place_among_the_others_is_its_own_choice(serve: Serve, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("def (", "line 1: SyntaxError"), ("x = 1\n1 / 0", "line 2: ZeroDivisionError"), ("import nope_nope", "line 1: ModuleNotFoundError"),
+    ("def (", "line 1: SyntaxError"), ("x = 1\n1 / 0", "line 2: ZeroDivisionError"),
+    ("import nope_nope", "line 1: ModuleNotFoundError"),
     ("", "expected one class that extends Plugin, found 0"), ("raise SystemExit(3)", "SystemExit"),
     ("from kdns.plugin import Plugin\nclass A(Plugin): pass", "has no `name`"),
     ("from kdns.plugin import Plugin\nclass A(Plugin): name='a'\nclass B(Plugin): name='b'", "found 2"),
     ("from kdns.plugin import Plugin\nclass A(Plugin): name='a'", "unexpected argument"),
 ])  # fmt: skip
-def test_what_is_wrong_with_a_file_is_said_with_its_place(serve: Serve, tmp_path: Path, text: str, expected: str) -> None:
+def test_what_is_wrong_with_a_file_is_said_with_its_place(
+    serve: Serve, tmp_path: Path, text: str, expected: str
+) -> None:
     path = tmp_path / "p.py"
     path.write_text(text)
     argument = " more" if "unexpected" in expected else ""
@@ -91,7 +95,9 @@ class FromFile(Server):
         return serving.corefile_source(self.text, 53)()
 
 
-def test_a_file_was_looked_for_in_the_working_folder(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_was_looked_for_in_the_working_folder(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("corefile", "corefile/more", "root", "elsewhere"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "says.py").write_text(SAYS.replace("WORD", folder))
@@ -109,7 +115,9 @@ def test_a_file_was_looked_for_in_the_working_folder(serve: Serve, tmp_path: Pat
 
     assert says("plugin says.py") == ['"corefile"']
     assert says("plugin more/says.py") == ['"corefile/more"']
-    assert says("plugin says.py", f"root {tmp_path}/root") == says(f"root {tmp_path}/root", "plugin says.py") == ['"root"']
+    assert (
+        says("plugin says.py", f"root {tmp_path}/root") == says(f"root {tmp_path}/root", "plugin says.py") == ['"root"']
+    )
     assert says("root ../root", "plugin says.py") == ['"root"']  # as for other plugins
     assert says(f"plugin {tmp_path}/elsewhere/says.py") == ['"elsewhere"']
     (tmp_path / "imported").write_text("plugin says.py\n")

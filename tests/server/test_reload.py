@@ -384,7 +384,9 @@ def test_the_informer_is_kept_where_its_configuration_did_not_change(serve: Serv
     api.put(namespace("n1"), service("n1/web", "10.0.0.1"))
 
     def corefile(ttl: int) -> str:
-        return f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local {{\n endpoint {api.url}\n ttl {ttl}\n }}\n}}\n"
+        return (
+            f".:{{port}} {{\n bind 127.0.0.1\n kubernetes cluster.local {{\n endpoint {api.url}\n ttl {ttl}\n }}\n}}\n"
+        )
 
     server = serve(corefile(5))
     eventually(lambda: data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.1"])
@@ -494,7 +496,8 @@ def test_the_hash_that_is_shown_is_that_of_what_is_served(serve: Serve, lines: l
     assert len(first) == len(second) == 1 and first != second
     said = [line for line in lines if "Reload" in line or "SHA512" in line]
     assert said == [
-        "[INFO] Reloading", f"[INFO] plugin/reload: Running configuration SHA512 = {second[0]}", "[INFO] Reloading complete",
+        "[INFO] Reloading", f"[INFO] plugin/reload: Running configuration SHA512 = {second[0]}",
+        "[INFO] Reloading complete",
     ]  # fmt: skip
     assert not server.reload("nonsense {") and shown() == second
 

@@ -1,4 +1,6 @@
-"""When a finished reply is given again without asking the plugins: each rule with a plugin that would be wrong without it."""
+"""When a finished reply is given again without asking the plugins: each rule with a plugin that would be wrong without
+it.
+"""
 
 import itertools
 import random
@@ -95,19 +97,24 @@ def test_do_size_transport_and_header_bits_have_replies_of_their_own(mine: Start
     calls = Calls(lambda request: address(request, 1))
     server = mine(handle=calls.bound())
     ways: list[dict[str, Any]] = [
-        {}, {"tcp": True}, {"use_edns": 0}, {"use_edns": 0, "want_dnssec": True}, {"flags": 0}, {"use_edns": 0, "payload": 900},
+        {}, {"tcp": True}, {"use_edns": 0}, {"use_edns": 0, "want_dnssec": True}, {"flags": 0},
+        {"use_edns": 0, "payload": 900},
         {"flags": dns.flags.RD | dns.flags.CD},
     ]  # fmt: skip
     for options in ways * 3:
         reply = server.ask("x.org.", **options)
         assert ("RD" in flags(reply)) == ("flags" not in options or bool(options["flags"] & dns.flags.RD))
-        assert (reply.edns >= 0) == ("use_edns" in options) and bool(reply.ednsflags & dns.flags.DO) == ("want_dnssec" in options)
+        assert (reply.edns >= 0) == ("use_edns" in options) and bool(reply.ednsflags & dns.flags.DO) == (
+            "want_dnssec" in options
+        )
     assert calls.count == 2 * len(ways)
 
 
 def test_type_65_is_not_taken_for_type_97(mine: Start) -> None:
     """In lower case the octet of the one is that of the other."""
-    server = mine(handle=lambda self, request: RcodeOnly(iana.REFUSED) if request.question.type == 97 else address(request, 1))
+    server = mine(
+        handle=lambda self, request: RcodeOnly(iana.REFUSED) if request.question.type == 97 else address(request, 1)
+    )
     for _ in range(3):
         assert (code(server.ask("x.org.", "TYPE97")), code(server.ask("x.org.", "HTTPS"))) == ("REFUSED", "NOERROR")
 
@@ -259,7 +266,9 @@ def test_what_an_answer_hook_or_a_child_pass_reads_counts(mine: Start) -> None:
     def handle(self: Plugin, request: Request) -> Any:
         if request.depth:
             return address(request, request.id % 256)
-        return then(request.lookup(b"\x01y\0", iana.A), lambda outcome: address(request, outcome.answer[0].rdatas[0][3]))
+        return then(
+            request.lookup(b"\x01y\0", iana.A), lambda outcome: address(request, outcome.answer[0].rdatas[0][3])
+        )
 
     server = mine(handle=handle)
     for _ in range(4):
@@ -296,7 +305,10 @@ def test_a_plugin_that_looks_at_all_options_sees_each_query_that_has_any(mine: S
 
 
 def test_a_view_that_looks_at_the_client_is_asked_for_each_query(serve: Callable[..., Server]) -> None:
-    inside = ".:{port} {\n bind 127.0.0.1\n view inside {\n expr client_ip() == '127.0.0.2'\n }\n hosts /nowhere {\n 192.0.2.2 x.org\n }\n}\n"
+    inside = (
+        ".:{port} {\n bind 127.0.0.1\n view inside {\n expr client_ip() == '127.0.0.2'\n }\n hosts /nowhere {\n "
+        "192.0.2.2 x.org\n }\n}\n"
+    )
     server = serve(inside + block("hosts /nowhere {\n 192.0.2.1 x.org\n }"))
 
     def from_(source: str) -> list[str]:
@@ -341,7 +353,9 @@ def test_a_plugin_that_does_not_claim_to_be_pure_sees_each_query(mine: Start, nu
     assert calls.count == 8 and not stored(server)
 
 
-def test_a_block_with_such_a_plugin_that_is_reached_by_a_look_up_counts_too(serve: Callable[..., Server], mine: Start) -> None:
+def test_a_block_with_such_a_plugin_that_is_reached_by_a_look_up_counts_too(
+    serve: Callable[..., Server], mine: Start
+) -> None:
     numbers = itertools.count(1)
 
     def handle(self: Plugin, request: Request) -> Outcome | None:
@@ -427,7 +441,9 @@ def test_an_observer_that_fails_fails_for_its_query_only(mine: Start, lines: lis
     assert sum("boom" in line for line in lines) == 1
 
 
-def test_one_log_line_two_zones_header_and_whoami_switch_nothing_off(serve: Callable[..., Server], lines: list[str]) -> None:
+def test_one_log_line_two_zones_header_and_whoami_switch_nothing_off(
+    serve: Callable[..., Server], lines: list[str]
+) -> None:
     port = free_port()
     server = serve(
         "example.org:{port} example.net:{port} {\n bind 127.0.0.1\n log\n errors\n header {\n response set ra\n }\n"

@@ -45,11 +45,14 @@ def test_it_holds_what_was_put_and_not_removed(steps: list[tuple[str, bytes]], a
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["put", "remove", "remove type", "remove_subtree"]), names, st.integers(1, 3)), max_size=30
+        st.tuples(st.sampled_from(["put", "remove", "remove type", "remove_subtree"]), names, st.integers(1, 3)),
+        max_size=30,
     )
 )
 @settings(max_examples=150, deadline=None)
-def test_each_name_holds_the_newest_rrset_of_each_type_and_what_was_said_of_it_ends(steps: list[tuple[str, bytes, int]]) -> None:
+def test_each_name_holds_the_newest_rrset_of_each_type_and_what_was_said_of_it_ends(
+    steps: list[tuple[str, bytes, int]],
+) -> None:
     store = Store()
     model: dict[tuple[bytes, int], RRset] = {}
     for number, (step, owner, rtype) in enumerate(steps):
@@ -120,7 +123,9 @@ def test_a_node_that_knows_its_types_has_one_answer_for_all_others() -> None:
 
 
 @given(st.lists(names, max_size=12), st.integers(0, 40))
-def test_a_store_that_is_emptied_loses_its_newest_name_each_time_and_holds_together(owners: list[bytes], times: int) -> None:
+def test_a_store_that_is_emptied_loses_its_newest_name_each_time_and_holds_together(
+    owners: list[bytes], times: int
+) -> None:
     store = Store()
     for owner in owners:
         store.put(record(owner))

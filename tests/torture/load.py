@@ -1,7 +1,8 @@
-"""Clients of every bad kind, all on the loopback network: `python -m tests.torture.load [--quick]`, some four minutes a server.
+"""Clients of every bad kind, all on the loopback network: `python -m tests.torture.load [--quick]`, some four minutes a
+server.
 
-What is asked each time: is a polite client served as before, does memory come back, is all over when it is over. Beside CoreDNS where it
-is on PATH. It ends with 1 where kdns misses one of BARS. The machine should have nothing else to do.
+What is asked each time: is a polite client served as before, does memory come back, is all over when it is over. Beside
+CoreDNS where it is on PATH. It ends with 1 where kdns misses one of BARS. The machine should have nothing else to do.
 """
 
 import contextlib
@@ -81,8 +82,8 @@ def flood(server: Process, folder: Path) -> str:
     served = polite.end()
     back = recovered(server)
     return (
-        f"capacity {capacity:,.0f}/s, sent {sent:,.0f}/s, answered {done:,.0f}/s; polite: {served}; recovered in {back:.2f} s"
-        + bar(server, "recovery from a flood", back <= RECOVERED)
+        f"capacity {capacity:,.0f}/s, sent {sent:,.0f}/s, answered {done:,.0f}/s; polite: {served}; recovered in "
+        f"{back:.2f} s" + bar(server, "recovery from a flood", back <= RECOVERED)
     )
 
 
@@ -151,8 +152,8 @@ def slowloris(server: Process, folder: Path) -> str:
     for sock in socks:
         sock.close()
     return (
-        f"{len(socks)} connections, {left} left at the end; a new one: {max(tcp):.1f} ms at worst; polite: {polite.end()}"
-        + bar(server, "slowloris", (left == 0 or QUICK) and min(tcp) >= 0)
+        f"{len(socks)} connections, {left} left at the end; a new one: {max(tcp):.1f} ms at worst; polite: "
+        f"{polite.end()}" + bar(server, "slowloris", (left == 0 or QUICK) and min(tcp) >= 0)
     )
 
 
@@ -168,8 +169,9 @@ def idle(server: Process, folder: Path) -> str:
     served = polite.end()
     for sock in socks:
         sock.close()
-    return f"{len(socks)} connections, {opened} open; a new one: {tcp:.1f} ms; +{grown:.1f} MiB; polite: {served}" + bar(
-        server, "idle connections", tcp >= 0 and served.share >= SHARE_IN_QUIET
+    return (
+        f"{len(socks)} connections, {opened} open; a new one: {tcp:.1f} ms; +{grown:.1f} MiB; polite: {served}"
+        + bar(server, "idle connections", tcp >= 0 and served.share >= SHARE_IN_QUIET)
     )
 
 
@@ -250,7 +252,8 @@ def mute(server: Process, folder: Path) -> str:
             sock.setblocking(False)
             sock.connect(("127.0.0.1", server.port))
             socks.append(sock)
-        # The cache keeps that a name could not be had, for a second: its table is full from then on, which is its size and no leak.
+        # The cache keeps that a name could not be had, for a second: its table is full from then on, which is its size
+        # and no leak.
         outside(socks, "y", 12_000)
         listen(socks, 8)
         before = server.resident()

@@ -1,4 +1,6 @@
-"""What the long runs share: servers as processes of their own, what they take, and a polite client that says how it was served."""
+"""What the long runs share: servers as processes of their own, what they take, and a polite client that says how it was
+served.
+"""
 
 import contextlib
 import json
@@ -61,7 +63,8 @@ class Process:
         self.path = folder / f"Corefile.{name}"
         self.write(corefile)
         self.log = (folder / f"{name}.log").open("wb")
-        # In the folder a stand-alone server would find other files than we mean; kdns itself is found where we found it.
+        # In the folder a stand-alone server would find other files than we mean; kdns itself is found where we found
+        # it.
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
         self.process = subprocess.Popen(
             [*words, "-conf", str(self.path)], stdout=self.log, stderr=self.log, cwd=folder, env=environ

@@ -1,8 +1,9 @@
 """Mixed traffic for so many minutes: `python -m tests.torture.soak MINUTES`.
 
-A cluster of 500 Services of which 50 change each second, a reload every ten seconds, cluster names, names that do not exist, outside
-names and TCP all the while. Memory must not grow after the first five minutes (or the first half), files and tasks not at all. It ends with
-1 where one does. The tasks are counted inside by a plugin that the Corefile names as a file.
+A cluster of 500 Services of which 50 change each second, a reload every ten seconds, cluster names, names that do not
+exist, outside names and TCP all the while. Memory must not grow after the first five minutes (or the first half), files
+and tasks not at all. It ends with 1 where one does. The tasks are counted inside by a plugin that the Corefile names as
+a file.
 """
 
 import contextlib
@@ -148,7 +149,11 @@ def main() -> int:
         (folder / "tasks.py").write_text(COUNTER)
         (folder / "hosts").write_text("".join(f"192.0.2.{i} n{i}.example.org\n" for i in range(100)))
         upstream = stack.enter_context(Process("upstream", UPSTREAM, folder, *kdns_words()))
-        text = COREFILE.replace("URL", api.url).replace("UPSTREAM", str(upstream.port)).replace("HOSTS", str(folder / "hosts"))
+        text = (
+            COREFILE.replace("URL", api.url)
+            .replace("UPSTREAM", str(upstream.port))
+            .replace("HOSTS", str(folder / "hosts"))
+        )
         server = stack.enter_context(Process("kdns", text.replace("TTL", "30"), folder, *kdns_words()))
         workers = [
             threading.Thread(target=churn, args=(api, stop)),
@@ -170,7 +175,8 @@ def main() -> int:
                 counts.append(tasks(server))
                 if len(points) % 12 == 0:
                     print(
-                        f"{points[-1][0] / 60:5.1f} min: {points[-1][1]:.1f} MiB, {files[-1]} files, {counts[-1]} tasks, {reloads} reloads",
+                        f"{points[-1][0] / 60:5.1f} min: {points[-1][1]:.1f} MiB, {files[-1]} files, {counts[-1]} "
+                        f"tasks, {reloads} reloads",
                         flush=True,
                     )
         finally:
@@ -187,12 +193,18 @@ def main() -> int:
     grown = slope(settled)
     said = [count for count in counts if count >= 0]
     print(
-        f"{minutes:g} minutes, {done} reloads of {reloads}: {grown:+.3f} MiB a minute after {since:.0f} s ({settled[0][1]:.1f} to "
-        f"{settled[-1][1]:.1f} MiB); files {min(files[:half])}-{max(files[:half])}, later {min(files[half:])}-{max(files[half:])}; tasks "
+        f"{minutes:g} minutes, {done} reloads of {reloads}: {grown:+.3f} MiB a minute after {since:.0f} s "
+        f"({settled[0][1]:.1f} to "
+        f"{settled[-1][1]:.1f} MiB); files {min(files[:half])}-{max(files[:half])}, later "
+        f"{min(files[half:])}-{max(files[half:])}; tasks "
         f"{min(said)}-{max(said)}, at the end {said[-1]}; {failed} errors of its own"
     )
     bad = (
-        grown > SLOPE or failed or done < reloads - 1 or min(files[half:]) > max(files[:half]) or said[-1] > 2 * max(said[0], 10)
+        grown > SLOPE
+        or failed
+        or done < reloads - 1
+        or min(files[half:]) > max(files[:half])
+        or said[-1] > 2 * max(said[0], 10)
     )
     return 1 if bad else 0
 

@@ -83,7 +83,9 @@ def variants(sizes: range) -> list[dns.message.Message]:
     return out
 
 
-def test_one_name_was_in_flight_ten_thousand_times_by_the_forms_of_its_question(serve: Serve, slow: tuple[Gate, str]) -> None:
+def test_one_name_was_in_flight_ten_thousand_times_by_the_forms_of_its_question(
+    serve: Serve, slow: tuple[Gate, str]
+) -> None:
     gate, address = slow
     server = serve(block(f"forward . {address} {{\n read_timeout 10s\n }}"))
     dispatcher = next(iter(server.server.instance.dispatchers.values()))  # type: ignore[union-attr]
@@ -107,7 +109,9 @@ def test_a_query_upstream_has_our_size_and_ad_and_of_the_client_rd_cd_and_do(ser
     server = serve(block(f"forward . {up.address}"))
     for query in variants(range(600, 601)):
         if query.edns >= 0:
-            query.use_edns(query.edns, query.ednsflags, query.payload, options=[dns.edns.GenericOption(10, b"12345678")])
+            query.use_edns(
+                query.edns, query.ednsflags, query.payload, options=[dns.edns.GenericOption(10, b"12345678")]
+            )
         server.send(query)
         sent = up.queries[-1]
         assert sent.edns == 0 and sent.payload == 1232 and not sent.options
@@ -191,7 +195,9 @@ def test_a_blind_forger_who_found_the_port_had_as_many_guesses_as_time(
         assert data(server.ask(f"x{i}.org.")) == ["192.0.2.1"]
     assert up.protos == ["udp", "tcp"] * 3 and total("kdns_upstream_mismatch_retries_total") - retries == 3
     forwarder: Any = next(p for p in server.server.instance.plugins if p.name == "forward")  # type: ignore[union-attr]
-    assert not forwarder.upstreams[0].fails and not forwarder.upstreams[0].down() and not forwarder.upstreams[0].udp.idle
+    assert (
+        not forwarder.upstreams[0].fails and not forwarder.upstreams[0].down() and not forwarder.upstreams[0].udp.idle
+    )
 
 
 def test_junk_and_no_tcp_marks_nobody_down(serve: Serve, upstream: Start) -> None:
@@ -230,7 +236,8 @@ def test_a_reply_that_is_a_header_alone_was_waited_out(
     pytest.param(lambda q: struct.pack("!HH8x", q.id, 0x8003), id="NXDOMAIN"),
     pytest.param(lambda q: struct.pack("!HH8x", q.id, 0xA001), id="another opcode"),
     pytest.param(
-        lambda q: struct.pack("!HHHHHH", q.id, 0x8002, 0, 1, 0, 0) + b"\0\0\1\0\1\0\0\0\5\0\4\1\2\3\4", id="with a record"
+        lambda q: struct.pack("!HHHHHH", q.id, 0x8002, 0, 1, 0, 0) + b"\0\0\1\0\1\0\0\0\5\0\4\1\2\3\4",
+        id="with a record"
     ),
 ])  # fmt: skip
 def test_a_header_alone_that_is_no_error_of_this_query_is_no_reply(
@@ -279,7 +286,9 @@ def test_an_extended_code_is_servfail_for_who_knows_none(serve: Serve, upstream:
         return reply
 
     server = serve(block(f"forward . {upstream(script).address}"))
-    assert code(server.ask("x.org.", use_edns=False)) == "SERVFAIL" and code(server.ask("x.org.", use_edns=0)) == "BADVERS"
+    assert (
+        code(server.ask("x.org.", use_edns=False)) == "SERVFAIL" and code(server.ask("x.org.", use_edns=0)) == "BADVERS"
+    )
 
 
 # Random case (0x20).
@@ -289,7 +298,9 @@ def mixed(text: str) -> bool:
     return text not in (text.lower(), text.upper())
 
 
-def test_case_is_random_where_that_is_configured_and_the_clients_own_is_what_it_gets(serve: Serve, upstream: Start) -> None:
+def test_case_is_random_where_that_is_configured_and_the_clients_own_is_what_it_gets(
+    serve: Serve, upstream: Start
+) -> None:
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     name = "some-long-name.with-65-letters.example.org."
     server = serve(block(f"forward . {up.address} {{\n case_randomization\n }}"))
@@ -314,7 +325,9 @@ def test_a_reply_in_another_case_is_asked_for_over_tcp(serve: Serve, upstream: S
         return [answer(forged, "A 192.0.2.66").to_wire(), answer(query, "A 192.0.2.2").to_wire()]
 
     up = upstream(script)
-    server = serve(block(f"forward . {up.address} {{\n case_randomization\n health_check 0.5s domain health.example.org\n }}"))
+    server = serve(
+        block(f"forward . {up.address} {{\n case_randomization\n health_check 0.5s domain health.example.org\n }}")
+    )
     retries = total("kdns_upstream_mismatch_retries_total")
     for i in range(3):
         assert data(server.ask(f"x{i}.a-long-name.example.org.")) == ["192.0.2.1"]

@@ -1,5 +1,5 @@
-"""Upstreams at their worst: spoofed, mute, slow, lossy, half-open, flooding. Rows S1-S8, R1-R3 and K17 of the reliability
-sheet that tests/plugins/test_forward.py and test_cache.py do not hold."""
+"""Upstreams at their worst: spoofed, mute, slow, lossy, half-open, flooding. Rows S1-S8, R1-R3 and K17 of the
+reliability sheet that tests/plugins/test_forward.py and test_cache.py do not hold."""
 
 import asyncio
 import collections
@@ -40,7 +40,9 @@ def says(text: str) -> Callable[[dns.message.Message, str], dns.message.Message]
 
 
 def evenly_spread(values: list[int], low: int, high: int, buckets: int = 64) -> bool:
-    """Whether a chi-square test finds nothing: 63 degrees of freedom have a mean of 63 and a deviation of 11; 150 is 8 of them."""
+    """Whether a chi-square test finds nothing: 63 degrees of freedom have a mean of 63 and a deviation of 11; 150 is 8
+    of them.
+    """
     counts = collections.Counter((value - low) * buckets // (high - low) for value in values)
     expected = len(values) / buckets
     return sum((counts[i] - expected) ** 2 / expected for i in range(buckets)) < 150
@@ -66,7 +68,8 @@ def test_ports_are_evenly_spread_also_from_a_fixed_address(source: str) -> None:
         return out
 
     ports = asyncio.run(collect())
-    # The kernel gives unbound sockets ports of the range; a connected socket may favour one parity, so pairs are counted.
+    # The kernel gives unbound sockets ports of the range; a connected socket may favour one parity, so pairs are
+    # counted.
     assert evenly_spread([port // 2 for port in ports], low // 2, high // 2 + 1)
 
 
@@ -152,7 +155,9 @@ def test_a_query_ends_within_five_seconds_whatever_its_upstreams_do(serve: Serve
 
 
 def test_aliases_are_followed_ten_deep_and_no_further(serve: Serve, upstream: Start) -> None:
-    template = 'template IN A chain {\n match ^n([0-9]*)[.]chain[.]$\n answer "{{ .Name }} CNAME n{{ .Group.1 }}0.chain."\n }'
+    template = (
+        'template IN A chain {\n match ^n([0-9]*)[.]chain[.]$\n answer "{{ .Name }} CNAME n{{ .Group.1 }}0.chain."\n }'
+    )
     server = serve(block(template))
     reply = server.ask("n1.chain.")
     assert sum(len(rrset) for rrset in reply.answer) <= 11
@@ -167,7 +172,10 @@ def test_queries_in_flight_are_bounded_for_all_and_for_each_client(
     up = upstream(mute)
     server = serve(".:{port} {\n forward . " + up.address + " {\n read_timeout 10s\n }\n}")
     dispatcher = next(iter(server.server.instance.dispatchers.values()))  # type: ignore[union-attr]
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+    ):
         two.bind(("127.0.0.2", 0))
         one.settimeout(2)
         two.settimeout(2)
@@ -223,7 +231,9 @@ def cluster(tmp_path: Path) -> str:
     return f"kubernetes cluster.local {{\n manifests {tmp_path / 'c.yaml'}\n }}"
 
 
-def test_names_of_the_cluster_are_answered_while_every_upstream_is_dead(serve: Serve, upstream: Start, cluster: str) -> None:
+def test_names_of_the_cluster_are_answered_while_every_upstream_is_dead(
+    serve: Serve, upstream: Start, cluster: str
+) -> None:
     """Hundreds of outside queries wait; what is ours goes by them in order."""
     server = serve(block("cache 30", cluster, f"forward . {upstream(mute).address}"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:

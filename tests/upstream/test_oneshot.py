@@ -30,7 +30,9 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[..., Answer]]:
     """Asks a server, whose reply is what `peer` sends, on each loop."""
     threads: list[threading.Thread] = []
 
-    def start(peer: Peer, query: bytes = QUERY, timeout: float = 10.0, source: str = "", host: str = "127.0.0.1") -> Answer:
+    def start(
+        peer: Peer, query: bytes = QUERY, timeout: float = 10.0, source: str = "", host: str = "127.0.0.1"
+    ) -> Answer:
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind((host, 0))
 
@@ -59,10 +61,13 @@ def reply_to(query: bytes, address: str = "192.0.2.1") -> bytes:
 def forged(query: bytes) -> list[bytes]:
     """What is no reply to a query."""
     right = reply_to(query, "198.51.100.66")
-    other = dns.message.make_response(dns.message.make_query("y.org.", "A", id=dns.message.from_wire(query).id)).to_wire()
+    other = dns.message.make_response(
+        dns.message.make_query("y.org.", "A", id=dns.message.from_wire(query).id)
+    ).to_wire()
     return [
         b"", b"x", query, bytes((right[0] ^ 1,)) + right[1:], other, right[:-1],
-        *(right[:2] + bytes((right[2] ^ 0x20,)) + right[3:], right.replace(b"\1x\3org\0\0\1", b"\1x\3org\0\0\x1c")) * 10,
+        *(right[:2] + bytes((right[2] ^ 0x20,)) + right[3:],
+            right.replace(b"\1x\3org\0\0\1", b"\1x\3org\0\0\x1c")) * 10,
     ]  # fmt: skip
 
 

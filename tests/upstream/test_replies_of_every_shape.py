@@ -1,4 +1,6 @@
-"""Whatever an upstream says, over UDP or TCP: the client gets a reply in time, nothing is raised, and nothing is left behind."""
+"""Whatever an upstream says, over UDP or TCP: the client gets a reply in time, nothing is raised, and nothing is left
+behind.
+"""
 
 import itertools
 import struct
@@ -46,8 +48,10 @@ class RawUpstream(Upstream):
 
 CLOSE = b"close the connection"
 RECORDS = (
-    "A 192.0.2.1", "AAAA 2001:db8::1", "CNAME other.example.net.", "MX 10 mail.example.net.", "TXT some text", "NS ns.example.net.",
-    "SOA ns.example.net. mail.example.net. 1 2 3 4 5", "SRV 1 2 3 srv.example.net.", "HTTPS 1 . alpn=h2", "TYPE65280 \\# 3 010203",
+    "A 192.0.2.1", "AAAA 2001:db8::1", "CNAME other.example.net.", "MX 10 mail.example.net.", "TXT some text",
+    "NS ns.example.net.",
+    "SOA ns.example.net. mail.example.net. 1 2 3 4 5", "SRV 1 2 3 srv.example.net.", "HTTPS 1 . alpn=h2",
+    "TYPE65280 \\# 3 010203",
 )  # fmt: skip
 
 
@@ -66,7 +70,9 @@ def replies(draw: st.DrawFn) -> Any:
         for section, record in records:
             rtype, _, content = record.partition(" ")
             owner = query.question[0].name
-            (reply.answer, reply.authority, reply.additional)[section].append(dns.rrset.from_text(owner, 5, "IN", rtype, content))
+            (reply.answer, reply.authority, reply.additional)[section].append(
+                dns.rrset.from_text(owner, 5, "IN", rtype, content)
+            )
         wire = bytearray(reply.to_wire())
         if not plain:
             wire[2:4] = struct.pack("!H", flags)
@@ -164,7 +170,8 @@ def running(request: pytest.FixtureRequest) -> Iterator[tuple[str, Server, RawUp
 
 def faults() -> list[float]:
     return [
-        sum(slot[0] for slot in REGISTRY[name].slots.values()) for name in ("kdns_internal_errors_total", "coredns_panics_total")
+        sum(slot[0] for slot in REGISTRY[name].slots.values())
+        for name in ("kdns_internal_errors_total", "coredns_panics_total")
     ]
 
 
@@ -185,7 +192,9 @@ def script_of(messages: list[tuple[Any, str]], ends_well: bool) -> Script:
 
 
 @settings(max_examples=60, deadline=None)
-@given(messages=st.lists(st.tuples(replies(), WAYS), min_size=1, max_size=3), ends_well=st.booleans(), edns=st.booleans())
+@given(
+    messages=st.lists(st.tuples(replies(), WAYS), min_size=1, max_size=3), ends_well=st.booleans(), edns=st.booleans()
+)
 def test_a_client_gets_a_reply_whatever_the_upstream_says(
     running: tuple[str, Server, RawUpstream], messages: list[tuple[Any, str]], ends_well: bool, edns: bool
 ) -> None:

@@ -58,7 +58,9 @@ def timed(server: Server, name: str, **options: Any) -> float:
 
 
 @KINDS
-def test_a_connection_that_fell_silent_was_an_outage_for_ever(begin: Callable[..., tuple[Server, Peer]], kind: str) -> None:
+def test_a_connection_that_fell_silent_was_an_outage_for_ever(
+    begin: Callable[..., tuple[Server, Peer]], kind: str
+) -> None:
     server, up = begin(kind, None, "read_timeout 1s")
     timed(server, "before.org.")
     up.silence()
@@ -88,7 +90,9 @@ def test_queries_behind_the_first_on_a_silent_connection_wait_no_longer_than_it(
 
 
 @KINDS
-def test_a_name_that_takes_too_long_costs_a_busy_connection_nothing(begin: Callable[..., tuple[Server, Peer]], kind: str) -> None:
+def test_a_name_that_takes_too_long_costs_a_busy_connection_nothing(
+    begin: Callable[..., tuple[Server, Peer]], kind: str
+) -> None:
     server, up = begin(
         kind,
         lambda query: None if "slow" in str(query.question[0].name) else answer(query, "A 192.0.2.1"),
@@ -216,7 +220,8 @@ async def serve(reader, writer):
 async def main():
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    up = Upstream(Address("dns", "127.0.0.1", port), Options(timeout=1.0, force_tcp=True, interval=0.1), "t", Deadlines(), None)
+    options = Options(timeout=1.0, force_tcp=True, interval=0.1)
+    up = Upstream(Address("dns", "127.0.0.1", port), options, "t", Deadlines(), None)
 
     async def ask():
         done, began = asyncio.get_running_loop().create_future(), time.monotonic()

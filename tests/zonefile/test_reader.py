@@ -45,23 +45,32 @@ def complaint(text: str | bytes) -> str:
 
 
 RDATA = [
-    "A 192.0.2.1", "NS ns.example.net.", "CNAME @", "PTR host", "HINFO cpu \"an os\"", "MX 10 mail", 'TXT "a b" c "\\"\\255;"',
-    "RP mail. txt.example.org.", "AFSDB 1 afs", "KEY 256 3 13 AwEAAQ==", "AAAA 2001:db8::1", "X25 3110", "ISDN 150862 004", "RT 2 relay",
-    "LOC 52 22 23.000 N 4 53 32.000 E -2.00m 0.00m 10000m 10m", "LOC 1 S 2 3 W 5m", "SRV 0 5 5060 sip", "PX 10 a.b. c.d.",
-    'NAPTR 100 10 "u" "E2U+sip" "!^.*$!sip:info@example.com!" .', "KX 1 kx", "CERT PKIX 0 RSASHA256 AwEAAQ==", "DNAME other.example.",
+    "A 192.0.2.1", "NS ns.example.net.", "CNAME @", "PTR host", "HINFO cpu \"an os\"", "MX 10 mail",
+    'TXT "a b" c "\\"\\255;"',
+    "RP mail. txt.example.org.", "AFSDB 1 afs", "KEY 256 3 13 AwEAAQ==", "AAAA 2001:db8::1", "X25 3110",
+    "ISDN 150862 004", "RT 2 relay",
+    "LOC 52 22 23.000 N 4 53 32.000 E -2.00m 0.00m 10000m 10m", "LOC 1 S 2 3 W 5m", "SRV 0 5 5060 sip",
+    "PX 10 a.b. c.d.",
+    'NAPTR 100 10 "u" "E2U+sip" "!^.*$!sip:info@example.com!" .', "KX 1 kx", "CERT PKIX 0 RSASHA256 AwEAAQ==",
+    "DNAME other.example.",
     "APL 1:192.168.32.0/21 !1:192.168.38.0/28 2:ff00::/8", "DS 60485 5 1 2BB183AF5F22588179A53B0A98631FAD1A292118",
-    "SSHFP 2 1 123456789abcdef67890123456789abcdef67890", "IPSECKEY 10 1 2 192.0.2.38 AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==",
+    "SSHFP 2 1 123456789abcdef67890123456789abcdef67890",
+    "IPSECKEY 10 1 2 192.0.2.38 AQNRU3mG7TVTO2BkR47usntb102uFJtugbo6BSGvgqt4AQ==",
     "IPSECKEY 10 0 2 . AQNR", "IPSECKEY 10 3 2 gw AQNR", "IPSECKEY 10 2 2 2001:db8::1 AQNR",
     "RRSIG A 5 3 86400 20300322173103 20300220173103 2642 example.org. oJB1W6WNGv+ldvQ3WDG0MQkg5IEhjRip8WTr",
     "NSEC host.example.com. A MX RRSIG NSEC TYPE1234", "DNSKEY 256 3 ED25519 AwEAAQ==",
-    "DHCID AAIBY2/AuCccgoJbsaxcQc9TUapptP69lOjxfNuVAA2kjEA=", "NSEC3 1 1 12 aabbccdd 2vptu5timamqttgl4luu9kg21e0aor3s MX RRSIG",
+    "DHCID AAIBY2/AuCccgoJbsaxcQc9TUapptP69lOjxfNuVAA2kjEA=",
+    "NSEC3 1 1 12 aabbccdd 2vptu5timamqttgl4luu9kg21e0aor3s MX RRSIG",
     "NSEC3 1 0 0 - 2vptu5timamqttgl4luu9kg21e0aor3s", "NSEC3PARAM 1 0 0 -", "TLSA 3 1 1 " + "d2" * 32,
-    "SMIMEA 3 1 0 d2ab", "HIP 2 200100107B1A74DF365639CC39F1D578 AwEAAbdxyhNuSutc5EMzxTs9LBPCIkOFH8cIvM4p rvs.example.com.",
-    "CDS 0 0 0 00", "CDNSKEY 0 3 0 AA==", "OPENPGPKEY AwEAAQ==", "CSYNC 66 3 A NS AAAA", "ZONEMD 2018031900 1 1 " + "ab" * 48,
+    "SMIMEA 3 1 0 d2ab",
+    "HIP 2 200100107B1A74DF365639CC39F1D578 AwEAAbdxyhNuSutc5EMzxTs9LBPCIkOFH8cIvM4p rvs.example.com.",
+    "CDS 0 0 0 00", "CDNSKEY 0 3 0 AA==", "OPENPGPKEY AwEAAQ==", "CSYNC 66 3 A NS AAAA",
+    "ZONEMD 2018031900 1 1 " + "ab" * 48,
     'SVCB 1 . alpn="h2,h3" port=8443 ipv4hint=192.0.2.1,192.0.2.2 ipv6hint=2001:db8::1 key667=hello', "SVCB 0 svc",
     "HTTPS 16 foo mandatory=alpn alpn=h2",
     'HTTPS 1 . dohpath="/q{?dns}"', "SPF \"v=spf1 -all\"", "EUI48 00-00-5e-00-53-2a", "EUI64 00-00-5e-ef-10-00-00-2a",
-    'URI 10 1 "ftp://ftp1.example.com/public"', 'CAA 0 issue "ca.example.net; x=1"', "TYPE731 \\# 6 abcdef 012345", "TYPE62347 \\# 0",
+    'URI 10 1 "ftp://ftp1.example.com/public"', 'CAA 0 issue "ca.example.net; x=1"', "TYPE731 \\# 6 abcdef 012345",
+    "TYPE62347 \\# 0",
     "A \\# 4 0A000001",
 ]  # fmt: skip
 
@@ -72,7 +81,9 @@ def test_every_types_rdata_is_read_as_dnspython_reads_it_and_printed_so_that_it_
     rtype = iana.type_number(word)
     assert rtype is not None
     made = types.read(rtype, split(rest.encode(), 0, ORIGIN))
-    peer = dns.rdata.from_text(dns.rdataclass.IN, rtype, rest, origin=dns.name.from_text("example.org."), relativize=False)
+    peer = dns.rdata.from_text(
+        dns.rdataclass.IN, rtype, rest, origin=dns.name.from_text("example.org."), relativize=False
+    )
     assert made == peer.to_wire()
     again = types.show(rtype, made)
     assert types.read(rtype, split(again.encode(), 0, b"\0")) == made
@@ -111,7 +122,8 @@ _sip._tcp.example.org. SRV 0 5 5060 ns.example.org.
 def test_a_zone_is_read_as_dnspython_reads_it() -> None:
     peer = dns.zone.from_text(ZONE.replace("$ORIGIN sub", "$ORIGIN sub.example.org."), "example.org.", relativize=False)
     expected = {
-        (owner.canonicalize().to_wire(), int(rdata.rdtype), ttl, rdata.to_wire()) for owner, ttl, rdata in peer.iterate_rdatas()
+        (owner.canonicalize().to_wire(), int(rdata.rdtype), ttl, rdata.to_wire())
+        for owner, ttl, rdata in peer.iterate_rdatas()
     }
     assert records(ZONE, head=False) == expected
 
@@ -126,9 +138,12 @@ def test_crlf_a_byte_order_mark_and_a_missing_last_line_end_are_no_fault() -> No
 
 LINES = st.lists(
     st.sampled_from([
-        "www A 192.0.2.1", "  AAAA 2001:db8::1", "a.b 300 IN A 10.0.0.1", "@ MX 10 mail", "c CNAME www.example.org.", "\tTXT \"x y\"",
-        "p PTR @", "_s._tcp 60 SRV 1 2 3 www", "d IN NS ns.d", "; nothing", "", "out.example.net. A 192.0.2.1", "www 300 A 192.0.2.7",
-        "$TTL 5", "$ORIGIN x.example.org.", "bad A 1.2.3.256", "bad MX 70000 m", "e..f A 192.0.2.1", "*.w in A 192.0.2.3",
+        "www A 192.0.2.1", "  AAAA 2001:db8::1", "a.b 300 IN A 10.0.0.1", "@ MX 10 mail", "c CNAME www.example.org.",
+        "\tTXT \"x y\"",
+        "p PTR @", "_s._tcp 60 SRV 1 2 3 www", "d IN NS ns.d", "; nothing", "", "out.example.net. A 192.0.2.1",
+        "www 300 A 192.0.2.7",
+        "$TTL 5", "$ORIGIN x.example.org.", "bad A 1.2.3.256", "bad MX 70000 m", "e..f A 192.0.2.1",
+        "*.w in A 192.0.2.3",
     "w 9999999999 A 1.1.1.1",
         "A A 192.0.2.1", "mx mx 10 mail", "x" * 64 + " A 192.0.2.1", "10 PTR ten", "  A 192.0.2.200 ; c", "t TXT \"\"",
     ]),
@@ -151,7 +166,9 @@ def test_simple_lines_are_read_by_the_short_way_as_by_the_long_one(lines: list[s
             reader._FAST = usual  # type: ignore[misc]
         found.append((made.names, sorted(made.problems), made.count))
     names, problems, count = found[0]
-    assert {owner: sets for owner, sets in names.items() if sets} == {owner: sets for owner, sets in found[1][0].items() if sets}
+    assert {owner: sets for owner, sets in names.items() if sets} == {
+        owner: sets for owner, sets in found[1][0].items() if sets
+    }
     assert (problems, count) == found[1][1:]
 
 
@@ -164,28 +181,37 @@ def test_simple_lines_are_read_by_the_short_way_as_by_the_long_one(lines: list[s
     "db:5:5: class CH: only IN is served"),
     ("www TXT (\n a\n", "db:4:9: a parenthesis that is not closed"), ("www TXT a )\n",
     "db:4:11: a parenthesis is closed that was not opened"),
-    ('www TXT "abc\n', "db:4:9: a quote without its partner on the line"), ("www TXT a\\", "db:4:10: a backslash at the end of the line"),
-    ("www TXT \\300\n", 'db:4:9: bad escape "\\300"'), ("www TXT " + "x" * 256 + "\n", "db:4:9: a string of 256 octets"),
+    ('www TXT "abc\n', "db:4:9: a quote without its partner on the line"),
+    ("www TXT a\\", "db:4:10: a backslash at the end of the line"),
+    ("www TXT \\300\n", 'db:4:9: bad escape "\\300"'),
+    ("www TXT " + "x" * 256 + "\n", "db:4:9: a string of 256 octets"),
     ("www MX 65536 m\n", 'db:4:8: expected a number up to 65535, found "65536"'), ("www 4294967295 A 192.0.2.1\n",
     "db:4:5: a TTL of 4294967295 seconds"),
-    ("$BOGUS x\n", 'db:4:1: unknown directive "$BOGUS"'), ("$TTL x\n", "db:4:6: expected a TTL"), ("$ORIGIN\n", "db:4:1: expected a name"),
+    ("$BOGUS x\n", 'db:4:1: unknown directive "$BOGUS"'), ("$TTL x\n", "db:4:6: expected a TTL"),
+    ("$ORIGIN\n", "db:4:1: expected a name"),
     ("www TYPE255 \\# 0\n", "db:4:5: a record of type ANY cannot stand in a zone"), ("www TYPE999 x\n",
     "type TYPE999 has no text form here"),
-    ("www A \\# 3 010203\n", "db:4:10: these octets are no A"), ("www A \\# 4 0102\n", 'the length says "4", but 2 octets follow'),
-    ("www A 192.0.2.1\nwww CNAME x\n", "db:5:1: www.example.org. has a CNAME beside A: a CNAME stands alone (RFC 1034, section 3.6.2)"),
+    ("www A \\# 3 010203\n", "db:4:10: these octets are no A"),
+    ("www A \\# 4 0102\n", 'the length says "4", but 2 octets follow'),
+    ("www A 192.0.2.1\nwww CNAME x\n", "db:5:1: www.example.org. has a CNAME beside A: a CNAME stands alone (RFC 1034, "
+        "section 3.6.2)"),
     ("www CNAME x\nwww CNAME y\n", "www.example.org. has more than one CNAME (RFC 2181, section 10.1)"),
     ("@ SOA a b 2 1 1 1 1\n", "db:4:1: a second SOA of example.org.; the first is in line 2"),
     ("d DNAME a.\nd DNAME b.\n", "db:5:1: a second DNAME of d.example.org."), ("$INCLUDE nowhere\n",
     "db:4:10: $INCLUDE nowhere: No such file or directory"),
-    ("$GENERATE 1-70000 h$ A 192.0.2.1\n", "db:4:11: a range of more than 65536 steps"), ("$GENERATE 5-1 h$ A 192.0.2.1\n",
+    ("$GENERATE 1-70000 h$ A 192.0.2.1\n", "db:4:11: a range of more than 65536 steps"),
+    ("$GENERATE 5-1 h$ A 192.0.2.1\n",
     "leads nowhere"),
     ("$GENERATE 1-300 h$ A 192.0.2.$\n", 'db:4:1: $GENERATE: expected an IPv4 address, found "192.0.2.256"'),
-    ("$GENERATE 1-3 h${x} A 192.0.2.$\n", "expected ${OFFSET,WIDTH,BASE}"), (b"\x00\x01\xff\x00 \x02\n", "unknown type"),
+    ("$GENERATE 1-3 h${x} A 192.0.2.$\n", "expected ${OFFSET,WIDTH,BASE}"),
+    (b"\x00\x01\xff\x00 \x02\n", "unknown type"),
     ("www SVCB 1 . alpn=h2 alpn=h3\n", 'parameter "alpn" stands twice'), ("www SVCB 1 . mandatory=port\n",
     "a mandatory parameter is missing"),
-    ("www LOC 91 N 0 E 0m\n", "expected a number up to 90"), ("www RRSIG A 5 3 1 20301322173103 1 1 . AA==\n", 'no time: "20301322173103"'),
+    ("www LOC 91 N 0 E 0m\n", "expected a number up to 90"),
+    ("www RRSIG A 5 3 1 20301322173103 1 1 . AA==\n", 'no time: "20301322173103"'),
     ("www NSEC3 1 0 0 - !!\n", "expected octets in base32"),
-    ("www NSEC3 1 0 0 - 2vptu5timamqttgl4luu9kg21e0aor3s==== A\n", "expected octets in base32"), ("www APL 3:x/1\n", "expected a prefix such as"),
+    ("www NSEC3 1 0 0 - 2vptu5timamqttgl4luu9kg21e0aor3s==== A\n", "expected octets in base32"),
+    ("www APL 3:x/1\n", "expected a prefix such as"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named_with_its_place(text: str | bytes, expected: str) -> None:
     assert expected in complaint(text)
@@ -216,7 +242,9 @@ def test_what_is_odd_is_served_and_named() -> None:
     made = read("a 60 A 192.0.2.1\na 30 A 192.0.2.2\na 60 A 192.0.2.1\nwww.example.net. A 192.0.2.1\n")
     assert made.names[from_text("a.example.org.")][iana.A][0] == 30
     said = [str(problem) for problem in made.warnings]
-    assert any("db:5:1: the A records of a.example.org. differ in TTL: the lowest counts, 30 seconds" in line for line in said)
+    assert any(
+        "db:5:1: the A records of a.example.org. differ in TTL: the lowest counts, 30 seconds" in line for line in said
+    )
     assert any("db:7:1: www.example.net. is not in zone example.org.: left out" in line for line in said)
     assert from_text("www.example.net.") not in made.names
 
@@ -228,7 +256,8 @@ def test_an_soa_without_any_ttl_gives_its_minimum() -> None:
 
 def test_a_records_ttl_counts_for_those_after_it_until_a_directive_says_one() -> None:
     made = read(
-        "@ 50 SOA a b 1 1 1 1 77\n@ NS ns\na 20 A 192.0.2.1\nb A 192.0.2.1\n$TTL 9\nc 20 A 192.0.2.1\nd A 192.0.2.1\n", head=False
+        "@ 50 SOA a b 1 1 1 1 77\n@ NS ns\na 20 A 192.0.2.1\nb A 192.0.2.1\n$TTL 9\nc 20 A 192.0.2.1\nd A 192.0.2.1\n",
+        head=False,
     )
     ttls = {owner[1:2]: sets[iana.A][0] for owner, sets in made.names.items() if iana.A in sets}
     assert ttls == {b"a": 20, b"b": 20, b"c": 20, b"d": 9}

@@ -1,4 +1,6 @@
-"""Zones with every kind of node there is: after the examples of RFC 4592 (2.2.1), RFC 4035 and RFC 5155 (appendix A), and of our own."""
+"""Zones with every kind of node there is: after the examples of RFC 4592 (2.2.1), RFC 4035 and RFC 5155 (appendix A),
+and of our own.
+"""
 
 _HEAD = "$TTL 3600\n$ORIGIN {zone}\n@ SOA ns1 bugs.x.w 1 3600 300 3600000 1800\n"
 
@@ -54,7 +56,8 @@ ent.of.two.labels A 192.0.2.11
 """
 )
 
-# What those leave out: CNAME and DNAME chains, wildcards of every kind, glue of a sister, addresses of targets, odd types and labels.
+# What those leave out: CNAME and DNAME chains, wildcards of every kind, glue of a sister, addresses of targets, odd
+# types and labels.
 MORE = (
     _HEAD.format(zone="more.example.")
     + """\

@@ -29,8 +29,10 @@ def there() -> list[str]:
 def _bind(folder: Path, port: int, zones: dict[str, Path]) -> list[str]:
     (folder / "rndc.key").write_text('key "k" { algorithm hmac-sha256; secret "c2VjcmV0"; };\n')
     parts = [
-        f'options {{ directory "{folder}"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; pid-file none; recursion no;'
-        " session-keyfile none; dnssec-validation no; minimal-responses no; minimal-any no; zero-no-soa-ttl no; allow-transfer { any; }; notify no;"
+        f'options {{ directory "{folder}"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; pid-file '
+        f"none; recursion no;"
+        " session-keyfile none; dnssec-validation no; minimal-responses no; minimal-any no; zero-no-soa-ttl no; "
+        "allow-transfer { any; }; notify no;"
         " check-integrity no; };\ncontrols { };\n"
     ]
     parts += [
@@ -57,7 +59,8 @@ def _nsd(folder: Path, port: int, zones: dict[str, Path]) -> list[str]:
 
 def _knot(folder: Path, port: int, zones: dict[str, Path]) -> list[str]:
     text = (
-        f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {folder}\n  udp-workers: 1\n  tcp-workers: 1\n  background-workers: 1\n"
+        f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {folder}\n  udp-workers: 1\n  tcp-workers: 1\n  "
+        f"background-workers: 1\n"
         f"database:\n  storage: {folder}/db\nacl:\n  - id: all\n    address: 127.0.0.1\n    action: transfer\n"
         f"template:\n  - id: default\n    semantic-checks: off\n    acl: all\nzone:\n"
     )
@@ -81,7 +84,10 @@ def answers(port: int, zone: str) -> bool:
 @contextlib.contextmanager
 def process(words: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose output goes to a file in a folder, until the block ends."""
-    with open(folder / "output", "ab") as output, subprocess.Popen(words, stdout=output, stderr=output, cwd=folder) as running:
+    with (
+        open(folder / "output", "ab") as output,
+        subprocess.Popen(words, stdout=output, stderr=output, cwd=folder) as running,
+    ):
         try:
             yield running
         finally:
@@ -115,7 +121,10 @@ def signed(folder: Path, zone: str, text: str, *options: str) -> Path:
     assert keygen is not None and signer is not None
     for flags in ([], ["-f", "KSK"]):
         subprocess.run(
-            [keygen, "-q", "-a", "ECDSAP256SHA256", "-K", str(folder), *flags, zone], check=True, capture_output=True, timeout=60
+            [keygen, "-q", "-a", "ECDSAP256SHA256", "-K", str(folder), *flags, zone],
+            check=True,
+            capture_output=True,
+            timeout=60,
         )
     plain.write_text(text)
     out = folder / f"{zone}signed"

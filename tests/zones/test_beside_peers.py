@@ -1,7 +1,7 @@
 """The same zones served by kdns, BIND, NSD and Knot: every name and type asked of all of them, with and without DO.
 
-What is compared: response code, AA, and the records of the answer and authority sections with their TTLs; of a referral also the glue.
-What is left out, with its reason, is in `comparable` and `expected_difference`.
+What is compared: response code, AA, and the records of the answer and authority sections with their TTLs; of a referral
+also the glue. What is left out, with its reason, is in `comparable` and `expected_difference`.
 """
 
 import random
@@ -64,7 +64,9 @@ def comparable(reply: dns.message.Message, zone: str, name: str) -> dict[str, An
     )
     if answer and not referral:
         # The zone's NS beside an answer is a courtesy that servers show or not (Knot does not).
-        authority = {each for each in authority if not (each[0] == zone and (each[1] == "NS" or each[3].startswith("ns ")))}
+        authority = {
+            each for each in authority if not (each[0] == zone and (each[1] == "NS" or each[3].startswith("ns ")))
+        }
     glue = set()
     if referral:
         cuts = {owner for owner, kind, _, _ in authority if kind == "NS"}
@@ -80,7 +82,9 @@ def comparable(reply: dns.message.Message, zone: str, name: str) -> dict[str, An
 
 
 def ask(port: int, name: str, rtype: str, do: bool) -> dns.message.Message:
-    query = dns.message.make_query(name, rtype, want_dnssec=do, use_edns=0 if do else None, payload=4096 if do else None)
+    query = dns.message.make_query(
+        name, rtype, want_dnssec=do, use_edns=0 if do else None, payload=4096 if do else None
+    )
     query.flags &= ~dns.flags.RD
     reply = dns.query.udp(query, "127.0.0.1", port=port, timeout=10)
     if reply.flags & dns.flags.TC:
@@ -93,14 +97,25 @@ def expected_difference(peer: str, name: str, rtype: str, ours: dict[str, Any], 
     differ = {part for part in ours if ours[part] != theirs[part]}
     if peer == "bind" and rtype == "NSEC" and ours["glue"] | ours["authority"] and theirs["aa"] and not ours["aa"]:
         return "the NSEC of a cut is in the parent, but a referral helps who asks for it more; NSD and Knot refer too"
-    if peer == "bind" and theirs["rcode"] == "SERVFAIL" and len({kind for _, kind, _, _ in ours["answer"]} - {"RRSIG"}) == 1:
+    if (
+        peer == "bind"
+        and theirs["rcode"] == "SERVFAIL"
+        and len({kind for _, kind, _, _ in ours["answer"]} - {"RRSIG"}) == 1
+    ):
         return "BIND fails a loop of CNAMEs; as NSD and Knot we give what there is, and whoever follows sees the loop"
     less = differ == {"authority"} and theirs["authority"] < ours["authority"] and ours["rcode"] == "NOERROR"
     if peer in ("bind", "knot") and less and any(kind == "NSEC" for _, kind, _, _ in ours["authority"]):
         return "BIND and Knot leave out the NSEC that shows that a wildcard is an empty non-terminal; NSD gives it too"
     if peer == "nsd" and rtype == "DS" and name in ZONES:
-        return "the zone above is here too and is asked for a DS (RFC 4035, section 3.1.4.1), though it has no such delegation"
-    if peer == "nsd" and rtype == "NSEC" and any(kind == "CNAME" for _, kind, _, _ in theirs["answer"] ^ ours["answer"]):
+        return (
+            "the zone above is here too and is asked for a DS (RFC 4035, section 3.1.4.1), though it has no such "
+            "delegation"
+        )
+    if (
+        peer == "nsd"
+        and rtype == "NSEC"
+        and any(kind == "CNAME" for _, kind, _, _ in theirs["answer"] ^ ours["answer"])
+    ):
         return "an NSEC is asked of a CNAME's owner itself (RFC 4035, section 2.5), also where there is none"
     proofs = {kind for _, kind, _, _ in ours["authority"] - theirs["authority"]}
     if (
@@ -109,7 +124,10 @@ def expected_difference(peer: str, name: str, rtype: str, ours: dict[str, Any], 
         and theirs["authority"] < ours["authority"]
         and proofs == {"NSEC3", "RRSIG"}
     ):
-        return "NSD and Knot leave parts of the closest encloser's proof out behind a wildcard or a DNAME; BIND gives them (RFC 5155, 7.2.5)"
+        return (
+            "NSD and Knot leave parts of the closest encloser's proof out behind a wildcard or a DNAME; BIND gives "
+            "them (RFC 5155, 7.2.5)"
+        )
     if peer == "nsd" and differ == {"authority"} and name.startswith("*.") and ours["authority"] < theirs["authority"]:
         return "NSD also proves the closest encloser of a wildcard that is asked by its own name"
     if (
@@ -121,7 +139,9 @@ def expected_difference(peer: str, name: str, rtype: str, ours: dict[str, Any], 
     ):
         return "NSD leaves out the proof for the name that a DNAME leads to"
     if peer == "knot" and differ == {"authority"} and rtype == "NSEC" and theirs["authority"] < ours["authority"]:
-        return "Knot takes the wildcard's NSEC in the answer for the proof too, where it has the name asked as its owner"
+        return (
+            "Knot takes the wildcard's NSEC in the answer for the proof too, where it has the name asked as its owner"
+        )
     return ""
 
 
@@ -148,7 +168,9 @@ def served(paths: dict[str, Path]) -> Iterator[Server]:
 def compare(
     peer: str, paths: dict[str, Path], folder: Path, sample: int, first: int = 0
 ) -> tuple[int, dict[str, int], list[Any]]:
-    """Asks every `sample`th question of both; gives the count, the counts of stated differences, and what differs otherwise."""
+    """Asks every `sample`th question of both; gives the count, the counts of stated differences, and what differs
+    otherwise.
+    """
     compared, stated, odd = 0, dict[str, int](), []
     with peers.serving(peer, folder, paths) as port:
         for server in served(paths):
@@ -165,7 +187,12 @@ def compare(
                         stated[reason] = stated.get(reason, 0) + 1
                     else:
                         odd.append(
-                            (name, rtype, do, {part: (ours[part], theirs[part]) for part in ours if ours[part] != theirs[part]})
+                            (
+                                name,
+                                rtype,
+                                do,
+                                {part: (ours[part], theirs[part]) for part in ours if ours[part] != theirs[part]},
+                            )
                         )
     return compared, stated, odd
 
@@ -228,7 +255,8 @@ def test_the_same_answers_as_peers_in_random_zones(kind: str, peer: str, tmp_pat
         pytest.skip(f"{peers.PROGRAMS[peer]} is not installed")
     if kind == "optout" and peer != "bind":
         pytest.skip(
-            "peers prove a closest encloser that is opted out each in a way of its own; ours is BIND's (RFC 5155, section 7.2)"
+            "peers prove a closest encloser that is opted out each in a way of its own; ours is BIND's (RFC 5155, "
+            "section 7.2)"
         )
     if kind != "plain" and not peers.find("dnssec-signzone"):
         pytest.skip("dnssec-signzone is not installed")

@@ -1,4 +1,6 @@
-"""Transfers out and in: AXFR, IXFR, NOTIFY, TSIG; between kdns and itself, Knot and BIND; primaries that lie or are gone."""
+"""Transfers out and in: AXFR, IXFR, NOTIFY, TSIG; between kdns and itself, Knot and BIND; primaries that lie or are
+gone.
+"""
 
 import contextlib
 import os
@@ -83,14 +85,16 @@ def whole(port: int, **options: object) -> set[str]:
     query, _ = dns.xfr.make_query(made, **options)  # type: ignore[arg-type]
     dns.query.inbound_xfr("127.0.0.1", made, query, port=port, timeout=10)
     return {
-        f"{str(name).lower()} {ttl} {dns.rdatatype.to_text(rdata.rdtype)} {rdata}" for name, ttl, rdata in made.iterate_rdatas()
+        f"{str(name).lower()} {ttl} {dns.rdatatype.to_text(rdata.rdtype)} {rdata}"
+        for name, ttl, rdata in made.iterate_rdatas()
     }
 
 
 def expected(path: Path) -> set[str]:
     made = dns.zone.from_file(str(path), "example.org.", relativize=False)
     return {
-        f"{str(name).lower()} {ttl} {dns.rdatatype.to_text(rdata.rdtype)} {rdata}" for name, ttl, rdata in made.iterate_rdatas()
+        f"{str(name).lower()} {ttl} {dns.rdatatype.to_text(rdata.rdtype)} {rdata}"
+        for name, ttl, rdata in made.iterate_rdatas()
     }
 
 
@@ -127,7 +131,9 @@ def test_ixfr_gives_the_steps_since_a_version(serve: Serve, db: Path) -> None:
         wire = query.to_wire()
         connection.sendall(len(wire).to_bytes(2, "big") + wire)
         stream = connection.makefile("rb")
-        reply = dns.message.from_wire(stream.read(int.from_bytes(stream.read(2), "big")), one_rr_per_rrset=True, xfr=True)
+        reply = dns.message.from_wire(
+            stream.read(int.from_bytes(stream.read(2), "big")), one_rr_per_rrset=True, xfr=True
+        )
     kinds = [(dns.rdatatype.to_text(rrset.rdtype), getattr(rrset[0], "serial", 0)) for rrset in reply.answer]
     assert kinds == [("SOA", 3), ("SOA", 1), ("SOA", 2), ("A", 0), ("SOA", 2), ("SOA", 3), ("TXT", 0), ("SOA", 3)]
     dns.query.inbound_xfr("127.0.0.1", made, query, port=server.port, timeout=5)
@@ -147,7 +153,8 @@ def test_ixfr_from_a_version_that_is_not_known_gives_the_whole_zone(serve: Serve
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["hmac-md5.sig-alg.reg.int.", "hmac-sha1.", "hmac-sha224.", "hmac-sha256.", "hmac-sha384.", "hmac-sha512."]
+    "algorithm",
+    ["hmac-md5.sig-alg.reg.int.", "hmac-sha1.", "hmac-sha224.", "hmac-sha256.", "hmac-sha384.", "hmac-sha512."],
 )
 def test_a_signed_transfer_is_signed_message_by_message(serve: Serve, db: Path, algorithm: str) -> None:
     put(db, 1, "".join(f"h{i} A 10.0.{i >> 8}.{i & 255}\n" for i in range(3000)))  # several messages
@@ -174,7 +181,13 @@ def test_a_signed_query_gets_a_signed_reply_each_time(serve: Serve, db: Path) ->
     ("key.example.", SECRET, -1000, dns.tsig.PeerBadTime), ("KEY.Example.", SECRET, 0, None),
 ])  # fmt: skip
 def test_a_bad_signature_is_told_why(
-    serve: Serve, db: Path, name: str, secret: str, shift: int, error: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
+    db: Path,
+    name: str,
+    secret: str,
+    shift: int,
+    error: type[Exception] | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = serve(primary(db, TSIG))
     query = dns.message.make_query("www.example.org.", "A")
@@ -222,10 +235,16 @@ def test_a_secondary_follows_its_primary(serve: Serve, db: Path, signed: bool) -
     first = serve(primary(db, *tsig, to=f"* 127.0.0.1:{port}", inner=inner))
     second = serve(secondary(first.port, *tsig, inner=inner), port=port)
     eventually(lambda: serial(port) == 1)
-    assert data(second.ask("x.wild.example.org.", "TXT")) == ['"wild"'] and second.ask("www.example.org.").flags & dns.flags.AA
+    assert (
+        data(second.ask("x.wild.example.org.", "TXT")) == ['"wild"']
+        and second.ask("www.example.org.").flags & dns.flags.AA
+    )
     put(db, 2, "new A 192.0.2.9\n".replace("A", "A") + "deep.er.new A 192.0.2.10\n")
     eventually(lambda: serial(port) == 2)
-    assert data(second.ask("deep.er.new.example.org.")) == ["192.0.2.10"] and code(second.ask("er.new.example.org.")) == "NODATA"
+    assert (
+        data(second.ask("deep.er.new.example.org.")) == ["192.0.2.10"]
+        and code(second.ask("er.new.example.org.")) == "NODATA"
+    )
     db.with_name("x").write_text("")
     put(db, 3)
     eventually(lambda: serial(port) == 3)
@@ -234,7 +253,9 @@ def test_a_secondary_follows_its_primary(serve: Serve, db: Path, signed: bool) -
     assert whole(port, **options) == expected(db)
 
 
-def test_a_signed_zone_stays_whole_through_its_changes(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signed_zone_stays_whole_through_its_changes(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not peers.find("dnssec-signzone"):
         pytest.skip("dnssec-signzone is not installed")
     monkeypatch.setattr(follow, "SETTLE", 0.01)
@@ -250,12 +271,19 @@ def test_a_signed_zone_stays_whole_through_its_changes(serve: Serve, tmp_path: P
     signer = peers.find("dnssec-signzone")
     assert signer
     subprocess.run(
-        [signer, "-S", "-K", str(tmp_path), "-o", "example.org.", "-f", str(out), "-O", "full", "-3", "ab", "-H", "1", str(plain)],
+        [signer, "-S", "-K", str(tmp_path), "-o", "example.org.", "-f", str(out), "-O", "full", "-3", "ab", "-H", "1",
+            str(plain)],
         check=True, capture_output=True, cwd=tmp_path, timeout=60,
     )  # fmt: skip
     os.replace(out, path)
     eventually(lambda: serial(port) == 2)
-    for name in ("new.ly.example.org.", "ly.example.org.", "nope.example.org.", "x.wild.example.org.", "sub.example.org."):
+    for name in (
+        "new.ly.example.org.",
+        "ly.example.org.",
+        "nope.example.org.",
+        "x.wild.example.org.",
+        "sub.example.org.",
+    ):
         for rtype in ("A", "TXT"):
             replies = [each.ask(name, rtype, want_dnssec=True, tcp=True) for each in (first, second)]
             assert [sorted(map(str, part)) for part in replies[0].sections[1:]] == [
@@ -304,7 +332,9 @@ def test_notify_is_taken_from_primaries_only(serve: Serve, db: Path, lines: list
     query.flags |= dns.flags.AA
     reply = dns.query.udp(query, "127.0.0.1", port=server.port, timeout=5)
     assert reply.rcode() == 0 and reply.opcode() == dns.opcode.NOTIFY and reply.flags & dns.flags.AA
-    assert dns.query.udp(query, "127.0.0.1", port=server.port, timeout=5, source="127.0.0.9").rcode() == dns.rcode.REFUSED
+    assert (
+        dns.query.udp(query, "127.0.0.1", port=server.port, timeout=5, source="127.0.0.9").rcode() == dns.rcode.REFUSED
+    )
     assert any("127.0.0.9, which is no primary" in line for line in lines)
     other = dns.message.make_query("example.net.", "SOA")
     other.set_opcode(dns.opcode.NOTIFY)
@@ -328,7 +358,11 @@ def liar(messages: Callable[[dns.message.Message], list[bytes]]) -> Iterator[int
                     connection, _ = listening.accept()
                 except OSError:
                     return
-                with connection, connection.makefile("rb") as stream, contextlib.suppress(OSError, dns.exception.DNSException):
+                with (
+                    connection,
+                    connection.makefile("rb") as stream,
+                    contextlib.suppress(OSError, dns.exception.DNSException),
+                ):
                     query = dns.message.from_wire(stream.read(int.from_bytes(stream.read(2), "big")), keyring=False)
                     for each in messages(query):
                         connection.sendall(len(each).to_bytes(2, "big") + each)
@@ -356,8 +390,10 @@ WWW = ("www.example.org.", "A", "192.0.2.2")
 
 
 @pytest.mark.parametrize(("messages", "expected"), [
-    (lambda query: [said(query, WWW, SOA)], "does not begin with the zone's SOA"), (lambda query: [said(query, SOA, WWW)], "bytes read"),
-    (lambda query: [said(query, rcode=5)], "the primary says REFUSED"), (lambda query: [said(query)], "a message without records"),
+    (lambda query: [said(query, WWW, SOA)], "does not begin with the zone's SOA"),
+    (lambda query: [said(query, SOA, WWW)], "bytes read"),
+    (lambda query: [said(query, rcode=5)], "the primary says REFUSED"),
+    (lambda query: [said(query)], "a message without records"),
     (lambda query: [said(query, SOA, WWW, (*SOA[:2], SOA[2].replace(" 7 ", " 8 ")))], "another SOA at the end"),
     (lambda query: [b"\0" * 5], "without a header"), (lambda query: [said(query, SOA, WWW, SOA)[:-3]], "past the end"),
     (lambda query: [said(query, SOA), b"\xff" * 40], "no reply to the transfer"),
@@ -403,7 +439,8 @@ def test_a_reload_of_the_corefile_keeps_the_zone(serve: Serve, db: Path) -> None
     ("tsig {\n require BOGUS\n }\n whoami", "unknown type"),
     ("tsig {\n secret a AA==\n secret A. AA==\n }\n whoami", "defined twice"), ("tsig {\n secrets nowhere\n }\n whoami",
     "nowhere: No such file"),
-    ("tsig {\n require_opcode AXFR\n }\n whoami", "unknown opcode"), ("transfer {\n to *\n tsig k\n }\n whoami", "has no key k."),
+    ("tsig {\n require_opcode AXFR\n }\n whoami", "unknown opcode"),
+    ("transfer {\n to *\n tsig k\n }\n whoami", "has no key k."),
 ])  # fmt: skip
 def test_bad_directives_are_named(serve: Serve, text: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+") as caught:
@@ -417,7 +454,10 @@ CATALOG = "@ 60 SOA . . {serial} 3600 1 86400 60\n@ NS invalid.\nversion TXT 2\n
 
 
 def catalog_corefile(port: int, members: str = "") -> str:
-    return f".:{{port}} {{\n bind 127.0.0.1\n secondary catalog.example {{\n transfer from 127.0.0.1:{port}\n catalog {members}\n }}\n}}\n"
+    return (
+        f".:{{port}} {{\n bind 127.0.0.1\n secondary catalog.example {{\n transfer from 127.0.0.1:{port}\n catalog "
+        f"{members}\n }}\n}}\n"
+    )
 
 
 def test_the_members_of_a_catalog_come_and_go_with_it(serve: Serve, db: Path, tmp_path: Path, lines: list[str]) -> None:
@@ -431,7 +471,8 @@ def test_the_members_of_a_catalog_come_and_go_with_it(serve: Serve, db: Path, tm
     write(1, "a.zones PTR example.org.", "b.zones PTR sub.example.net.")
     shutil.copy(db, tmp_path / "net")
     first = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to * 127.0.0.1:{ours}\n }}\n file {cat} catalog.example {{\n reload 20ms\n }}\n"
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to * 127.0.0.1:{ours}\n }}\n file {cat} catalog.example {{\n "
+        f"reload 20ms\n }}\n"
         f" file {db} example.org\n file {tmp_path}/net sub.example.net\n}}\n"
     )
     server = serve(catalog_corefile(first.port), port=ours)
@@ -450,9 +491,12 @@ def test_the_members_of_a_catalog_come_and_go_with_it(serve: Serve, db: Path, tm
 
 
 def test_only_what_a_catalog_may_list_is_taken(serve: Serve, db: Path, tmp_path: Path) -> None:
-    (tmp_path / "cat").write_text(CATALOG.replace("{serial}", "1") + "a.zones PTR example.org.\nb.zones PTR sub.example.net.\n")
+    (tmp_path / "cat").write_text(
+        CATALOG.replace("{serial}", "1") + "a.zones PTR example.org.\nb.zones PTR sub.example.net.\n"
+    )
     first = serve(
-        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n file {tmp_path}/cat catalog.example\n file {db} example.org\n"
+        f".:{{port}} {{\n bind 127.0.0.1\n transfer {{\n to *\n }}\n file {tmp_path}/cat catalog.example\n file {db} "
+        f"example.org\n"
         f" file {db} sub.example.net\n}}\n"
     )
     server = serve(catalog_corefile(first.port, "example.org"))
@@ -481,8 +525,10 @@ def knot(folder: Path, port: int, *, master: int = 0, file: Path | None = None, 
         zone += f"    file: {file}\n    zonefile-load: difference\n    journal-content: changes\n    notify: kdns\n"
     remote = master or slave
     (folder / "knot.conf").write_text(
-        f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {folder}\n  background-workers: 1\n  udp-workers: 1\n  tcp-workers: 1\n"
-        f"database:\n  storage: {folder}/db\nkey:\n  - id: key.example.\n    algorithm: hmac-sha256\n    secret: {SECRET}\n"
+        f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {folder}\n  background-workers: 1\n  udp-workers: 1\n  "
+        f"tcp-workers: 1\n"
+        f"database:\n  storage: {folder}/db\nkey:\n  - id: key.example.\n    algorithm: hmac-sha256\n    secret: "
+        f"{SECRET}\n"
         f"remote:\n  - id: kdns\n    address: 127.0.0.1@{remote}\n    key: key.example.\n"
         f"acl:\n  - id: all\n    address: 127.0.0.1\n    action: [transfer, notify]\n    key: key.example.\n"
         f"template:\n  - id: default\n    storage: {folder}\nzone:\n{zone}"
@@ -497,11 +543,16 @@ def bind(folder: Path, port: int, *, master: int = 0, file: Path | None = None, 
     if master:
         zone = f"type secondary; primaries {{ 127.0.0.1 port {master} key key.example.; }}; allow-notify {{ any; }};"
     else:
-        zone = f'type primary; file "{file}"; ixfr-from-differences yes; also-notify {{ 127.0.0.1 port {slave} key key.example.; }}; notify explicit;'
+        zone = (
+            f'type primary; file "{file}"; ixfr-from-differences yes; also-notify {{ 127.0.0.1 port {slave} key '
+            f"key.example.; }}; notify explicit;"
+        )
     (folder / "named.conf").write_text(
         f'key key.example. {{ algorithm hmac-sha256; secret "{SECRET}"; }};\n'
-        f'options {{ directory "{folder}"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; pid-file "{folder}/pid"; recursion no;'
-        " session-keyfile none; dnssec-validation no; allow-transfer { key key.example.; }; notify-delay 0; };\ncontrols { };\n"
+        f'options {{ directory "{folder}"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; pid-file '
+        f'"{folder}/pid"; recursion no;'
+        " session-keyfile none; dnssec-validation no; allow-transfer { key key.example.; }; notify-delay 0; "
+        "};\ncontrols { };\n"
         f'zone "example.org" {{ {zone} }};\n'
     )
     program = peers.find("named")

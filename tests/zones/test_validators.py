@@ -1,4 +1,6 @@
-"""What kdns says of signed zones, judged by a validating resolver that has the zone's key: never bogus, never insecure without cause."""
+"""What kdns says of signed zones, judged by a validating resolver that has the zone's key: never bogus, never insecure
+without cause.
+"""
 
 import random
 from pathlib import Path
@@ -20,7 +22,14 @@ from tests.zones.test_beside_peers import SIGNINGS
 
 TYPES = ("A", "AAAA", "MX", "TXT", "NS", "SOA", "DS", "CNAME", "HTTPS", "SRV", "DNSKEY")
 # What is below a cut, and what leads there or out of the zone, is not for this zone to prove.
-ELSEWHERE = ("a.example.", "b.example.", "c.example.", "subdel.wild.example.", "sister.more.example.", "other.more.example.")
+ELSEWHERE = (
+    "a.example.",
+    "b.example.",
+    "c.example.",
+    "subdel.wild.example.",
+    "sister.more.example.",
+    "other.more.example.",
+)
 LEAVES = ("outside", "tocut", "far", "loop1", "loop2", "self")
 
 
@@ -41,7 +50,9 @@ def names_of(zone: str, path: Path, chance: random.Random) -> list[str]:
 
 
 def judges(name: str, rtype: str) -> bool:
-    """Whether unbound can judge a question here: it fails a CNAME asked below a DNAME, whoever answers, and asks the root for a DS."""
+    """Whether unbound can judge a question here: it fails a CNAME asked below a DNAME, whoever answers, and asks the
+    root for a DS.
+    """
     return not (rtype == "CNAME" and ".moved." in name) and not (rtype == "DS" and name == "example.")
 
 
@@ -58,9 +69,12 @@ def test_a_validating_resolver_finds_every_answer_secure(serve: Serve, tmp_path:
     port = free_port()
     stubs = "".join(f'stub-zone:\n name: "{zone}"\n stub-addr: 127.0.0.1@{server.port}\n' for zone in ZONES)
     (tmp_path / "unbound.conf").write_text(
-        f'server:\n interface: 127.0.0.1\n port: {port}\n username: ""\n chroot: ""\n directory: "{tmp_path}"\n pidfile: ""\n use-syslog: no\n'
-        f' do-not-query-localhost: no\n trust-anchor-file: "{tmp_path}/anchors"\n module-config: "validator iterator"\n num-threads: 1\n'
-        ' cache-max-ttl: 0\n cache-max-negative-ttl: 0\n aggressive-nsec: no\n local-zone: "example." nodefault\n qname-minimisation: no\n'
+        f'server:\n interface: 127.0.0.1\n port: {port}\n username: ""\n chroot: ""\n directory: "{tmp_path}"\n '
+        f'pidfile: ""\n use-syslog: no\n'
+        f' do-not-query-localhost: no\n trust-anchor-file: "{tmp_path}/anchors"\n module-config: "validator '
+        f'iterator"\n num-threads: 1\n'
+        ' cache-max-ttl: 0\n cache-max-negative-ttl: 0\n aggressive-nsec: no\n local-zone: "example." nodefault\n '
+        "qname-minimisation: no\n"
         f" do-ip6: no\nremote-control:\n control-enable: no\n{stubs}"
     )
     unbound = peers.find("unbound")
