@@ -25,6 +25,7 @@ MAX_OPTIONS_SIZE: Final = 4096
 NSID: Final = 3
 SUBNET: Final = 8  # RFC 7871
 COOKIE: Final = 10
+_PREFIXES: Final = {b"\0\0": 0, b"\0\1": 32, b"\0\2": 128}  # the longest prefix of each address family
 KEEPALIVE: Final = 11  # RFC 7828
 PADDING: Final = 12  # RFC 7830
 PADDING_BLOCK: Final = 468  # octets that replies are padded to a multiple of (RFC 8467, section 4.1)
@@ -99,10 +100,24 @@ def cookie_fits(length: int) -> bool:
     return length == 8 or 16 <= length <= 40
 
 
+def subnet_fits(payload: bytes) -> bool:
+    """Whether a client subnet has the form of one in a query: exactly the octets that its prefix needs, and no bit
+    beyond it (RFC 7871, section 6). Family 0 without a prefix, "do not use my address", is let through as BIND does.
+    """
+    if len(payload) < 4 or payload[3]:  # the scope is the answer's to say
+        return False
+    prefix = payload[2]
+    most = _PREFIXES.get(payload[:2], -1)
+    if prefix > most or len(payload) != 4 + (prefix + 7 >> 3):
+        return False
+    return not prefix & 7 or not payload[-1] & 0xFF >> (prefix & 7)
+
+
 def check_options(raw: bytes) -> None:
     """Raises FormatError for options that are malformed or too many.
 
-    They are only stepped over: that their lengths fit is the message's form. Who wants one reads it.
+    Most are only stepped over: who wants one reads it. The forms of a COOKIE and of a client subnet are looked at here,
+    because their specifications want FORMERR from every server that knows them.
     """
     off, total = 0, len(raw)
     if total > MAX_OPTIONS_SIZE:
@@ -115,8 +130,12 @@ def check_options(raw: bytes) -> None:
         if off + 4 > total:
             raise FormatError("an EDNS option is cut")
         length = raw[off + 2] << 8 | raw[off + 3]
-        if raw[off + 1] == COOKIE and not raw[off] and not cookie_fits(length):
-            raise FormatError(f"a COOKIE option of {length} octets")
+        if not raw[off]:
+            code = raw[off + 1]
+            if code == COOKIE and not cookie_fits(length):
+                raise FormatError(f"a COOKIE option of {length} octets")
+            if code == SUBNET and not subnet_fits(raw[off + 4 : off + 4 + length]):
+                raise FormatError("a malformed client subnet")
         off += 4 + length
     if off != total:
         raise FormatError("an EDNS option runs past its OPT")

@@ -172,6 +172,28 @@ def test_sixteen_thousand_empty_options_were_looked_through_for_each_query(serve
         assert code_of(server.raw(query(ar=1) + opt(b"\xfd\xe9\0\0" * count))) == expected
 
 
+@pytest.mark.parametrize(("subnet", "rcode"), [
+    (b"\0\1\x18\0\xc0\0\2", 0),  # 192.0.2.0/24
+    (b"\0\1\0\0", 0),
+    (b"\0\0\0\0", 0),
+    (b"\0\2\x38\0\x20\1\x0d\xb8\0\0\0", 0),
+    (b"", 1),
+    (b"\0\1\x18", 1),
+    (b"\0\1\x18\0\xc0\0", 1),  # too few octets
+    (b"\0\1\x18\0\xc0\0\2\0", 1),  # too many
+    (b"\0\1\x14\0\xc0\0\2", 1),  # a bit beyond the prefix
+    (b"\0\1\x18\x18\xc0\0\2", 1),  # a scope in a query
+    (b"\0\1\x21\0\xc0\0\2\1\0", 1),  # 33 bits of IPv4
+    (b"\0\2\x81\0" + bytes(17), 1),
+    (b"\0\3\x08\0\x0a", 1),  # no such family
+    (b"\0\0\x08\0\x0a", 1),
+])  # fmt: skip
+def test_a_malformed_client_subnet_was_let_through(server: Server, subnet: bytes, rcode: int) -> None:
+    option = b"\0\x08" + len(subnet).to_bytes(2, "big") + subnet
+    for _ in range(3):
+        assert code_of(server.raw(query(ar=1) + opt(option))) == rcode
+
+
 def test_options_of_more_octets_than_a_query_may_have_are_malformed(server: Server) -> None:
     for size, expected in ((edns.MAX_OPTIONS_SIZE, 0), (edns.MAX_OPTIONS_SIZE + 1, 1)):
         message = query(ar=1) + opt(edns.option(65001, b"x" * (size - 4)))
