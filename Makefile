@@ -10,10 +10,12 @@ RUNS := $(VENV)/.runs
 # The image, from the one place that names it; `make image IMAGE=...` builds another.
 IMAGE ?= $(shell sed -n 's/^ *newName: *//p' deploy/components/image/kustomization.yaml):$(shell sed -n 's/^ *newTag: *//p' deploy/components/image/kustomization.yaml)
 ENGINE ?= $(shell command -v docker || command -v podman || command -v buildah)
+# The image's Python; both architectures, as the lists name every file of a version.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-annotate --upgrade
 # Test processes: tests wait more than they work.
 WORKERS ?= 2
 
-.PHONY: run image push test test-compiled compiled wheel coverage lint types layers unit fuzz torture soak bench bench-scale image-proof docs tools clean help
+.PHONY: run image push test test-compiled compiled wheel coverage lint types layers unit fuzz torture soak bench bench-scale image-proof lock sbom docs tools clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -94,6 +96,18 @@ bench-scale: $(READY)
 ## make image-proof - builds the image without an engine, and runs it as a Pod would (root; see docker/prove.sh)
 image-proof:
 	sh docker/prove.sh
+
+## make lock   - docker/requirements.txt and build-requirements.txt: all that the image installs, with hashes
+lock: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
+	$(LOCK) --extra auth pyproject.toml -o docker/requirements.txt
+	$(BIN)/python -c 'from hatch_build import NEEDS; print("hatchling>=1.27", *NEEDS, sep="\n")' | $(LOCK) - -o docker/build-requirements.txt
+
+## make sbom   - dist/kdns.cdx.json: what the image installs, as CycloneDX
+sbom: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet cyclonedx-bom
+	mkdir -p dist
+	$(BIN)/cyclonedx-py requirements docker/requirements.txt --pyproject pyproject.toml --output-reproducible -o dist/kdns.cdx.json
 
 ## make docs   - docs/manuals.md, from the plugins' docstrings; the chart's list of what is not built
 docs: $(READY)

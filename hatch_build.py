@@ -61,6 +61,7 @@ COMPILED = (
     "kdns/upstream/upstream.py",
 )
 MYPY = "mypy[mypyc]>=2.4"
+NEEDS = (MYPY, "setuptools>=75", "types-PyYAML>=6.0.12")  # what a compilation needs beside hatchling
 
 
 class Hook(BuildHookInterface):  # type: ignore[type-arg]
@@ -68,7 +69,7 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
 
     def dependencies(self) -> list[str]:
         """What a build needs beside hatchling."""
-        return [MYPY, "setuptools>=75", "types-PyYAML>=6.0.12"] if self._compiles() else []
+        return list(NEEDS) if self._compiles() else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Adds to what is built. Raises RuntimeError for a checkout that cannot be built."""

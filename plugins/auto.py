@@ -11,10 +11,10 @@ r"""auto - serves the zones whose master files lie in a folder.
 * ZONES are the zones it answers for, and those below them; the block's if there are none. Files of other zones are left
   alone.
 * `directory` is the folder; it is searched at any depth, in order of names; links to files are followed, links to
-  folders are not, and
-  what begins with two dots is passed over (a mounted ConfigMap holds its files twice). REGEX (RE2) is searched in a
-  file's name, TEMPLATE says which zone such a file holds: `{1}` is the first group. Default: `db\.(.*)` and `{1}`, so
-  `db.example.org` holds example.org. Of several files for a zone the first one counts. Required.
+  folders are not, and what begins with two dots is passed over (a mounted ConfigMap holds its files twice). REGEX (RE2)
+  is searched in a file's name, TEMPLATE says which zone such a file holds: `{1}` is the first group. Default:
+  `db\.(.*)` and `{1}`, so `db.example.org` holds example.org. Of several files for a zone the first one counts.
+  Required.
 * `reload` is how often the folder and its files are looked at. Default: 1m, 0 never.
 * `reload_by_mtime` also takes a version of a file whose SOA serial did not change.
 

@@ -5,8 +5,7 @@
     bufsize [SIZE]
 
 * SIZE is the maximum size of a UDP reply in octets, and the size that upstreams are told; 512 to 4096. Default: 1232.
-  If a
-  client asks for less, it gets less. kdns never sends a UDP reply of more than 1232 octets.
+  If a client asks for less, it gets less. kdns never sends a UDP reply of more than 1232 octets.
 
 ## Examples
 

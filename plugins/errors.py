@@ -11,8 +11,7 @@ It writes one line for each error: `[ERROR] plugin/errors: RCODE NAME TYPE: TEXT
 
 * `stacktrace` adds the stack trace to the line of an exception in a plugin.
 * `consolidate` counts errors whose text matches the regular expression (RE2 syntax), and writes one line for all of
-  them
-  DURATION after the first, at the given level (default: error). `show_first` also writes the first one. The first
+  them DURATION after the first, at the given level (default: error). `show_first` also writes the first one. The first
   `consolidate` that matches applies.
 
 ## Examples

@@ -13,13 +13,11 @@ signed zones (NSEC and NSEC3) as they are.
 
 * DBFILE is the master file; a relative path begins at `root`. It may hold $ORIGIN, $TTL, $INCLUDE and $GENERATE.
 * ZONES are the zones it is read for; the block's if there are none. The directive may be given several times; of two
-  for one zone
-  the later counts.
+  for one zone the later counts.
 * `reload` is how often the file is looked at. A version whose SOA serial differs takes the place of the old one.
   Default: 1m, 0 never.
 * `reload_by_mtime` also takes a version with the same serial. Without it a file that was edited and kept its serial is
-  named in a
-  warning and not taken, since secondaries would never see it.
+  named in a warning and not taken, since secondaries would never see it.
 * `fallthrough` passes names that are not in the zone on to the next plugin.
 
 A file that is broken at the start is an error; one that is missing is waited for (an error with `reload 0`), and its

@@ -12,8 +12,7 @@ plugin `grpc`, and CoreDNS's, ask it.
     }
 
 * `max_connections`: connections at a time; beyond, one of who holds most is closed. Default, and with 0: 16384, or a
-  quarter of the files that
-  the process may open. See `limits` too.
+  quarter of the files that the process may open. See `limits` too.
 * `max_streams`: calls at a time on a connection. Default, and with 0: 256.
 
 It holds for the listener, so for all server blocks on the same address and port; the last block counts.

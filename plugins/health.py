@@ -29,8 +29,7 @@ probe asks it.
 * `coredns_health_request_failures_total{}` - those that failed.
 * `kdns_http_connections{address}` - open connections to each HTTP listener, of whatever plugin.
 * `kdns_http_connections_closed_total{address,limit}` - those that were closed because of a limit: `connections` (32 of
-  one
-  client's address, 256 in all: one that is idle gives way to one that is new), `time` (5 s for a request's head and
+  one client's address, 256 in all: one that is idle gives way to one that is new), `time` (5 s for a request's head and
   while idle, 10 s for the reply) or `size` (64 KiB for a request).
 """
 

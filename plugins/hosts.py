@@ -13,8 +13,8 @@ A, AAAA and PTR for the names and addresses of the file and of lines in the Core
         fallthrough_unsupported
     }
 
-* FILE is the hosts file; default /etc/hosts. It is read again when it has changed; a missing one is waited for, and
-  one that vanishes keeps what was read.
+* FILE is the hosts file; default /etc/hosts. It is read again when it has changed; a missing one is waited for, and one
+  that vanishes keeps what was read.
 * ZONES are the zones it answers for; the block's if there are none.
 * INLINE lines are like the file's: `ADDRESS NAME...`. `*.NAME` stands for names one label below NAME.
 * `ttl` is the TTL of answers. Default: 3600.

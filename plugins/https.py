@@ -14,12 +14,11 @@ for how long they are fresh. Another path gets 404, another method 405, a POST o
     }
 
 * `max_connections`: connections at a time; beyond, one of who holds most is closed. Default, and with 0: 16384, or a
-  quarter of the files that
-  the process may open. See `limits` too.
+  quarter of the files that the process may open. See `limits` too.
 * `max_streams` (kdns only): requests at a time on a connection of HTTP/2. Default 256.
 * `trusted_proxies` (kdns only): of requests from these addresses the client is whom X-Forwarded-For names: the last one
-  there
-  that is no trusted proxy itself. Plugins and the log then see that address. By default the field is not looked at.
+  there that is no trusted proxy itself. Plugins and the log then see that address. By default the field is not looked
+  at.
 
 `timeouts` holds here too: `read` for a connection's first request, `idle` between requests.
 

@@ -16,28 +16,24 @@ there is any.
     }
 
 * `qps` are the queries a second of a client; off by default: behind SNAT or a NodeLocal DNSCache a whole node or
-  cluster is one
-  client, and only you know what it may ask. BURST are those that it may ask at once after a silence; by default as many
-  as RATE. A Pod that starts asks for some dozens of names, each in every search domain and for two types, so less than
-  100 is felt. What is over the limit is not answered over UDP, and REFUSED over TCP. UDP and TCP are counted apart.
+  cluster is one client, and only you know what it may ask. BURST are those that it may ask at once after a silence; by
+  default as many as RATE. A Pod that starts asks for some dozens of names, each in every search domain and for two
+  types, so less than 100 is felt. What is over the limit is not answered over UDP, and REFUSED over TCP. UDP and TCP
+  are counted apart.
 * `slip` answers every Nth query over the limit with TC and nothing else (over UDP, as Response Rate Limiting does): a
-  real client
-  asks again over TCP. 1 answers all, 2 every other one. Default 0, none: such a reply costs as much as an answer from
-  memory.
+  real client asks again over TCP. 1 answers all, 2 every other one. Default 0, none: such a reply costs as much as an
+  answer from memory.
 * `prefix` is the length of the prefix that counts as one client for `qps`; default 32 128, each address: in a cluster
-  an IPv4
-  address is a Pod, and a node's Pods share a /64. For clients outside of a cluster take 24 56: a site is given a /56 or
-  a /64, and whoever has one has all its addresses.
+  an IPv4 address is a Pod, and a node's Pods share a /64. For clients outside of a cluster take 24 56: a site is given
+  a /56 or a /64, and whoever has one has all its addresses.
 * `inflight` are the queries of an address that may wait for an upstream; more are SERVFAIL at once. Default 10000, half
-  of
-  all: an upstream that is silent holds each for some five seconds.
+  of all: an upstream that is silent holds each for some five seconds.
 * `connections` are the TCP connections of an address, default half of ALL; beyond, one of its own that is idle gives
-  way. ALL are
-  those of all clients, default 16384: two for the NodeLocal DNSCache of each of 5,000 nodes, with room; at most a
-  quarter of the files that the process may open (`ulimit -n`), as upstreams, the API server and probes need files too.
+  way. ALL are those of all clients, default 16384: two for the NodeLocal DNSCache of each of 5,000 nodes, with room; at
+  most a quarter of the files that the process may open (`ulimit -n`), as upstreams, the API server and probes need
+  files too.
 * `exempt` are addresses and networks of clients that `qps`, `inflight` and the connections of an address are not for;
-  their
-  connections never give way. Name NodeLocal DNSCaches and other resolvers here.
+  their connections never give way. Name NodeLocal DNSCaches and other resolvers here.
 
 They hold for the listener, so for all server blocks on the same address and port; the last block that sets one counts.
 A query is counted before anything of it is read, also where the reply is in memory; one that is not let through is in
@@ -48,15 +44,12 @@ no other metric or log.
 Whoever sends a UDP datagram writes its source address, and can write anybody's.
 
 * Who writes another address into each query is a new client each time: no limit of a client holds them. What holds then
-  are the
-  bounds for all, and the network: let it drop what leaves a Pod with an address that is not the Pod's (many CNI plugins
-  do).
+  are the bounds for all, and the network: let it drop what leaves a Pod with an address that is not the Pod's (many CNI
+  plugins do).
 * Who writes your address uses up your allowance over UDP. Over TCP an address is proven by the handshake, and has its
-  own
-  allowance: with `slip` you get through there. That is what it is for.
+  own allowance: with `slip` you get through there. That is what it is for.
 * The table of clients is bounded: 16,384 addresses, some 8 MiB. Where there are more, those that asked least of late
-  are
-  forgotten first; a client that comes back begins with its whole BURST.
+  are forgotten first; a client that comes back begins with its whole BURST.
 
 ## Examples
 

@@ -12,8 +12,8 @@ Most clients use the first address, so each address should be first equally ofte
         reload DURATION
     }
 
-* `round_robin` (default) shuffles A, AAAA and MX records. `prefer` puts addresses in these networks
-  before the others, in the order of the networks.
+* `round_robin` (default) shuffles A, AAAA and MX records. `prefer` puts addresses in these networks before the others,
+  in the order of the networks.
 * `weighted` chooses the first address at random by the weights in FILE: a line with a name, then lines with an address
   and its weight, 1 to 255. `#` starts a comment. An address that is not listed has weight 1. FILE is checked for
   changes every `reload` (default 30s, 0: never). If the new file is invalid, the old weights stay.

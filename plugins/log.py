@@ -8,8 +8,7 @@
 
 * NAMES: only queries for these names and names below them are logged. Default: all.
 * FORMAT is a text with placeholders. It must be the last of two or more arguments. `{common}` and `{combined}` are the
-  two
-  usual formats.
+  two usual formats.
 * `class` selects replies: `success`, `denial` (NXDOMAIN and no data), `error`, `all` (default).
 
 With the flag `-log-format json` each query is one object: `msg` holds the line that FORMAT gives, and there are

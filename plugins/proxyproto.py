@@ -12,16 +12,13 @@ With it the plugins and the log see the client's address and not the proxy's. It
     }
 
 * `allow` are the networks of proxies whose headers are believed. Without it everybody's are: whoever reaches the port
-  can then ask
-  under any address.
+  can then ask under any address.
 * `default` is what is done with others' headers: `use` believes them, `ignore` (default where there is `allow`) takes
-  them off,
-  `reject` closes the connection or drops the datagram, `skip` does not look for any. Without a header a query is always
-  answered.
+  them off, `reject` closes the connection or drops the datagram, `skip` does not look for any. Without a header a query
+  is always answered.
 * `udp_session_tracking`: a proxy that puts a header into the first datagram of a session only (such as Cloudflare
-  Spectrum) is
-  remembered by its address and port for DURATION after each datagram, at most MAX at a time (default 10240, the oldest
-  goes first).
+  Spectrum) is remembered by its address and port for DURATION after each datagram, at most MAX at a time (default
+  10240, the oldest goes first).
 
 A header comes within 10 seconds and has at most 1024 octets. Of connections that have not sent one there are at most
 1000.

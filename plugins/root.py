@@ -5,8 +5,7 @@
     root PATH
 
 * Relative paths of `hosts`, `loadbalance weighted`, `forward tls`, `kubernetes` and others are joined to PATH. Without
-  `root`
-  they are relative to the folder in which the server was started. If a block has several, the last one counts.
+  `root` they are relative to the folder in which the server was started. If a block has several, the last one counts.
 
 ## Examples
 

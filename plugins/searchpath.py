@@ -49,8 +49,7 @@ to belong into `except`.
 ## Metrics
 
 * `kdns_searchpath_answers_total{}` - queries answered by walking; `kdns_searchpath_misses_total{}` - walks that ended
-  in
-  the plain answer.
+  in the plain answer.
 """
 
 from __future__ import annotations

@@ -13,12 +13,10 @@ starts.
     tls FOLDER { ... }
 
 * CERT is a file with the server's certificate and the authorities' between it and the root; KEY its private key,
-  without a
-  password. Both in PEM form; relative paths begin at `root`.
+  without a password. Both in PEM form; relative paths begin at `root`.
 * FOLDER (kdns only) holds `tls.crt`, `tls.key` and perhaps `ca.crt`: a Kubernetes Secret as it is mounted.
 * `client_auth` says whether clients show a certificate of their own. `nocert` (default) and `request`: none is looked
-  at;
-  `verify_if_given`: one that is shown must be good; `require_and_verify`: there must be a good one. CA holds the
+  at; `verify_if_given`: one that is shown must be good; `require_and_verify`: there must be a good one. CA holds the
   authorities that it is verified by; without CA they are this machine's.
 * `min_version` (kdns only): the least version of TLS; default 1.2.
 * `keylog` writes the secrets of all connections to FILE, so that Wireshark can read what was sent. For finding faults
@@ -43,8 +41,8 @@ tls://.:1853 {
 
 ## Metrics
 
-* `kdns_tls_handshakes_total{server,result}` - `ok`, `failed`, `timeout`, or `evicted`: of more than 500 at a time,
-  the one that its client stalled for longest.
+* `kdns_tls_handshakes_total{server,result}` - `ok`, `failed`, `timeout`, or `evicted`: of more than 500 at a time, the
+  one that its client stalled for longest.
 * `kdns_tls_half_open_connections{server}` - connections whose handshake is not over.
 * `kdns_tls_reloads_total{result}` - certificates read again, `ok` or `failed`.
 * `kdns_tls_certificate_expires_timestamp_seconds{file}` - when a certificate in use expires.

@@ -9,8 +9,7 @@
     }
 
 * ZONES are the zones that may be transferred; the block's if there are none. May be given several times; the longest
-  zone
-  that fits counts.
+  zone that fits counts.
 * `to` says to whom: `*` is everybody, else IP addresses, with the port that NOTIFY goes to (default 53). Required.
 * `source` is the local address of NOTIFY.
 * `tsig` signs NOTIFY with a key of the plugin `tsig` in this block. ALGORITHM: hmac-sha256 (the default), another

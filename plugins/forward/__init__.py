@@ -40,11 +40,11 @@
 * `max_connect_attempts`: tries for one query; default twice the number of upstreams.
 * `read_timeout`: how long an upstream is waited for. Default 2s; a query takes at most 4.8s in all.
 * `expire` (10s), `max_age` (no end), `max_idle_conns` (no limit): when kept TCP connections are closed. One on which a
-  query
-  times out without any answer meanwhile takes no more queries; those in flight on it are asked on a new one as well.
-* `tls`, `tls_servername`: certificates, and the name to verify, for `tls://` and `https://`
-  upstreams. `doh_method`: how `https://` upstreams are asked; default POST. Proxies of the environment (HTTPS_PROXY)
-  are not used: upstreams are asked directly.
+  query times out without any answer meanwhile takes no more queries; those in flight on it are asked on a new one as
+  well.
+* `tls`, `tls_servername`: certificates, and the name to verify, for `tls://` and `https://` upstreams. `doh_method`:
+  how `https://` upstreams are asked; default POST. Proxies of the environment (HTTPS_PROXY) are not used: upstreams are
+  asked directly.
 * `policy`: in which order upstreams are asked. `random` (default) prefers those that answer sooner, by chance among
   those that are alike, and asks a second one when the first is late; `round_robin` and `sequential` keep their order
   and move on by failure only.
@@ -54,15 +54,13 @@
 * `failfast_all_unhealthy_upstreams`: SERVFAIL at once while all upstreams are down, instead of one try.
 * `source_address`: the local address of queries. `source_ports fresh` (kdns only): a new port for each query.
 * `resolver`: servers, as IP or IP:PORT, that are asked in order for host names in TO; without it this machine's own
-  are. Host names are
-  absolute, and looked up when a configuration is loaded.
+  are. Host names are absolute, and looked up when a configuration is loaded.
 
 * `client_subnet` (kdns only): a client's ECS option (RFC 7871) goes upstream, and the cache keys on it.
 * `case_randomization` (kdns only): over UDP the letters of a name are sent in random case (0x20), which a reply repeats
-  and who
-  forges one has to guess besides id and port. A reply in another case is not taken, and the question is asked over TCP.
-  Default off: a few servers do not keep the case, and each question to such a server would cost TCP as well; without
-  TCP it would fail.
+  and who forges one has to guess besides id and port. A reply in another case is not taken, and the question is asked
+  over TCP. Default off: a few servers do not keep the case, and each question to such a server would cost TCP as well;
+  without TCP it would fail.
 
 Of a client's query go upstream: RD, CD, and DO; its other options do not (see `rewrite`). The UDP size is kdns's own,
 1232 or that of `bufsize`, and AD is always asked for. So the queries of different clients are the same, and those in
@@ -86,8 +84,7 @@ question is asked over TCP. An upstream that answers FORMERR or NOTIMP is asked 
 * `coredns_forward_healthcheck_broken_total{}` - queries that met only upstreams that are down.
 * `coredns_forward_max_concurrent_rejects_total{}`.
 * `coredns_proxy_request_duration_seconds{proxy_name,to,rcode}`,
-  `coredns_proxy_healthcheck_failures_total{proxy_name,to}`,
-  `coredns_proxy_conn_cache_hits_total{proxy_name,to,proto}`,
+  `coredns_proxy_healthcheck_failures_total{proxy_name,to}`, `coredns_proxy_conn_cache_hits_total{proxy_name,to,proto}`,
   `coredns_proxy_conn_cache_misses_total{proxy_name,to,proto}`.
 * `kdns_upstream_junk_total{to}`, `kdns_upstream_mismatch_retries_total{to}`, `kdns_forward_coalesced_total{}`,
   `kdns_forward_hedged_total{}`, `kdns_forward_variants_refused_total{}`.

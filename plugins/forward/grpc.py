@@ -14,8 +14,7 @@ upstream.
     }
 
 * FROM is the zone whose names are sent on; TO are up to 15 upstreams: `IP[:PORT]` (port 53), `grpc://IP[:PORT]` (443),
-  a file like
-  /etc/resolv.conf, or a host name.
+  a file like /etc/resolv.conf, or a host name.
 * `except`: names below these go on to the next plugin.
 * `tls`, `tls_servername`: certificates, and the name to verify. Without both, upstreams are asked unencrypted.
 * `policy`: in which order upstreams are asked, as with `forward`.

@@ -28,8 +28,8 @@ watches the cluster's API, or follows manifests in files, and answers from an in
         apiserver_max_inflight N
     }
 
-* **ZONES** are the zones to serve; the server block's if there are none. One at least must not be a reverse zone:
-  the first such zone is where PTR records point to.
+* **ZONES** are the zones to serve; the server block's if there are none. One at least must not be a reverse zone: the
+  first such zone is where PTR records point to.
 * `endpoint` is the API's URL, for use outside of a cluster; `tls` the client certificate, its key and the CA for it.
   Without `endpoint`, `kubeconfig` and `manifests`, the Pod's service account is used.
 * `kubeconfig` takes address and credentials from a kubeconfig file, CONTEXT or its current context: tokens, client
@@ -37,9 +37,9 @@ watches the cluster's API, or follows manifests in files, and answers from an in
 * A proxy before the API is used as kubectl does: the kubeconfig's `proxy-url`, or else HTTPS_PROXY or HTTP_PROXY of the
   environment but for what NO_PROXY lists (hosts, domains, addresses, prefixes, each with or without a port) and this
   machine itself. It is asked over `http://` or `https://`; SOCKS proxies are not supported.
-* `manifests` (kdns only) reads Services, EndpointSlices, Namespaces and Pods from YAML files and folders instead of
-  an API, and follows them. `kubectl get svc,endpointslices,ns -A -o yaml` is such a file. A namespace exists if it
-  has an object or anything in it. If a file becomes invalid, its last good state is served.
+* `manifests` (kdns only) reads Services, EndpointSlices, Namespaces and Pods from YAML files and folders instead of an
+  API, and follows them. `kubectl get svc,endpointslices,ns -A -o yaml` is such a file. A namespace exists if it has an
+  object or anything in it. If a file becomes invalid, its last good state is served.
 * `namespaces` serves only these namespaces (default: all); `namespace_labels` those with matching labels. One of the
   two.
 * `labels` serves only Services, EndpointSlices and Pods with matching labels.
@@ -52,13 +52,11 @@ watches the cluster's API, or follows manifests in files, and answers from an in
 * `ignore empty_service` answers NXDOMAIN for Services with no ready endpoint.
 * `startup_timeout` is how long to wait for the API before a warning. Default: 5s. kdns serves at once in any case.
 * `snapshot` (kdns only) saves what is known in a file, at most every 30 seconds and at shutdown, and reads it at start:
-  names
-  are answered at once, also while the API is down, and what changed meanwhile is put right when it answers. A snapshot
-  that is damaged, of another cluster or configuration, or older than MAX_AGE (default 24h, 0: any age) is ignored with
-  a line.
+  names are answered at once, also while the API is down, and what changed meanwhile is put right when it answers. A
+  snapshot that is damaged, of another cluster or configuration, or older than MAX_AGE (default 24h, 0: any age) is
+  ignored with a line.
 * `zonal` answers `ZONE.pin._zone.SERVICE.NAMESPACE.svc.ZONES` for headless Services with the endpoints in that topology
-  zone,
-  `ZONE.prefer._zone...` with those, or with all where there are none.
+  zone, `ZONE.prefer._zone...` with those, or with all where there are none.
 * `multicluster` names those of ZONES that hold ServiceImports (multicluster.x-k8s.io, v1beta1 or v1alpha1) instead of
   Services.
 * `apiserver_qps`, `apiserver_burst`, `apiserver_max_inflight` are read for CoreDNS's sake. kdns makes one list and one
@@ -90,11 +88,9 @@ The default of kubeadm:
 * `kdns_kubernetes_objects{kind}` - objects held, by kind.
 * `kdns_kubernetes_data_age_seconds{kind}` - how long ago the state was known to be the API's; 0 while it is watched.
 * `kdns_kubernetes_events_total{kind,type}`, `kdns_kubernetes_lists_total{kind}`, `kdns_kubernetes_errors_total{kind}` -
-  what the
-  API sent, and requests that failed.
+  what the API sent, and requests that failed.
 * `kdns_kubernetes_quarantined_total{kind}` - objects set aside; `kdns_kubernetes_healed_total{kind}` - objects that a
-  watch had
-  lost; `kdns_kubernetes_reflector_restarts_total{kind}` - tasks that failed;
+  watch had lost; `kdns_kubernetes_reflector_restarts_total{kind}` - tasks that failed;
   `kdns_kubernetes_snapshots_total{outcome}`.
 * `coredns_kubernetes_dns_programming_duration_seconds{service_kind}` - from what changed endpoints to their answers.
 * `coredns_kubernetes_rest_client_requests_total{code,method,host}`,

@@ -10,9 +10,8 @@
     }
 
 * ZONES are the zones of outside names; the block's if there are none. `SERVICE.NAMESPACE.ZONE` has a Service's external
-  IPs
-  and what its load balancer says: addresses, or a CNAME to a host name. `_port._protocol.SERVICE.NAMESPACE.ZONE` and
-  the name itself have SRV records. In a reverse zone, external IPs have PTR records.
+  IPs and what its load balancer says: addresses, or a CNAME to a host name. `_port._protocol.SERVICE.NAMESPACE.ZONE`
+  and the name itself have SRV records. In a reverse zone, external IPs have PTR records.
 * `apex` is the label of the name server's name, `ns1.LABEL.ZONE`. Default: dns.
 * `ttl` is that of answers, in seconds, 0 to 3600. Default: 5.
 * `headless`: headless Services have their endpoints' addresses, and endpoints names of their own.

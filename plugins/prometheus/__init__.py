@@ -13,11 +13,10 @@ address share one server.
 * ADDRESS is where to listen; default `localhost:9153`.
 * `runtime_metrics` has no effect: the metrics of Python and of the process are always served.
 * `tls`: a web configuration file as Prometheus' exporters have it (YAML). Of `tls_server_config`: `cert_file`,
-  `key_file`,
-  `client_auth_type` (`NoClientCert`, `VerifyClientCertIfGiven`, `RequireAndVerifyClientCert`), `client_ca_file`,
-  `min_version`, `max_version`, `cipher_suites`, `prefer_server_cipher_suites`; of `http_server_config`: `headers`; and
-  `basic_auth_users` (bcrypt hashes by name; `pip install 'kdns[auth]'`). Certificates are read again when their files
-  change.
+  `key_file`, `client_auth_type` (`NoClientCert`, `VerifyClientCertIfGiven`, `RequireAndVerifyClientCert`),
+  `client_ca_file`, `min_version`, `max_version`, `cipher_suites`, `prefer_server_cipher_suites`; of
+  `http_server_config`: `headers`; and `basic_auth_users` (bcrypt hashes by name; `pip install 'kdns[auth]'`).
+  Certificates are read again when their files change.
 
 ## Examples
 

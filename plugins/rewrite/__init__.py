@@ -6,11 +6,10 @@
     rewrite [continue|stop] { FIELD ... }
 
 * `name [exact|prefix|suffix|substring|regex] FROM TO [metadata] [answer auto | answer name REGEX TO | answer value
-  REGEX TO]`
-  changes the name that is asked. Without a kind it is `exact`. Regular expressions are RE2's; `{1}` in TO is a group.
-  `answer auto` maps names in the answer back (`exact` always does); `answer name` and `answer value` change owners, or
-  names in the data. With `metadata` (for `regex`) TO may also hold labels, such as `{kubernetes/client-namespace}`; a
-  rule whose label has no value for a query does not fit it.
+  REGEX TO]` changes the name that is asked. Without a kind it is `exact`. Regular expressions are RE2's; `{1}` in TO is
+  a group. `answer auto` maps names in the answer back (`exact` always does); `answer name` and `answer value` change
+  owners, or names in the data. With `metadata` (for `regex`) TO may also hold labels, such as
+  `{kubernetes/client-namespace}`; a rule whose label has no value for a query does not fit it.
 * `type FROM TO`, `class FROM TO` change the type or class that is asked.
 * `edns0 local set|append|replace CODE DATA [revert]`, `edns0 local unset CODE`: an EDNS option of the query that goes
   upstream. DATA is text, octets in hexadecimal (`0x...`), or a variable: `{qname} {qtype} {client_ip} {client_port}

@@ -15,11 +15,9 @@ Zones are transferred (AXFR, then IXFR: RFC 5936, RFC 1995), kept in memory and 
 * ZONES are the zones it has; the block's if there are none. May be given several times.
 * `transfer from` are the primaries: IP addresses, with a port (default 53). They are asked in order. Required.
 * `tsig` signs what is asked of them and wants their answers signed, by a key of the plugin `tsig` in this block.
-  ALGORITHM: hmac-sha256
-  (the default), another hmac-sha, hmac-md5.
+  ALGORITHM: hmac-sha256 (the default), another hmac-sha, hmac-md5.
 * `catalog` says that ZONES are catalogs (RFC 9432): the zones that they list are had from the same primaries too, come
-  and go with them;
-  MEMBERS are those that may be, and what is below them. A catalog that is broken changes nothing.
+  and go with them; MEMBERS are those that may be, and what is below them. A catalog that is broken changes nothing.
 * `fallthrough` passes names that are not in the zone on to the next plugin.
 
 Until the first transfer a zone is SERVFAIL, and so it is once no primary has answered for as long as the SOA's expire

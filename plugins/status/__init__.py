@@ -9,8 +9,8 @@
 * ADDRESS is HOST:PORT; default 127.0.0.1:8053. The page is `/`, what it shows as JSON `/status.json`, its history
   `/history.json`.
 * `hosts` are names under which a browser may ask for it (of a Service, of an Ingress). Any address and `localhost`
-  always may; other
-  names get 421, so that no website can read the page through a name of its own that leads here (DNS rebinding).
+  always may; other names get 421, so that no website can read the page through a name of its own that leads here (DNS
+  rebinding).
 
 One page without anything from elsewhere: an outage in one line at its top, failures, queries a second, each configured
 upstream and since when it does not answer, response codes, times, cache, the age of the cluster's state, the last

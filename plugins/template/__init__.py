@@ -15,24 +15,20 @@
     }
 
 * CLASS and TYPE are those of the questions it answers; `ANY` means all. ZONES are the zones it answers for. Default:
-  the
-  block's zones.
+  the block's zones.
 * `match`: regular expressions (RE2) for the name, in lower case and with its final dot. The first that matches gives
-  the groups.
-  Default: every name.
+  the groups. Default: every name.
 * `answer`, `additional`, `authority`: records as in a zone file, in Go's template language: `.Name`, `.Zone`, `.Class`,
   `.Type`, `.Match` (groups by number), `.Group` (groups by name and number), `.Question.Name`, `.Message.Id`,
   `.Remote`, `.Var.NAME`, `.Meta "LABEL"` (see `metadata`), and the functions `index`, `parseInt`, `print`, `printf`,
   `len`. A record without a TTL gets 3600.
 * `expr` must be true, or the template does not apply. `var` computes a value once, for `.Var.NAME` and, by its name,
-  for the
-  expressions below it. The language is that of `view`, with `group('NAME')` for the match's groups (also by number, as
-  text).
+  for the expressions below it. The language is that of `view`, with `group('NAME')` for the match's groups (also by
+  number, as text).
 * `rcode` is the response code; default NOERROR.
 * `ederror` adds an extended error for clients that use EDNS (RFC 8914).
 * `fallthrough`: if no `match` matches or an `expr` is false, the next template is tried, and then the next plugin.
-  Without it the
-  reply is SERVFAIL.
+  Without it the reply is SERVFAIL.
 
 If the answer to a question for addresses is a CNAME, the records of its target are added.
 

@@ -9,9 +9,13 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+import hatch_build
 
 TOP = Path(__file__).resolve().parents[2]
 RECIPE = (TOP / "docker" / "Dockerfile").read_text()
@@ -51,6 +55,27 @@ def test_what_the_recipe_copies_is_there_and_not_kept_out() -> None:
         if word == "COPY" and "--from" not in text:
             for name in text.split()[:-1]:
                 assert (TOP / name).exists() and f"!{name.removeprefix('./').split('/')[0]}" in ignored, name
+
+
+def locked(name: str) -> dict[str, str]:
+    """Names and versions of a list of packages with hashes."""
+    text = (TOP / "docker" / name).read_text()
+    assert "://" not in text and text.count("--hash=sha256:") >= text.count("==")
+    entries = re.findall(r"^(\S+)==(\S+)[^\n]*\\\n    --hash", text, re.M)
+    assert len(entries) == text.count("==") - len(re.findall(r"; .*==", text))
+    return dict(entries)
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "build-requirements.txt"])
+def test_what_the_image_installs_is_locked_within_the_bounds_of_the_project(name: str) -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())
+    asked = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["auth"]]
+    if name == "build-requirements.txt":
+        asked = [*project["build-system"]["requires"], *hatch_build.NEEDS]
+    versions = locked(name)
+    for requirement in map(Requirement, asked):
+        found = versions[requirement.name.lower()]
+        assert requirement.specifier.contains(found), f"{requirement} against {found}: run make lock"
 
 
 def test_the_slimmed_package_still_reads_configurations(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import dns.message
 import pytest
 
 from kdns.metrics import REGISTRY
-from kdns.testing import answer, code, data, eventually, flags, free_port, soa
+from kdns.testing import answer, code, data, eventually, flags, soa
 from tests.fixtures import Serve, Start
 
 
