@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+SECURITY = (ROOT / "SECURITY.md").read_text()
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\b[a-z_]+(?:/[a-z_]+)*\.py\b", ARCHITECTURE + CONTRIBUTING))))
@@ -37,6 +38,17 @@ def test_every_layer_is_in_the_drawing() -> None:
 
 def test_every_target_of_make_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for document in (ARCHITECTURE, CONTRIBUTING, (ROOT / "README.md").read_text()):
+    for document in (ARCHITECTURE, CONTRIBUTING, SECURITY, (ROOT / "README.md").read_text()):
         for target in re.findall(r"(?:^|`)make ([a-z-]+)", document, re.M):
             assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:tests|docker|deploy)(?:/[\w.-]+)*)`", SECURITY))))
+def test_what_shows_a_promise_is_there(path: str) -> None:
+    assert (ROOT / path).exists(), path
+
+
+def test_a_counter_that_a_promise_names_is_there() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "kdns").rglob("*.py"))
+    for counter in re.findall(r"`(\w+_total)`", SECURITY):
+        assert f'"{counter}"' in sources, counter
