@@ -20,7 +20,8 @@ PLUGINS = {
     "cache": "cache 30 {\n serve_stale\n prefetch 1 1m\n }",
     "bufsize": "bufsize 1232",
     "log": "log . {combined}",
-    "everything": "nsid here\n bufsize 512\n log\n errors\n header {\n response set ra\n }\n dns64\n minimal\n loadbalance\n"
+    "everything": "nsid here\n bufsize 512\n log\n errors\n header {\n response set ra\n }\n dns64\n minimal\n "
+        "loadbalance\n"
     " cache 30 {\n serve_stale\n }\n rewrite ttl regex .* 5",
 }  # fmt: skip
 
