@@ -25,6 +25,7 @@ MAX_OPTIONS_SIZE: Final = 4096
 NSID: Final = 3
 SUBNET: Final = 8  # RFC 7871
 COOKIE: Final = 10
+COOKIE_SIZE: Final = 24  # octets of a reply's COOKIE, the client's 8 and the server's 16 (RFC 9018, section 4)
 _PREFIXES: Final = {b"\0\0": 0, b"\0\1": 32, b"\0\2": 128}  # the longest prefix of each address family
 KEEPALIVE: Final = 11  # RFC 7828
 PADDING: Final = 12  # RFC 7830

@@ -80,6 +80,11 @@ def parse(data: bytes, more: bool = True) -> tuple[Question, int, Edns | None, b
     return question, end, edns, options
 
 
+def parse_opt(data: bytes) -> tuple[Edns | None, bytes]:
+    """The OPT of a query without a question, and its options. Raises FormatError."""
+    return _search_opt(data, 12)
+
+
 def _opt(fixed: bytes) -> Edns:
     """The OPT with this class and TTL field, six octets."""
     known = _KNOWN_OPTS.get(fixed)

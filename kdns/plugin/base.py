@@ -30,6 +30,9 @@ Meter = Callable[[int, int], None]
 # What becomes of a query before anything of it is read, by the client's socket address and whether it came over TCP:
 # one of the verdicts below. It runs for every query, also for those that the reply cache answers.
 Gate = Callable[[tuple[Any, ...], bool], int]
+# The DNS cookie for a reply (24 octets, empty for none), by the payload of the query's COOKIE option and the client's
+# socket address. It runs for every query with such an option.
+ServerCookies = Callable[[bytes, tuple[Any, ...]], bytes]
 PASS: Final = 0
 IGNORED: Final = 1  # no reply
 SHORTENED: Final = 2  # a reply with TC and nothing in it, over UDP: who is at that address comes back over TCP
@@ -79,7 +82,8 @@ class ListenerOptions:
     `exempt` says of a client's address, as text, whether the limits of each client are not for it. `gate` makes, from
     the listener's label, what judges each query before anything else. `tls`: the certificate of encrypted listeners.
     `max_streams`: requests at a time of a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose
-    X-Forwarded-For counts there. `proxy`: whose PROXY headers are believed.
+    X-Forwarded-For counts there. `proxy`: whose PROXY headers are believed. `cookies` makes, from the listener's label,
+    what makes DNS cookies.
     """
 
     any_class: bool = False
@@ -98,6 +102,7 @@ class ListenerOptions:
     proxy: ProxyPolicy | None = None
     max_streams: int = 0
     trusted: tuple[Network, ...] = ()
+    cookies: Callable[[str], ServerCookies] | None = None
 
 
 class Plugin:

@@ -20,24 +20,28 @@ from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
 from kdns.dns.answer import REPLY_EDNS, Answer
 from kdns.dns.errors import FormatError
-from kdns.dns.query import parse
+from kdns.dns.query import parse, parse_opt
 from kdns.dns.render import render
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
 from kdns.net.certificates import Identity, TlsFiles
 from kdns.net.proxy import ProxyPolicy
 from kdns.net.web import Network
-from kdns.plugin.base import DENIED, IGNORED, PASS, Gate, ListenerOptions, Plugin
+from kdns.plugin.base import DENIED, IGNORED, PASS, Gate, ListenerOptions, Plugin, ServerCookies
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
 from kdns.plugin.providers import TakesNotify
 from kdns.plugin.request import Request
-from kdns.server.accept import META, MORE, REPLY_FLAGS, check, readable_question
+from kdns.server.accept import COOKIE_ALONE, META, MORE, REPLY_FLAGS, check, readable_question
 from kdns.server.block import Block
 from kdns.server.pending import PendingTable
 from kdns.server.replycache import IPV6, TCP, UDP, Entry, ReplyCache, entry_for
 
 PANICS: Final = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
 _TRANSPORTS: Final = ("udp", "udp", "tcp", "tcp")  # by UDP and TCP of the reply cache
+
+# How the COOKIE option of a reply begins, and what of a reply's end it is.
+_COOKIE_HEAD: Final = _edns.COOKIE.to_bytes(2, "big") + _edns.COOKIE_SIZE.to_bytes(2, "big")
+_COOKIE_END: Final = _edns.COOKIE_SIZE + len(_COOKIE_HEAD)
 
 _log: Final = log.Logger()
 
@@ -60,6 +64,7 @@ class Dispatcher:
         self.client_connections = 0
         self.exempt: Callable[[str], bool] | None = None
         self.gate: Gate | None = None
+        self.cookies: ServerCookies | None = None
         self.tls: TlsFiles | None = None
         self.proxy: ProxyPolicy | None = None
         self.identity: Identity | None = None
@@ -97,6 +102,8 @@ class Dispatcher:
         self.waiting.limit(options.client_waiting, options.exempt)
         if options.gate is not None:
             self.gate = options.gate(self.label)
+        if options.cookies is not None:
+            self.cookies = options.cookies(self.label)
         self.tls = options.tls or self.tls
         self.proxy = options.proxy or self.proxy
         self.max_streams = options.max_streams or self.max_streams
@@ -180,7 +187,13 @@ class Dispatcher:
                     failed = self._show(entry, data, client, local, way)
                     if failed:
                         return failed
-                return b"".join((data[:2], entry.head, data[12 : replies.end], entry.next_tail()))
+                tail = entry.next_tail()
+                if replies.cookie_at and self.cookies is not None:
+                    cookie = self.cookies(data[replies.cookie_at : replies.cookie_end], client)
+                    if not cookie:
+                        return self._in_full(data, client, local, way)
+                    tail = tail[: -_edns.COOKIE_SIZE] + cookie
+                return b"".join((data[:2], entry.head, data[12 : replies.end], tail))
             return self._in_full(data, client, local, way)
         except Exception as error:
             replies.clear()
@@ -194,6 +207,8 @@ class Dispatcher:
         if flags < 0:
             refusal = check(data, self.notices)
             if refusal is not None:
+                if refusal and self.cookies is not None and data[2:12] in COOKIE_ALONE:
+                    return self._cookie_alone(data, client)
                 return refusal or None
             flags = reply.flags_of(data) | MORE
         try:
@@ -419,13 +434,34 @@ class Dispatcher:
 
     def _added(self, request: Request) -> tuple[bytes, bool]:
         """What the way of a query adds to its reply: options, and whether it is padded."""
-        if not request._options or request.transport != "tcp":
+        tcp = request.transport == "tcp"
+        if not request._options or not (tcp or self.cookies is not None):
             return b"", False
-        codes = [code for code, _ in _edns.options(request._options)]
+        options = _edns.options(request._options)
+        codes = [code for code, _ in options]
         # RFC 7828, section 3.3.2; RFC 7830, section 4: replies are padded where the query was, and only if nobody can
         # look in.
-        added = self.keepalive if _edns.KEEPALIVE in codes else b""
-        return added, self.secure and _edns.PADDING in codes
+        added = self.keepalive if tcp and _edns.KEEPALIVE in codes else b""
+        if self.cookies is not None:
+            added += self._cookie(options, request._client)  # the last: `answer` puts another in its place
+        return added, tcp and self.secure and _edns.PADDING in codes
+
+    def _cookie(self, options: list[tuple[int, bytes]], client: Address) -> bytes:
+        """The COOKIE option for a reply to a query with these options."""
+        sent = next((payload for code, payload in options if code == _edns.COOKIE), b"")
+        made = self.cookies(sent, client) if sent and self.cookies is not None else b""
+        return _edns.option(_edns.COOKIE, made) if made else b""
+
+    def _cookie_alone(self, data: bytes, client: Address) -> bytes:
+        """The reply to a query without a question that asks for a server cookie (RFC 7873, section 5.4)."""
+        try:
+            edns, options = parse_opt(data)
+        except FormatError:
+            return reply.refusal(data, iana.FORMERR, False)
+        cookie = self._cookie(_edns.options(options), client)
+        if not cookie:
+            return reply.refusal(data, iana.FORMERR, False)
+        return reply.bare(data, 12, iana.NOERROR, edns, cookie)
 
     def _pack(self, request: Request, answer: Answer) -> bytes:
         """The whole reply of an answer. A body fits one question's name; for another one it is rendered anew."""
@@ -445,6 +481,12 @@ class Dispatcher:
 
     def _store(self, request: Request, outcome: Answer, key: bytes, made: bytes) -> None:
         """Puts a reply into the cache, if it may be given again."""
+        if (
+            self.replies.cookie_at
+            and self.cookies is not None
+            and made[-_COOKIE_END : -_edns.COOKIE_SIZE] != _COOKIE_HEAD
+        ):
+            return  # without a cookie where another's could be put
         rotations = outcome.rotations
         packed = [self._pack(request, each) for each in rotations] if rotations else [made]
         entry = entry_for(request, outcome, key, packed, request.block.counting)

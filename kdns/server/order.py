@@ -24,6 +24,7 @@ ORDER: Final[dict[str, str | None]] = {
     "multisocket": None,
     "reload": "reload:Reload",
     "nsid": "nsid:Nsid",
+    "cookie": "cookie:Cookie",
     "bufsize": "bufsize:Bufsize",
     "bind": "bind:Bind",
     "debug": "debug:Debug",

@@ -143,9 +143,12 @@ class ReplyCache:
         self.octets = 0  # of the young entries
         self.seen = bytearray(SEEN)
         self.watched: set[int] = set()  # options that a plugin has read, so that queries with them are not alike
-        # Of the query that was looked up last: its key (empty: it has none), and where its question ends.
+        # Of the query that was looked up last: its key (empty: it has none), where its question ends, and where its
+        # COOKIE option's payload begins (0: it has none) and ends.
         self.key = b""
         self.end = 0
+        self.cookie_at = 0
+        self.cookie_end = 0
 
     def __len__(self) -> int:
         return len(self.young) + len(self.old)
@@ -165,6 +168,7 @@ class ReplyCache:
     def get(self, data: bytes, way: int) -> Entry | None:
         """The reply to a query, if there is one; `key` and `end` are set in any case."""
         self.key = b""
+        self.cookie_at = 0
         form = _HEADERS.get(data[2:12])
         if form is None:
             return None
@@ -236,8 +240,14 @@ class ReplyCache:
             code = data[at] << 8 | data[at + 1]
             length = data[at + 2] << 8 | data[at + 3]
             at += 4 + length
-            if code == _edns.SUBNET or (code == _edns.COOKIE and not cookie_fits(length)):
+            if code == _edns.SUBNET:
                 return -1
+            if code == _edns.COOKIE:
+                if not cookie_fits(length):
+                    return -1
+                if not self.cookie_at:  # RFC 7873, section 5.2: of several the first counts
+                    self.cookie_at = at - length
+                    self.cookie_end = at
             if code in self.watched:
                 return -1
             mark |= _PRESENT.get(code, 0)

@@ -187,6 +187,7 @@ e.org:{port} {
     erratic {
         drop 0
     }
+    cookie
 }
 """
 QUESTIONS = (
