@@ -101,11 +101,12 @@ def cookie_fits(length: int) -> bool:
     return length == 8 or 16 <= length <= 40
 
 
-def subnet_fits(payload: bytes) -> bool:
-    """Whether a client subnet has the form of one in a query: exactly the octets that its prefix needs, and no bit
-    beyond it (RFC 7871, section 6). Family 0 without a prefix, "do not use my address", is let through as BIND does.
+def subnet_fits(payload: bytes, in_reply: bool = False) -> bool:
+    """Whether a client subnet is well formed: exactly the octets that its prefix needs, no bit beyond it, and a scope
+    in replies alone (RFC 7871, section 6). Family 0 without a prefix, "do not use my address", is let through as BIND
+    does.
     """
-    if len(payload) < 4 or payload[3]:  # the scope is the answer's to say
+    if len(payload) < 4 or (payload[3] and not in_reply):
         return False
     prefix = payload[2]
     most = _PREFIXES.get(payload[:2], -1)
@@ -114,7 +115,7 @@ def subnet_fits(payload: bytes) -> bool:
     return not prefix & 7 or not payload[-1] & 0xFF >> (prefix & 7)
 
 
-def check_options(raw: bytes) -> None:
+def check_options(raw: bytes, in_reply: bool = False) -> None:
     """Raises FormatError for options that are malformed or too many.
 
     Most are only stepped over: who wants one reads it. The forms of a COOKIE and of a client subnet are looked at here,
@@ -135,7 +136,7 @@ def check_options(raw: bytes) -> None:
             code = raw[off + 1]
             if code == COOKIE and not cookie_fits(length):
                 raise FormatError(f"a COOKIE option of {length} octets")
-            if code == SUBNET and not subnet_fits(raw[off + 4 : off + 4 + length]):
+            if code == SUBNET and not subnet_fits(raw[off + 4 : off + 4 + length], in_reply):
                 raise FormatError("a malformed client subnet")
         off += 4 + length
     if off != total:

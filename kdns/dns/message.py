@@ -104,7 +104,7 @@ def _content(  # noqa: C901 - one pass over a message, checked as it goes
                     rcode |= data[fixed + 4] << 4
                     if size:
                         raw = data[fixed + 10 : off]
-                        _edns.check_options(raw)
+                        _edns.check_options(raw, in_reply=True)
                         options = b"".join([_edns.option(c, p) for c, p in _edns.options(raw) if c in _FOR_CLIENTS])
                 if start < stop:
                     stop = start
