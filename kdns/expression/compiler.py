@@ -5,15 +5,14 @@ Each node is a function of a Scope, and the type of its value as far as it is kn
 a tree of plain calls, without a look at the text.
 """
 
-import math
-import operator
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, final
+from collections.abc import Mapping
+from typing import Final, final
 
 from kdns.expression.functions import CLOSURES, FUNCTIONS, METHODS
+from kdns.expression.lexer import number, string, tokens
+from kdns.expression.nodes import Node, Run, binary, check_arguments, constant, member, opposite, param, typed
+from kdns.expression.operations import FINISH, element
 from kdns.expression.values import (
-    MAX_SIZE,
     MAX_STEPS,
     NUMBERS,
     BadExpression,
@@ -21,25 +20,9 @@ from kdns.expression.values import (
     Function,
     Scope,
     Value,
-    bounded,
-    regex,
-    type_of,
 )
 
 MAX_DEPTH: Final = 64  # of brackets and operators within each other: deeper is no expression anybody wrote
-
-_TOKEN: Final = re.compile(
-    r"""\s*(?:
-      (?P<number>0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|\d[\d_]*(?:\.\d+(?:[eE][+-]?\d+)?|[eE][+-]?\d+)?)
-    | (?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`[^`]*`)
-    | (?P<name>[A-Za-z_$][A-Za-z0-9_$]*)
-    | (?P<sign>\?\?|\?\.|\*\*|\.\.|==|!=|<=|>=|&&|\|\||[-+*/%^<>!?:.,|()\[\]{}#;=])
-    )""",
-    re.X,
-)
-_COMMENT: Final = re.compile(r"\s*(?://[^\n]*|/\*.*?\*/)", re.S)
-_ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
-_ESCAPE: Final = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|.)", re.S)
 
 # How tightly operators bind, as in expr-lang 1.17.
 _BINARY: Final = {
@@ -49,21 +32,11 @@ _BINARY: Final = {
     "**": 100, "^": 100, "??": 500,
 }  # fmt: skip
 _NEGATABLE: Final = frozenset(("in", "matches", "contains", "startsWith", "endsWith"))
-_ORDER: Final = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 _WORDS: Final = frozenset(
     ("and", "or", "not", "in", "matches", "contains", "startsWith", "endsWith", "let", "true", "false", "nil")
 )
 # What no variable can be called, beside the functions that are given.
 RESERVED: Final = _WORDS | FUNCTIONS.keys() | CLOSURES.keys()
-
-Run = Callable[[Scope], Value]
-
-
-class Node(NamedTuple):
-    """A part of an expression: what evaluates it, and its type."""
-
-    run: Run
-    type: str
 
 
 @final
@@ -97,7 +70,7 @@ def compile_expression(
 
 class _Parser:
     def __init__(self, text: str, functions: Mapping[str, Function], names: dict[str, str]) -> None:
-        self.tokens = _tokens(text)
+        self.tokens = tokens(text)
         self.at = 0
         self.functions = functions
         self.names = names
@@ -177,9 +150,9 @@ class _Parser:
                 node = self.piped(node)
                 continue
             right = self.expression(binds if sign in ("**", "^") else binds + 1)
-            node = self.binary(sign, node, right, place)
+            node = binary(sign, node, right, self.tokens[place][2])
             if negated:
-                node = Node(_not(node.run), "bool")
+                node = Node(opposite(node.run), "bool")
         if least == 0 and self.take("?"):
             node = self.conditional(node)
         self.depth -= 1
@@ -205,27 +178,27 @@ class _Parser:
             self.at += 1
             inner = self.expression(50)
             self.check(inner, "bool", sign)
-            return self.behind(Node(_not(inner.run), "bool"))
+            return self.behind(Node(opposite(inner.run), "bool"))
         if kind == "sign" and sign in ("-", "+"):
             self.at += 1
-            number = self.expression(90)
-            if number.type not in NUMBERS | {"any"}:
-                raise self.fail(f"{sign} takes a number, found {number.type}")
-            return Node((lambda s: -number.run(s)) if sign == "-" else number.run, number.type)
+            operand = self.expression(90)
+            if operand.type not in NUMBERS | {"any"}:
+                raise self.fail(f"{sign} takes a number, found {operand.type}")
+            return Node((lambda s: -operand.run(s)) if sign == "-" else operand.run, operand.type)
         return self.behind(self.primary())
 
     def primary(self) -> Node:
         kind, text = self.peek()
         if kind == "number":
             try:
-                number = _number(text)
+                found = number(text)
             except (ValueError, OverflowError):
                 raise self.fail(f'the number "{text[:20]}" cannot be read') from None
             self.at += 1
-            return _constant(number)
+            return constant(found)
         if kind == "string":
             self.at += 1
-            return _constant(_string(text))
+            return constant(string(text))
         if kind == "name":
             return self.word(text)
         if self.take("("):
@@ -241,15 +214,15 @@ class _Parser:
                 raise self.fail('"#" is for closures only')
             if text == "#":
                 self.at += 1
-            element = Node(lambda s: s.items[-1], "any")
-            return element if text == "#" else self.behind(element)
+            at_hand = Node(lambda s: s.items[-1], "any")
+            return at_hand if text == "#" else self.behind(at_hand)
         raise self.fail(f"unexpected {self.shown()}")
 
     def word(self, text: str) -> Node:
-        constant = {"true": True, "false": False, "nil": None}
+        values = {"true": True, "false": False, "nil": None}
         self.at += 1
-        if text in constant:
-            return _constant(constant[text])
+        if text in values:
+            return constant(values[text])
         if self.peek() == ("sign", "("):
             self.at += 1
             return self.call(text, None)
@@ -273,7 +246,7 @@ class _Parser:
             kind, text = self.peek()
             if kind == "name" or kind == "string" or kind == "number":
                 self.at += 1
-                key = _constant(_string(text) if kind == "string" else text).run
+                key = constant(string(text) if kind == "string" else text).run
             elif self.take("("):
                 key = self.expression(0).run
                 self.expect(")")
@@ -299,7 +272,7 @@ class _Parser:
                     self.expect(")")
                     node = self.method(node, name)
                 else:
-                    node = _member(node, name, optional)
+                    node = member(node, name, optional)
             elif self.take("["):
                 node = self.index(node)
             else:
@@ -317,7 +290,7 @@ class _Parser:
             start = self.expression(0).run
             if self.take("]"):
                 key = start
-                return Node(lambda s: _at(node.run(s), key(s)), "string" if node.type == "string" else "any")
+                return Node(lambda s: element(node.run(s), key(s)), "string" if node.type == "string" else "any")
         self.expect(":")
         stop = None if self.peek()[1] == "]" else self.expression(0).run
         self.expect("]")
@@ -326,85 +299,6 @@ class _Parser:
             lambda s: node.run(s)[first(s) if first is not None else None : last(s) if last is not None else None],
             node.type,
         )
-
-    # Operators.
-
-    def binary(self, sign: str, left: Node, right: Node, place: int) -> Node:
-        a, b = left.run, right.run
-        types = (left.type, right.type)
-        known = "any" not in types
-        bad = BadExpression(f'"{sign}" does not go with {left.type} and {right.type}', self.tokens[place][2])
-        if sign in ("and", "&&", "or", "||"):
-            if any(word not in ("bool", "any") for word in types):
-                raise bad
-            if sign in ("and", "&&"):
-                return Node(lambda s: _truth(a(s)) and _truth(b(s)), "bool")
-            return Node(lambda s: _truth(a(s)) or _truth(b(s)), "bool")
-        if sign == "??":
-            return Node(
-                lambda s: value if (value := a(s)) is not None else b(s),
-                left.type if left.type == right.type else "any",
-            )
-        if sign in ("==", "!="):
-            alike = types[0] == types[1] or NUMBERS.issuperset(types) or "nil" in types
-            if known and not alike:
-                raise bad
-            return Node((lambda s: a(s) == b(s)) if sign == "==" else (lambda s: a(s) != b(s)), "bool")
-        if sign in _ORDER:
-            if known and not (NUMBERS.issuperset(types) or types in (("string", "string"), ("time", "time"))):
-                raise bad
-            compare: Any = _ORDER[sign]
-            return Node(lambda s: compare(a(s), b(s)), "bool")
-        if sign == "in":
-            if known and types[1] not in ("array", "map"):
-                raise bad
-            return Node(lambda s: _within(a(s), b(s)), "bool")
-        if sign in ("contains", "startsWith", "endsWith", "matches"):
-            if any(word not in ("string", "any") for word in types):
-                raise bad
-            return self.words(sign, a, b)
-        if sign == "..":
-            if any(word not in ("int", "any") for word in types):
-                raise bad
-            return Node(lambda s: _range(a(s), b(s)), "array")
-        return self.arithmetic(sign, left, right, bad)
-
-    def words(self, sign: str, a: Run, b: Run) -> Node:
-        if sign == "matches":
-            try:
-                constant = regex(b(Scope(None, {})))
-            except EvaluationError as error:
-                raise self.fail(str(error)) from None
-            except Exception:  # it depends on the query
-                return Node(lambda s: regex(_str(b(s))).search(_str(a(s))) is not None, "bool")
-            return Node(lambda s: constant.search(_str(a(s))) is not None, "bool")
-        if sign == "contains":
-            return Node(lambda s: _str(b(s)) in _str(a(s)), "bool")
-        if sign == "startsWith":
-            return Node(lambda s: _str(a(s)).startswith(_str(b(s))), "bool")
-        return Node(lambda s: _str(a(s)).endswith(_str(b(s))), "bool")
-
-    def arithmetic(self, sign: str, left: Node, right: Node, bad: BadExpression) -> Node:
-        a, b = left.run, right.run
-        types = (left.type, right.type)
-        if sign == "+" and "string" in types:
-            if any(word not in ("string", "any") for word in types):
-                raise bad
-            return Node(lambda s: bounded(_str(a(s)) + _str(b(s))), "string")
-        if any(word not in NUMBERS | {"any"} for word in types):
-            raise bad
-        whole = "int" if types == ("int", "int") else "any" if "any" in types else "float"
-        if sign == "/":
-            return Node(lambda s: _num(a(s)) / _num(b(s)), "float")
-        if sign == "%":
-            return Node(lambda s: _remainder(a(s), b(s)), "int")
-        if sign in ("**", "^"):
-            return Node(lambda s: float(_num(a(s))) ** float(_num(b(s))), "float")
-        if sign == "+":
-            return Node(lambda s: bounded(_plus(a(s), b(s))), whole)
-        if sign == "-":
-            return Node(lambda s: bounded(_num(a(s)) - _num(b(s))), whole)
-        return Node(lambda s: bounded(_num(a(s)) * _num(b(s))), whole)
 
     # Calls.
 
@@ -430,20 +324,20 @@ class _Parser:
                 break
         self.calls.add(name)
         if own is not None:
-            _check_arguments(name, own.params, args, place)
+            check_arguments(name, own.params, args, place)
             runs, function = [arg.run for arg in args], own.call
             return Node(lambda s: function(s.env, *[run(s) for run in runs]), own.returns)
         found = FUNCTIONS.get(name)
         if found is None:
             raise BadExpression(f'unknown function "{name}"', place)
         params, returns, builtin = found
-        _check_arguments(name, params, args, place)
+        check_arguments(name, params, args, place)
         if len(args) == 1 and name in ("min", "max", "abs") and args[0].type in NUMBERS:
             returns = args[0].type
         each = [arg.run for arg in args]
-        wanted = [_param(params, i) for i in range(len(args))]
+        wanted = [param(params, i) for i in range(len(args))]
         return Node(
-            lambda s: builtin(*[_typed(name, word, run(s)) for word, run in zip(wanted, each, strict=True)]), returns
+            lambda s: builtin(*[typed(name, word, run(s)) for word, run in zip(wanted, each, strict=True)]), returns
         )
 
     def closure(self, name: str, first: Node | None) -> Node:
@@ -481,164 +375,5 @@ class _Parser:
                     scope.items.pop()
             return out
 
-        finish = _CLOSURES[name]
+        finish = FINISH[name]
         return Node(lambda s: finish(each(s)), CLOSURES[name])
-
-
-def _tokens(text: str) -> list[tuple[str, str, int]]:
-    out = []
-    at = 0
-    end = len(text.rstrip())
-    while at < end:
-        comment = _COMMENT.match(text, at)
-        if comment is not None:
-            at = comment.end()
-            continue
-        found = _TOKEN.match(text, at)
-        if found is None or found.end() > len(text):
-            rest = text[at:].lstrip()
-            raise BadExpression(f'cannot read "{rest[:20]}"', len(text) - len(rest))
-        kind = str(found.lastgroup)
-        out.append((kind, found[kind], found.start(kind)))
-        at = found.end()
-    out.append(("end", "", len(text)))
-    return out
-
-
-def _constant(value: Value) -> Node:
-    return Node(lambda s: value, type_of(value))
-
-
-def _number(text: str) -> int | float:
-    """Raises ValueError for what is no number, or none of 64 bits (expr-lang's are Go's)."""
-    plain = text.replace("_", "")
-    if plain[:2].lower() not in ("0x", "0b", "0o") and any(c in plain for c in ".eE"):
-        real = float(plain)
-        if math.isinf(real):
-            raise ValueError
-        return real
-    whole = int(plain, 0 if plain[1:2].isalpha() else 10)
-    if whole >= 1 << 63:
-        raise ValueError
-    return whole
-
-
-def _string(text: str) -> str:
-    if text[0] == "`":
-        return text[1:-1]
-
-    def plain(found: "re.Match[str]") -> str:
-        escape = found[1]
-        if escape[0] in "xuU" and len(escape) > 1:
-            return chr(int(escape[1:], 16))
-        return chr(int(escape, 8)) if len(escape) == 3 else _ESCAPES.get(escape, escape)
-
-    return _ESCAPE.sub(plain, text[1:-1])
-
-
-def _not(run: Run) -> Run:
-    return lambda s: not _truth(run(s))
-
-
-def _truth(value: Value) -> bool:
-    if not isinstance(value, bool):
-        raise EvaluationError(f"expected true or false, found {type_of(value)}")
-    return value
-
-
-def _str(value: Value) -> str:
-    if not isinstance(value, str):
-        raise EvaluationError(f"expected a string, found {type_of(value)}")
-    return value
-
-
-def _num(value: Value) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise EvaluationError(f"expected a number, found {type_of(value)}")
-    return value
-
-
-def _plus(a: Value, b: Value) -> Value:
-    return a + _str(b) if isinstance(a, str) else _num(a) + _num(b)
-
-
-def _remainder(a: Value, b: Value) -> int:
-    if not (isinstance(a, int) and isinstance(b, int)):
-        raise EvaluationError("% takes whole numbers")
-    left = abs(a) % abs(b)  # the sign of the dividend, as in Go
-    return -left if a < 0 else left
-
-
-def _range(a: Value, b: Value) -> list[int]:
-    if not (isinstance(a, int) and isinstance(b, int)) or b - a > MAX_SIZE:
-        raise EvaluationError("a range of too many numbers")
-    return list(range(a, b + 1))
-
-
-def _within(value: Value, where: Value) -> bool:
-    if where is None:
-        return False
-    if isinstance(where, str):
-        raise EvaluationError("in takes an array or a map: use contains for strings")
-    return value in where
-
-
-def _member(node: Node, name: str, optional: bool) -> Node:
-    def run(scope: Scope) -> Value:
-        value = node.run(scope)
-        if isinstance(value, dict):
-            return value.get(name)
-        if value is None and optional:
-            return None
-        raise EvaluationError(f"cannot get {name} of a value of type {type_of(value)}")
-
-    return Node(run, "any")
-
-
-def _at(value: Value, key: Value) -> Value:
-    return value.get(key) if isinstance(value, dict) else value[key]
-
-
-def _param(params: tuple[str, ...], i: int) -> str:
-    return params[min(i, len(params) - 1)].rstrip("?.")
-
-
-def _typed(name: str, wanted: str, value: Value) -> Value:
-    if wanted != "any" and type_of(value) != wanted:
-        raise EvaluationError(f"{name}() takes {wanted}, found {type_of(value)}")
-    return value
-
-
-def _check_arguments(name: str, params: tuple[str, ...], args: list[Node], at: int) -> None:
-    least = sum(not param.endswith(("?", "...")) for param in params)
-    open_ended = bool(params) and params[-1].endswith("...")
-    if len(args) < least or (len(args) > len(params) and not open_ended):
-        raise BadExpression(f"{name}() takes {least} argument{'s' * (least != 1)}, found {len(args)}", at)
-    for i, arg in enumerate(args):
-        wanted = _param(params, i)
-        if "any" not in (wanted, arg.type) and arg.type != wanted:
-            raise BadExpression(f"{name}() takes {wanted} as argument {i + 1}, found {arg.type}", at)
-
-
-def _grouped(pairs: list[tuple[Value, Value]]) -> dict[Value, list[Value]]:
-    out: dict[Value, list[Value]] = {}
-    for item, key in pairs:
-        out.setdefault(key, []).append(item)
-    return out
-
-
-_CLOSURES: Final[dict[str, Callable[[list[tuple[Value, Value]]], Value]]] = {
-    "all": lambda pairs: all(_truth(found) for _, found in pairs),
-    "any": lambda pairs: any(_truth(found) for _, found in pairs),
-    "one": lambda pairs: sum(_truth(found) for _, found in pairs) == 1,
-    "none": lambda pairs: not any(_truth(found) for _, found in pairs),
-    "map": lambda pairs: [found for _, found in pairs],
-    "filter": lambda pairs: [item for item, found in pairs if _truth(found)],
-    "find": lambda pairs: next((item for item, found in pairs if _truth(found)), None),
-    "findIndex": lambda pairs: next((i for i, (_, found) in enumerate(pairs) if _truth(found)), None),
-    "findLast": lambda pairs: next((item for item, found in reversed(pairs) if _truth(found)), None),
-    "findLastIndex": lambda pairs: next((i for i in range(len(pairs) - 1, -1, -1) if _truth(pairs[i][1])), None),
-    "count": lambda pairs: sum(_truth(found) for _, found in pairs),
-    "sortBy": lambda pairs: [item for item, _ in sorted(pairs, key=lambda pair: pair[1])],
-    "groupBy": _grouped,
-}
