@@ -12,7 +12,7 @@ TURN: Final = 0.001  # seconds of work before others run
 _STEP: Final = 100  # entries let go of between two looks at the clock
 
 
-class Turn:
+class TimeSlice:
     """Lets others run when work has held the loop for a millisecond. Objects differ in size, so they are not
     counted.
     """
@@ -40,7 +40,7 @@ class Table(Protocol):
 
 async def emptied(*tables: Table) -> None:
     """Empties tables that nobody uses any more, in turns."""
-    turn = Turn()
+    turn = TimeSlice()
     for table in tables:
         while left := len(table):
             for _ in range(min(left, _STEP)):

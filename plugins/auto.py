@@ -55,7 +55,7 @@ from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.regex import compile_regex
 from kdns.store.zone import Zone
-from kdns.turns import Turn
+from kdns.turns import TimeSlice
 from kdns.zonefile.follow import ZoneFile, zone_file
 from kdns.zonefile.load import BrokenZone
 
@@ -168,7 +168,7 @@ class Auto(Plugin):
             self.known.changed()
             if gone.zone is not None:
                 gone.zone.validity.end()
-        turn = Turn()
+        turn = TimeSlice()
         for origin, path in found.items():
             await turn.pause()
             served = self.served.get(origin)

@@ -14,7 +14,7 @@ from kdns.cli.corefiles import Source
 from kdns.cli.flags import Flag, Value
 from kdns.corefile import Corefile, Directive, Line, ServerBlock, Token
 from kdns.kube.api import ApiConfig, Client
-from kdns.kube.lists import ApiError
+from kdns.kube.paging import ApiError
 
 READ: Final = 10.0  # seconds the API may take for one answer
 FLAGS: Final = (

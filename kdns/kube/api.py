@@ -19,7 +19,7 @@ import aiohttp
 
 from kdns import __version__, log
 from kdns.keepalive import keep_alive
-from kdns.kube.lists import ApiError, Expired, Unauthorized, beginning
+from kdns.kube.paging import ApiError, Expired, Unauthorized, beginning
 from kdns.kube.proxy import Proxy, env_proxy, usable_proxy
 from kdns.metrics import Counter, Histogram
 

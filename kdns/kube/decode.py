@@ -1,6 +1,6 @@
 """From the API's octets to raw objects: pages of lists, watch events, and the lines that events come in.
 
-What cannot be read is the caller's to set aside: one bad object costs only itself.
+What cannot be read is the caller's to reject: one bad object costs only itself.
 """
 
 from collections.abc import AsyncIterator

@@ -1,7 +1,7 @@
 """Objects from YAML: files and folders, several documents a file, `kind: List` as `kubectl get -o yaml` prints it.
 
 Laws: a file that cannot be read or parsed keeps its last good state, and one line says which line of which file; an
-object that cannot be served is set aside and named, the rest of its file is served; only changed files are read again.
+object that cannot be served is rejected and named, the rest of its file is served; only changed files are read again.
 A namespace exists if it has an object or anything in it: a dump of Services alone is enough to serve them.
 
 Files are followed by looking at them (identity, size, time of change), as a ConfigMap's files are links that are
@@ -111,12 +111,12 @@ def parse(text: str, path: str) -> tuple[list[Found], list[str]]:
 
 def _parsed(text: str, path: str, loader: Any) -> tuple[list[Found], list[str]]:
     found: list[Found] = []
-    odd: list[str] = []
+    rejected: list[str] = []
     try:
         for document in yaml.load_all(text, Loader=loader):
             for item in _items(document):
                 if not isinstance(item, dict) or not isinstance(item.get("kind"), str):
-                    odd.append(f"{path}: a document is no Kubernetes object (it has no kind)")
+                    rejected.append(f"{path}: a document is no Kubernetes object (it has no kind)")
                     continue
                 line = item.pop("\0line", 1)
                 if item["kind"] in RAW:
@@ -127,7 +127,7 @@ def _parsed(text: str, path: str, loader: Any) -> tuple[list[Found], list[str]]:
         raise BrokenManifest(f"{path}:{line}: {getattr(error, 'problem', None) or error}") from None
     except RecursionError as error:
         raise BrokenManifest(f"{path}:1: {error}") from None
-    return found, odd
+    return found, rejected
 
 
 def _items(document: Any) -> Iterator[Any]:
@@ -240,9 +240,9 @@ class ManifestSource:
         except (OSError, UnicodeDecodeError, BrokenManifest) as error:
             return self._broken(path, str(error) if isinstance(error, BrokenManifest) else f"{path}: {error}")
 
-    def _good(self, path: str, found: list[Found], odd: list[str]) -> list[Found]:
-        if odd:
-            self._complain(path, odd[0])
+    def _good(self, path: str, found: list[Found], rejected: list[str]) -> list[Found]:
+        if rejected:
+            self._complain(path, rejected[0])
         elif self.complaints.pop(path, None) is not None:
             _log.info(f"{path} can be read again")
         return found
@@ -320,7 +320,7 @@ class ManifestSource:
                 key, obj = self._object(kind, mapping)
             except BadObject as error:
                 bad = True
-                self._complain(path, f"{path}:{line}: {kind} set aside: {error}")
+                self._complain(path, f"{path}:{line}: {kind} rejected: {error}")
                 continue
             if isinstance(obj, Slices) and obj.left_out:
                 bad = True
@@ -332,7 +332,7 @@ class ManifestSource:
                     new.setdefault((NAMESPACE, f"/{namespace}"), Namespace(namespace))
             if i % _SLICE == _SLICE - 1:
                 yield
-        if not bad and path in self.complaints and "set aside" in self.complaints[path]:
+        if not bad and path in self.complaints and "rejected" in self.complaints[path]:
             del self.complaints[path]
         old = self.files.get(path, {})
         self.files[path] = new

@@ -7,7 +7,7 @@ import msgspec
 
 from kdns.kube import manifests
 from kdns.kube.api import ApiConfig, Client
-from kdns.kube.lists import body
+from kdns.kube.paging import body
 
 READ = 10.0  # seconds the API may take
 

@@ -29,8 +29,8 @@ from kdns import log
 from kdns.kube import decode
 from kdns.kube.cluster import Cluster
 from kdns.kube.decode import Unreadable, lines
-from kdns.kube.hold import hold
-from kdns.kube.lists import (
+from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta, Slices
+from kdns.kube.paging import (
     LIST_READ,
     ApiError,
     Client,
@@ -41,9 +41,9 @@ from kdns.kube.lists import (
     Unauthorized,
     body,
 )
-from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta, Slices
+from kdns.kube.pause_gc import pause_gc
 from kdns.metrics import Counter
-from kdns.turns import Turn
+from kdns.turns import TimeSlice
 
 PATHS: Final = {
     NAMESPACE: "/api/v1/namespaces",
@@ -216,16 +216,16 @@ class Reflector:
     async def _list(self) -> bool:
         """Brings everything in pages; False where the API does not have the kind at all."""
         pages = self.pages()
-        turn = Turn()
+        slice_ = TimeSlice()
         try:
-            with hold(), self._diff() as gone:
+            with pause_gc(), self._diff() as unseen:
                 while True:
                     for raw in await pages.next():
-                        self._put(raw, gone)
-                        await turn.pause()
+                        self._put(raw, unseen)
+                        await slice_.pause()
                     if pages.over:
                         break
-                await self._remove_all(gone)
+                await self._remove_all(unseen)
         except Expired:
             self.page = min(self.page * 4, MAX_PAGE)  # fewer pages are through sooner
             raise
@@ -252,20 +252,20 @@ class Reflector:
 
         What is left of it where the list breaks off stays known.
         """
-        gone, self.known = self.known, {}
+        unseen, self.known = self.known, {}
         try:
-            yield gone
+            yield unseen
         finally:
-            for key, version in gone.items():
+            for key, version in unseen.items():
                 self.known.setdefault(key, version)
 
-    async def _remove_all(self, gone: dict[str, str]) -> None:
+    async def _remove_all(self, unseen: dict[str, str]) -> None:
         """Removes what did not come."""
-        turn = Turn()
-        for key in list(gone):
-            del gone[key]
+        slice_ = TimeSlice()
+        for key in list(unseen):
+            del unseen[key]
             self.remove(key)
-            await turn.pause()
+            await slice_.pause()
 
     def _done(self) -> None:
         """Everything is here."""
@@ -301,22 +301,22 @@ class Reflector:
         async with self.client.get(self.path, params, WATCH_READ) as response:
             source = lines(response.content.iter_any())
             if stream:
-                await self._bring(source)
+                await self._initial_events(source)
             self.watching = True
-            turn = Turn()
+            slice_ = TimeSlice()
             async for line in source:
                 if line is None:
                     self._skipped()
                     return
                 self._event(line)
-                await turn.pause()
+                await slice_.pause()
         # Where it ended in its time, the API is the one we know.
         self.broken = time.monotonic() - began < asked - 1
 
-    async def _bring(self, source: AsyncIterator[bytes | None]) -> None:
+    async def _initial_events(self, source: AsyncIterator[bytes | None]) -> None:
         """The part of a streamed list that says what there is: up to the bookmark that ends it."""
-        turn = Turn()
-        with hold(), self._diff() as gone:
+        slice_ = TimeSlice()
+        with pause_gc(), self._diff() as unseen:
             async for line in source:
                 if line is None:
                     self.streams = False  # a page holds an object of any size
@@ -325,15 +325,15 @@ class Reflector:
                 if kind == "BOOKMARK":
                     version, over = decode.bookmark(raw)
                     if over:
-                        await self._remove_all(gone)
+                        await self._remove_all(unseen)
                         self.version = version
                         self._done()
                         return
                 elif kind == "ERROR":
                     self._refused(raw)
                 else:
-                    self._put(decode.one(self.kind, raw), gone)
-                await turn.pause()
+                    self._put(decode.one(self.kind, raw), unseen)
+                await slice_.pause()
         raise ApiError("the API ended a streamed list before it was through")
 
     def _skipped(self) -> None:
@@ -366,7 +366,7 @@ class Reflector:
             self.remove(key)
         elif kind in ("ADDED", "MODIFIED"):
             if isinstance(obj, Unreadable):
-                self.set_aside(obj.meta, f"set aside: {obj.why}")
+                self.reject(obj.meta, f"rejected: {obj.why}")
             elif self.apply(key, obj) and self.applied is not None:
                 self.applied(obj)
         self.version = meta.resource_version or self.version
@@ -375,7 +375,7 @@ class Reflector:
 
     # Objects.
 
-    def set_aside(self, meta: RawMeta, why: str) -> None:
+    def reject(self, meta: RawMeta, why: str) -> None:
         """Quarantine: the object, of which all or a part is not served, is named once and counted; the rest is
         served.
         """
@@ -385,15 +385,15 @@ class Reflector:
             QUARANTINED.slot(self.kind)[0] += 1
             _log.warning(f"{self.kind} {key} {why}")
 
-    def _put(self, raw: Raw | Unreadable, gone: dict[str, str]) -> None:
-        """One object of a list; `gone` are the known ones that have not come yet."""
+    def _put(self, raw: Raw | Unreadable, unseen: dict[str, str]) -> None:
+        """One object of a list; `unseen` are the known ones that have not come yet."""
         meta = raw.meta if isinstance(raw, Unreadable) else raw.metadata
         key = f"{meta.namespace}/{meta.name}"
-        known = gone.pop(key, None)
+        known = unseen.pop(key, None)
         if known is not None:
             self.known[key] = known
         if isinstance(raw, Unreadable):
-            self.set_aside(raw.meta, f"set aside: {raw.why}")
+            self.reject(raw.meta, f"rejected: {raw.why}")
         elif not meta.resource_version or known != meta.resource_version:
             self.apply(key, raw)
 
@@ -402,10 +402,10 @@ class Reflector:
         try:
             obj = self.project(raw)
         except BadObject as error:
-            self.set_aside(raw.metadata, f"set aside: {error}")
+            self.reject(raw.metadata, f"rejected: {error}")
             return False
         if isinstance(obj, Slices) and obj.left_out:
-            self.set_aside(raw.metadata, f"has an {obj.left_out}")
+            self.reject(raw.metadata, f"has an {obj.left_out}")
         else:
             self.complained.discard(key)
         self.known[key] = raw.metadata.resource_version

@@ -1,9 +1,9 @@
 """Healing: a list now and then finds what the watch has lost, mends it and counts it.
 
 Theory of operation. Every 10 to 15 minutes the collection is listed beside the open watch. What the list has newer than
-we know, or we have and the list of a later moment does not, is mended at once; and it was lost unless the watch brings
-it after all within GRACE seconds. Versions are compared as numbers, which the API promises since 1.35 (KEP-5504) and
-etcd has always kept; where they are none, nothing is healed but by a new list.
+we know, or we have and the list of a later moment does not, is repaired at once; and it was lost unless the watch
+brings it after all within GRACE seconds. Versions are compared as numbers, which the API promises since 1.35 (KEP-5504)
+and etcd has always kept; where they are none, nothing is healed but by a new list.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from typing import Final
 
 from kdns import log
 from kdns.kube.decode import Unreadable
-from kdns.kube.hold import hold
-from kdns.kube.lists import ApiError
+from kdns.kube.paging import ApiError
+from kdns.kube.pause_gc import pause_gc
 from kdns.kube.reflector import Reflector
 from kdns.metrics import Counter
-from kdns.turns import Turn
+from kdns.turns import TimeSlice
 
 INTERVAL: Final = (600.0, 900.0)  # seconds between two: rare enough to cost nothing, often enough to matter
 GRACE: Final = 5.0  # seconds an event may be under way
@@ -32,8 +32,9 @@ class Resync:
 
     def __init__(self, reflector: Reflector) -> None:
         self.reflector = reflector
-        self.mended: dict[str, str] = {}  # key -> resourceVersion, "" for what was removed
-        self.gone: set[str] | None = None  # keys that the watch removed since the list began; None while there is none
+        self.repaired: dict[str, str] = {}  # key -> resourceVersion, "" for what was removed
+        # Keys that the watch removed since the list began; None while there is none.
+        self.removed: set[str] | None = None
         reflector.heard.append(self._heard)
 
     async def run(self) -> None:
@@ -47,40 +48,40 @@ class Resync:
 
     def _heard(self, key: str, version: str) -> None:
         """The watch brought something: then it was not lost."""
-        self.mended.pop(key, None)
-        if not version and self.gone is not None:
-            self.gone.add(key)
+        self.repaired.pop(key, None)
+        if not version and self.removed is not None:
+            self.removed.add(key)
 
     async def heal(self) -> int:
         """One list and its diff; gives how many objects had been lost. Raises what a list raises."""
         reflector = self.reflector
         if not reflector.watching:
             return 0
-        self.mended.clear()
-        gone: set[str] = set()
-        self.gone = gone
+        self.repaired.clear()
+        removed: set[str] = set()
+        self.removed = removed
         try:
-            await self._diff(gone)
+            await self._diff(removed)
         finally:
-            self.gone = None
+            self.removed = None
         await asyncio.sleep(GRACE)
-        lost, self.mended = self.mended, {}
+        lost, self.repaired = self.repaired, {}
         if lost:
             HEALED.slot(reflector.kind)[0] += len(lost)
             some = ", ".join(sorted(lost)[:5])
             _log.warning(f"healed {len(lost)} of {reflector.kind} that the watch had lost: {some}")
         return len(lost)
 
-    async def _diff(self, gone: set[str]) -> None:
+    async def _diff(self, removed: set[str]) -> None:
         """Lists, and mends what is not as listed."""
         reflector = self.reflector
         pages = reflector.pages()
         missing = set(reflector.known)
-        turn = Turn()
-        with hold():
+        slice_ = TimeSlice()
+        with pause_gc():
             while not pages.over:
                 for raw in await pages.next():
-                    await turn.pause()
+                    await slice_.pause()
                     if isinstance(raw, Unreadable):
                         missing.discard(f"{raw.meta.namespace}/{raw.meta.name}")
                         continue
@@ -88,17 +89,17 @@ class Resync:
                     missing.discard(key)
                     version = raw.metadata.resource_version
                     known = reflector.known.get(key)
-                    if known != version and key not in gone and _newer(version, known) and reflector.apply(key, raw):
-                        self.mended[key] = version
+                    if known != version and key not in removed and _newer(version, known) and reflector.apply(key, raw):
+                        self.repaired[key] = version
             if not pages.version.isdecimal():
                 raise ApiError(f"resourceVersion {pages.version!r} is no number")
             for key in missing:
-                # What the watch has brought since the list began is newer, or gone already.
+                # What the watch has brought since the list began is newer, or removed already.
                 known = reflector.known.get(key)
                 if known is not None and not _newer(known, pages.version):
                     reflector.remove(key)
-                    self.mended[key] = ""
-                await turn.pause()
+                    self.repaired[key] = ""
+                await slice_.pause()
 
 
 def _newer(version: str, than: str | None) -> bool:

@@ -29,14 +29,14 @@ PASSES = Histogram(
 )
 _longest: Final = [0.0]
 _began: Final = [0.0]
-_holds: Final = [0]
-_settled: Final = [False]
+_pauses: Final = [0]
+_frozen: Final = [False]
 _usual: Final = gc.get_threshold()
 
 LONGEST = Gauge(
     "kdns_gc_pass_longest_seconds", "The longest pass since the server was built.", read=lambda: _longest[0]
 )
-HOLDS = Counter("kdns_gc_holds_total", "Times collection was held off during long work.")
+PAUSES = Counter("kdns_gc_holds_total", "Times collection was paused during long work.")
 
 
 def _timed(phase: str, info: dict[str, Any]) -> None:
@@ -52,11 +52,11 @@ def _timed(phase: str, info: dict[str, Any]) -> None:
 
 
 def suspend() -> None:
-    """First thing: no collection until `settle`."""
+    """First thing: no collection until `freeze`."""
     gc.disable()
 
 
-def settle() -> None:
+def freeze() -> None:
     """After build and sync: collect once, freeze, and collect by the policy from now on."""
     gc.collect()
     gc.freeze()
@@ -64,8 +64,8 @@ def settle() -> None:
     if _timed not in gc.callbacks:
         gc.callbacks.append(_timed)
     _longest[0] = 0.0
-    _settled[0] = True
-    if not _holds[0]:
+    _frozen[0] = True
+    if not _pauses[0]:
         gc.enable()
 
 
@@ -73,21 +73,21 @@ def release() -> None:
     """The server has ended: collection is Python's own again, for whatever the process does next."""
     if _timed in gc.callbacks:
         gc.callbacks.remove(_timed)
-    _settled[0] = False
+    _frozen[0] = False
     gc.set_threshold(*_usual)
     gc.unfreeze()
     gc.enable()
 
 
-def hold() -> Callable[[], None]:
+def pause() -> Callable[[], None]:
     """No collection during long work (a relist); call what is returned when it is over."""
-    _holds[0] += 1
-    HOLDS.slot()[0] += 1
+    _pauses[0] += 1
+    PAUSES.slot()[0] += 1
     gc.disable()
 
     def over() -> None:
-        _holds[0] -= 1
-        if not _holds[0] and _settled[0]:
+        _pauses[0] -= 1
+        if not _pauses[0] and _frozen[0]:
             if gc.get_count()[0] > _YOUNG * _PASSES:
                 gc.freeze()  # too much for a pass; what is less goes through one, which finds what is garbage already
             gc.enable()

@@ -12,7 +12,7 @@ from typing import Final
 
 from kdns import log
 from kdns.corefile import Corefile, CorefileError
-from kdns.kube.hold import set_holder
+from kdns.kube.pause_gc import set_pause
 from kdns.metrics import REFRESH, Counter, Gauge
 from kdns.net.tcp import TcpListener
 from kdns.net.udp import UdpListener
@@ -53,7 +53,7 @@ class Server:
         self.reread = reread
         self.share_port = share_port
         self.runtime = Runtime()
-        set_holder(gc_policy.hold)
+        set_pause(gc_policy.pause)
         self.runtime.reload = self.reload
         self.runtime.fingerprint = lambda: reread().fingerprint
         self.instance: Instance | None = None
@@ -85,7 +85,7 @@ class Server:
         self.opened()
         self._announce()
         REFRESH.append(self._refresh)
-        gc_policy.settle()
+        gc_policy.freeze()
 
     async def reload(self) -> bool:
         """Reads the Corefile again and serves by it; says whether it worked. If not, all stays as it was."""

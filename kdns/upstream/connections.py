@@ -45,7 +45,7 @@ UNACKNOWLEDGED: Final = 5.0
 
 
 @final
-class Flight:
+class InFlightQuery:
     """A query on its way, and the connections that it was sent on with what its reply is known by there."""
 
     __slots__ = ("again", "deadline", "done", "local", "on", "over", "query", "question", "sent", "timeout")
@@ -109,7 +109,7 @@ class Connections:
         self.open: list[Connection] = []
         self.dials: set[asyncio.Task[None]] = set()
         self.dialled = 0.0  # when the last dialling began
-        self.waiting: dict[Flight, None] = {}
+        self.waiting: dict[InFlightQuery, None] = {}
         label = self.proto if context is None or self.proto != "tcp" else "tcp-tls"
         self.hits = HITS.slot(name, to, label)
         self.misses = MISSES.slot(name, to, label)
@@ -120,7 +120,7 @@ class Connections:
 
     def exchange(self, query: bytes, question: Question, timeout: float, done: Done) -> None:
         """Sends a query (its id is replaced) and calls back once, with an answer or an UpstreamError."""
-        flight = Flight(query, question, timeout, done)
+        flight = InFlightQuery(query, question, timeout, done)
         flight.deadline = self.deadlines.add(timeout, partial(self._late, flight))
         connection = self._usable()
         if connection is not None:
@@ -137,7 +137,7 @@ class Connections:
                 return connection
         return None
 
-    def _wait(self, flight: Flight) -> None:
+    def _wait(self, flight: InFlightQuery) -> None:
         if self.closed or len(self.waiting) >= MAX_WAITING:
             why = "closed" if self.closed else f"too many queries wait for a connection to {self.to}"
             flight.end(UpstreamError(why))
@@ -198,7 +198,7 @@ class Connections:
             if not flight.on:
                 flight.end(UpstreamError(error))
 
-    def _late(self, flight: Flight) -> None:
+    def _late(self, flight: InFlightQuery) -> None:
         """A query's time is over: so is that of a connection that has answered nothing meanwhile."""
         now = asyncio.get_running_loop().time()
         self.waiting.pop(flight, None)
@@ -230,7 +230,7 @@ class Connections:
         else:
             self._fail_waiting(f"read {self.proto} {connection.local}->{self.to}: {why}")
 
-    def resend(self, flight: Flight, why: str) -> None:
+    def resend(self, flight: InFlightQuery, why: str) -> None:
         """A query that will not be answered where it was sent goes out again; the second time it is over."""
         if flight.again:
             flight.end(self.broken(flight, why))
@@ -238,7 +238,7 @@ class Connections:
             flight.again = True
             self._wait(flight)
 
-    def broken(self, flight: Flight, why: str) -> UpstreamError:
+    def broken(self, flight: InFlightQuery, why: str) -> UpstreamError:
         """The error of a query that was sent and failed."""
         return UpstreamError(f"read {self.proto} {flight.local}->{self.to}: {why}")
 
@@ -264,7 +264,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, owner: Connections) -> None:
         self.owner = owner
-        self.flights: dict[int, Flight] = {}
+        self.flights: dict[int, InFlightQuery] = {}
         self.transport: asyncio.Transport | None = None
         self.local = ""
         self.loop = asyncio.get_running_loop()
@@ -287,7 +287,7 @@ class Connection(asyncio.Protocol):
         """Whether another query may be in flight."""
         raise NotImplementedError
 
-    def put(self, flight: Flight) -> int:
+    def put(self, flight: InFlightQuery) -> int:
         """Writes a query; gives what its reply is known by. Raises UpstreamError."""
         raise NotImplementedError
 
@@ -306,7 +306,7 @@ class Connection(asyncio.Protocol):
             return False
         return self.room() and transport.get_write_buffer_size() < MAX_UNSENT
 
-    def send(self, flight: Flight) -> None:
+    def send(self, flight: InFlightQuery) -> None:
         """Sends a query."""
         flight.local = self.local
         flight.sent = self.used = self.loop.time()
@@ -319,7 +319,7 @@ class Connection(asyncio.Protocol):
         self.flights[key] = flight
         flight.on[self] = key
 
-    def taken(self, key: int) -> Flight | None:
+    def taken(self, key: int) -> InFlightQuery | None:
         """The query that a whole reply is for. None: nobody waits for it."""
         flight = self.flights.pop(key, None)
         if flight is not None:
@@ -335,14 +335,14 @@ class Connection(asyncio.Protocol):
         """What came for this query came from elsewhere, or too late."""
         if self.taken(key) is not None:
             self.drop(key)
-            self.settle()
+            self.close_if_idle()
 
     def retire(self) -> None:
         """Takes no more queries."""
         self.retired = True
-        self.settle()
+        self.close_if_idle()
 
-    def settle(self) -> None:
+    def close_if_idle(self) -> None:
         """Closes a connection that takes no more queries once none is in flight."""
         if self.retired and not self.flights:
             self.close()

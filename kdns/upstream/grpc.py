@@ -3,7 +3,7 @@
 from typing import ClassVar, Final, final
 
 from kdns.dns import grpc
-from kdns.upstream.connections import Flight
+from kdns.upstream.connections import InFlightQuery
 from kdns.upstream.exchange import Result
 from kdns.upstream.https import HttpsConnections, Response
 
@@ -24,7 +24,7 @@ class GrpcConnections(HttpsConnections):
         ]  # fmt: skip
         return fields, grpc.packed(query)
 
-    def result(self, response: Response, flight: Flight) -> Result:
+    def result(self, response: Response, flight: InFlightQuery) -> Result:
         if response.status != "200":
             return self.broken(flight, f"HTTP status {response.status or 'missing'}")
         code = response.fields.get("grpc-status", "")

@@ -18,7 +18,7 @@ from h2.exceptions import ProtocolError
 
 from kdns.address import host_port
 from kdns.deadlines import Deadlines
-from kdns.upstream.connections import MAX_WAITING, Connection, Connections, Flight
+from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
 from kdns.upstream.exchange import Result, UpstreamError, matching_reply
 
 MAX_BODY: Final = 65535 + 9  # octets of a reply: no DNS message is larger; gRPC puts nine before it
@@ -70,7 +70,7 @@ class HttpsConnections(Connections):
             return fields, b""
         return [*fields, ("content-type", MESSAGE), ("content-length", str(len(query)))], query
 
-    def result(self, response: "Response", flight: Flight) -> Result:
+    def result(self, response: "Response", flight: InFlightQuery) -> Result:
         """What a complete response comes to."""
         if response.status != "200":
             return self.broken(flight, f"HTTP status {response.status or 'missing'}")
@@ -78,7 +78,7 @@ class HttpsConnections(Connections):
             return self.broken(flight, f"the reply is no {MESSAGE}")
         return self.matched(bytes(response.body), flight)
 
-    def matched(self, message: bytes, flight: Flight) -> Result:
+    def matched(self, message: bytes, flight: InFlightQuery) -> Result:
         """A reply, if it is to the question."""
         answer = matching_reply(message, message[:2], flight.question, self.to)
         return answer if answer is not None else self.broken(flight, "the reply is to another question")
@@ -121,7 +121,7 @@ class _Connection(Connection):
     def room(self) -> bool:
         return self.http.open_outbound_streams < self.http.remote_settings.max_concurrent_streams
 
-    def put(self, flight: Flight) -> int:
+    def put(self, flight: InFlightQuery) -> int:
         """A request for one query; its id is 0."""
         asks = self.asks
         fields, body = asks.request(b"\0\0" + flight.query[2:])
@@ -153,7 +153,7 @@ class _Connection(Connection):
             return
         self._write()
         self.owner.flush()
-        self.settle()
+        self.close_if_idle()
 
     def _event(self, event: object) -> None:
         if isinstance(event, ResponseReceived):

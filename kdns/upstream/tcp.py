@@ -4,7 +4,7 @@
 
 from typing import ClassVar, Final, final
 
-from kdns.upstream.connections import Connection, Connections, Flight
+from kdns.upstream.connections import Connection, Connections, InFlightQuery
 from kdns.upstream.exchange import matching_reply, new_id
 
 MAX_PIPELINED: Final = 200  # queries on one connection at a time; beyond that another is opened
@@ -29,7 +29,7 @@ class _Connection(Connection):
     def room(self) -> bool:
         return len(self.flights) < MAX_PIPELINED
 
-    def put(self, flight: Flight) -> int:
+    def put(self, flight: InFlightQuery) -> int:
         assert self.transport is not None
         qid = new_id()
         while int.from_bytes(qid, "big") in self.flights:
@@ -48,7 +48,7 @@ class _Connection(Connection):
             off = stop
         self.buffer = buffer[off:]
         self.owner.flush()
-        self.settle()
+        self.close_if_idle()
 
     def _frame(self, data: bytes) -> None:
         key = int.from_bytes(data[:2], "big")

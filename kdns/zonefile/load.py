@@ -19,7 +19,7 @@ from typing import IO, Any, Final, NamedTuple, NoReturn
 from kdns.dns.name import from_text, to_text
 from kdns.store.zone import BadZone, Zone, ZoneBuilder, zone_of
 from kdns.store.zone_node import arranged
-from kdns.turns import Turn
+from kdns.turns import TimeSlice
 from kdns.zonefile.errors import Problem, ZoneFileError
 from kdns.zonefile.reader import MasterFile, Seen
 
@@ -129,7 +129,7 @@ async def build_beside(origin: bytes, names: Mapping[bytes, Mapping[int, Sequenc
 async def _feed(child: asyncio.subprocess.Process, names: Mapping[bytes, Mapping[int, Sequence[Any]]]) -> None:
     """Sends names to the child."""
     assert child.stdin is not None
-    turn = Turn()
+    turn = TimeSlice()
     piece: dict[bytes, Any] = {}
     for name, sets in names.items():
         piece[name] = sets
@@ -147,7 +147,7 @@ async def _feed(child: asyncio.subprocess.Process, names: Mapping[bytes, Mapping
 
 async def _pieces(child: asyncio.subprocess.Process, builder: ZoneBuilder, path: str) -> Loaded:
     assert child.stdout is not None
-    turn = Turn()
+    turn = TimeSlice()
     try:
         while True:
             size = int.from_bytes(await child.stdout.readexactly(4), "big")

@@ -89,7 +89,7 @@ The default of kubeadm:
 * `kdns_kubernetes_data_age_seconds{kind}` - how long ago the state was known to be the API's; 0 while it is watched.
 * `kdns_kubernetes_events_total{kind,type}`, `kdns_kubernetes_lists_total{kind}`, `kdns_kubernetes_errors_total{kind}` -
   what the API sent, and requests that failed.
-* `kdns_kubernetes_quarantined_total{kind}` - objects set aside; `kdns_kubernetes_healed_total{kind}` - objects that a
+* `kdns_kubernetes_quarantined_total{kind}` - objects rejected; `kdns_kubernetes_healed_total{kind}` - objects that a
   watch had lost; `kdns_kubernetes_reflector_restarts_total{kind}` - tasks that failed;
   `kdns_kubernetes_snapshots_total{outcome}`.
 * `coredns_kubernetes_dns_programming_duration_seconds{service_kind}` - from what changed endpoints to their answers.

@@ -12,7 +12,7 @@ from kdns.dns.errors import FormatError
 from kdns.dns.query import Question
 from kdns.store.zone import Zone, ZoneBuilder
 from kdns.store.zone_transfer import BadTransfer, Inbound, changed
-from kdns.turns import Turn
+from kdns.turns import TimeSlice
 from kdns.upstream.exchange import new_id
 from kdns.zonefile.load import build_beside
 
@@ -93,7 +93,7 @@ class Primary:
             if old is not None and data[3] & 15 in _NO_IXFR:
                 raise _NoIxfr
             inbound = Inbound(self.origin, data[:2], old)
-            turn = Turn()
+            turn = TimeSlice()
             while True:
                 if checker is not None:
                     checker.check(data, time.time())

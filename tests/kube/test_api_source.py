@@ -203,8 +203,8 @@ def test_an_object_that_cannot_be_read_is_set_aside_and_the_rest_is_served(
     server = start(serve, api)
     assert a(server, "web.n1") == ["10.0.0.1"]
     assert a(server, "bad-ip.n1") == "NXDOMAIN" and a(server, "wrong.n1") == "NXDOMAIN"
-    assert sum("n1/bad-ip set aside" in line for line in lines) == 1
-    assert sum("n1/wrong set aside" in line for line in lines) == 1
+    assert sum("n1/bad-ip rejected" in line for line in lines) == 1
+    assert sum("n1/wrong rejected" in line for line in lines) == 1
     api.put(service("n1/bad-ip", "10.0.0.9"))
     eventually(lambda: a(server, "bad-ip.n1") == ["10.0.0.9"])
 

@@ -336,7 +336,7 @@ def test_removals_between_two_healings_are_not_remembered(
         api.delete("Service", f"n1/s{i}")
     api.put(service("n1/last", "10.0.0.9"))
     eventually(lambda: a(server, "last.n1") == ["10.0.0.9"])
-    assert made and not any(healer.gone or healer.mended for healer in made)
+    assert made and not any(resync.removed or resync.repaired for resync in made)
 
 
 # K7: credentials.
@@ -453,8 +453,8 @@ def test_objects_of_every_strange_kind_are_served_or_set_aside_alone(
         fat["metadata"]["annotations"] = {"x": "y" * (1 << 20)}
         api.put(fat)
         eventually(lambda: a(server, "fat.n1") == ["10.0.0.7"])
-    assert sum("set aside" in line for line in lines) >= 3
-    assert sum("n1/wrong set aside" in line for line in lines) == 1
+    assert sum("rejected" in line for line in lines) >= 3
+    assert sum("n1/wrong rejected" in line for line in lines) == 1
     assert count("kdns_kubernetes_quarantined_total") >= before
 
 
@@ -469,7 +469,7 @@ def test_an_endpoint_that_cannot_be_named_is_set_aside_alone_and_said_once(
             )
         )
         eventually(lambda i=i: a(server, "db.n1") == ["10.1.0.1", f"10.1.1.{i}"])
-    assert sum("10.1.0.2 set aside" in line for line in lines) == 1
+    assert sum("10.1.0.2 rejected" in line for line in lines) == 1
     api.put(endpointslice("n1/db-1", "db", endpoint("10.1.0.1"), endpoint("10.1.0.2", host="h" * 63)))
     eventually(lambda: a(server, "db.n1") == ["10.1.0.1", "10.1.0.2"])
 

@@ -13,8 +13,8 @@ import pytest
 from kdns.kube import api as api_module
 from kdns.kube import decode, lists, reflector
 from kdns.kube.decode import Unreadable
-from kdns.kube.lists import ApiError, Pages, TooLarge
 from kdns.kube.objects import SERVICE
+from kdns.kube.paging import ApiError, Pages, TooLarge
 from kdns.testing import ApiServer, LoopThread, Server, code, data, eventually
 from kdns.testing.objects import namespace, service
 from tests.fixtures import Serve
@@ -193,7 +193,7 @@ def test_an_event_that_is_no_text_sets_its_object_aside(serve: Serve, api: ApiSe
     eventually(lambda: a(server, "web.n1") == ["10.0.0.1"])
     bad = b'{"metadata":{"name":"bad","namespace":"n1","resourceVersion":"102"},"spec":{"clusterIP":"10.0.0.2\xff"}}'
     api.send_raw("services", b'{"type":"ADDED","object":' + bad + b"}\n")
-    eventually(lambda: any("Service n1/bad set aside" in line or "services n1/bad set aside" in line for line in lines))
+    eventually(lambda: any("Service n1/bad rejected" in line or "services n1/bad rejected" in line for line in lines))
     api.put(service("n1/new", "10.0.0.3"))
     eventually(lambda: a(server, "new.n1") == ["10.0.0.3"])
     assert a(server, "web.n1") == ["10.0.0.1"]

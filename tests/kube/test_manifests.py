@@ -99,7 +99,7 @@ def test_an_object_that_cannot_be_served_is_named_with_its_line(serve: Serve, tm
     path.write_text(good + "---\nkind: Service\nmetadata: {name: bad}\nspec: {clusterIP: 10.0.0}\n")
     server = start(serve, path)
     assert a(server, "good.default") == ["10.0.0.1"] and a(server, "bad.default") == "NXDOMAIN"
-    assert any(f"{path}:5: Service set aside" in line for line in lines)
+    assert any(f"{path}:5: Service rejected" in line for line in lines)
 
 
 def test_lists_as_kubectl_prints_them_are_read() -> None:
@@ -273,11 +273,11 @@ def test_an_endpoint_whose_hostname_is_no_label_broke_its_service(
     ]  # fmt: skip
     assert code(server.ask("2.0.1.10.in-addr.arpa.", "PTR")) == "NXDOMAIN"
     assert data(server.ask("1.0.1.10.in-addr.arpa.", "PTR")) == [f"{'h' * 63}.db.n1.svc.cluster.local."]
-    said = [line for line in lines if "10.1.0.2 set aside" in line]
+    said = [line for line in lines if "10.1.0.2 rejected" in line]
     assert len(said) == 1 and "hostname" in said[0] and len(said[0]) < 300
 
 
-def test_a_service_or_namespace_whose_name_is_no_label_is_set_aside(
+def test_a_service_or_namespace_whose_name_is_no_label_is_reject(
     serve: Serve, tmp_path: Path, lines: list[str]
 ) -> None:
     server = served(
@@ -288,7 +288,7 @@ def test_a_service_or_namespace_whose_name_is_no_label_is_set_aside(
     assert a(server, "web.n1") == ["10.0.0.1"]
     for reverse in ("2.0.0.10", "3.0.0.10", "9.0.1.10"):
         assert code(server.ask(f"{reverse}.in-addr.arpa.", "PTR")) == "NXDOMAIN"
-    assert any("set aside" in line and LONG in line for line in lines)
+    assert any("rejected" in line and LONG in line for line in lines)
     assert len(transferred(server)) > 3
 
 

@@ -1,4 +1,4 @@
-"""Whatever the API, a file or a disk holds is read or set aside by its declared error; events in any order end in the
+"""Whatever the API, a file or a disk holds is read or rejected by its declared error; events in any order end in the
 same state.
 """
 
@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from kdns.kube import decode, manifests
 from kdns.kube.cluster import Cluster
-from kdns.kube.lists import ApiError, ResourceVersionRegressed
 from kdns.kube.manifests import BrokenManifest, ManifestSource
 from kdns.kube.objects import RAW, SERVICE, BadObject, from_mapping, project
+from kdns.kube.paging import ApiError, ResourceVersionRegressed
 from kdns.kube.reflector import Reflector
 from kdns.kube.selector import BadSelector
 from kdns.kube.selector import parse as parse_selector
@@ -57,7 +57,7 @@ trees = st.builds(
 
 @given(trees)
 @settings(max_examples=150, deadline=None)
-def test_an_object_of_any_form_is_served_or_set_aside(made: dict[str, Any]) -> None:
+def test_an_object_of_any_form_is_served_or_reject(made: dict[str, Any]) -> None:
     with contextlib.suppress(BadObject):
         project(from_mapping(made["kind"], made))
 
@@ -153,7 +153,7 @@ def test_after_any_events_the_state_is_that_of_the_last_one_of_each_object(taken
                     reflector._event(json.dumps(line).encode())
             continue
         if kind == "bad":
-            made["spec"]["ports"] = 5  # it is set aside; what was served of it before stays
+            made["spec"]["ports"] = 5  # it is rejected; what was served of it before stays
         reflector._event(json.dumps({"type": "MODIFIED" if kind == "bad" else kind, "object": made}).encode())
         version = str(number)
         if kind in ("ADDED", "MODIFIED"):
@@ -233,7 +233,7 @@ def test_a_value_that_is_not_of_its_tag_ended_the_reading_of_all_files(text: str
 
 @given(st.lists(trees, max_size=4))
 @settings(max_examples=80, deadline=None)
-def test_manifests_of_any_form_are_served_or_set_aside(documents: list[dict[str, Any]]) -> None:
+def test_manifests_of_any_form_are_served_or_reject(documents: list[dict[str, Any]]) -> None:
     try:
         text = yaml.safe_dump_all(documents)
     except (yaml.YAMLError, ValueError):

@@ -333,7 +333,7 @@ def test_garbage_that_a_relist_left_was_never_found(serve: Serve) -> None:
             self.me = self
 
     serve(text("10.0.0.1"))
-    over = gc_policy.hold()
+    over = gc_policy.pause()
     garbage = weakref.ref(Cycle())
     assert not gc.isenabled() and garbage() is not None
     over()
