@@ -32,13 +32,14 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from kdns import files
 from kdns.corefile import CorefileError, Directive, Position, ServerBlock
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import MAX_NAME, ROOT, closest, is_within
 from kdns.dns.query import Question
-from kdns.dns.resolvconf import search_list
+from kdns.dns.resolvconf import MAX_RESOLV_CONF, search_list
 from kdns.dns.rrset import RRset
 from kdns.metrics import Counter, Slot
 from kdns.plugin import ALWAYS, Outcome, Pending, Plugin, Request, readers, then
@@ -84,8 +85,7 @@ class Autopath(Plugin):
     def load(self, block: BlockInfo) -> None:
         if self.config.file:
             try:
-                with open(block.path(self.config.file), encoding="utf-8", errors="replace") as file:
-                    self.list = [*search_list(file.read()), ROOT]
+                self.list = [*search_list(files.read_text(block.path(self.config.file), MAX_RESOLV_CONF)), ROOT]
             except OSError as error:
                 raise CorefileError(self.config.at, f"plugin/autopath: {self.config.file}: {error.strerror}") from None
 

@@ -14,7 +14,7 @@ A, AAAA and PTR for the names and addresses of the file and of lines in the Core
     }
 
 * FILE is the hosts file; default /etc/hosts. It is read again when it has changed; a missing one is waited for, and one
-  that vanishes keeps what was read.
+  that vanishes keeps what was read. It may have 128 MiB; a child process reads a large one.
 * ZONES are the zones it answers for; the block's if there are none.
 * INLINE lines are like the file's: `ADDRESS NAME...`. `*.NAME` stands for names one label below NAME.
 * `ttl` is the TTL of answers. Default: 3600.
@@ -43,33 +43,36 @@ A, AAAA and PTR for the names and addresses of the file and of lines in the Core
 """
 
 import asyncio
-import ipaddress
-import os
-from collections.abc import Callable, Iterable, Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Final
 
-from kdns import faults, log
-from kdns.address import unmapped
+import msgspec
+
+from kdns import child, faults, log, watchfile
+from kdns.child import ChildFailed
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer, Validity
-from kdns.dns.errors import BadName
-from kdns.dns.name import closest, from_text, parent
-from kdns.dns.reverse import name_of
+from kdns.dns.name import closest, parent
+from kdns.dns.reverse import address_of
 from kdns.dns.rrset import RRset
+from kdns.hostsfile import MAX_FILE, Builder, Table, lines_of
+from kdns.hostsfile import Request as TableRequest
 from kdns.metrics import Gauge
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
-from kdns.store.trie import Store
-from kdns.turns import emptied
+from kdns.turns import TimeSlice
 
 DEFAULT_FILE: Final = "/etc/hosts"
 DEFAULT_TTL: Final = 3600
 DEFAULT_RELOAD: Final = 5.0
-MAX_FILE: Final = 64 << 20  # octets; block lists have some 5 MB
+INLINE: Final = 256 << 10  # octets: some 8,000 lines, which take 50 ms in turns; a child process costs as much to begin
+CHILD_TIMEOUT: Final = 120.0  # seconds; one million lines take ten
 
 ENTRIES: Final = Gauge("coredns_hosts_entries", "The combined number of entries in hosts and Corefile.", ("hostsfile",))
 RELOADED: Final = Gauge("coredns_hosts_reload_timestamp_seconds", "The timestamp of the last reload of hosts file.")
@@ -132,113 +135,72 @@ class Hosts(Plugin):
         super().__init__(config)
         self.config: Config = config
         self.path = config.path
-        self.seen: tuple[int, int] | None = None
-        self.lines: list[str] = []
-        self.complaint = ""
-        self.store = Store()
-        self.validity = Validity()  # of all that the store says
+        self.found: list[watchfile.Change] = []
+        self.table = Table(b"".join(Builder(TableRequest((), (), False)).parts()))
+        self.built = False  # whether the table is that of a file or of the Corefile's lines
+        self.validity = Validity()  # of all that the table says
         self.limit: Callable[[bytes, bool], int] = lambda name, denial: iana.MAX_TTL
         self.task: asyncio.Task[None] | None = None
+        self.follower = _following(config.path)
 
     # Life.
 
     def load(self, block: BlockInfo) -> None:
         self.limit = block.ttl_limit
         self.path = block.path(self.config.path)
-        self._look()
-        self._build()
+        self.follower = _following(self.path)
+        self.found = self.follower.look()
 
     async def start(self, runtime: Runtime) -> None:
+        found, self.found = self.found, []
+        await self._take(found)
+        if not self.built:
+            self._use(await self._built(b""))  # no file yet: the Corefile's lines
         if self.config.reload:
-            self.task = asyncio.create_task(faults.supervise("plugin/hosts", self._follow), name="hosts")
+            follow = partial(self.follower.follow, self.config.reload, self._take)
+            self.task = asyncio.create_task(faults.supervise("plugin/hosts", follow), name="hosts")
 
     async def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
             self.task = None
-        await emptied(self.store)
 
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.reload)
-            if await asyncio.to_thread(self._look):
-                await self._rebuild()
+    async def _take(self, found: Sequence[watchfile.Change]) -> None:
+        """Takes a new state of the file. What cannot be read keeps what there is."""
+        for change in found:
+            if change.error is not None:
+                _log.warning(f"{self.path}: {change.error.strerror or change.error}; what was read before is kept")
+                continue
+            try:
+                table = await self._built(change.data)
+            except ChildFailed as error:
+                _log.warning(f"{self.path}: {error}; what was read before is kept")
+                continue
+            self._use(table)
+            if change.seen is not None:
+                RELOADED.slot()[0] = change.seen.changed / 1e9
 
-    def _look(self) -> bool:
-        """Reads the file if it has changed; says whether there are new lines. What cannot be read keeps what there
-        is.
-        """
-        try:
-            stat = os.stat(self.path)
-            seen = (stat.st_mtime_ns, stat.st_size)
-            if seen == self.seen:
-                return False
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                text = file.read(MAX_FILE)
-        except OSError as error:
-            self._complain(f"{self.path}: {error.strerror or error}; what was read before is kept")
-            return False
-        self.seen = seen
-        self.complaint = ""
-        self.lines = text.splitlines()
-        RELOADED.slot()[0] = stat.st_mtime
-        return True
+    async def _built(self, data: bytes | None) -> Table:
+        """The table of a file's text and the Corefile's lines; a child process reads what is too large to be kept."""
+        config = self.config
+        given = TableRequest(config.zones, config.inline, config.reverse)
+        if data is None:
+            encoded = msgspec.msgpack.encode(given)
+            return Table(await child.output("kdns.hostsfile", self.path, given=encoded, timeout=CHILD_TIMEOUT))
+        builder = Builder(given)
+        slice_ = TimeSlice()
+        for _ in builder.read(lines_of(io.BytesIO(data))):
+            await slice_.pause()
+        for _ in builder.link():
+            await slice_.pause()
+        return Table(b"".join(builder.parts()))
 
-    def _complain(self, text: str) -> None:
-        if text != self.complaint:
-            self.complaint = text
-            _log.warning(text)
-
-    def _build(self) -> None:
-        store = Store()
-        for _ in self._fill(store):
-            pass
-        self._use(store)
-
-    async def _rebuild(self) -> None:
-        store = Store()
-        for _ in self._fill(store):
-            await asyncio.sleep(0)
-        old = self.store
-        self._use(store)
-        await emptied(old)
-
-    def _use(self, store: Store) -> None:
-        self.store = store
+    def _use(self, table: Table) -> None:
+        self.table = table
+        self.built = True
         self.validity.end()
         self.validity = Validity()
-
-    def _fill(self, store: Store) -> Iterable[None]:
-        """Puts the file's lines and then the Corefile's into a store; yields where others may run."""
-        config = self.config
-        names: dict[tuple[bytes, int], list[bytes]] = {}
-        pointers: dict[bytes, list[bytes]] = {}
-        count = 0
-        for number, line in enumerate((*self.lines, *config.inline)):
-            if number % 500 == 499:
-                yield
-            address, hosts = read_line(line)
-            if address is None:
-                continue
-            rtype = iana.A if len(address) == 4 else iana.AAAA
-            for host in hosts:
-                if closest(host, config.zones) is None:
-                    continue
-                names.setdefault((host, rtype), []).append(address)
-                if host.startswith(b"\x01*"):
-                    continue
-                count += 1  # as CoreDNS counts: names and reverse names, wildcards not
-                if config.reverse:
-                    pointers.setdefault(address, []).append(host)
-                    count += 1
-        for number, ((host, rtype), addresses) in enumerate(names.items()):
-            store.put(RRset(host, rtype, min(config.ttl, self.limit(host, False)), tuple(dict.fromkeys(addresses))))
-            if number % 200 == 199:
-                yield
-        for address, hosts in pointers.items():
-            owner = name_of(address)
-            store.put(RRset(owner, iana.PTR, min(config.ttl, self.limit(owner, False)), tuple(dict.fromkeys(hosts))))
-        ENTRIES.slot(config.path)[0] = count
+        ENTRIES.slot(self.config.path)[0] = table.count
 
     # Queries.
 
@@ -250,15 +212,19 @@ class Hosts(Plugin):
         config = self.config
         request.depends_on(self.validity)
         if qtype == iana.PTR:
-            node = self.store.get(name)
-            pointer = node.rrset(iana.PTR) if node is not None else None
-            return None if pointer is None else Answer(iana.NOERROR, iana.AA, (pointer,), local=True, validity=ALWAYS)
+            address = address_of(name)
+            names = self.table.names(address) if address is not None else []
+            return self._answer(name, iana.PTR, names) if names else None
         if closest(name, config.zones) is None:
             return None
-        found = self._rrset(name, qtype)
-        if found is not None:
-            return Answer(iana.NOERROR, iana.AA, (found,), local=True, validity=ALWAYS)
-        if any(self._rrset(name, family) is not None for family in (iana.A, iana.AAAA)):
+        # The addresses of a name, or, of each family that it has none of, of the wildcard one label above.
+        own = self.table.addresses(name)
+        wild = self.table.addresses(b"\x01*" + parent(name)) if not (own[0] and own[1]) else own
+        v4, v6 = own[0] or wild[0], own[1] or wild[1]
+        found = v4 if qtype == iana.A else v6 if qtype == iana.AAAA else []
+        if found:
+            return self._answer(name, qtype, found)
+        if v4 or v6:
             if config.unsupported and qtype not in (iana.A, iana.AAAA) and config.fallthrough.falls_through(name):
                 return None
             return Answer(iana.NOERROR, iana.AA, local=True, validity=ALWAYS)
@@ -266,31 +232,11 @@ class Hosts(Plugin):
             return None
         return RcodeOnly(iana.SERVFAIL)
 
-    def _rrset(self, name: bytes, qtype: int) -> RRset | None:
-        """The addresses of a name, or of the wildcard one label above, under the name asked."""
-        if qtype not in (iana.A, iana.AAAA):
-            return None
-        for owner in (name, b"\x01*" + parent(name)):
-            node = self.store.get(owner)
-            found = node.rrset(qtype) if node is not None else None
-            if found is not None:
-                return found._replace(owner=name)
-        return None
+    def _answer(self, name: bytes, rtype: int, rdatas: Sequence[bytes]) -> Answer:
+        rrset = RRset(name, rtype, min(self.config.ttl, self.limit(name, False)), tuple(rdatas))
+        return Answer(iana.NOERROR, iana.AA, (rrset,), local=True, validity=ALWAYS)
 
 
-def read_line(line: str) -> tuple[bytes | None, list[bytes]]:
-    """The packed address and the names of a line; (None, []) for a comment or what cannot be read."""
-    words = line.partition("#")[0].split()
-    if len(words) < 2:
-        return None, []
-    try:
-        address = unmapped(ipaddress.ip_address(words[0].partition("%")[0]).packed)
-    except ValueError:
-        return None, []
-    names = []
-    for word in words[1:]:
-        try:
-            names.append(from_text(word).lower())
-        except BadName:
-            continue
-    return address, names
+def _following(path: str) -> watchfile.Follower:
+    # What it calls must not hold the plugin: that would be a cycle.
+    return watchfile.Follower(path, lambda: (path,), most=MAX_FILE, keep=INLINE)

@@ -1,9 +1,12 @@
 """What a resolv.conf says, as far as kdns reads it (resolv.conf(5))."""
 
 import ipaddress
+from typing import Final
 
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
+
+MAX_RESOLV_CONF: Final = 1 << 20  # octets; the C library reads three servers and 256 characters of a search list
 
 
 def nameservers(text: str) -> list[str]:

@@ -4,7 +4,9 @@ import ipaddress
 import os
 import ssl
 
+from kdns import files
 from kdns.corefile import Token
+from kdns.dns.resolvconf import MAX_RESOLV_CONF, nameservers
 from kdns.plugin import readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugins.forward.config import Config, target
@@ -50,20 +52,9 @@ def _target(word: Token, config: Config, block: BlockInfo) -> list[Address]:
 
 def _nameservers(path: str, word: Token) -> list[str]:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read().splitlines()
+        return nameservers(files.read_text(path, MAX_RESOLV_CONF))
     except OSError as error:
         raise readers.fail(word, f"{path}: {error.strerror or error}") from None
-    out = []
-    for line in lines:
-        words = line.split()
-        if len(words) > 1 and words[0] == "nameserver":
-            host = words[1].partition("%")[0]
-            try:
-                out.append(str(ipaddress.ip_address(host)))
-            except ValueError:
-                continue
-    return out
 
 
 def tls_context(paths: list[str], transport: str) -> ssl.SSLContext:

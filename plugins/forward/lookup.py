@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
+from kdns import files
 from kdns.address import address, family_of, host_port
 from kdns.dns import iana
 from kdns.dns.answer import Answer
@@ -15,6 +16,7 @@ from kdns.dns.errors import BadName
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
+from kdns.hostsfile import MAX_FILE, words
 from kdns.upstream.exchange import matching_reply, new_id
 
 HOSTS: Final = "/etc/hosts"
@@ -44,11 +46,11 @@ def _from_system(host: str) -> list[str]:
 
 def _from_hosts(host: str) -> list[str]:
     try:
-        with open(HOSTS, encoding="utf-8", errors="replace") as file:
-            lines = [line.partition("#")[0].split() for line in file]
+        text = files.read_text(HOSTS, MAX_FILE)
     except OSError:
         return []
-    return [words[0] for words in lines if host.lower() in (word.lower().removesuffix(".") for word in words[1:])]
+    lines = [words(line) for line in text.splitlines() if host.lower() in line.lower()]
+    return [found[0] for found in lines if host.lower() in (word.lower().removesuffix(".") for word in found[1:])]
 
 
 def _from_servers(host: str, resolvers: Sequence[tuple[str, int]]) -> list[str]:

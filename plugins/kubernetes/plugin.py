@@ -7,13 +7,13 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, Final
 
-from kdns import faults, log
+from kdns import faults, files, log
 from kdns.address import family_of
 from kdns.corefile import CorefileError, Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Validity
 from kdns.dns.name import to_text
-from kdns.dns.resolvconf import search_list
+from kdns.dns.resolvconf import MAX_RESOLV_CONF, search_list
 from kdns.dns.rrset import RRset
 from kdns.kube.api import ApiConfig
 from kdns.kube.cluster import Cluster, ServiceState
@@ -331,7 +331,6 @@ def _local_addresses(hosts: tuple[str, ...]) -> tuple[bytes, ...]:
 def _own_search_list() -> list[bytes]:
     """What this machine's resolv.conf adds to search lists: Pods get the same behind the cluster's own."""
     try:
-        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
-            return search_list(file.read())
+        return search_list(files.read_text("/etc/resolv.conf", MAX_RESOLV_CONF))
     except OSError:
         return []

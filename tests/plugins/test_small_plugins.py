@@ -322,80 +322,12 @@ def test_bad_weights_are_named_with_their_line(text: str) -> None:
         read_weights(text, "f")
 
 
-# hosts.
-
-
-def test_hosts_answers_from_file_and_lines(serve: Serve, tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_text(
-        "192.0.2.1 a.example.org A-alias.example.org # note\n2001:db8::1 a.example.org\n"
-        "192.0.2.2 *.wild.org\nnonsense\n192.0.2.9 out.net\n"
-    )
-    server = serve(
-        block(
-            f"hosts {path} example.org wild.org {{\n 192.0.2.3 inline.example.org\n ttl 60\n fallthrough\n }}", "whoami"
-        )
-    )
-    reply = server.ask("A.Example.ORG.")
-    assert data(reply) == ["192.0.2.1"] and reply.answer[0].ttl == 60
-    assert data(server.ask("a.example.org.", "AAAA")) == ["2001:db8::1"]
-    assert data(server.ask("a-alias.example.org.")) == ["192.0.2.1"]
-    assert data(server.ask("inline.example.org.")) == ["192.0.2.3"]
-    assert data(server.ask("x.wild.org.")) == ["192.0.2.2"] and not server.ask("x.y.wild.org.").answer
-    assert data(server.ask("1.2.0.192.in-addr.arpa.", "PTR")) == ["a-alias.example.org.", "a.example.org."]
-    assert answers(server.ask("a.example.org.", "MX")) == []
-    assert code(server.ask("out.net.")) == "EMPTY" and additional(server.ask("out.net."))
-
-
-def test_hosts_took_ipv4_addresses_in_ipv6_form_for_ipv6(serve: Serve) -> None:
-    server = serve(
-        block("hosts /nowhere {\n ::ffff:192.0.2.7 m.example\n ::FFFF:c000:208 m.example\n 2001:db8::7 m.example\n }")
-    )
-    assert data(server.ask("m.example.")) == ["192.0.2.7", "192.0.2.8"]
-    assert data(server.ask("m.example.", "AAAA")) == ["2001:db8::7"]
-    assert data(server.ask("7.2.0.192.in-addr.arpa.", "PTR")) == ["m.example."]
-
-
-def test_hosts_makes_reverse_names_unless_told_not_to(serve: Serve) -> None:
-    lines_ = "hosts /nowhere {\n 192.0.2.1 a.example.org b.example.org\n fallthrough\n }"
-    assert data(serve(block(lines_)).ask("1.2.0.192.in-addr.arpa.", "PTR")) == ["a.example.org.", "b.example.org."]
-    without = serve(block(lines_.replace("fallthrough", "no_reverse"), "whoami"))
-    assert code(without.ask("1.2.0.192.in-addr.arpa.", "PTR")) == "EMPTY"
-
-
-def test_hosts_entries_are_counted_as_the_original_counts_them(serve: Serve, tmp_path: Path) -> None:
-    """Names and reverse names, and no wildcards; names were all that counted."""
-    path = tmp_path / "hosts"
-    path.write_text("10.0.0.1 a.org b.org *.c.org\n2001:db8::1 a.org\n")
-    serve(block(f"hosts {path} {{\n 10.0.0.2 d.org\n }}"))
-    assert metrics.REGISTRY["coredns_hosts_entries"].slot(str(path))[0] == 8
-    serve(block(f"hosts {path} {{\n no_reverse\n }}"))
-    assert metrics.REGISTRY["coredns_hosts_entries"].slot(str(path))[0] == 3
-
-
 def test_queries_that_come_through_dns64_count_as_allowed(serve: Serve, upstream: Start) -> None:
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     server = serve(block("dns64 {\n allow_ipv4\n }", "acl {\n allow\n }", f"forward . {up.address}"))
     server.ask("x.org.", "AAAA")
     # The question as it came, and dns64's own for A.
     assert metrics.REGISTRY["coredns_acl_allowed_requests_total"].slot(f"dns://127.0.0.1:{server.port}", "")[0] == 2
-
-
-def test_hosts_without_fallthrough_is_servfail_for_unknown_names(serve: Serve) -> None:
-    assert code(serve(block("hosts /nowhere {\n 192.0.2.1 a.org\n }", "whoami")).ask("b.org.")) == "SERVFAIL"
-
-
-def test_a_hosts_file_is_followed_and_kept_when_it_vanishes(serve: Serve, tmp_path: Path, lines: list[str]) -> None:
-    path = tmp_path / "hosts"
-    server = serve(block(f"hosts {path} {{\n reload 50ms\n fallthrough\n }}"))
-    assert code(server.ask("a.org.")) == "SERVFAIL"
-    path.write_text("192.0.2.1 a.org\n")
-    eventually(lambda: data(server.ask("a.org.")) == ["192.0.2.1"])
-    path.write_text("192.0.2.22 a.org\n")
-    eventually(lambda: data(server.ask("a.org.")) == ["192.0.2.22"])
-    path.unlink()
-    eventually(lambda: any("what was read before is kept" in line and "No such file" in line for line in lines))
-    assert data(server.ask("a.org.")) == ["192.0.2.22"]
 
 
 # rewrite.
