@@ -59,6 +59,8 @@ def read(path: str, most: int, timeout: float = TIMEOUT) -> bytes:
     """A file's octets, at most `most`. Raises OSError; TimeoutError for a pipe that does not end within `timeout`
     seconds.
     """
+    if stat.S_ISDIR(os.stat(path).st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     data = read_through(path, most, most, timeout).data
     assert data is not None
     return data

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from kdns import faults, log
+from kdns import faults, files, log
 from kdns.corefile import Directive, ServerBlock
 from kdns.metrics import Counter, Gauge
 from kdns.plugin import Plugin, readers
@@ -43,6 +43,7 @@ INTERVAL: Final = 30.0
 JITTER: Final = 15.0
 MIN_INTERVAL: Final = 2.0
 MIN_JITTER: Final = 1.0
+LOOKING: Final = 60.0  # seconds for reading the Corefile and what it imports: a file system that needs longer hangs
 
 FAILED: Final = Counter("coredns_reload_failed_total", "Counter of the number of failed reload attempts.")
 VERSION: Final = Gauge(
@@ -128,7 +129,7 @@ class _Watch:
             config = self.config
             await asyncio.sleep(config.interval + random.uniform(-config.jitter / 2, config.jitter / 2))
             try:
-                now = runtime.fingerprint()
+                now = await files.waiting("looking at the Corefile", runtime.fingerprint, LOOKING)
             except Exception as error:  # whatever it is, the next look may go well
                 now = f"error: {error}"
             if now == self.seen:

@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from kdns.cli.flags import Flag
-from kdns.cli.serve import read_file
 from kdns.corefile import Corefile, CorefileError, FileReader, Position, source
 from kdns.server import build
+from kdns.server.reading import read_file
 
 WITH: Final = Flag(
     ("with",), "", "ConfigMap (or file, or folder) with what the Corefile imports, such as coredns-custom"

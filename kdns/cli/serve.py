@@ -16,6 +16,7 @@ from kdns.corefile import Corefile, CorefileError, source
 from kdns.printable import printable
 from kdns.server import build, gc_policy
 from kdns.server.lifecycle import Server, pid_text
+from kdns.server.reading import CorefileOnDisk
 
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile to load; "stdin" reads a pipe'),
@@ -104,25 +105,18 @@ def corefile_source(conf: str, port: int) -> Callable[[], Corefile]:
     if not path and not os.path.lexists("Corefile"):
         return lambda: _builtin(port)
     path = path or "Corefile"
+    read = CorefileOnDisk(path, port, build.known)
     served = False
 
     def reread() -> Corefile:
         nonlocal served
-        corefile = build.read(read_file(path), path, default_port=port)
+        corefile = read()
         if served and not corefile.blocks:
             raise CorefileError(None, f"{path} is empty: what was served before stays")
         served = served or bool(corefile.blocks)
         return _or_builtin(corefile, port)
 
     return reread
-
-
-def read_file(path: str, *, exactly: bool = False) -> str:
-    """A Corefile's text (see source.read). Raises CorefileError with one line that says what is wrong."""
-    try:
-        return source.read(path, exactly=exactly)
-    except OSError as error:
-        raise CorefileError(None, f"cannot read the Corefile {path}: {error.strerror or error}") from None
 
 
 def _builtin(port: int) -> Corefile:

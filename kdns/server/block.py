@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar, cast, final
+from functools import cache
+from typing import Any, Protocol, TypeVar, cast, final
 
 from kdns.corefile import ServerBlock
 from kdns.dns.iana import MAX_TTL
@@ -16,6 +17,16 @@ from kdns.plugin.request import Request
 from kdns.server.chain import Chain
 
 P = TypeVar("P")
+
+
+@cache
+def _members(protocol: Any) -> tuple[str, ...]:
+    """What a class must have to follow a protocol. `isinstance` finds that out anew each time, which takes 30 µs."""
+    bases = [base for base in protocol.__mro__ if base is not object and getattr(base, "_is_protocol", False)]
+    names = {
+        name for base in bases if base is not Protocol for name in (*vars(base), *vars(base).get("__annotations__", ()))
+    }
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 @final
@@ -40,7 +51,8 @@ class Block:
 
     def all(self, protocol: Callable[..., P]) -> list[P]:
         """The plugins of this block that follow a protocol of kdns.plugin.providers, in order."""
-        return cast(list[P], [plugin for plugin in self.plugins if isinstance(plugin, cast(Any, protocol))])
+        members = _members(protocol)
+        return cast(list[P], [plugin for plugin in self.plugins if all([hasattr(plugin, name) for name in members])])
 
     def anywhere(self, protocol: Callable[..., P]) -> list[P]:
         """The plugins of all blocks of this server that follow a protocol."""

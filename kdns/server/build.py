@@ -10,10 +10,11 @@ import contextlib
 import importlib
 import importlib.metadata
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Final, NamedTuple
 
 from kdns import log
@@ -32,6 +33,7 @@ from kdns.server.block import Block
 from kdns.server.dispatch import Dispatcher
 from kdns.server.order import BUILT, ORDER, RANK, place
 from kdns.server.schemes import SCHEMES
+from kdns.turns import TimeSlice
 
 ENTRY_POINTS: Final = "kdns.plugins"
 MAX_PROBLEMS: Final = 100  # errors of one plugin's directives that are looked for: more help nobody
@@ -70,6 +72,7 @@ class Instance:
                 plugin.load(block)
                 for warning in plugin.warnings():
                     log.plugin(plugin.name).warning(warning)
+            time.sleep(0)  # where this is a thread: others first
         self._wire()
 
     def _wire(self) -> None:
@@ -77,6 +80,7 @@ class Instance:
             for plugin in block.plugins:
                 plugin.wire(block)
             block.compile()
+            time.sleep(0)
         self.group()
 
     def load_problems(self) -> list[CorefileError | OSError]:
@@ -124,6 +128,7 @@ class Instance:
                     dispatcher.add(from_text(key.zone), block)
                     for option in options:
                         dispatcher.fold(option)
+            time.sleep(0)
         for group, dispatcher in self.dispatchers.items():
             dispatcher.ready()
             alpn = SCHEMES[group.scheme].alpn
@@ -133,16 +138,29 @@ class Instance:
                 except BadCertificate as error:
                     raise CorefileError(None, f"tls: {error}") from None
 
+    async def close_beside(self) -> None:
+        """`close`, while others run."""
+        slice_ = TimeSlice()
+        for _ in self._closing():
+            await slice_.pause()
+
     def close(self) -> None:
         """Takes apart what was stopped, or never started: objects that hold each other are garbage only a long pass
         would find.
         """
-        for dispatcher in self.dispatchers.values():
-            dispatcher.close()
+        for _ in self._closing():
+            pass
+
+    def _closing(self) -> Iterator[None]:
+        while self.dispatchers:
+            self.dispatchers.popitem()[1].close()
+            yield
         for block in self.blocks:
             block.close()
-        self.dispatchers.clear()
-        self.blocks.clear()
+            yield
+        while self.blocks:  # one by one, as each may be the last to hold its plugins
+            self.blocks.pop()
+            yield
 
 
 def read(
@@ -203,9 +221,14 @@ def given(*classes: type[Plugin]) -> Iterator[None]:
         _given[:] = before
 
 
+@cache
+def _installed() -> tuple[importlib.metadata.EntryPoint, ...]:
+    """The plugins of installed packages: to look for them takes 5 ms, and they change with the process only."""
+    return tuple(importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
 def _foreign() -> list[importlib.metadata.EntryPoint | _Given]:
-    installed = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    return [*_given, *(entry for entry in installed if entry.name not in ORDER)]
+    return [*_given, *(entry for entry in _installed() if entry.name not in ORDER)]
 
 
 def plugin_class(name: str) -> type[Plugin] | None:
@@ -292,8 +315,26 @@ def _without(directives: list[Directive], where: Position | None) -> list[Direct
 
 def build(corefile: Corefile) -> Instance:
     """Plugin objects for each block, in the fixed order. Raises CorefileError. Opens nothing."""
-    blocks = []
+    instance = Instance(corefile, [])
+    for _ in _steps(corefile, instance):
+        pass
+    return instance
+
+
+async def build_beside(corefile: Corefile) -> Instance:
+    """The same while others run."""
+    instance = Instance(corefile, [])
+    slice_ = TimeSlice()
+    for _ in _steps(corefile, instance):
+        await slice_.pause()
+    return instance
+
+
+def _steps(corefile: Corefile, instance: Instance) -> Iterator[None]:
+    """Fills an instance; yields where others may run."""
+    blocks = instance.blocks
     for parsed in corefile.blocks:
+        yield
         for key in parsed.keys:
             _check_key(key)
         block = Block(parsed)
@@ -311,10 +352,8 @@ def build(corefile: Corefile) -> Instance:
         blocks.append(block)
     for block in blocks:
         block.siblings = blocks
-    instance = Instance(corefile, blocks)
-    for block in blocks:
         block.compile()
-    return instance
+        yield
 
 
 def _folder(corefile: Corefile, block: ServerBlock) -> str:
@@ -396,13 +435,14 @@ def _check_duplicates(blocks: list[Block]) -> None:
     """Raises CorefileError where two keys claim the same zone, transport and port on the same or overlapping
     addresses.
     """
-    exact: dict[tuple[str, str, str, int], Key] = {}
+    claims: dict[tuple[str, str, int], dict[str, Key]] = {}  # by scheme, zone and port: who claims which address
     for block in blocks:
+        time.sleep(0)  # where this is a thread: others first
         hosts = _hosts(block)
         for key in block.parsed.keys:
             for host in hosts:
-                identity = (key.scheme, key.zone, host, key.port)
-                overlap = _overlap(exact, key, host)
+                claimed = claims.setdefault((key.scheme, key.zone, key.port), {})
+                overlap = _overlap(claimed, host)
                 if overlap is not None:
                     raise CorefileError(
                         key.token.at,
@@ -412,17 +452,18 @@ def _check_duplicates(blocks: list[Block]) -> None:
                     )
                 if block.admits:
                     continue
-                if identity in exact:
+                if host in claimed:
                     raise CorefileError(
-                        key.token.at, f"cannot serve {key} - it is already defined at {exact[identity].token.at}"
+                        key.token.at, f"cannot serve {key} - it is already defined at {claimed[host].token.at}"
                     )
-                exact[identity] = key
+                claimed[host] = key
 
 
 def _check_endpoints(blocks: list[Block]) -> None:
     """Raises CorefileError where two plugins would serve HTTP on one address by different web configurations."""
     known: dict[tuple[str, int], tuple[str, str]] = {}
     for block in blocks:
+        time.sleep(0)
         for plugin in block.plugins:
             if not isinstance(plugin, ServesHttp):
                 continue
@@ -437,8 +478,8 @@ def _check_endpoints(blocks: list[Block]) -> None:
                 )
 
 
-def _overlap(exact: dict[tuple[str, str, str, int], Key], key: Key, host: str) -> Key | None:
-    for (scheme, zone, other, port), found in exact.items():
-        if (scheme, zone, port) == (key.scheme, key.zone, key.port) and other != host and not (other and host):
-            return found
-    return None
+def _overlap(claimed: dict[str, Key], host: str) -> Key | None:
+    """Who claims every address beside one (an empty host), or one beside every address."""
+    if host:
+        return claimed.get("")
+    return next((key for other, key in claimed.items() if other), None)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from kdns import log
+from kdns import files, log
 from kdns.corefile import Corefile, CorefileError
 from kdns.kube.pause_gc import set_pause
 from kdns.metrics import REFRESH, Counter, Gauge
@@ -19,14 +19,19 @@ from kdns.net.udp import UdpListener
 from kdns.plugin.base import Plugin
 from kdns.plugin.runtime import Runtime
 from kdns.server import gc_policy
-from kdns.server.build import Group, Instance, build
+from kdns.server.build import Group, Instance, build, build_beside
 from kdns.server.listeners import Listeners, open_group, probe
+from kdns.turns import TimeSlice
 
 # Seconds that queries in flight get when the server ends (CoreDNS's).
 DRAIN: Final = 5.0
 # Seconds without a query after which a lame duck need not wait longer: endpoints are taken out within a second or two,
 # and what still comes by then is not there.
 QUIET: Final = 3.0
+# Seconds for reading a Corefile with its imports, and for what plugins load: files, and names of upstreams, which may
+# have to be asked for. What takes longer hangs.
+READING: Final = 60.0
+LOADING: Final = 120.0
 QUIET_STEP: Final = 0.1
 
 STATE: Final = Gauge(
@@ -91,33 +96,36 @@ class Server:
         """Reads the Corefile again and serves by it; says whether it worked. If not, all stays as it was."""
         async with self.reloading:
             _log.info("Reloading")
+            over = gc_policy.pause()  # a large Corefile makes more objects than a pass may look at
             try:
-                await self._replace(self.reread())
+                await self._replace(await files.waiting("reading the Corefile", self.reread, READING))
             except (CorefileError, OSError) as error:
                 _log.error(f"Restart failed: {error}")
                 return False
             except Exception as error:
                 _log.error(f"Restart failed: {type(error).__name__}: {error}")
                 return False
+            finally:
+                over()
             _log.info("Reloading complete")
             return True
 
     async def _replace(self, corefile: Corefile) -> None:
         old = self.instance
         assert old is not None
-        new = build(corefile)
+        new = await build_beside(corefile)
         for warning in (*corefile.warnings, *new.warnings()):
             _log.warning(warning)
         before = self.runtime.loaded
         try:
             # Files are read and names resolved where waiting holds nobody.
-            await asyncio.to_thread(new.load)
+            await files.waiting("loading what the Corefile names", new.load, LOADING)
             self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(new)
         except BaseException:
             self.runtime.loaded = before
             self.runtime.on_serving.clear()
-            new.close()
+            await new.close_beside()
             raise
         for group, dispatcher in new.dispatchers.items():
             if group in self.listeners:
@@ -128,7 +136,7 @@ class Server:
         self.instance = new
         await _drain(old, DRAIN)
         await _stop(old.plugins)
-        old.close()
+        await old.close_beside()
         self._announce()
 
     async def _bring_up(self, instance: Instance) -> dict[Group, Listeners]:
@@ -139,9 +147,11 @@ class Server:
         try:
             for group in wanted if not self.share_port else ():
                 probe(group)
+            slice_ = TimeSlice()
             for plugin in instance.plugins:
                 started.append(plugin)
                 await plugin.start(self.runtime)
+                await slice_.pause()
             for group in wanted:
                 opened[group] = open_group(group, instance.dispatchers[group])
             for listeners in opened.values():
@@ -241,7 +251,9 @@ class Server:
 
 
 async def _stop(plugins: list[Plugin]) -> None:
+    slice_ = TimeSlice()
     for plugin in reversed(plugins):
+        await slice_.pause()
         try:
             await plugin.stop()
         except Exception as error:

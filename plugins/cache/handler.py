@@ -194,7 +194,11 @@ class Cache(Plugin):
         self.block = block
         forwards = block.all(Forwards)
         self.subnets = any(plugin.passes_subnet for plugin in forwards)
-        self.block_zones = (*block.every_zone(), *(zone for plugin in forwards for zone in plugin.forwarded_zones()))
+        if self.config.cut:  # no other option looks at them, and a thousand blocks have a million together
+            self.block_zones = (
+                *block.every_zone(),
+                *(zone for plugin in forwards for zone in plugin.forwarded_zones()),
+            )
 
     def ttl_limit(self, name: bytes, denial: bool) -> int:
         """What is not kept here because we own it gets no longer a TTL than if it were."""
