@@ -64,7 +64,7 @@ def split_host_port(text: str, default: int | None = None) -> tuple[str, int]:
         return host, default
     number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else -1
     if not (default is not None) <= number <= 65535:
-        raise ValueError(f'"{port}" is no port, in "{text}"')
+        raise ValueError(f'"{port}" is not a port, in "{text}"')
     return host, number
 
 

@@ -181,7 +181,7 @@ def _rule(line: Line) -> Rule:
         text = word.text.lower()
         if text in ("type", "net"):
             if not filled and section is not None:
-                raise readers.fail(section, f"nothing stands behind {section.text}")
+                raise readers.fail(section, f"nothing follows {section.text}")
             section, filled = word, False
             if text == "type":
                 every_type = False
@@ -196,7 +196,7 @@ def _rule(line: Line) -> Rule:
         else:
             every_net = _network(word, networks) or every_net
     if not filled and section is not None:
-        raise readers.fail(section, f"nothing stands behind {section.text}")
+        raise readers.fail(section, f"nothing follows {section.text}")
     return Rule(action, None if every_type else frozenset(types), None if every_net else tuple(networks))
 
 
@@ -206,7 +206,7 @@ def _type(word: Token, types: set[int]) -> bool:
         return True
     number = iana.TYPES.get(word.text) or (iana.type_number(word.text) if word.text.startswith("TYPE") else None)
     if number is None:
-        raise readers.fail(word, f'"{word.text}" is no query type (upper case, such as AAAA)')
+        raise readers.fail(word, f'"{word.text}" is not a query type (upper case, such as AAAA)')
     types.add(number)
     return False
 

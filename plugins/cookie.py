@@ -66,7 +66,7 @@ _CLIENT: Final = 8
 _VERSION: Final = b"\1\0\0\0"
 
 SEEN: Final = Counter(
-    "kdns_cookies_total", "Queries with a DNS cookie, by what the server cookie was.", ("server", "what")
+    "kdns_cookies_total", "Queries with a DNS cookie, by the state of its server cookie.", ("server", "what")
 )
 
 

@@ -98,7 +98,7 @@ _OPTIONS: Final = ("qps", "slip", "prefix", "inflight", "connections", "exempt")
 _FORGOTTEN: Final = 0.0  # a time at which a bucket is full
 
 OVER: Final = Counter(
-    "kdns_limits_queries_total", "Queries over a client's limit, by what became of them.", ("server", "what")
+    "kdns_limits_queries_total", "Queries over a client's limit, by what was done with them.", ("server", "what")
 )
 CLIENTS: Final = Gauge("kdns_limits_clients", "Client addresses whose queries are counted.", ("server",))
 

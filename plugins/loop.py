@@ -136,7 +136,7 @@ class Loop(Plugin):
             if upstream.refused:
                 upstream.refused = False
                 DETECTED.slot(upstream.to)[0] = 0
-                _log.info(f"upstream {upstream.to} leads here no more, it is used again")
+                _log.info(f"upstream {upstream.to} no longer loops back: it is used again")
         self.probes.clear()
 
     def handle(self, request: Request) -> Outcome | None:
@@ -158,7 +158,7 @@ class Loop(Plugin):
             _log.fatal(text)
             self.runtime.stop(1)
         elif not upstream.refused:
-            _log.error(text + ". It is refused until it no longer does; cluster names are not affected")
+            _log.error(text + ". It is not used until the loop is gone; cluster names are not affected")
         upstream.refused = True
         return RcodeOnly(iana.SERVFAIL)
 

@@ -91,7 +91,7 @@ class Tls(Plugin):
         options = [line.name.text for line in directive.body or ()]
         if not directive.args and "acme" in options:
             raise readers.fail(
-                directive, "tls: kdns fetches no certificates (acme): let cert-manager do it, and name its files here"
+                directive, "tls: kdns does not fetch certificates (ACME): use cert-manager, and name its files here"
             )
         paths = readers.arguments(directive, 1, 3, "CERT KEY [CA], or a folder with tls.crt and tls.key,")
         found: dict[str, object] = {}
@@ -102,7 +102,7 @@ class Tls(Plugin):
                 if word.text == "require":
                     raise readers.fail(
                         word,
-                        "require takes any certificate, which keeps nobody out: use require_and_verify with a CA, or "
+                        "require takes any certificate, which keeps no one out: use require_and_verify with a CA, or "
                         "nocert",
                     )
                 if word.text not in _CLIENTS:
@@ -143,7 +143,7 @@ class Tls(Plugin):
         config: Config = self.config
         if not os.path.isdir(folder):
             raise CorefileError(
-                config.at, f"tls: {folder} is no folder: expected CERT KEY, or a folder with tls.crt and tls.key"
+                config.at, f"tls: {folder} is not a folder: expected CERT KEY, or a folder with tls.crt and tls.key"
             )
         paths = [os.path.join(folder, name) for name in ("tls.crt", "tls.key")]
         authority = os.path.join(folder, "ca.crt")

@@ -76,9 +76,7 @@ class View(Plugin):
             readers.arguments(line, 1, None, "an expression")
             made = compiled(line.args, FUNCTIONS, {})
             if made.type not in ("bool", "any"):
-                raise readers.fail(
-                    line, f"an expression of a view must be true or false, this one is of type {made.type}"
-                )
+                raise readers.fail(line, f"an expression of a view must be true or false, this is of type {made.type}")
             expressions.append(made)
         return [Config(name.text, tuple(expressions))]
 

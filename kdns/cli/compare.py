@@ -46,7 +46,7 @@ NO_REPLY: Final = 9
 
 FLAGS: Final = (
     Flag(("with",), "", "server to compare with, HOST[:PORT]; as @HOST"),
-    Flag(("conf",), "", "Corefile that is compared with one server (default: ./Corefile, else the cluster's own)"),
+    Flag(("conf",), "", "Corefile to compare with one server (default: ./Corefile, else the cluster's own)"),
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
     Flag(("file",), "", 'questions: dnsperf\'s format, or lines of the plugin log; "-" reads standard input'),
     Flag(("manifests",), "", "file or folder of YAML whose Services are asked for (default: the cluster's)"),
@@ -164,7 +164,7 @@ async def _compare(
         found = names if names is not None else await _questions(values, instance)
         asked = questions.sampled(found, int(values["limit"]))
         if not asked:
-            raise ValueError("there is nothing to ask: no question was found")
+            raise ValueError("no questions were found: there is nothing to ask")
         return await _run(sides[0], sides[1], asked, zones, int(values["rate"]))
     finally:
         for side in sides:

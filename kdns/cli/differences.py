@@ -110,7 +110,7 @@ def _text(rrset: RRset, data: bytes) -> str:
 def _listed(records: set[str]) -> str:
     shown = sorted(records)[:4]
     more = f" and {len(records) - 4} more" if len(records) > 4 else ""
-    return "; ".join(shown) + more if records else "nothing beside what both have"
+    return "; ".join(shown) + more if records else "no differences"
 
 
 # What docs/differences.md announces: (kind, when, its words there). A test holds the words against it.

@@ -36,7 +36,7 @@ _NEEDED: Final = (("", "services"), ("", "namespaces"), ("discovery.k8s.io", "en
 
 FLAGS: Final = (
     *cluster.FLAGS,
-    Flag(("from",), "", "NAMESPACE/POD that has the trouble: its resolver and its NetworkPolicies are looked at"),
+    Flag(("from",), "", "NAMESPACE/POD with the problem: checks its resolver and NetworkPolicies"),
     Flag(("server",), "", "server to ask, HOST[:PORT] (default in a Pod: the Service, and each of its Pods)"),
     Flag(("zone",), "cluster.local", "zone of the cluster"),
     Flag(("outside",), "example.com", "outside name to ask for"),

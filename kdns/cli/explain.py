@@ -70,7 +70,7 @@ def main(words: Sequence[str]) -> int:
     if not 1 <= len(rest) <= 2:
         return misused("kdns explain takes a name, and a type if it is not A", HELP)
     if qtype is None:
-        return misused(f'"{rest[1]}" is no query type', HELP)
+        return misused(f'"{rest[1]}" is not a query type', HELP)
     name = rest[0]
     if len(rest) == 1 and (reverse := reverse_of(name)):
         name, qtype = reverse, iana.PTR
@@ -135,9 +135,7 @@ async def _resolver(instance: build.Instance, place: str) -> Resolver:
     if not pod:
         return of_namespace(namespace, zone)
     if plugin is None:
-        raise CorefileError(
-            None, f"--from {place}: no server block has the plugin kubernetes, so nothing is known of Pods"
-        )
+        raise CorefileError(None, f"--from {place}: no server block has the plugin kubernetes, so it knows no Pods")
     try:
         spec = await plugin.pod_spec(namespace, pod)
     except Exception as error:  # of many kinds: the API's, the network's, YAML's
@@ -180,7 +178,7 @@ async def _one(offline: Offline, question: Question) -> object:
     request = offline.request(question)
     block = offline.dispatcher.find(request)
     if block is None:
-        print("  no server block is for this name: REFUSED")
+        print("  no server block serves this name: REFUSED")
         return None
     print(
         "  server block "

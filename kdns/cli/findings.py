@@ -52,7 +52,7 @@ def _unread(state: State) -> Iterator[Finding]:
             WARNING,
             "access",
             f"{kind} cannot be read: {why}",
-            "what depends on them was not looked at",
+            "checks that need them were skipped",
             f"kubectl auth can-i list {kind} -A",
         )
 
@@ -64,7 +64,7 @@ def _service(state: State) -> Iterator[Finding]:
     if state.service is None:
         yield Finding(
             ERROR, "Service", f"no Service of the cluster's DNS in {ns} (label k8s-app=kube-dns, or the name kube-dns)",
-            "Pods ask an address behind which nobody is: every name fails",
+            "Pods ask an address that has no server: every name fails",
             "kubectl get svc -A -l k8s-app=kube-dns    # another namespace? --dns-namespace",
         )  # fmt: skip
         return
@@ -80,7 +80,7 @@ def _service(state: State) -> Iterator[Finding]:
         yield Finding(
             ERROR,
             "Service",
-            f"{name} has no address of its own",
+            f"{name} has no cluster address",
             "kubelets have nothing to put into resolv.conf",
             f"kubectl -n {ns} get svc {name} -o yaml",
         )
@@ -139,7 +139,7 @@ def _pods(state: State) -> Iterator[Finding]:
             WARNING,
             "Pods",
             "there is one DNS Pod",
-            "while it is moved or restarted every name fails",
+            "while it moves or restarts, every name fails",
             f"kubectl -n {ns} scale deploy/coredns --replicas=2",
         )
     elif len(nodes) == 1 and None not in nodes:
@@ -147,7 +147,7 @@ def _pods(state: State) -> Iterator[Finding]:
             WARNING,
             "Pods",
             f"all {len(servers)} DNS Pods are on the node {nodes.pop()}",
-            "when it goes, every name fails",
+            "if it fails, every name fails",
             f"kubectl -n {ns} rollout restart deploy/coredns    # and a topologySpreadConstraint",
         )
     images = sorted(
@@ -173,7 +173,7 @@ def _pods(state: State) -> Iterator[Finding]:
         ):
             yield Finding(
                 ERROR, "loops", f"{name_of(pod)} has dnsPolicy ClusterFirst",
-                "its resolv.conf names its own Service: what it forwards there comes back to it",
+                "its resolv.conf names its own Service: queries forwarded there loop",
                 f"kubectl -n {ns} patch deploy coredns -p "
                 f"'{{\"spec\":{{\"template\":{{\"spec\":{{\"dnsPolicy\":\"Default\"}}}}}}}}'",
             )  # fmt: skip
@@ -207,7 +207,7 @@ def _endpoints(state: State) -> Iterator[Finding]:
     if not ready:
         yield Finding(
             ERROR, "EndpointSlices", f"{name} has no ready endpoint",
-            "kube-proxy has nobody to send queries to: they are refused or time out",
+            "kube-proxy has no server to send queries to: they are refused or time out",
             f"kubectl -n {state.namespace} get endpointslices -l kubernetes.io/service-name={name}    # and the "
             f"Service's selector",
         )  # fmt: skip
@@ -222,7 +222,7 @@ def _configuration(state: State) -> Iterator[Finding]:
             ERROR,
             "ConfigMap",
             f"no ConfigMap in {ns} has a key Corefile",
-            "a server that starts anew has nothing to serve",
+            "a server that restarts has nothing to serve",
             f"kubectl -n {ns} get cm",
         )
     for source in state.corefiles[:1]:
@@ -233,7 +233,7 @@ def _configuration(state: State) -> Iterator[Finding]:
                 ERROR,
                 "ConfigMap",
                 str(error),
-                "a server that starts anew with it fails; those that run keep the one before",
+                "a server that restarts with it fails; running ones keep the configuration before",
                 show,
             )
         for warning in summary.warnings:
@@ -260,7 +260,7 @@ def _blocks(state: State, source: Source) -> Iterator[Finding]:
             WARNING,
             "ConfigMap",
             f"{source.name} has no plugin loop",
-            "an upstream that leads back is not noticed",
+            "forwarding loops are not detected",
             "add a line `loop` to its server block",
         )
     for block in corefile.blocks:
@@ -274,7 +274,7 @@ def _blocks(state: State, source: Source) -> Iterator[Finding]:
                         ERROR,
                         "loops",
                         f"{word.at}: forwards to {host}, which is {what}",
-                        "queries for outside names go round and fail",
+                        "queries for outside names loop and fail",
                         f"kubectl -n {state.namespace} edit cm {source.name.rpartition('/')[2]}    # name the nodes' "
                         f"true upstreams",
                     )
@@ -292,7 +292,7 @@ def _rights(state: State) -> Iterator[Finding]:
         verb, _, resource = what.partition(" ")
         yield Finding(
             ERROR, "RBAC", f"the servers may not {verb} {resource}",
-            "names of what they cannot see do not exist, or they never get ready",
+            "names of objects they cannot list do not exist, or the servers never become ready",
             f"kubectl auth can-i {verb} {resource} --as=system:serviceaccount:{state.namespace}:{_account(state)}    # "
             f"clusterrole system:coredns",
         )  # fmt: skip
@@ -417,7 +417,7 @@ def _node_local(state: State) -> Iterator[Finding]:
                 ERROR,
                 "NodeLocal",
                 f"{name_of(each)}: {ready} of {wanted} are ready",
-                "on the other nodes every name may fail: Pods there ask an address nobody listens on",
+                "on the other nodes every name may fail: Pods there ask an address that no server listens on",
                 f"kubectl -n {state.namespace} get pods -o wide -l k8s-app={name_of(each)}",
             )
         else:
@@ -435,8 +435,8 @@ def _resolv_conf(state: State) -> Iterator[Finding]:
             ERROR,
             "loops",
             f"/etc/resolv.conf names {', '.join(loops)}",
-            "in a Pod that is the Pod itself: what is forwarded there comes back or fails",
-            "set the kubelet's --resolv-conf to the file with the true servers (systemd: "
+            "in a Pod, that is the Pod itself: queries forwarded there loop or fail",
+            "set the kubelet's --resolv-conf to the file with the real servers (systemd: "
             "/run/systemd/resolve/resolv.conf)",
         )
     if len(state.nameservers) > MAX_NAMESERVERS:
@@ -477,7 +477,7 @@ def _queries(state: State) -> Iterator[Finding]:
         yield Finding(INFO, "queries", f"{good} of {len(state.asked)} queries were answered")
     if not state.asked:
         yield Finding(
-            INFO, "queries", "no server was asked: this is no Pod of the cluster, and no --server was named", "",
+            INFO, "queries", "no server was asked: this is not a Pod of the cluster, and no --server was named", "",
             f"run doctor in a Pod, or name a server that can be reached from here: kdns doctor --server "
             f"{state.address or 'ADDRESS'}",
         )  # fmt: skip

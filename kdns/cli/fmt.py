@@ -22,7 +22,7 @@ FLAGS: Final = (
     Flag(("write",), False, "write the result to the file"),
 )
 HELP: Final = Help(
-    "fmt", "kdns fmt [FLAGS] [FILE | -]", "Prints a Corefile in one style; what it means stays.",
+    "fmt", "kdns fmt [FLAGS] [FILE | -]", "Prints a Corefile in one style, without changing its meaning.",
     (("kdns fmt Corefile", "print it"), ("kdns fmt --diff Corefile", "what would change"),
         ("kdns fmt --write Corefile", "in place")),
     ((0, "done"), (1, "it cannot be read; with --diff: something would change"), (2, "a bad flag or word")),

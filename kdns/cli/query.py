@@ -44,7 +44,7 @@ FLAGS: Final = (
 )
 HELP: Final = Help(
     "query", "kdns query [@[SCHEME://]SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS",
-    "Asks a DNS server (default: 127.0.0.1), for images without dig. A reply that is cut is asked for again over TCP.",
+    "Asks a DNS server (default: 127.0.0.1), for images without dig. A truncated reply is asked for again over TCP.",
     (
         ("kdns query @10.96.0.10 kubernetes.default.svc.cluster.local", "an address"),
         ("kdns query @10.96.0.10 -x 10.96.0.1", "the name of an address"),
@@ -76,15 +76,13 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
     if values["x"]:
         reverse = reverse_of(str(values["x"]))
         if rest or not reverse:
-            raise ValueError(
-                f'-x takes an IP address and nothing beside it, found "{" ".join([str(values["x"]), *rest])}"'
-            )
+            raise ValueError(f'-x takes an IP address and nothing else, found "{" ".join([str(values["x"]), *rest])}"')
         rest = [reverse, "PTR"]
     if not 1 <= len(rest) <= 2:
         raise ValueError("kdns query takes a name, and a type if it is not A")
     qtype = iana.type_number(rest[1]) if len(rest) > 1 else iana.A
     if qtype is None:
-        raise ValueError(f'"{rest[1]}" is no query type')
+        raise ValueError(f'"{rest[1]}" is not a query type')
     try:
         name = from_text(rest[0]).lower()
     except BadName as error:

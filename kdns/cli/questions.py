@@ -31,7 +31,7 @@ class Asked(NamedTuple):
         """As it is asked. Raises BadName or ValueError."""
         number = iana.type_number(self.type)
         if number is None:
-            raise ValueError(f'"{self.type}" is no query type')
+            raise ValueError(f'"{self.type}" is not a query type')
         return Question(from_text(self.name).lower(), number)
 
 

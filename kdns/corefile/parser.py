@@ -28,8 +28,8 @@ MAX_DEPTH: Final = 50  # blocks within blocks; plugins use two, and each is a ca
 REMOVED: Final = {
     "proxy": "it was removed in CoreDNS 1.5; `forward` takes its place",
     "federation": "it was removed in CoreDNS 1.7; remove the lines",
-    "startup": "it was removed with CoreDNS 1.0; run what it ran beside the server",
-    "shutdown": "it was removed with CoreDNS 1.0; run what it ran beside the server",
+    "startup": "it was removed in CoreDNS 1.0; run that program beside the server",
+    "shutdown": "it was removed in CoreDNS 1.0; run that program beside the server",
     "reverse": "it was removed in CoreDNS 1.2; `template` can do it",
     "external": "it is called `k8s_external`",
 }
@@ -333,7 +333,7 @@ class _Parser:
                 body = self._body(name, token)
                 break
             if token.text == "}" and not token.quoted:
-                raise self.fail(token, "unexpected '}': it must stand on a line of its own")
+                raise self.fail(token, "unexpected '}': write it on its own line")
             args.append(self.expand(token))
             self.seen.append(f"{token.at} {args[-1].text}")
         return Line(name, tuple(args), body or None)
@@ -342,9 +342,7 @@ class _Parser:
         lines: list[Line] = []
         token = self.peek()
         if token is not None and not self.begins_line() and token.text != "}":
-            raise self.fail(
-                token, f"expected a new line after '{{': the options of {name.text} stand on lines of their own"
-            )
+            raise self.fail(token, f"expected a new line after '{{': write each option of {name.text} on its own line")
         self.seen.append("{")
         self.depth += 1
         if self.depth > MAX_DEPTH:

@@ -33,21 +33,21 @@ def text_of(file: BinaryIO, name: str, *, exactly: bool = False) -> str:
     bad = data.find(b"\0")
     if bad >= 0:
         raise CorefileError(
-            _place(data, bad, name), "a zero octet: this is no text file, or one in UTF-16 (save it as UTF-8)"
+            _place(data, bad, name), "a zero octet: this is not a text file, or it is in UTF-16 (save it as UTF-8)"
         )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         if exactly:
             raise CorefileError(
-                _place(data, error.start, name), f"octet 0x{data[error.start]:02x} is no UTF-8"
+                _place(data, error.start, name), f"octet 0x{data[error.start]:02x} is not UTF-8"
             ) from None
         return data.decode("utf-8", errors="replace")
 
 
 def _too_large(name: str) -> CorefileError:
     return CorefileError(
-        None, f"{name} is larger than {MAX_FILE >> 20} MiB: that is no Corefile (a ConfigMap holds 1 MiB)"
+        None, f"{name} is larger than {MAX_FILE >> 20} MiB: that is not a Corefile (a ConfigMap holds 1 MiB)"
     )
 
 

@@ -10,7 +10,7 @@ def lifetime(reply: bytes) -> int:
     """Seconds: the least TTL of a reply's records. A denial's is that of its SOA, and at most its MINIMUM (RFC 2308,
     section 5).
 
-    0 for any other code, and where there is no record to say it. The reply is our own: its form is not checked.
+    0 for any other code, and where there is not a record to say it. The reply is our own: its form is not checked.
     """
     if reply[3] & 15 not in (0, 3) or reply[2] & 2:
         return 0

@@ -251,7 +251,7 @@ class _Parser:
                 key = self.expression(0).run
                 self.expect(")")
             else:
-                raise self.fail(f"{self.shown()} is no key")
+                raise self.fail(f"{self.shown()} is not a key")
             self.expect(":")
             items.append((key, self.expression(0).run))
             if not self.take(","):
@@ -266,7 +266,7 @@ class _Parser:
                 optional = self.tokens[self.at - 1][1] == "?."
                 kind, name = self.peek()
                 if kind != "name":
-                    raise self.fail(f"{self.shown()} is no member")
+                    raise self.fail(f"{self.shown()} is not a member")
                 self.at += 1
                 if self.take("("):
                     self.expect(")")
@@ -305,7 +305,7 @@ class _Parser:
     def piped(self, node: Node) -> Node:
         kind, name = self.peek()
         if kind != "name":
-            raise self.fail(f"{self.shown()} is no function")
+            raise self.fail(f"{self.shown()} is not a function")
         self.at += 1
         self.expect("(")
         return self.behind(self.call(name, node))

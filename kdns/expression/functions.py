@@ -47,7 +47,7 @@ def _split_after(value: str, separator: str, limit: int = -1) -> list[str]:
 
 def _repeat(value: str, count: int) -> str:
     if count < 0 or count * len(value) > MAX_SIZE:
-        raise EvaluationError("repeat() makes too much")
+        raise EvaluationError("the result of repeat() is too large")
     return value * count
 
 

@@ -84,7 +84,7 @@ def text(value: Value) -> str:
 def bounded(value: Value) -> Value:
     """The value, if it is of a size that an expression may make. Raises EvaluationError."""
     if isinstance(value, list | str) and len(value) > MAX_SIZE:
-        raise EvaluationError("the expression makes too much: over 10,000 elements or characters")
+        raise EvaluationError("the expression's values are too large: over 10,000 elements or characters")
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         raise EvaluationError("a number over 64 bits")
     return value

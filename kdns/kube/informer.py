@@ -131,7 +131,7 @@ class ApiSource:
                 await work()
             except Exception as error:
                 RESTARTS.slot(kind)[0] += 1
-                _log.error(f"the {what} failed: {type(error).__name__}: {error}; it is started again")
+                _log.error(f"the {what} failed: {type(error).__name__}: {error}; restarting it")
                 again()
                 await asyncio.sleep(1)
 

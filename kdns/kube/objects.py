@@ -246,7 +246,7 @@ def pack(text: str) -> bytes:
     try:
         return unmapped(socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text))
     except (OSError, ValueError):
-        raise BadObject(f"{text[:60]!r} is no IP address") from None
+        raise BadObject(f"{text[:60]!r} is not an IP address") from None
 
 
 def _is_label(text: str) -> bool:
@@ -259,7 +259,7 @@ def _is_label(text: str) -> bool:
 def _check(what: str, text: str) -> None:
     """Raises BadObject for a name that no label can be."""
     if not _is_label(text):
-        raise BadObject(f"its {what} {text[:80]!r} is no DNS label (of at most {MAX_LABEL} octets)")
+        raise BadObject(f"its {what} {text[:80]!r} is not a DNS label (of at most {MAX_LABEL} octets)")
 
 
 def _ports(raw: list[RawServicePort] | list[RawEndpointPort] | None) -> tuple[Port, ...]:

@@ -145,7 +145,7 @@ class Reflector:
                     self.backoff *= 2  # the first time at once; an API that always says so is not asked in a loop
                     continue
             except ResourceVersionRegressed as error:
-                _log.warning(f"{self.kind}: {error}; everything is listed anew")
+                _log.warning(f"{self.kind}: {error}; relisting everything")
                 self.version = None
                 self.known = dict.fromkeys(self.known, "")
                 if self.backoff == BACKOFF[0]:
@@ -320,7 +320,7 @@ class Reflector:
             async for line in source:
                 if line is None:
                     self.streams = False  # a page holds an object of any size
-                    raise ApiError(f"a {self.kind} over {decode.MAX_LINE >> 20} MiB does not go into a stream")
+                    raise ApiError(f"a {self.kind} over {decode.MAX_LINE >> 20} MiB is too large for a stream")
                 kind, raw = decode.event(line)
                 if kind == "BOOKMARK":
                     version, over = decode.bookmark(raw)
@@ -334,7 +334,7 @@ class Reflector:
                 else:
                     self._put(decode.one(self.kind, raw), unseen)
                 await slice_.pause()
-        raise ApiError("the API ended a streamed list before it was through")
+        raise ApiError("the API ended a streamed list before it was complete")
 
     def _skipped(self) -> None:
         """An event was too long to be read: only a list can say what it was."""

@@ -69,7 +69,7 @@ class Resync:
         if lost:
             HEALED.slot(reflector.kind)[0] += len(lost)
             some = ", ".join(sorted(lost)[:5])
-            _log.warning(f"healed {len(lost)} of {reflector.kind} that the watch had lost: {some}")
+            _log.warning(f"healed {len(lost)} of {reflector.kind} that the watch had missed: {some}")
         return len(lost)
 
     async def _diff(self, removed: set[str]) -> None:
@@ -92,7 +92,7 @@ class Resync:
                     if known != version and key not in removed and _newer(version, known) and reflector.apply(key, raw):
                         self.repaired[key] = version
             if not pages.version.isdecimal():
-                raise ApiError(f"resourceVersion {pages.version!r} is no number")
+                raise ApiError(f"resourceVersion {pages.version!r} is not a number")
             for key in missing:
                 # What the watch has brought since the list began is newer, or removed already.
                 known = reflector.known.get(key)

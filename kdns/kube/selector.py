@@ -12,7 +12,7 @@ _EXISTS: Final = re.compile(rf"(!?)\s*({_KEY})\Z")
 
 
 class BadSelector(ValueError):
-    """A text that is no label selector."""
+    """A text that is not a label selector."""
 
 
 class _Term(NamedTuple):
@@ -59,6 +59,6 @@ def parse(text: str) -> Selector:
             terms.append(_Term(found[2], found[1] == "!", None))
         else:
             raise BadSelector(
-                f'"{word}" is no label selector: expected key=value, key!=value, key in (a,b), key or !key'
+                f'"{word}" is not a label selector: expected key=value, key!=value, key in (a,b), key or !key'
             )
     return Selector(text, tuple(terms))

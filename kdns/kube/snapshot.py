@@ -116,7 +116,7 @@ def _parts_of(path: str) -> Iterator[bytes]:
         data = file.read(MAX_SIZE)
     start = len(MAGIC) + 32
     if not data.startswith(MAGIC) or len(data) < start:
-        raise BadSnapshot("it is no snapshot")
+        raise BadSnapshot("it is not a snapshot")
     body = memoryview(data)[start:]
     if hashlib.sha256(body).digest() != data[len(MAGIC) : start]:
         raise BadSnapshot("its checksum is wrong")

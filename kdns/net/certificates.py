@@ -133,7 +133,7 @@ class Identity:
                 self._context = self.files.context(self.alpn)
             except BadCertificate as error:
                 RELOADS.slot("failed")[0] += 1
-                _log.error(f"{error}; the certificate before stays in use")
+                _log.error(f"{error}; the previous certificate stays in use")
             else:
                 RELOADS.slot("ok")[0] += 1
                 _log.info(f"{self.files.certificate} has changed and is in use")
@@ -190,7 +190,7 @@ def _read(path: str, mark: str, what: str) -> str:
 
 def _locked(path: str) -> NoReturn:
     raise BadCertificate(
-        f"the private key {path} is encrypted: nobody is there to type its password; store it without one"
+        f"the private key {path} is encrypted, and a server cannot ask for its password: store the key without one"
     )
 
 

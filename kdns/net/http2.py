@@ -338,7 +338,7 @@ class Http2:
         exchange = self.streams.get(stream)
         if exchange is None or exchange.ended:
             if exchange is not None and not exchange.large and not exchange.gone:
-                raise Http2Error(STREAM_CLOSED, "data behind the end of a request")
+                raise Http2Error(STREAM_CLOSED, "data after the end of a request")
             self._spend(1)
             self._give_back(size)  # on its way when the stream was closed
             return

@@ -27,7 +27,7 @@ WAIT: Final = 10.0  # seconds for a header (CoreDNS's)
 MAX_WAITING: Final = 1000  # connections without a header; each costs some 2 KB and a file
 POLICIES: Final = ("use", "ignore", "reject", "skip")
 
-HEADERS = Counter("kdns_proxyproto_headers_total", "PROXY headers by what became of them.", ("server", "result"))
+HEADERS = Counter("kdns_proxyproto_headers_total", "PROXY headers by result.", ("server", "result"))
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -45,7 +45,7 @@ def answered(*lines: str, aa: bool = True, validity: Validity | None = None) -> 
         try:
             made.add_answer(*RR.fromZone(line))
         except Exception as error:
-            raise FormatError(f"{line!r} is no record: {error}") from None
+            raise FormatError(f"{line!r} is not a record: {error}") from None
     return answer_of(made, validity=validity)
 
 

@@ -382,7 +382,8 @@ def _before(cls: type[Plugin], word: Token) -> float:
     if rank is None:
         named = f'"{before}"' if isinstance(before, str) else repr(before)
         raise CorefileError(
-            word.at, f"plugin {cls.name}: `before` names {named}, which is no plugin{did_you_mean(str(before), ORDER)}"
+            word.at,
+            f"plugin {cls.name}: `before` names {named}, which is not a plugin{did_you_mean(str(before), ORDER)}",
         )
     return rank - 0.5
 
@@ -472,9 +473,8 @@ def _check_endpoints(blocks: list[Block]) -> None:
             if its != web:
                 raise CorefileError(
                     block.parsed.at,
-                    f"{other} and {plugin.name} cannot share {host_port(host, port)}: one of them has a web "
-                    f"configuration of its own "
-                    "(tls). Give it another port",
+                    f"{other} and {plugin.name} cannot share {host_port(host, port)}: one of them has its own web "
+                    f"configuration (tls). Give it another port",
                 )
 
 

@@ -49,7 +49,7 @@ class Inbound:
     def feed(self, data: bytes) -> Iterator[None]:
         """Takes the next message, without its TSIG; yields where others may run. Raises BadTransfer or FormatError."""
         if len(data) < 12 or data[:2] != self.qid or data[2] & 0xF8 != 0x80:
-            raise BadTransfer("a message that is no reply to the transfer")
+            raise BadTransfer("a message that is not a reply to the transfer")
         rcode = data[3] & 15
         if rcode:
             raise BadTransfer(f"the primary says {iana.rcode_text(rcode)}")
@@ -66,7 +66,7 @@ class Inbound:
         self.messages += 1
         for i, record in enumerate(wire.records(data, off, answers, budget)):
             if self.done:
-                raise BadTransfer("records behind the last SOA")
+                raise BadTransfer("records after the last SOA")
             if i % _SLICE == _SLICE - 1:
                 yield
             self._record(record, wire.expand_rdata(data, record, budget))

@@ -22,7 +22,7 @@ from kdns.metrics import Counter
 
 _CHUNK: Final = 512  # octets taken from the system's generator at once: a call for two costs half a microsecond
 
-JUNK = Counter("kdns_upstream_junk_total", "Datagrams from upstreams that were no reply to what was asked.", ("to",))
+JUNK = Counter("kdns_upstream_junk_total", "Datagrams from upstreams that were not a reply to the query.", ("to",))
 
 
 # The codes of a reply without a question: what a server says that cannot or will not read one.

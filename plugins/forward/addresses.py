@@ -44,7 +44,7 @@ def _target(word: Token, config: Config, block: BlockInfo) -> list[Address]:
     try:
         found = look_up(where.host, config.resolver)
     except OSError as error:
-        text = f'"{word.text}" is no address and no file, and it cannot be resolved: {error.strerror or error}'
+        text = f'"{word.text}" is neither an address nor a file, and it cannot be resolved: {error.strerror or error}'
         raise readers.fail(word, text) from None
     server_name = where.server_name or (where.host if where.transport != "dns" else "")
     return [Address(where.transport, host, where.port, server_name) for host in found]

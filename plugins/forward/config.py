@@ -66,7 +66,7 @@ def parse(directive: Directive) -> Config:
     zones = plugin_zones([directive.args[0]])
     warnings = []
     if not zones:
-        raise readers.fail(directive.args[0], f'"{directive.args[0].text}" is no zone')
+        raise readers.fail(directive.args[0], f'"{directive.args[0].text}" is not a zone')
     if len(zones) > 1:
         warnings.append(
             f"Unsupported CIDR notation: '{directive.args[0].text}' expands to multiple zones. Using only '{zones[0]}'."
@@ -85,7 +85,7 @@ def parse(directive: Directive) -> Config:
     if made.max_age and made.max_age < made.expire:
         raise readers.fail(directive, "max_age must not be less than expire")
     if made.server_name and any("%" in word.text and word.text.startswith("tls://") for word in targets):
-        raise readers.fail(directive, "tls_servername and a server name behind % cannot both be set")
+        raise readers.fail(directive, "tls_servername and a server name after % cannot both be set")
     zone = readers.wire_zones(zones[:1])
     return Config(zone[0], targets, directive.at, options=made, warnings=tuple(warnings), **found)  # type: ignore[arg-type]
 
@@ -196,7 +196,7 @@ def _rcodes(line: Line) -> frozenset[int]:
     for word in line.args:
         number = iana.rcode_number(word.text)
         if number is None:
-            raise readers.fail(word, f'"{word.text}" is no response code')
+            raise readers.fail(word, f'"{word.text}" is not a response code')
         if number == iana.NOERROR and line.name.text == "failover":
             raise readers.fail(word, "NOERROR cannot be used in failover")
         out.add(number)

@@ -27,7 +27,7 @@ _OPTIONS: Final = (
 _REMOVED: Final = {
     "upstream": "it has had no effect since CoreDNS 1.5; remove the line",
     "resyncperiod": "it was removed in CoreDNS 1.5; remove the line",
-    "transfer": "it is a plugin of its own now: `transfer { to ... }`",
+    "transfer": "it is a separate plugin now: `transfer { to ... }`",
     "federation": "federation was removed in CoreDNS 1.7",
 }
 
@@ -158,9 +158,7 @@ def _known_zones(directive: Directive, zones: tuple[bytes, ...]) -> frozenset[by
         for word in line.args if line.name.text == "multicluster" else ():
             zone = readers.name(word)
             if zone not in zones:
-                raise readers.fail(
-                    word, f'multicluster zone "{word.text}" is none of the zones of this kubernetes directive'
-                )
+                raise readers.fail(word, f'multicluster zone "{word.text}" is not a zone of this kubernetes directive')
             out.add(zone)
     return frozenset(out)
 

@@ -48,7 +48,7 @@ def reason(index: Index, request: Request, zone: Zone, count: int) -> str:
 
 def _of_address(cluster: Cluster, address: bytes | None) -> str:
     if address is None:
-        return "this is no whole address"
+        return "this is not a whole address"
     owner = cluster.cluster_owner(address)
     owners = [owner] if owner is not None else list(cluster.owners(address))
     return ", ".join(f"Service {entry.namespace}/{entry.name}" for entry in owners) or "no Service has this address"
@@ -57,7 +57,7 @@ def _of_address(cluster: Cluster, address: bytes | None) -> str:
 def _of_pod(cluster: Cluster, config: Config, space: str, labels: list[str]) -> str:
     address = undashed(labels[-1].encode("latin-1"))
     if address is None:
-        return f'"{labels[-1]}" is no address with dashes'
+        return f'"{labels[-1]}" is not an address with dashes'
     if len(labels) > 1:
         return "nothing is below the name of a Pod's address"
     if config.pods != "verified":
@@ -90,7 +90,7 @@ def _of_service(config: Config, entry: ServiceState, service: Service, below: li
     ):
         return f"{text}; no port is called {below[0]} with the protocol {below[1]}"
     if len(below) > 2:
-        return f"{text}; no name has so many labels"
+        return f"{text}; no name has that many labels"
     if service.kind == HEADLESS and not ready:
         return f"{text}: a headless Service has addresses only while endpoints are ready"
     return text

@@ -29,7 +29,7 @@ class Users:
         self._bcrypt: Any = bcrypt
         for name, text in hashes.items():
             if not _HASH.fullmatch(text):
-                raise ValueError(f"basic_auth_users: what {name} has is no bcrypt hash")
+                raise ValueError(f"basic_auth_users: the password of {name} is not a bcrypt hash")
         self.hashes = {name: text.encode() for name, text in hashes.items()}
         self.right: set[bytes] = set()  # as many as there are users, at most
         self.wrong: dict[bytes, None] = {}

@@ -192,7 +192,7 @@ def _parts(to: Token, groups: int) -> tuple[Part, ...]:
     while rest:
         text, brace, rest = rest.partition("{")
         if "}" in text or (brace and "}" not in rest):
-            raise readers.fail(to, f'a brace in "{to.text}" has no other')
+            raise readers.fail(to, f'unbalanced brace in "{to.text}"')
         if text:
             out.append(text.lower())
         if not brace:
@@ -256,7 +256,7 @@ def _rcode(word: Token) -> int:
     if number is None and re.fullmatch("[0-9]{1,2}", word.text) and int(word.text) <= 23:
         number = int(word.text)
     if number is None:
-        raise readers.fail(word, f'"{word.text}" is no response code')
+        raise readers.fail(word, f'"{word.text}" is not a response code')
     return number
 
 

@@ -269,7 +269,7 @@ def record(text: str) -> RRset:
     try:
         parsed = RR.fromZone(plain, ttl=TTL)
     except Exception as error:  # dnslib's parser raises what it happens to meet
-        raise FormatError(f"it is no record: {error}") from None
+        raise FormatError(f"it is not a record: {error}") from None
     if len(parsed) != 1:
         raise FormatError("it is not one record")
     reply = DNSRecord(DNSHeader(qr=1), q=DNSQuestion("."))
@@ -318,7 +318,7 @@ def _option(line: Line, found: dict[str, Any]) -> None:
         word = readers.one(line, "a response code")
         number = iana.RCODES.get(word.text)
         if number is None:
-            raise readers.fail(word, f'"{word.text}" is no response code (upper case)')
+            raise readers.fail(word, f'"{word.text}" is not a response code (upper case)')
         found["rcode"] = number
     elif name == "ederror":
         readers.arguments(line, 1, 2, "CODE [TEXT]")
@@ -342,12 +342,12 @@ def _expression(line: Line, before: tuple[tuple[str, Expression], ...]) -> tuple
         readers.arguments(line, 1, None, "an expression")
         made = compiled(line.args, WITH_GROUPS, known)
         if made.type not in ("bool", "any"):
-            raise readers.fail(line, f"expr must be true or false, this one is of type {made.type}")
+            raise readers.fail(line, f"expr must be true or false, this is of type {made.type}")
         return "", made
     readers.arguments(line, 2, None, "NAME EXPRESSION")
     name = line.args[0]
     if not name.text.isidentifier() or name.text in known:
-        raise readers.fail(name, f'"{name.text}" is no name of a new variable')
+        raise readers.fail(name, f'"{name.text}" is not a name for a new variable')
     if name.text in RESERVED or name.text in WITH_GROUPS:
         raise readers.fail(name, f'"{name.text}" is a word of the language: variables need other names')
     return name.text, compiled(line.args[1:], WITH_GROUPS, known)

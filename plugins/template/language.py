@@ -58,7 +58,7 @@ class Template:
 
 def _text(value: Value) -> str:
     if isinstance(value, Mapping | list | tuple):
-        raise BadTemplate("a list or map is no text: use index")
+        raise BadTemplate("a list or map is not a string: use index")
     return str(value)
 
 
@@ -97,7 +97,7 @@ class _Parser:
             function = _FUNCTIONS.get(text)
             if function is None:
                 known = ", ".join(sorted(_FUNCTIONS))
-                raise BadTemplate(f'"{text}" is no function of these templates (they know: {known})')
+                raise BadTemplate(f'"{text}" is not a function of these templates (they know: {known})')
             self.at += 1
             args = self.operands() + ([last] if last is not None else [])
             return lambda fields: _call(function, [arg(fields) for arg in args])
@@ -105,7 +105,7 @@ class _Parser:
         if not operands:
             raise BadTemplate("an action is empty")
         if last is not None:
-            raise BadTemplate("only a function may stand behind |")
+            raise BadTemplate("only a function may follow |")
         if len(operands) > 1:
             # `.Meta "label"`: a method with arguments.
             first, rest = operands[0], operands[1:]
@@ -142,13 +142,13 @@ def _constant(value: Value) -> Node:
 def _field(text: str) -> Node:
     path = [part for part in text.split(".") if part]
     if path and path[0] not in FIELDS:
-        raise BadTemplate(f'".{path[0]}" is no field of a query (there are: {", ".join(sorted(FIELDS))})')
+        raise BadTemplate(f'".{path[0]}" is not a field of a query (there are: {", ".join(sorted(FIELDS))})')
 
     def read(fields: Fields) -> Value:
         value: Value = fields
         for part in path:
             if not isinstance(value, Mapping):
-                raise BadTemplate(f"{text} leads nowhere")
+                raise BadTemplate(f"{text} has no value")
             value = value.get(part, "")
         return value
 

@@ -231,7 +231,7 @@ def test_explain_asks_at_the_default_port_and_names_the_other_listeners(tmp_path
     done = kdns("explain", "-conf", str(path), "a.org")
     assert "asked at dns://:53; there are also dns://:5300" in done.stdout and "a.org. 3600 A 10.0.0.2" in done.stdout
     assert "a.org. 3600 A 10.0.0.1" in kdns("explain", "-conf", str(path), "-dns.port", "5300", "a.org").stdout
-    assert kdns("explain", "a.org", "NOPE").stderr == '"NOPE" is no query type\nSee: kdns explain --help\n'
+    assert kdns("explain", "a.org", "NOPE").stderr == '"NOPE" is not a query type\nSee: kdns explain --help\n'
     path.write_text("# nothing\n")
     done = kdns("explain", "-conf", str(path), "a.org")
     assert done.returncode == 1 and done.stderr == f"{path} has no server block: nothing to explain\n"
@@ -340,7 +340,7 @@ BAD_FILES = (
     (b".:53 {\n whoami\n", "expected '}'", "1:6: no '}' closes this block"),
     (b"}\n", "1:1: ", "1:1: unexpected '}': no block is open"),
     (b".:53 {\n nonsense\n}\n", '2:2: ', None),
-    (b"# caf\xe9\n.:53 {\n whoami\n}\n", None, "1:6: octet 0xe9 is no UTF-8"),
+    (b"# caf\xe9\n.:53 {\n whoami\n}\n", None, "1:6: octet 0xe9 is not UTF-8"),
     (BRACES, "characters, at most 255", None), (b"x" * 2_000_000, "characters, at most", None),
     (b"y" * (5 << 20), "larger than 4 MiB", "larger than 4 MiB"),
     (b"kind: ConfigMap\nCorefile: [", "this is not YAML", "this is not YAML"),

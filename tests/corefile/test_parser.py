@@ -72,7 +72,7 @@ def test_nested_blocks_are_lines_with_lines() -> None:
         (". {\nlog {\n", "expected '}' to close the block of log"),
         ("}", "no block is open"),
         (". {\nlog\n{\n}\n}", "a directive's block opens on the directive's own line"),
-        (". {\nhealth { lameduck 5s }\n}", "stand on lines of their own"),
+        (". {\nhealth { lameduck 5s }\n}", "on its own line"),
         ("(snip) {\n}\n(snip) {\n}", 'snippet "snip" is defined twice'),
         ("(a) {\nimport a\n}", 'snippet "a" imports itself'),
         ("import", "expected a file, a pattern or a snippet"),

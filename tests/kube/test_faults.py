@@ -501,7 +501,7 @@ def test_a_reflector_that_dies_is_said_aloud_and_started_again(
     with asking(server, KEPT):
         api.put(service("n1/poison", "10.0.0.9"))
         eventually(lambda: a(server, "poison.n1") == ["10.0.0.9"], timeout=20)
-    assert any("nobody thought of this; it is started again" in line for line in lines)
+    assert any("nobody thought of this; restarting it" in line for line in lines)
     assert count("kdns_kubernetes_reflector_restarts_total") == before + 1
 
 

@@ -169,7 +169,7 @@ def test_acl_judges_the_name_after_rewrite_and_before_the_cache(serve: Serve, up
     ("acl {\n allo\n }", 'did you mean "allow"'),
     ("acl {\n block type a\n }", "upper case"),
     ("acl {\n block net 10.0.0.300\n }", "expected an address or a network"),
-    ("acl {\n block type\n }", "nothing stands behind type"),
+    ("acl {\n block type\n }", "nothing follows type"),
     ("acl {\n block 10.0.0.1\n }", "expected type or net"),
     ("header {\n query set\n }", "set|clear FLAG"),
     ("header {\n reply set aa\n }", "unknown property"),

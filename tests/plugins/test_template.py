@@ -150,7 +150,7 @@ def test_a_question_for_any_type_is_answered_with_the_type_the_template_is_for(s
 
 
 @pytest.mark.parametrize(("rule", "expected"), [
-    ("template IN", "CLASS TYPE"), ("template in A", "is no class"), ("template IN NOPE", "is no query type"),
+    ("template IN", "CLASS TYPE"), ("template in A", "is no class"), ("template IN NOPE", "is not a query type"),
     ('template IN A {\n match "("\n }', "bad regular expression"),
     ('template IN A {\n answer "{{ .X }}"\n }', "bad template"),
     ("template IN A {\n rcode nope\n }", "no response code"), ("template IN A {\n expr 1\n }", "true or false"),

@@ -127,9 +127,10 @@ def test_a_file_was_looked_for_in_the_working_folder(
 
 
 @pytest.mark.parametrize(("before", "hint"), [
-    ("kubernets", 'names "kubernets", which is no plugin (did you mean "kubernetes"?)'),
-    ("nothing", 'names "nothing", which is no plugin'), ("mine", 'names "mine", which is no plugin'),
-    (7, "names 7, which is no plugin"), ([], "names [], which is no plugin"), (None, "names None, which is no plugin"),
+    ("kubernets", 'names "kubernets", which is not a plugin (did you mean "kubernetes"?)'),
+    ("nothing", 'names "nothing", which is not a plugin'), ("mine", 'names "mine", which is not a plugin'),
+    (7, "names 7, which is not a plugin"), ([], "names [], which is not a plugin"),
+    (None, "names None, which is not a plugin"),
 ])  # fmt: skip
 def test_a_plugin_that_stands_before_one_that_is_not_there_was_silently_last(
     serve: Serve, tmp_path: Path, before: object, hint: str, monkeypatch: pytest.MonkeyPatch
