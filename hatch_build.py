@@ -39,6 +39,8 @@ COMPILED = (
     "kdns/plugin/request.py",
     "kdns/plugins/cache/classify.py",
     "kdns/plugins/cache/handler.py",
+    "kdns/plugins/cache/table.py",
+    "kdns/plugins/forward/attempt.py",
     "kdns/plugins/forward/grpc.py",
     "kdns/plugins/forward/handler.py",
     "kdns/plugins/kubernetes/endpoints.py",

@@ -1,7 +1,6 @@
-"""The plugin `cache` in the query path: entries, hits, and how they are kept fresh."""
+"""The plugin `cache` in the query path: what is served from it, what is stored, and how entries are kept fresh."""
 
 import math
-from collections import deque
 from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import ClassVar, Final, final
@@ -9,7 +8,7 @@ from typing import ClassVar, Final, final
 from kdns.corefile import Directive, ServerBlock
 from kdns.deadlines import Deadlines
 from kdns.dns import edns, iana
-from kdns.dns.answer import Answer, Validity
+from kdns.dns.answer import Answer
 from kdns.dns.name import closest, is_within
 from kdns.metrics import Counter, Gauge, Slot
 from kdns.plugin import Outcome, Pending, Plugin, RcodeOnly, Request, readers, then
@@ -20,11 +19,10 @@ from kdns.plugin.runtime import Runtime
 from kdns.plugins.cache import config as _config
 from kdns.plugins.cache.classify import judge
 from kdns.plugins.cache.config import Config
+from kdns.plugins.cache.table import CacheEntry, Table
 from kdns.turns import emptied
 from kdns.upstream.exchange import UpstreamError
 
-ENTRY_OCTETS: Final = 4096  # on the average; a usual answer has 100 to 500
-CHANCES: Final = 8  # entries in use that one eviction passes over: a bound for its work
 MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not kept
 # Seconds for which nobody is asked again after no upstream had a reply: RFC 9520, section 3.2, wants one at least, and
 # more would keep names away from clients after the upstreams are back.
@@ -46,86 +44,6 @@ DROPS: Final = Counter(
 STALE: Final = Counter(
     "coredns_cache_served_stale_total", "The number of requests served from stale cache entries.", _LABELS
 )
-
-
-@final
-class CacheEntry:
-    """A kept answer. Times are monotonic seconds; `ttl` is what it was kept with."""
-
-    __slots__ = ("aged", "answer", "asked", "checked", "expires", "fresh", "hits", "left", "octets", "ttl", "validity")
-
-    def __init__(self, answer: Answer, now: float, ttl: float) -> None:
-        self.answer = answer
-        self.octets = len(answer.name) + (len(answer.body.data) if answer.body is not None else 0) + len(answer.options)
-        self.expires = now + ttl
-        self.ttl = ttl
-        self.left = -1
-        self.aged = answer
-        self.hits = 0
-        self.asked = now
-        self.fresh = False  # a refresh is under way
-        self.validity = Validity(self.expires, ages=True)  # of what is served of it while it is in the cache
-        self.checked = -1e9  # when a refresh failed last
-
-    def met(self, now: float, gap: float) -> None:
-        """Counts a hit; after a gap of so many seconds the count begins anew."""
-        self.hits = 1 if now - self.asked > gap else self.hits + 1
-        self.asked = now
-
-
-@final
-class Table:
-    """Entries by key, the one that was kept first at hand. Bounded in count and in octets."""
-
-    __slots__ = ("entries", "label", "octets", "order")
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.entries: dict[bytes, CacheEntry] = {}
-        self.octets = 0
-        # Keys in the order they came; one that was dropped meanwhile stands here until its turn. (The first key of a
-        # dict that others were deleted from in front is found by stepping over all of those.)
-        self.order: deque[bytes] = deque()
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def keep(self, key: bytes, entry: CacheEntry, capacity: int) -> int:
-        """Keeps an entry, in the place of an older one under its key; how many others had to go."""
-        entries = self.entries
-        old = entries.get(key)
-        evicted = 0
-        if old is not None:
-            self.octets -= old.octets
-            entry.hits = old.hits
-            old.validity.end()
-        else:
-            if len(self.order) > 2 * capacity:
-                self.order = deque(entries)
-            self.order.append(key)
-        entries[key] = entry
-        self.octets += entry.octets
-        chances = CHANCES
-        while len(entries) > capacity or self.octets > capacity * ENTRY_OCTETS:
-            first = self.order.popleft()
-            found = entries.get(first)
-            if found is not None and found.left >= 0 and chances:
-                # It was asked for since: it gets a second chance, as in the algorithm called CLOCK.
-                chances -= 1
-                found.left = -1
-                self.order.append(first)
-            else:
-                evicted += self.drop(first)
-        return evicted
-
-    def drop(self, key: bytes) -> int:
-        """Lets an entry go; how many that were (0 or 1)."""
-        entry = self.entries.pop(key, None)
-        if entry is None:
-            return 0
-        self.octets -= entry.octets
-        entry.validity.end()
-        return 1
 
 
 class _Meters:
@@ -406,7 +324,7 @@ class Cache(Plugin):
         entry.validity.ages = not config.keepttl
         mine, other = (self.success, self.denial) if positive else (self.denial, self.success)
         if other.entries and (positive or (kind == "denial" and not config.prefer_positive)):
-            other.drop(key)
+            other.remove(key)
         self._put(request, key, entry, mine, limits.capacity)
         if config.cut:
             self._note_cut(question.name, answer.rcode, entry, limits.capacity)
@@ -414,7 +332,7 @@ class Cache(Plugin):
 
     def _put(self, request: Request, key: bytes, entry: CacheEntry, table: Table, capacity: int) -> None:
         meters = self.meters.get(request.server.label) or self._meters(request.server.label)
-        evicted = table.keep(key, entry, capacity)
+        evicted = table.put(key, entry, capacity)
         if evicted:
             meters.evictions[table.label][0] += evicted
         meters.entries["success"][0] = len(self.success.entries)

@@ -16,6 +16,7 @@ import yaml
 
 from kdns.metrics import REGISTRY
 from kdns.plugins.cache import handler as cache_module
+from kdns.plugins.cache import table as table_module
 from kdns.testing import Server, Upstream, answer, code, data, eventually, flags, soa
 from kdns.testing.objects import service
 from tests.fixtures import Serve, Start
@@ -239,7 +240,7 @@ def test_only_records_of_the_questions_chain_are_kept(serve: Serve, upstream: St
 
 @pytest.mark.interpreted("it replaces what is compiled in")
 def test_the_cache_is_bounded_in_octets_too(serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "ENTRY_OCTETS", 100)
+    monkeypatch.setattr(table_module, "ENTRY_OCTETS", 100)
     up = upstream(lambda query, proto: answer(query, *(f"A 192.0.{i}.1" for i in range(40))))
     server = serve(cached(up, "cache {\n success 50\n }"))
     for i in range(60):
@@ -527,7 +528,7 @@ def test_the_stale_counter_rose_for_fresh_replies(serve: Serve, upstream: Start)
 @pytest.mark.interpreted("it replaces what is compiled in")
 def test_options_count_as_octets_of_the_cache(serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upstream's extended errors of some kilobytes each were kept beside what was counted."""
-    monkeypatch.setattr(cache_module, "ENTRY_OCTETS", 400)
+    monkeypatch.setattr(table_module, "ENTRY_OCTETS", 400)
 
     def script(query: dns.message.Message, proto: str) -> dns.message.Message:
         reply = answer(query, "A 192.0.2.1")

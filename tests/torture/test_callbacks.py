@@ -19,7 +19,7 @@ from kdns.dns.query import Question
 from kdns.metrics import REFRESH
 from kdns.plugin import Pending
 from kdns.plugins.cache import handler as cache_module
-from kdns.plugins.forward import handler as forward_module
+from kdns.plugins.forward import attempt as attempt_module
 from kdns.testing import answer, block, code, data, eventually, free_port, http_get
 from kdns.upstream.exchange import UpstreamError
 from kdns.upstream.tcp import TcpConnections
@@ -117,10 +117,10 @@ def test_a_fault_in_forward_left_its_question_in_flight_for_ever(
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     server = serve(block("errors", f"forward . {up.address} {{\n max_concurrent 2\n }}"))
     if where == "finish_reply":
-        monkeypatch.setattr(forward_module, "_empty", boom)
+        monkeypatch.setattr(attempt_module, "is_empty", boom)
         up.script = lambda query, proto: answer(query, "A 192.0.2.1", ra=False)
     else:
-        monkeypatch.setattr(forward_module.ForwardAttempt, where, boom)
+        monkeypatch.setattr(attempt_module.ForwardAttempt, where, boom)
     for i in range(4):
         assert code(server.ask("x.org.", timeout=3)) == "SERVFAIL"
         assert code(server.ask(f"x{i}.org.", timeout=3)) == "SERVFAIL"
@@ -137,7 +137,7 @@ def test_an_exception_in_a_timer_of_forward_is_servfail_for_its_question(
 ) -> None:
     ups = [upstream(lambda query, proto: None) for _ in range(2)]
     server = serve(block(f"forward . {ups[0].address} {ups[1].address} {{\n read_timeout 10s\n }}"))
-    monkeypatch.setattr(forward_module, "HEDGED", None)  # what the timer counts with
+    monkeypatch.setattr(attempt_module, "HEDGED", None)  # what the timer counts with
     assert code(server.ask("x.org.", timeout=3)) == "SERVFAIL"
     assert len(said()) == 1
 

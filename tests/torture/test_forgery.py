@@ -14,6 +14,7 @@ import dns.message
 import pytest
 
 from kdns.metrics import REGISTRY
+from kdns.plugins.forward import attempt as attempt_module
 from kdns.plugins.forward import handler as forward_module
 from kdns.testing import answer, block, code, data, eventually
 from kdns.upstream import exchange
@@ -163,6 +164,7 @@ def test_a_form_whose_turn_does_not_come_is_servfail_in_time(
     serve: Serve, slow: tuple[Gate, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward_module, "LIMIT", 0.3)
+    monkeypatch.setattr(attempt_module, "LIMIT", 0.3)
     gate, address = slow
     server = serve(block(f"forward . {address} {{\n read_timeout 10s\n max_fails 0\n client_subnet\n }}"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
