@@ -142,7 +142,7 @@ class SearchListWalk:
             return
         question = self.request.question
         found = then(
-            self.request.below(self.plugin, Question(self.names[self.pos], question.type, question.cls)), self.came
+            self.request.below(self.plugin, Question(self.names[self.pos], question.type, question.cls)), self.on_result
         )
         if type(found) is Pending:
             found.add(self.failed)
@@ -152,7 +152,7 @@ class SearchListWalk:
         if isinstance(value, BaseException):
             self.result.resolve(value)
 
-    def came(self, outcome: Outcome) -> None:
+    def on_result(self, outcome: Outcome) -> None:
         if type(outcome) is Answer and outcome.rcode == iana.NXDOMAIN:
             if self.pos == 0:
                 self.first = outcome

@@ -91,7 +91,7 @@ from kdns.plugin.base import DENIED, IGNORED, PASS, SHORTENED, Gate, ListenerOpt
 MAX_OCTETS: Final = 8 << 20
 CLIENT_OCTETS: Final = 512
 MAX_CLIENTS: Final = MAX_OCTETS // CLIENT_OCTETS
-LOOKS: Final = 4  # addresses looked at for one to forget: more costs a flood of new addresses more than it is worth
+LOOKS: Final = 4  # addresses looked at for one to evict: more costs a flood of new addresses more than it is worth
 MOST: Final = 1_000_000  # of any number: more is a slip of the finger
 
 _OPTIONS: Final = ("qps", "slip", "prefix", "inflight", "connections", "exempt")
@@ -235,7 +235,7 @@ class Limiter:
     def _admit(self, host: str, now: float) -> Bucket:
         """Puts an address into the table, in the place of another where it is full."""
         if len(self.hosts) >= MAX_CLIENTS:
-            self._forget(now)
+            self._evict(now)
         address = _address(host)
         if _within(address, self.config.exempt):
             bucket = _EXEMPT
@@ -248,7 +248,7 @@ class Limiter:
         self.clients[0] = len(self.hosts)
         return bucket
 
-    def _forget(self, now: float) -> None:
+    def _evict(self, now: float) -> None:
         """Takes an address out: one whose allowance is whole, if there is one among the first few, so that nothing is
         lost.
         """

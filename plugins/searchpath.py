@@ -240,7 +240,7 @@ class Searchpath(Plugin):
         slot = ANSWERS.slot()
         slot[0] += 1
         request.slots[self.position] = slot
-        return behind_cname(request.question.name, base.ttl, target, outcome)
+        return answer_after_cname(request.question.name, base.ttl, target, outcome)
 
     def remember(self, walk: SearchListWalk, target: bytes, seconds: float = MEMORY) -> None:
         """Notes where a walk ended. Where anything of it was the client's own, it says nothing about another's."""
@@ -278,7 +278,7 @@ class Found(NamedTuple):
     names: Validity
 
 
-def behind_cname(name: bytes, ttl: int, target: bytes, outcome: Answer) -> Answer:
+def answer_after_cname(name: bytes, ttl: int, target: bytes, outcome: Answer) -> Answer:
     """A CNAME to a target, and the target's records. What the target depends on has been noted by its look-up."""
     if outcome.body is not None and outcome.name == target:
         made = with_cname_prefix(name, target, outcome.body, ttl)

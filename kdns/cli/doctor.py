@@ -134,7 +134,7 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
     finally:
         await api.close()
     if state.inside:
-        state.nameservers = await asyncio.to_thread(_own_nameservers)
+        state.nameservers = await asyncio.to_thread(_local_nameservers)
     await _ask_all(state, server, str(values["outside"]))
     return state
 
@@ -166,7 +166,7 @@ async def _review(state: State, api: cluster.Cluster) -> None:
                 state.denied.append(f"{verb} {resource}")
 
 
-def _own_nameservers() -> tuple[str, ...]:
+def _local_nameservers() -> tuple[str, ...]:
     try:
         with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
             return tuple(resolvconf.nameservers(file.read()))

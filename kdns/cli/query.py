@@ -88,11 +88,11 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
     except BadName as error:
         raise ValueError(str(error)) from None
     transport = next((kind for kind in ("tls", "https", "grpc") if values[kind]), "dns")
-    scheme, separator, behind = server.partition("://")
+    scheme, separator, place = server.partition("://")
     if separator:
         if scheme not in PORTS:
             raise ValueError(f'unknown scheme "{scheme}": expected {", ".join(f"{known}://" for known in PORTS)}')
-        transport, server = scheme, behind.rstrip("/")
+        transport, server = scheme, place.rstrip("/")
     host, port = split_host_port(server, PORTS[transport])
     port = int(values["p"]) or port
     return Question(name, qtype), Address(transport, host, port, str(values["name"]))

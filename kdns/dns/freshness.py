@@ -19,10 +19,10 @@ def lifetime(reply: bytes) -> int:
     off = 12
     try:
         if reply[5]:
-            off = _behind_name(reply, off) + 4
+            off = _end_of_name(reply, off) + 4
         least = -1
         for _ in range(records):
-            off = _behind_name(reply, off)
+            off = _end_of_name(reply, off)
             kind = reply[off] << 8 | reply[off + 1]
             end = off + 10 + (reply[off + 8] << 8 | reply[off + 9])
             if kind != _OPT:
@@ -37,7 +37,7 @@ def lifetime(reply: bytes) -> int:
     return max(least, 0)
 
 
-def _behind_name(reply: bytes, off: int) -> int:
+def _end_of_name(reply: bytes, off: int) -> int:
     size = reply[off]
     while size:
         if size >= 0xC0:

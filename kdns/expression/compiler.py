@@ -178,14 +178,14 @@ class _Parser:
             self.at += 1
             inner = self.expression(50)
             self.check(inner, "bool", sign)
-            return self.behind(Node(opposite(inner.run), "bool"))
+            return self.postfix(Node(opposite(inner.run), "bool"))
         if kind == "sign" and sign in ("-", "+"):
             self.at += 1
             operand = self.expression(90)
             if operand.type not in NUMBERS | {"any"}:
                 raise self.fail(f"{sign} takes a number, found {operand.type}")
             return Node((lambda s: -operand.run(s)) if sign == "-" else operand.run, operand.type)
-        return self.behind(self.primary())
+        return self.postfix(self.primary())
 
     def primary(self) -> Node:
         kind, text = self.peek()
@@ -215,7 +215,7 @@ class _Parser:
             if text == "#":
                 self.at += 1
             at_hand = Node(lambda s: s.items[-1], "any")
-            return at_hand if text == "#" else self.behind(at_hand)
+            return at_hand if text == "#" else self.postfix(at_hand)
         raise self.fail(f"unexpected {self.shown()}")
 
     def word(self, text: str) -> Node:
@@ -259,7 +259,7 @@ class _Parser:
                 break
         return Node(lambda s: {key(s): value(s) for key, value in items}, "map")
 
-    def behind(self, node: Node) -> Node:
+    def postfix(self, node: Node) -> Node:
         """Members, indexes and slices behind an operand."""
         while True:
             if self.take("?.") or self.take("."):
@@ -308,7 +308,7 @@ class _Parser:
             raise self.fail(f"{self.shown()} is not a function")
         self.at += 1
         self.expect("(")
-        return self.behind(self.call(name, node))
+        return self.postfix(self.call(name, node))
 
     def call(self, name: str, first: Node | None) -> Node:
         """A call whose opening bracket is read; `first` was piped in."""

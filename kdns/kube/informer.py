@@ -88,7 +88,7 @@ class ApiSource:
             await self._restore(self.file)
             self.cluster.watchers.append(self)
         for reflector in self.reflectors:
-            self._begin(f"reflector of {reflector.kind}", reflector.kind, reflector.run, reflector.forget)
+            self._begin(f"reflector of {reflector.kind}", reflector.kind, reflector.run, reflector.invalidate)
             self._begin(f"healer of {reflector.kind}", reflector.kind, Resync(reflector).run)
         self._begin("look after the state's age", "", self._look_after)
         REFRESH.append(self._refresh)

@@ -125,7 +125,7 @@ class Reflector:
             return 0.0
         return time.monotonic() - self.current_at
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """The next round brings everything anew."""
         self.version = None
 

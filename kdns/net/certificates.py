@@ -151,11 +151,11 @@ def expiry(pem: str) -> float:
         # to } } }
         at = _inside(der, _inside(der, 0))
         if der[at] == 0xA0:
-            at = _behind(der, at)
+            at = _end_of_element(der, at)
         for _ in range(3):
-            at = _behind(der, at)
-        last = _behind(der, _inside(der, at))
-        text = der[_inside(der, last) : _behind(der, last)].decode("ascii")
+            at = _end_of_element(der, at)
+        last = _end_of_element(der, _inside(der, at))
+        text = der[_inside(der, last) : _end_of_element(der, last)].decode("ascii")
         form = "%y%m%d%H%M%SZ" if der[last] == 0x17 else "%Y%m%d%H%M%SZ"
         return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
     except (ValueError, IndexError):
@@ -167,7 +167,7 @@ def _inside(der: bytes, at: int) -> int:
     return at + 2 + (der[at + 1] & 0x7F if der[at + 1] & 0x80 else 0)
 
 
-def _behind(der: bytes, at: int) -> int:
+def _end_of_element(der: bytes, at: int) -> int:
     """Where the DER element at `at` ends."""
     begin = _inside(der, at)
     return begin + (int.from_bytes(der[at + 2 : begin], "big") if der[at + 1] & 0x80 else der[at + 1])

@@ -120,11 +120,11 @@ def leaves_table(block: bytes) -> bool:
         while off < total:
             octet = block[off]
             if octet & 0x80:
-                off = _behind_integer(block, off, 0x7F)
+                off = _end_of_integer(block, off, 0x7F)
                 continue
             if octet & 0x60:
                 return False
-            off = _behind_integer(block, off, 0x0F)
+            off = _end_of_integer(block, off, 0x0F)
             for _ in range(1 if octet & 0x0F else 2):  # a name that is no index, and the value
                 size = block[off] & 0x7F
                 if size == 0x7F:
@@ -135,7 +135,7 @@ def leaves_table(block: bytes) -> bool:
     return off == total
 
 
-def _behind_integer(block: bytes, off: int, mask: int) -> int:
+def _end_of_integer(block: bytes, off: int, mask: int) -> int:
     """Where an integer ends (section 5.1)."""
     long = block[off] & mask == mask
     off += 1

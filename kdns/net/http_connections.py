@@ -32,7 +32,7 @@ from kdns.metrics import Counter, Gauge
 # Connections that wait to be accepted in the kernel. A turn accepts some five, in under a millisecond: a full queue is
 # gone in a fifth of a second, well within the second that a probe waits.
 BACKLOG: Final = 1024
-TURN: Final = 0.001  # seconds of accepting in one turn of the loop
+SLICE: Final = 0.001  # seconds of accepting in one turn of the loop
 # Connections of one turn, at most, that get a transport at once because octets wait already (0.1 ms each). Until a
 # request is read, some three turns, fewer of these must come than one address may have: else a flood pushes a probe out
 # before it is heard.
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
             if self._transport is None:
                 self._sock = None
                 sock.close()
-                owner.forget(self)
+                owner.remove(self)
 
     # Called by the loop.
 
@@ -166,7 +166,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._owner.forget(self)
+        self._owner.remove(self)
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.connection_lost(exc)
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Closes at once, whatever it does."""
-        self._owner.forget(self)
+        self._owner.remove(self)
         if self._transport is not None:
             self._transport.abort()
         elif self._opening is not None:
@@ -276,7 +276,7 @@ class Connections:
         CONNECTIONS.remove(self._address)
 
     def _accept(self) -> None:
-        end = time.monotonic() + TURN
+        end = time.monotonic() + SLICE
         opened = 0
         while opened < OPENED and time.monotonic() < end:
             try:
@@ -323,7 +323,7 @@ class Connections:
         CLOSED.slot(self._address, limit)[0] += 1
         connection.close()
 
-    def forget(self, connection: Connection) -> None:
+    def remove(self, connection: Connection) -> None:
         """A connection is none any more."""
         if connection not in self.open:
             return

@@ -79,7 +79,7 @@ class Connection(Protocol):
     deadline: float
     pending: int
 
-    def turn(self) -> None:
+    def resume(self) -> None:
         """Goes on with what has come."""
 
     def leave(self) -> None:
@@ -145,7 +145,7 @@ class TcpListener:
         queue = self.queue
         try:
             for _ in range(len(queue)):
-                queue.popleft().turn()
+                queue.popleft().resume()
                 if self.spent >= LOOP_SECONDS:
                     return
         finally:
@@ -159,13 +159,13 @@ class TcpListener:
 
     def accept(self) -> asyncio.Protocol:
         """The protocol of a connection that was accepted."""
-        return self.behind() if self.proxy is None else ProxyConnection(self.proxy, self.behind)
+        return self.after_proxy() if self.proxy is None else ProxyConnection(self.proxy, self.after_proxy)
 
-    def behind(self) -> asyncio.Protocol:
+    def after_proxy(self) -> asyncio.Protocol:
         """The protocol of a connection, once its PROXY header has come where there may be one."""
-        return self.speak() if self.tls is None else TlsConnection(self.tls, self.speak)
+        return self.after_tls() if self.tls is None else TlsConnection(self.tls, self.after_tls)
 
-    def speak(self) -> asyncio.Protocol:
+    def after_tls(self) -> asyncio.Protocol:
         """The protocol of a connection, once it is encrypted where it is to be."""
         return _Connection(self)
 
@@ -281,7 +281,7 @@ class _Connection(asyncio.Protocol):
                 self._pause()
                 self._schedule()
             else:
-                self.turn()
+                self.resume()
 
     def eof_received(self) -> bool:
         # Half a close: what was asked is still answered, then we close too (RFC 7766, section 6.2.3).
@@ -301,16 +301,16 @@ class _Connection(asyncio.Protocol):
 
     # Turns.
 
-    def turn(self) -> None:
+    def resume(self) -> None:
         """Answers what has come, as much as fits into a turn."""
         began = time.monotonic()
-        self._turn()
+        self._batch()
         listener = self.listener
         listener.spent += time.monotonic() - began
         if listener.spent >= LITTLE:
             listener.come_back()
 
-    def _turn(self) -> None:  # noqa: C901 - one turn, with each way it may end
+    def _batch(self) -> None:  # noqa: C901 - one turn, with each way it may end
         self.scheduled = False
         transport = self.transport
         if transport is None or self.full:

@@ -31,7 +31,7 @@ LOOKS: Final = 16  # handshakes that are looked at for one that gives way
 # Octets of a handshake from a client: a chain of certificates has some 5,000; OpenSSL itself stops at 100 KB a message.
 MAX_HANDSHAKE_OCTETS: Final = 64 << 10
 # Seconds of a turn for handshakes. One costs 0.2 ms with ECDSA keys, 1 ms with RSA.
-TURN: Final = 0.001
+SLICE: Final = 0.001
 _RECORD: Final = 16 << 10  # octets of a record (RFC 8446, section 5.1)
 
 HANDSHAKES = Counter("kdns_tls_handshakes_total", "TLS handshakes of clients, by result.", ("server", "result"))
@@ -80,7 +80,7 @@ class TlsGate:
     def wants(self, connection: "TlsConnection") -> None:
         """Octets of a handshake have come: it goes on when its turn comes."""
         if not self.queue:
-            asyncio.get_running_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._batch)
         self.queue.append(connection)
 
     def stop(self) -> None:
@@ -88,8 +88,8 @@ class TlsGate:
         for connection in list(self.half_open):
             connection.abort()
 
-    def _turn(self) -> None:
-        end = time.monotonic() + TURN
+    def _batch(self) -> None:
+        end = time.monotonic() + SLICE
         while self.queue:
             connection = self.queue.popleft()
             try:
@@ -100,7 +100,7 @@ class TlsGate:
             if time.monotonic() > end:
                 break
         if self.queue:
-            asyncio.get_running_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._batch)
 
 
 @final

@@ -146,7 +146,7 @@ class UdpListener:
         seconds, micros = struct.unpack("ll", fcntl.ioctl(self.sock, SIOCGSTAMP, b"\0" * struct.calcsize("ll")))
         return time.time() - float(seconds) - float(micros) * 1e-6
 
-    def _behind(self) -> None:
+    def _check_lateness(self) -> None:
         """A batch has left datagrams behind: looks whether they are so late that nobody waits for them."""
         if not self._late_by(LATE):
             self.late_since = 0.0
@@ -220,7 +220,7 @@ class UdpListener:
                         end = now + BATCH_SECONDS
                     elif now > end:
                         break
-            self._behind()
+            self._check_lateness()
         finally:
             send = self.sock.sendto
             for data, peer in replies:
@@ -261,7 +261,7 @@ class UdpListener:
                         end = now + BATCH_SECONDS
                     elif now > end:
                         break
-            self._behind()
+            self._check_lateness()
         finally:
             self._send(replies)
 

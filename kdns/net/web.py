@@ -42,7 +42,7 @@ class WebListener(TcpListener):
         self.max_streams = MAX_STREAMS
         self.trusted: Sequence[Network] = ()
 
-    def speak(self) -> asyncio.Protocol:
+    def after_tls(self) -> asyncio.Protocol:
         return WebConnection(self)
 
     def stop_accepting(self) -> None:
@@ -117,7 +117,7 @@ class WebConnection(asyncio.Protocol):
                 self._pause()
                 self._schedule()
             else:
-                self.turn()
+                self.resume()
 
     def eof_received(self) -> bool:
         self.eof = True
@@ -142,16 +142,16 @@ class WebConnection(asyncio.Protocol):
         else:
             self.abort()
 
-    def turn(self) -> None:
+    def resume(self) -> None:
         """Answers what has come, as much as fits into a turn."""
         began = time.monotonic()
-        self._turn()
+        self._batch()
         listener = self.listener
         listener.spent += time.monotonic() - began
         if listener.spent >= LITTLE:
             listener.come_back()
 
-    def _turn(self) -> None:
+    def _batch(self) -> None:
         self.scheduled = False
         if self.framing is None and self.transport is not None:
             # Unencrypted: HTTP/2 by prior knowledge (RFC 9113, section 3.3), or HTTP/1.1.

@@ -34,7 +34,7 @@ from kdns.plugin.request import Request
 from kdns.server.accept import COOKIE_ALONE, META, MORE, REPLY_FLAGS, check, readable_question
 from kdns.server.block import Block
 from kdns.server.pending import PendingTable
-from kdns.server.replycache import IPV6, TCP, UDP, Entry, ReplyCache, entry_for
+from kdns.server.replycache import IPV6, TCP, UDP, CachedReply, ReplyCache, entry_for
 
 PANICS: Final = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
 _TRANSPORTS: Final = ("udp", "udp", "tcp", "tcp")  # by UDP and TCP of the reply cache
@@ -174,33 +174,33 @@ class Dispatcher:
             return PASS
 
     def answer(
-        self, data: bytes, client: Address, local: Address | None, way: int
+        self, data: bytes, client: Address, local: Address | None, transport: int
     ) -> bytes | Pending | MessageStream | None:
-        """The reply to a query; `way` is how it came (server.replycache)."""
+        """The reply to a query; `transport` as in server.replycache."""
         replies = self.replies
         try:
-            entry = replies.get(data, way)
+            entry = replies.get(data, transport)
             if entry is not None:
                 for meter in entry.meters:
                     meter(len(data), entry.size)
                 if entry.observers:
-                    failed = self._show(entry, data, client, local, way)
+                    failed = self._show(entry, data, client, local, transport)
                     if failed:
                         return failed
                 tail = entry.next_tail()
                 if replies.cookie_at and self.cookies is not None:
                     cookie = self.cookies(data[replies.cookie_at : replies.cookie_end], client)
                     if not cookie:
-                        return self._in_full(data, client, local, way)
+                        return self._in_full(data, client, local, transport)
                     tail = tail[: -_edns.COOKIE_SIZE] + cookie
                 return b"".join((data[:2], entry.head, data[12 : replies.end], tail))
-            return self._in_full(data, client, local, way)
+            return self._in_full(data, client, local, transport)
         except Exception as error:
             replies.clear()
             return self._broken(data, error)
 
     def _in_full(
-        self, data: bytes, client: Address, local: Address | None, way: int
+        self, data: bytes, client: Address, local: Address | None, transport: int
     ) -> bytes | Pending | MessageStream | None:
         """The reply that the plugins give."""
         flags = REPLY_FLAGS.get(data[2:12], -1)
@@ -223,7 +223,9 @@ class Dispatcher:
                 return reply.bare(data, end, iana.BADVERS, edns)
         if question.type in META:
             return reply.refusal(data, iana.FORMERR, False, data[12:end])
-        request = Request(self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[way], monotonic())
+        request = Request(
+            self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[transport], monotonic()
+        )
         if data[2] & 0x78:
             return self._notice(request)
         key = self.replies.key if self.replies.wanted() else b""
@@ -493,11 +495,13 @@ class Dispatcher:
         if entry is not None:
             self.replies.put(entry)
 
-    def _show(self, entry: Entry, data: bytes, client: Address, local: Address | None, way: int) -> bytes:
+    def _show(self, entry: CachedReply, data: bytes, client: Address, local: Address | None, transport: int) -> bytes:
         """Shows a repeated reply to the observers that want to see each query; what to reply if one of them raises."""
         question, end, edns, options = parse(data, True)
         flags = reply.flags_of(data) | (REPLY_EDNS if edns is not None else 0)
-        request = Request(self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[way], monotonic())
+        request = Request(
+            self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[transport], monotonic()
+        )
         if entry.question is not None:
             request.question = entry.question
         block: Block = entry.block

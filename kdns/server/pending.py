@@ -74,9 +74,9 @@ class PendingTable:
         self.table[result] = (request.now + DEADLINE, request)
         if self.timer is None:
             self.timer = asyncio.get_running_loop().call_later(DEADLINE, self._sweep)
-        pending.add(partial(self._land, request, result))
+        pending.add(partial(self._on_done, request, result))
         if request.timeout and not result.done:
-            self.deadlines.add(request.timeout, partial(self._land, request, result, DROP))
+            self.deadlines.add(request.timeout, partial(self._on_done, request, result, DROP))
         return result
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class PendingTable:
             self.timer.cancel()
             self.timer = None
         for result, (_, request) in list(self.table.items()):
-            self._land(request, result, RcodeOnly(iana.SERVFAIL, "the server is reloaded or stopped"))
+            self._on_done(request, result, RcodeOnly(iana.SERVFAIL, "the server is reloaded or stopped"))
         self.finish = self.give_up = _closed
 
     def detach(self, awaitable: Any) -> None:
@@ -104,7 +104,7 @@ class PendingTable:
         if isinstance(value, Exception):
             faults.report("work that outlived its reply", value)
 
-    def _land(self, request: Request, result: Pending, value: Any) -> None:
+    def _on_done(self, request: Request, result: Pending, value: Any) -> None:
         if self.table.pop(result, None) is not None:
             self._leave(request)
             result.resolve(self.finish(request, value))

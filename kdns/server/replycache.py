@@ -58,13 +58,27 @@ _ANY_OPTION: Final = -1
 
 
 @final
-class Entry:
+class CachedReply:
     """A finished reply. `changes` is when its TTLs age, `dies` when it is another reply (monotonic seconds)."""
 
     __slots__ = (
-        "answer", "block", "changes", "dies", "head", "key", "meters", "observers", "octets", "question", "rotations",
+        "answer",
+        "block",
+        "changes",
+        "dies",
+        "head",
+        "key",
+        "meters",
+        "observers",
+        "octets",
+        "question",
+        "rotation",
+        "rotations",
         "size",
-        "tail", "ttls", "turn", "validities", "validity",
+        "tail",
+        "ttls",
+        "validities",
+        "validity",
     )  # fmt: skip
 
     def __init__(self, key: bytes, answer: Answer, validity: Validity, head: bytes, tail: bytes, size: int) -> None:
@@ -80,7 +94,7 @@ class Entry:
         self.ttls: Sequence[
             Sequence[int]
         ] = ()  # where the TTLs that age stand in the tail, or in each of the rotations
-        self.turn = 0
+        self.rotation = 0
         self.size = size  # octets of the reply without its OPT
         self.octets = ENTRY_OCTETS + len(key) + len(tail)
         self.meters: tuple[Meter, ...] = ()
@@ -94,11 +108,11 @@ class Entry:
         rotations = self.rotations
         if rotations is None:
             return self.tail
-        turn = self.turn + 1
-        if turn >= len(rotations):
-            turn = 0
-        self.turn = turn
-        return rotations[turn]
+        rotation = self.rotation + 1
+        if rotation >= len(rotations):
+            rotation = 0
+        self.rotation = rotation
+        return rotations[rotation]
 
     def holds(self) -> bool:
         """Whether this is still what the question gets; brings its TTLs up to date."""
@@ -138,8 +152,8 @@ class ReplyCache:
 
     def __init__(self, max_octets: int = MAX_OCTETS) -> None:
         self.half = max_octets // 2
-        self.young: dict[bytes, Entry] = {}
-        self.old: dict[bytes, Entry] = {}
+        self.young: dict[bytes, CachedReply] = {}
+        self.old: dict[bytes, CachedReply] = {}
         self.octets = 0  # of the young entries
         self.seen = bytearray(SEEN)
         self.watched: set[int] = set()  # options that a plugin has read, so that queries with them are not alike
@@ -165,7 +179,7 @@ class ReplyCache:
             self.watched.add(code)
             self.clear()
 
-    def get(self, data: bytes, way: int) -> Entry | None:
+    def get(self, data: bytes, transport: int) -> CachedReply | None:
         """The reply to a query, if there is one; `key` and `end` are set in any case."""
         self.key = b""
         self.cookie_at = 0
@@ -195,7 +209,7 @@ class ReplyCache:
         else:
             mark = 0
         # Lower-casing the header and the counts is safe: none of their octets is a letter. Type and class may be.
-        tag = ((way << 4 | form) << 16 | mark).to_bytes(4, "big")
+        tag = ((transport << 4 | form) << 16 | mark).to_bytes(4, "big")
         key = b"".join((tag, data[12:off].lower(), data[off:end]))
         self.key = key
         self.end = end
@@ -207,7 +221,7 @@ class ReplyCache:
             del self.old[key]
             if not entry.holds():
                 return None
-            self._keep(entry)
+            self._put(entry)
             return entry
         if entry.holds():
             return entry
@@ -269,14 +283,14 @@ class ReplyCache:
         self.seen[place] = mark
         return False
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: CachedReply) -> None:
         """Stores a reply, in the place of an older one."""
         before = self.young.get(entry.key)
         if before is not None:
             self.octets -= before.octets
-        self._keep(entry)
+        self._put(entry)
 
-    def _keep(self, entry: Entry) -> None:
+    def _put(self, entry: CachedReply) -> None:
         if self.octets + entry.octets > self.half:
             self.old = self.young
             self.young = {}
@@ -287,7 +301,7 @@ class ReplyCache:
 
 def entry_for(
     request: Request, answer: Answer, key: bytes, replies: list[bytes], counting: tuple[Plugin, ...]
-) -> Entry | None:
+) -> CachedReply | None:
     """The entry for a reply that was just made, or None where it may not be given again.
 
     The caller has seen that nothing was read that the key does not hold. `replies` are the whole replies, one for each
@@ -305,7 +319,7 @@ def entry_for(
     name = request.asked.name
     rotations = answer.rotations
     body = (rotations[0] if rotations else answer).rendered(name)
-    entry = Entry(key, answer, validity, replies[0][2:12], replies[0][end:], end + len(body.data))
+    entry = CachedReply(key, answer, validity, replies[0][2:12], replies[0][end:], end + len(body.data))
     entry.validities = root.validities
     entry.changes = entry.dies = min(root.until, validity.until)
     if rotations:

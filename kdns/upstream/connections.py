@@ -69,7 +69,7 @@ class InFlightQuery:
             if self.deadline is not None:
                 self.deadline.cancel()
             for connection, key in list(self.on.items()):
-                connection.forget(key)
+                connection.remove(key)
             tell(self.done, result)
 
 
@@ -331,7 +331,7 @@ class Connection(asyncio.Protocol):
         self.answered = True
         self.heard = self.used = self.loop.time()
 
-    def forget(self, key: int) -> None:
+    def remove(self, key: int) -> None:
         """What came for this query came from elsewhere, or too late."""
         if self.taken(key) is not None:
             self.drop(key)

@@ -156,13 +156,13 @@ class Upstream:
     ) -> None:
         """`first` is the reply that there is already."""
         if self.stream_only or proto == "tcp":
-            came = partial(self._came, began, query, question, "tcp", first, done)
-            self.tcp.exchange(query, question, self.options.timeout, came)
+            on_result = partial(self._on_result, began, query, question, "tcp", first, done)
+            self.tcp.exchange(query, question, self.options.timeout, on_result)
         else:
-            came = partial(self._came, began, query, question, "udp", first, done)
-            self.udp.exchange(query, question, self.options.timeout, came, self.options.random_case)
+            on_result = partial(self._on_result, began, query, question, "udp", first, done)
+            self.udp.exchange(query, question, self.options.timeout, on_result, self.options.random_case)
 
-    def _came(
+    def _on_result(
         self,
         began: float,
         query: bytes,

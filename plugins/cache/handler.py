@@ -230,7 +230,7 @@ class Cache(Plugin):
         pending = self._refresh(request, entry, key)
         result = Pending()
 
-        def settle(outcome: object) -> None:
+        def on_done(outcome: object) -> None:
             if result.done:
                 return
             if deadline is not None:
@@ -241,22 +241,22 @@ class Cache(Plugin):
                 meters.stale[0] += 1
                 result.resolve(self._serve(request, entry, ttl))
 
-        deadline = self.deadlines.add(config.verify_timeout, lambda: settle(None)) if config.verify_timeout else None
-        pending.add(settle)
+        deadline = self.deadlines.add(config.verify_timeout, lambda: on_done(None)) if config.verify_timeout else None
+        pending.add(on_done)
         return result
 
     def _refresh(self, request: Request, entry: CacheEntry, key: bytes) -> Pending:
         """Asks again below, and keeps what comes; one at a time for an entry."""
         entry.fresh = True
 
-        def came(outcome: Outcome) -> Outcome:
+        def on_result(outcome: Outcome) -> Outcome:
             entry.fresh = False
             if type(outcome) is Answer and _replaces(outcome):
                 return self._keep(request, key, outcome)
             entry.checked = request.now
             return outcome
 
-        found = then(request.below(self, request.question), came)
+        found = then(request.below(self, request.question), on_result)
         if type(found) is not Pending:
             done = Pending()
             done.resolve(found)

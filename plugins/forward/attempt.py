@@ -77,7 +77,7 @@ class ForwardAttempt:
         try:
             self.next()
         except Exception as error:
-            self.broke(error)
+            self.fail(error)
 
     def begin_late(self) -> None:
         """Asks the first upstream, after a wait for other forms of the question."""
@@ -85,12 +85,12 @@ class ForwardAttempt:
             self.last = asyncio.get_running_loop().call_later(self.end - time.monotonic(), self.expire, self.list[0])
             self.begin()
 
-    def tire(self) -> None:
+    def give_up_waiting(self) -> None:
         """Its turn has not come."""
         if not self.begun and not self.over:
             self.finish(too_many_forms())
 
-    def broke(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """A fault of ours ends this question: left in flight, it would hold all who ask it from then on."""
         faults.report("plugin/forward", error)
         if not self.over:
@@ -158,7 +158,7 @@ class ForwardAttempt:
                     HEDGED.slot()[0] += 1
                     self.ask(upstream)
             except Exception as error:
-                self.broke(error)
+                self.fail(error)
 
     def ask(self, upstream: Upstream) -> None:
         self.left -= 1
@@ -167,7 +167,7 @@ class ForwardAttempt:
         left = LIMIT if self.attempts == 1 else self.end - time.monotonic()
         if self.last is None and left < upstream.options.timeout:
             self.last = asyncio.get_running_loop().call_later(left, self.expire, upstream)
-        upstream.exchange(self.query, self.question, self.proto, partial(self.came, upstream))
+        upstream.exchange(self.query, self.question, self.proto, partial(self.on_result, upstream))
 
     def expire(self, upstream: Upstream) -> None:
         """The time for all tries is over."""
@@ -182,9 +182,9 @@ class ForwardAttempt:
             self.hedge = None
         if self.last is not None:
             self.last.cancel()
-        self.forward.landed(self, outcome)
+        self.forward.on_done(self, outcome)
 
-    def came(self, upstream: Upstream, result: Result) -> None:
+    def on_result(self, upstream: Upstream, result: Result) -> None:
         self.waiting -= 1
         if self.over:
             return
@@ -195,7 +195,7 @@ class ForwardAttempt:
             else:
                 self.next(str(result))
         except Exception as error:
-            self.broke(error)
+            self.fail(error)
 
     def judge(self, upstream: Upstream, result: Answer) -> None:
         """A reply: passed on, to the next upstream, or to the next `forward`."""

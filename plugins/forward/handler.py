@@ -59,7 +59,7 @@ class Forward(Plugin):
         self.contexts: dict[str, ssl.SSLContext] = {}
         self.upstreams: list[Upstream] = []
         self.deadlines = Deadlines()
-        self.turn = 0
+        self.first = 0
         self.concurrent = 0
         # A question -> its forms in flight, in the order they came: the first MAX_VARIANTS are asked, the others wait.
         self.flights: dict[bytes, list[ForwardAttempt]] = {}
@@ -163,7 +163,7 @@ class Forward(Plugin):
             if len(variants) <= MAX_VARIANTS:
                 running.begin()
             else:
-                self.deadlines.add(LIMIT, running.tire)
+                self.deadlines.add(LIMIT, running.give_up_waiting)
         request.slots[self.position] = running
         return running.flight
 
@@ -194,13 +194,13 @@ class Forward(Plugin):
         if len(upstreams) == 1 or self.config.policy == "sequential":
             return upstreams
         if self.config.policy == "round_robin":
-            self.turn = (self.turn + 1) % len(upstreams)
-            first = upstreams[self.turn]
+            self.first = (self.first + 1) % len(upstreams)
+            first = upstreams[self.first]
             return [first, *(upstream for upstream in upstreams if upstream is not first)]
         # By time of answer, in steps of BAND, so that near ones share the load; who is not known yet is tried first.
         return sorted(upstreams, key=lambda upstream: (int(upstream.rtt / BAND), random.random()))
 
-    def landed(self, done: ForwardAttempt, outcome: Outcome | None) -> None:
+    def on_done(self, done: ForwardAttempt, outcome: Outcome | None) -> None:
         """A flight is over."""
         self.concurrent -= 1
         key = done.question.wire

@@ -87,7 +87,7 @@ class Kubernetes(Plugin):
     def load(self, block: BlockInfo) -> None:
         self.limit = block.ttl_limit
         self.addresses = _local_addresses(block.hosts)
-        self.suffixes = _own_search_list()
+        self.suffixes = _node_search_list()
         if self.config.manifests:
             self.paths = tuple(os.path.abspath(block.path(path)) for path in self.config.manifests)
             for path, text in zip(self.paths, self.config.manifests, strict=True):
@@ -328,7 +328,7 @@ def _local_addresses(hosts: tuple[str, ...]) -> tuple[bytes, ...]:
     return tuple(found.packed for found in addresses() if not found.loopback and not found.link_local)
 
 
-def _own_search_list() -> list[bytes]:
+def _node_search_list() -> list[bytes]:
     """What this machine's resolv.conf adds to search lists: Pods get the same behind the cluster's own."""
     try:
         return search_list(files.read_text("/etc/resolv.conf", MAX_RESOLV_CONF))

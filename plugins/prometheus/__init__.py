@@ -68,7 +68,7 @@ from kdns.plugins.prometheus.rows import (
     FIRST_BUCKET,
     NO_REPLY,
     OWN_BUILD,
-    Row,
+    QuerySeries,
     dropped,
 )  # fmt: skip
 
@@ -108,7 +108,7 @@ class Prometheus(Plugin):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.rows: dict[tuple[object, ...], Row] = {}
+        self.rows: dict[tuple[object, ...], QuerySeries] = {}
         self.block: BlockInfo | None = None
         self.web = webconfig.WebConfig()
         self.web_path = config.web
@@ -207,7 +207,7 @@ class Prometheus(Plugin):
         for row in self.rows.values():
             row.flush()
 
-    def _row(self, request: Request) -> Row:
+    def _row(self, request: Request) -> QuerySeries:
         """The row that a query is counted in. There are as many as zones, transports and counted types allow."""
         qtype = request.question.type
         zone = self.one_zone
@@ -220,6 +220,6 @@ class Prometheus(Plugin):
         if row is None:
             assert self.block is not None
             family = "1" if request.family == 4 else "2"
-            row = Row(request.server.label, zone, self.block.view, request.transport, family, qtype, self.next)
+            row = QuerySeries(request.server.label, zone, self.block.view, request.transport, family, qtype, self.next)
             self.rows[key] = row
         return row

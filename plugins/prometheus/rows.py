@@ -68,7 +68,7 @@ REPEATED: Final = 0.000002  # seconds a repeated reply takes between reading and
 
 
 @final
-class Row:
+class QuerySeries:
     """The slots that a query of one listener, zone, transport, family and type adds to.
 
     `pending` counts queries by sizes and code that are not in the slots yet:
@@ -151,7 +151,7 @@ class RepeatedReplies:
 
     __slots__ = ("do", "rcode", "row")
 
-    def __init__(self, row: Row, rcode: int, do: bool) -> None:
+    def __init__(self, row: QuerySeries, rcode: int, do: bool) -> None:
         self.row = row
         self.rcode = rcode
         self.do = do
@@ -176,7 +176,7 @@ def _add(slot: Slot, size: int, count: int) -> None:
 def dropped(request: Request, outcome: Outcome) -> None:
     """A query that no block answers: counted with the zone `dropped`, as CoreDNS does."""
     family = "1" if request.family == 4 else "2"
-    row = Row(request.server.label, "dropped", "", request.transport, family, request.question.type, "")
+    row = QuerySeries(request.server.label, "dropped", "", request.transport, family, request.question.type, "")
     row.requests[0] += 1
     DURATION.observe(row.duration, monotonic() - request.now)
     REQUEST_SIZE.observe(row.request_size, request.size)

@@ -124,12 +124,12 @@ def _numbers_rule(field: Token, words: list[Token], stop: bool) -> Rule:
     return Rule(field.text, stop, numbers=(numbers[0], numbers[1]))
 
 
-def _match(field: Token, words: list[Token], behind: int) -> tuple[Match, list[Token]]:
-    """The match of a rule, with or without its kind, and the `behind` words after it."""
+def _match(field: Token, words: list[Token], following: int) -> tuple[Match, list[Token]]:
+    """The match of a rule, with or without its kind, and the `following` words after it."""
     kind = "exact"
-    if len(words) == behind + 2 and words[0].text in KINDS:
+    if len(words) == following + 2 and words[0].text in KINDS:
         kind = words.pop(0).text
-    if len(words) != behind + 1:
+    if len(words) != following + 1:
         raise readers.fail(field, f"rewrite {field.text}: wrong number of arguments")
     return _made(kind, words[0]), words[1:]
 
@@ -160,16 +160,16 @@ def _name_rule(field: Token, words: list[Token], stop: bool) -> Rule:
     if len(words) < 2:
         raise readers.fail(field, "rewrite name takes [exact|prefix|suffix|substring|regex] FROM TO")
     match, to = _made(kind, words[0]), words[1]
-    behind = words[2:]
+    following = words[2:]
     parts: tuple[Part, ...] = ()
-    if behind and behind[0].text == "metadata":
+    if following and following[0].text == "metadata":
         if kind != "regex":
-            raise readers.fail(behind[0], "metadata is for regex rules only")
+            raise readers.fail(following[0], "metadata is for regex rules only")
         parts = _parts(to, readers.regex(words[0]).groups)
-        behind = behind[1:]
+        following = following[1:]
     elif kind == "regex":
         _references(to, readers.regex(words[0]).groups)
-    answers = _answers(behind, kind)
+    answers = _answers(following, kind)
     if kind == "exact":
         answers = (AnswerRule("auto"), *(answer for answer in answers if answer.kind != "auto"))
     return Rule("name", stop, match, to.text.lower() if kind == "regex" else _dotted(to.text), answers, parts=parts)

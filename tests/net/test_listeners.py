@@ -260,14 +260,14 @@ class Turns:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[int, int]] = []
-        turn = tcp_module._Connection._turn
+        batch = tcp_module._Connection._batch
 
         def watched(connection: tcp_module._Connection) -> None:
             octets, frames = len(connection.buffer), connection.queries
-            turn(connection)
+            batch(connection)
             self.seen.append((octets - len(connection.buffer), connection.queries - frames))
 
-        monkeypatch.setattr(tcp_module._Connection, "_turn", watched)
+        monkeypatch.setattr(tcp_module._Connection, "_batch", watched)
 
 
 def test_a_turn_took_four_megabytes_of_one_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,11 +77,11 @@ def test_a_fault_in_a_walk_is_servfail_and_not_a_reply_that_never_comes(
         raise RuntimeError("boom")
 
     server, _ = start()
-    good = searchpath.behind_cname
-    monkeypatch.setattr(searchpath, "behind_cname", boom)
+    good = searchpath.answer_after_cname
+    monkeypatch.setattr(searchpath, "answer_after_cname", boom)
     assert code(server.ask("api.example.com" + S, timeout=4)) == "SERVFAIL"
     assert any("RuntimeError: boom" in line for line in lines)
-    monkeypatch.setattr(searchpath, "behind_cname", good)
+    monkeypatch.setattr(searchpath, "answer_after_cname", good)
     assert len(server.ask("api.example.com" + S).answer) == 2
 
 
