@@ -5,7 +5,8 @@ from typing import Final
 
 from kdns.dns.grpc import PATH, TYPE, BadPacket, packed, unpacked
 from kdns.net import MessageStream
-from kdns.net.http2 import Exchange, field
+from kdns.net.http2 import Exchange
+from kdns.net.http2_frames import field
 from kdns.net.web import WebConnection
 
 # Codes of gRPC (its documentation, "Status codes and their use").

@@ -18,8 +18,36 @@ from typing import Final, final
 from hpack import Decoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
 
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-MAX_FRAME: Final = 16_384  # octets of a frame: the least there is (section 6.5.2), and a query's many times over
+from kdns.net.http2_frames import (
+    ACK,
+    COMPRESSION_ERROR,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
+    GOAWAY,
+    HEADERS,
+    MAX_FRAME,
+    NO_ERROR,
+    PING,
+    PREFACE,
+    PROTOCOL_ERROR,
+    PUSH_PROMISE,
+    REFUSED_STREAM,
+    RST_STREAM,
+    SETTINGS,
+    STREAM_CLOSED,
+    WINDOW_UPDATE,
+    WITH_PRIORITY,
+    Http2Error,
+    frame,
+    leaves_table,
+    unpadded,
+)
+
 MAX_HEADERS: Final = (
     16_384  # octets of a request's fields; a GET with a long query and a browser's fields have some 2,000
 )
@@ -35,33 +63,8 @@ RESET: Final = 5  # what a reset costs of it, and what a finished request brings
 MAX_MEMO: Final = 64
 MAX_MEMO_OCTETS: Final = 256
 
-NO_ERROR: Final = 0
-PROTOCOL_ERROR: Final = 1
-FLOW_CONTROL_ERROR: Final = 3
-STREAM_CLOSED: Final = 5
-FRAME_SIZE_ERROR: Final = 6
-REFUSED_STREAM: Final = 7
-COMPRESSION_ERROR: Final = 9
-ENHANCE_YOUR_CALM: Final = 11
-
-_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
-    range(10)
-)
-_END_STREAM: Final = 0x1
-_ACK: Final = 0x1
-_END_HEADERS: Final = 0x4
-_PADDED: Final = 0x8
-_WITH_PRIORITY: Final = 0x20
 _INITIAL: Final = 65_535  # the windows of a connection's beginning (section 6.9.2)
 _MOST: Final = 0x7FFFFFFF
-
-
-class Http2Error(Exception):
-    """An error that ends the connection. `code` is what GOAWAY says."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 @final
@@ -100,51 +103,6 @@ class Exchange:
         self.trailers = b""
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """A frame's wire form (section 4.1)."""
-    return b"".join((len(payload).to_bytes(3, "big"), bytes((kind, flags)), stream.to_bytes(4, "big"), payload))
-
-
-def field(name: bytes, value: bytes) -> bytes:
-    """A field that is in no table (RFC 7541, section 6.2.2); name and value of at most 126 octets."""
-    return b"".join((b"\0", bytes((len(name),)), name, bytes((len(value),)), value))
-
-
-def leaves_table(block: bytes) -> bool:
-    """Whether a well-formed block of fields leaves the table as it is: indexes, and literals that are not put there.
-
-    RFC 7541, section 6. Where a length leads outside, the answer is no.
-    """
-    off, total = 0, len(block)
-    try:
-        while off < total:
-            octet = block[off]
-            if octet & 0x80:
-                off = _end_of_integer(block, off, 0x7F)
-                continue
-            if octet & 0x60:
-                return False
-            off = _end_of_integer(block, off, 0x0F)
-            for _ in range(1 if octet & 0x0F else 2):  # a name that is no index, and the value
-                size = block[off] & 0x7F
-                if size == 0x7F:
-                    return False
-                off += 1 + size
-    except IndexError:
-        return False
-    return off == total
-
-
-def _end_of_integer(block: bytes, off: int, mask: int) -> int:
-    """Where an integer ends (section 5.1)."""
-    long = block[off] & mask == mask
-    off += 1
-    while long:
-        long = bool(block[off] & 0x80)
-        off += 1
-    return off
-
-
 @final
 class Http2:
     """The server's end of one connection. `ask` is called with each complete request; what to send gathers in `out`."""
@@ -159,8 +117,8 @@ class Http2:
             b"\0\6", MAX_HEADERS.to_bytes(4, "big"),  # SETTINGS_MAX_HEADER_LIST_SIZE
         ))  # fmt: skip
         self.out = [
-            frame(_SETTINGS, 0, 0, settings),
-            frame(_WINDOW_UPDATE, 0, 0, (WINDOW - _INITIAL).to_bytes(4, "big")),
+            frame(SETTINGS, 0, 0, settings),
+            frame(WINDOW_UPDATE, 0, 0, (WINDOW - _INITIAL).to_bytes(4, "big")),
         ]
         self.begun = False
         self.decoder = Decoder(MAX_HEADERS)
@@ -206,11 +164,11 @@ class Http2:
             return -1
         kind, flags = buffer[off + 3], buffer[off + 4]
         stream = int.from_bytes(buffer[off + 5 : start], "big") & _MOST
-        if self.block is not None and (kind != _CONTINUATION or stream != self.block_stream):
+        if self.block is not None and (kind != CONTINUATION or stream != self.block_stream):
             raise Http2Error(PROTOCOL_ERROR, "a frame between those of a header block")
-        if kind == _HEADERS:
+        if kind == HEADERS:
             self._headers(flags, stream, buffer[start:end])
-        elif kind == _DATA:
+        elif kind == DATA:
             self._data(flags, stream, buffer[start:end])
         else:
             self._control(kind, flags, stream, buffer[start:end])
@@ -224,10 +182,10 @@ class Http2:
             return
         out = self.out
         if not body and not trailers:
-            out.append(frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, fields))
+            out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream, fields))
             self._finish(exchange)
             return
-        out.append(frame(_HEADERS, _END_HEADERS, stream, fields))
+        out.append(frame(HEADERS, END_HEADERS, stream, fields))
         exchange.rest = body
         exchange.trailers = trailers
         self.held += len(body)
@@ -243,24 +201,24 @@ class Http2:
 
     def goodbye(self, code: int) -> bytes:
         """A GOAWAY frame."""
-        return frame(_GOAWAY, 0, 0, self.last.to_bytes(4, "big") + code.to_bytes(4, "big"))
+        return frame(GOAWAY, 0, 0, self.last.to_bytes(4, "big") + code.to_bytes(4, "big"))
 
     # Frames.
 
     def _headers(self, flags: int, stream: int, payload: bytes) -> None:
         if not stream & 1:
             raise Http2Error(PROTOCOL_ERROR, "a request on a stream that is not the client's")
-        payload = _unpadded(flags, payload)
-        if flags & _WITH_PRIORITY:
+        payload = unpadded(flags, payload)
+        if flags & WITH_PRIORITY:
             if len(payload) < 5:
                 raise Http2Error(FRAME_SIZE_ERROR, "HEADERS without a priority")
             payload = payload[5:]
-        if flags & _END_HEADERS:
-            self._fields(stream, bool(flags & _END_STREAM), payload)
+        if flags & END_HEADERS:
+            self._fields(stream, bool(flags & END_STREAM), payload)
         else:
             self.block = bytearray(payload)
             self.block_stream = stream
-            self.block_ends = bool(flags & _END_STREAM)
+            self.block_ends = bool(flags & END_STREAM)
             self.continued = 0
 
     def _continuation(self, flags: int, payload: bytes) -> None:
@@ -271,7 +229,7 @@ class Http2:
         self.continued += 1
         if len(block) > MAX_HEADERS or self.continued > MAX_CONTINUATIONS:
             raise Http2Error(ENHANCE_YOUR_CALM, "a header block that is too long")
-        if flags & _END_HEADERS:
+        if flags & END_HEADERS:
             self.block = None
             self._fields(self.block_stream, self.block_ends, bytes(block))
 
@@ -332,7 +290,7 @@ class Http2:
         self.unread += size
         if self.unread > WINDOW:
             raise Http2Error(FLOW_CONTROL_ERROR, "more than the window")
-        payload = _unpadded(flags, payload)
+        payload = unpadded(flags, payload)
         if not stream or stream > self.last:
             raise Http2Error(PROTOCOL_ERROR, "data of no request")
         exchange = self.streams.get(stream)
@@ -348,30 +306,30 @@ class Http2:
             exchange.large = True
             exchange.body.clear()
             self._complete(exchange)
-        elif flags & _END_STREAM:
+        elif flags & END_STREAM:
             self._complete(exchange)
         else:
             self._spend(1)
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == _CONTINUATION:
+        if kind == CONTINUATION:
             self._continuation(flags, payload)
             return
         self._spend(1)
-        if kind == _WINDOW_UPDATE:
+        if kind == WINDOW_UPDATE:
             self._window_update(stream, payload)
-        elif kind == _RST_STREAM:
+        elif kind == RST_STREAM:
             self._client_reset(stream, payload)
-        elif kind == _SETTINGS:
+        elif kind == SETTINGS:
             self._settings(flags, stream, payload)
-        elif kind == _PING:
+        elif kind == PING:
             if len(payload) != 8:
                 raise Http2Error(FRAME_SIZE_ERROR, "PING")
-            if not flags & _ACK:
-                self.out.append(frame(_PING, _ACK, 0, payload))
-        elif kind == _GOAWAY:
+            if not flags & ACK:
+                self.out.append(frame(PING, ACK, 0, payload))
+        elif kind == GOAWAY:
             self.leaving = True
-        elif kind == _PUSH_PROMISE:
+        elif kind == PUSH_PROMISE:
             raise Http2Error(PROTOCOL_ERROR, "a client cannot push")
 
     def _client_reset(self, stream: int, payload: bytes) -> None:
@@ -386,9 +344,9 @@ class Http2:
             self._finish(exchange)  # else it is being worked on, and counts until that is over
 
     def _settings(self, flags: int, stream: int, payload: bytes) -> None:
-        if stream or len(payload) % 6 or (flags & _ACK and payload):
+        if stream or len(payload) % 6 or (flags & ACK and payload):
             raise Http2Error(FRAME_SIZE_ERROR if not stream else PROTOCOL_ERROR, "SETTINGS")
-        if flags & _ACK:
+        if flags & ACK:
             return
         for at in range(0, len(payload), 6):
             value = int.from_bytes(payload[at + 2 : at + 6], "big")
@@ -398,7 +356,7 @@ class Http2:
                 for exchange in self.streams.values():
                     exchange.window += value - self.initial
                 self.initial = value
-        self.out.append(frame(_SETTINGS, _ACK, 0))
+        self.out.append(frame(SETTINGS, ACK, 0))
         self._flush()
 
     def _window_update(self, stream: int, payload: bytes) -> None:
@@ -441,7 +399,7 @@ class Http2:
             if size <= 0:
                 break
             last = off + size == len(body) and not exchange.trailers
-            out.append(frame(_DATA, _END_STREAM if last else 0, stream, body[off : off + size]))
+            out.append(frame(DATA, END_STREAM if last else 0, stream, body[off : off + size]))
             self.window -= size
             exchange.window -= size
             self.held -= size
@@ -449,7 +407,7 @@ class Http2:
         exchange.rest = body[off:]
         if not exchange.rest:
             if exchange.trailers:
-                out.append(frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, exchange.trailers))
+                out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream, exchange.trailers))
             self._finish(exchange)
 
     def _flush(self) -> None:
@@ -468,18 +426,18 @@ class Http2:
             exchange.ended = True
             self._give_back(exchange.received)
         if exchange.large and not exchange.gone:
-            self.out.append(frame(_RST_STREAM, 0, exchange.stream, bytes(4)))  # section 8.1: the rest need not be sent
+            self.out.append(frame(RST_STREAM, 0, exchange.stream, bytes(4)))  # section 8.1: the rest need not be sent
         elif not exchange.gone:
             self.spent = max(self.spent - RESET, 0)
 
     def _reset(self, stream: int, code: int) -> None:
-        self.out.append(frame(_RST_STREAM, 0, stream, code.to_bytes(4, "big")))
+        self.out.append(frame(RST_STREAM, 0, stream, code.to_bytes(4, "big")))
         self._spend(RESET)
 
     def _give_back(self, size: int) -> None:
         self.consumed += size
         if self.consumed >= GIVE_BACK:
-            self.out.append(frame(_WINDOW_UPDATE, 0, 0, self.consumed.to_bytes(4, "big")))
+            self.out.append(frame(WINDOW_UPDATE, 0, 0, self.consumed.to_bytes(4, "big")))
             self.unread -= self.consumed
             self.consumed = 0
 
@@ -487,12 +445,3 @@ class Http2:
         self.spent += cost
         if self.spent > ALLOWANCE:
             raise Http2Error(ENHANCE_YOUR_CALM, "frames that bring no work")
-
-
-def _unpadded(flags: int, payload: bytes) -> bytes:
-    """A payload without its padding (section 6.1)."""
-    if not flags & _PADDED:
-        return payload
-    if not payload or payload[0] >= len(payload):
-        raise Http2Error(PROTOCOL_ERROR, "padding that is longer than its frame")
-    return payload[1 : len(payload) - payload[0]]

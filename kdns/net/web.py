@@ -15,10 +15,11 @@ from typing import Final, final
 
 from kdns.net import Address, Handler
 from kdns.net.http1 import Http1, Http1Error
-from kdns.net.http2 import PREFACE, Exchange, Http2, Http2Error, field
+from kdns.net.http2 import Exchange, Http2
+from kdns.net.http2_frames import PREFACE, Http2Error, field
 from kdns.net.tcp import LITTLE, LOOP_SECONDS, WRITE_HIGH, TcpListener
 
-TURN_FRAMES: Final = 64
+BATCH_FRAMES: Final = 64
 TURN_SECONDS: Final = 0.001
 MAX_STREAMS: Final = 256  # of a connection (CoreDNS's)
 MAX_MESSAGE: Final = 65_535  # octets of a DNS message
@@ -168,7 +169,7 @@ class WebConnection(asyncio.Protocol):
         more = False
         try:
             while True:
-                if frames == TURN_FRAMES or (frames & 3 == 3 and time.monotonic() > end):
+                if frames == BATCH_FRAMES or (frames & 3 == 3 and time.monotonic() > end):
                     more = True
                     break
                 frames += 1

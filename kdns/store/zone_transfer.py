@@ -11,7 +11,8 @@ from typing import Any, Final, final
 
 from kdns.dns import iana, wire
 from kdns.dns.name import is_within, parent
-from kdns.store.zone import Zone, ZoneBuilder
+from kdns.store.zone import Zone
+from kdns.store.zone_builder import ZoneBuilder
 from kdns.store.zone_node import NSEC3, Bare, ZoneNode, canonical_key
 
 MAX_OCTETS: Final = 1 << 30  # of one transfer; ten million records have some 400 MB

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Final, NamedTuple, NoReturn
 
 from kdns.dns.name import from_text, to_text
-from kdns.store.zone import BadZone, Zone, ZoneBuilder, zone_of
+from kdns.store.zone import Zone
+from kdns.store.zone_builder import BadZone, ZoneBuilder, zone_of
 from kdns.store.zone_node import arranged
 from kdns.turns import TimeSlice
 from kdns.zonefile.errors import Problem, ZoneFileError

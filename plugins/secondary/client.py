@@ -10,7 +10,8 @@ from typing import Final
 from kdns.dns import iana, tsig, wire
 from kdns.dns.errors import FormatError
 from kdns.dns.query import Question
-from kdns.store.zone import Zone, ZoneBuilder
+from kdns.store.zone import Zone
+from kdns.store.zone_builder import ZoneBuilder
 from kdns.store.zone_transfer import BadTransfer, Inbound, changed
 from kdns.turns import TimeSlice
 from kdns.upstream.exchange import new_id

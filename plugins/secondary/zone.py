@@ -21,7 +21,8 @@ from kdns.dns.name import to_text
 from kdns.plugin.zones import INVALID_DATA, NOT_READY
 from kdns.plugins.secondary.client import Primary, Unchanged
 from kdns.store.catalog import BadCatalog
-from kdns.store.zone import BadZone, Zone
+from kdns.store.zone import Zone
+from kdns.store.zone_builder import BadZone
 from kdns.store.zone_transfer import BadTransfer
 from kdns.zonefile.history import History, changes_of, released
 

@@ -21,7 +21,7 @@ from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, Stre
 from kdns.dns import grpc
 from kdns.dns.freshness import lifetime
 from kdns.metrics import REGISTRY
-from kdns.net import http2
+from kdns.net import http2_frames
 from kdns.net.web import forwarded
 from kdns.testing import Server, Upstream, answer, data, eventually
 from tests.fixtures import Serve
@@ -357,7 +357,7 @@ def settled(http: Client) -> int:
 
 
 def raw(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return http2.frame(kind, flags, stream, payload)
+    return http2_frames.frame(kind, flags, stream, payload)
 
 
 FLOODS = {
@@ -373,7 +373,7 @@ def test_a_flood_of_frames_that_bring_no_work_is_told_to_calm_down(serve: Serve,
     with client(server, site) as http:
         with contextlib.suppress(OSError):
             http.sock.sendall(FLOODS[kind])
-        assert settled(http) in (http2.ENHANCE_YOUR_CALM, -1)
+        assert settled(http) in (http2_frames.ENHANCE_YOUR_CALM, -1)
     with client(server, site) as http:
         assert http.post(query())[0] == "200"
 
@@ -390,7 +390,7 @@ def test_requests_that_are_reset_at_once_count_until_they_are_answered_and_are_s
                 stream = http.request("POST", "/dns-query", query(f"s{i}.example."), content_type=MESSAGE)
                 http.http.reset_stream(stream)
                 http.send()
-        assert settled(http) in (http2.ENHANCE_YOUR_CALM, -1)
+        assert settled(http) in (http2_frames.ENHANCE_YOUR_CALM, -1)
     assert len(up.queries) <= 300 * 4
     eventually(lambda: not listener.connections)
 
@@ -413,17 +413,17 @@ def test_a_header_block_without_an_end_and_one_that_is_too_large_end_the_connect
     with client(server, site) as http:
         with contextlib.suppress(OSError):
             http.sock.sendall(raw(1, 0, 1, b"\x82") + raw(9, 0, 1, b"") * 5000)
-        assert settled(http) in (http2.ENHANCE_YOUR_CALM, -1)
+        assert settled(http) in (http2_frames.ENHANCE_YOUR_CALM, -1)
     with client(server, site) as http:
         with contextlib.suppress(OSError):
-            http.sock.sendall(raw(1, 0, 1, b"\x82") + raw(9, 0, 1, http2.field(b"a", b"b" * 100) * 100) * 50)
-        assert settled(http) in (http2.ENHANCE_YOUR_CALM, -1)
+            http.sock.sendall(raw(1, 0, 1, b"\x82") + raw(9, 0, 1, http2_frames.field(b"a", b"b" * 100) * 100) * 50)
+        assert settled(http) in (http2_frames.ENHANCE_YOUR_CALM, -1)
     with client(server, site) as http:
         # One that is small and means much: a table's entry of 4,000 octets, again and again.
         entry = b"\x40\x01a\x7f\x81\x1e" + b"x" * 4000
         with contextlib.suppress(OSError):
             http.sock.sendall(raw(1, 4 | 1, 1, entry + b"\xbe" * 8000))
-        assert settled(http) in (http2.ENHANCE_YOUR_CALM, -1)
+        assert settled(http) in (http2_frames.ENHANCE_YOUR_CALM, -1)
 
 
 @pytest.mark.parametrize("sent", [
@@ -465,7 +465,7 @@ def test_answers_that_nobody_takes_are_bounded(serve: Serve, site: Site) -> None
         for _ in range(20):
             with contextlib.suppress(OSError, ConnectionError):
                 http.request("POST", "/dns-query", query("big.example.org."), content_type=MESSAGE)
-        assert settled(http) in (http2.ENHANCE_YOUR_CALM, -1)
+        assert settled(http) in (http2_frames.ENHANCE_YOUR_CALM, -1)
 
 
 def test_when_the_server_stops_a_client_is_told_to_go_elsewhere(serve: Serve, site: Site) -> None:
@@ -474,7 +474,7 @@ def test_when_the_server_stops_a_client_is_told_to_go_elsewhere(serve: Serve, si
         assert http.post(query())[0] == "200"
         (listener,) = next(iter(server.server.listeners.values())).tcp
         server.thread.call(listener.stop_accepting)
-        assert settled(http) == http2.NO_ERROR
+        assert settled(http) == http2_frames.NO_ERROR
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpc"])

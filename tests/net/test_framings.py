@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdns.dns import grpc
-from kdns.net import http2, proxy
+from kdns.net import http2, http2_frames, proxy
 from kdns.net.http1 import Http1, Http1Error
-from kdns.net.http2 import PREFACE, Exchange, Http2, Http2Error, frame
+from kdns.net.http2 import Exchange, Http2
+from kdns.net.http2_frames import PREFACE, Http2Error, frame
 
 octets = st.binary(max_size=300)
 streams = st.integers(0, 12)
 blocks = st.one_of(
-    octets, st.sampled_from([b"\x83\x84", b"\x82\x84", b"\x83\x44\x0a/dns-query", http2.field(b":method", b"POST")])
+    octets,
+    st.sampled_from([b"\x83\x84", b"\x82\x84", b"\x83\x44\x0a/dns-query", http2_frames.field(b":method", b"POST")]),
 )
 frames = st.one_of(
     st.builds(frame, st.integers(0, 12), st.integers(0, 255), streams, octets),
@@ -52,7 +54,7 @@ def test_http2_answers_or_says_what_is_wrong_whatever_comes(sent: list[bytes], c
 
     def ask(exchange: Exchange) -> None:
         if exchange.stream % 4 == 1:
-            http.respond(exchange, http2.field(b":status", b"200"), body)
+            http.respond(exchange, http2_frames.field(b":status", b"200"), body)
         else:
             waiting.append(exchange)
 
@@ -62,7 +64,9 @@ def test_http2_answers_or_says_what_is_wrong_whatever_comes(sent: list[bytes], c
     try:
         feed(http.take, pieces)
         for exchange in waiting:
-            http.respond(exchange, http2.field(b":status", b"200"), body, http2.field(b"grpc-status", b"0"))
+            http.respond(
+                exchange, http2_frames.field(b":status", b"200"), body, http2_frames.field(b"grpc-status", b"0")
+            )
     except Http2Error as error:
         assert 0 < error.code < 14
     else:
@@ -82,14 +86,14 @@ def test_bodies_of_all_streams_together_are_no_more_than_the_window(count: int) 
     if count * 3 * 16_384 > http2.WINDOW:
         with pytest.raises(Http2Error) as caught:
             feed(http.take, sent)
-        assert caught.value.code == http2.FLOW_CONTROL_ERROR
+        assert caught.value.code == http2_frames.FLOW_CONTROL_ERROR
     else:
         feed(http.take, sent)
     assert sum(len(each.body) for each in http.streams.values()) <= http2.WINDOW
 
 
 def test_the_window_is_given_back_as_requests_are_complete() -> None:
-    http = Http2(lambda exchange: http.respond(exchange, http2.field(b":status", b"200"), b"x"), 100, 65_544)
+    http = Http2(lambda exchange: http.respond(exchange, http2_frames.field(b":status", b"200"), b"x"), 100, 65_544)
     feed(http.take, [PREFACE])
     for i in range(2000):  # 32 MB in all, 128 windows
         feed(
@@ -120,7 +124,7 @@ def test_a_block_whose_meaning_is_remembered_puts_nothing_into_the_table(block: 
         decoder.decode(block, raw=True)
     except HPACKError:
         return
-    if http2.leaves_table(block):
+    if http2_frames.leaves_table(block):
         assert (list(decoder.header_table.dynamic_entries), decoder.header_table.maxsize) == before
 
 

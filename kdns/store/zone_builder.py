@@ -1,0 +1,96 @@
+"""Puts an authoritative zone together from its names, whole or in slices, with the proofs of its denials.
+
+Laws: what is built is a Zone that can be served, or BadZone says why there is none. Names come in canonical order.
+"""
+
+from typing import final
+
+from kdns.dns import iana
+from kdns.dns.rrset import RRset
+from kdns.store.zone import Zone
+from kdns.store.zone_node import NSEC3, NSEC3PARAM, Bare, ZoneNode, made
+from kdns.store.zone_proofs import MAX_ITERATIONS, Nsec3Proofs, NsecProofs, Proofs
+
+
+class BadZone(ValueError):
+    """Records that are no zone."""
+
+
+@final
+class ZoneBuilder:
+    """Puts a zone together from names in canonical order; `add` takes one, so that a large zone is made in slices."""
+
+    def __init__(self, origin: bytes) -> None:
+        self.origin = origin
+        self.nodes: dict[bytes, ZoneNode] = {}
+        self.nsec: list[bytes] = []
+        self.hashed: dict[bytes, ZoneNode] = {}
+        self.count = 0
+
+    def add(self, bare: Bare) -> None:
+        """Adds a name with its RRsets."""
+        self.put(made(self.origin, bare))
+
+    def put(self, node: ZoneNode) -> None:
+        """Adds a name's node, which may be that of another version."""
+        name = node.name
+        hashed = False
+        for rrset in node.rrsets:
+            self.count += len(rrset.rdatas)
+            if rrset.type == iana.NSEC:
+                self.nsec.append(name)
+            elif rrset.type == NSEC3:
+                hashed = True
+        if hashed:
+            # A hashed name is no name of the zone (RFC 5155, section 7.2.8).
+            self.hashed[name[1 : name[0] + 1]] = node
+        else:
+            self.nodes[name] = node
+
+    def sort_hashed(self) -> None:
+        """Brings NSEC3 records into the order of their hashes, where they were not added in it."""
+        self.hashed = dict(sorted(self.hashed.items()))
+
+    def finish(self) -> Zone:
+        """The zone. Raises BadZone."""
+        apex = self.nodes.get(self.origin)
+        soa = apex.rrset(iana.SOA) if apex is not None else None
+        if apex is None or soa is None or len(soa.rdatas) != 1 or len(soa.rdatas[0]) < 22:
+            raise BadZone("no SOA at the zone's apex")
+        proofs: Proofs | None = None
+        parameters = apex.rrset(NSEC3PARAM)
+        if parameters is not None and self.hashed:
+            proofs = self._nsec3(parameters)
+        elif self.nsec:
+            proofs = NsecProofs(self.nsec, self.nodes)
+        return Zone(self.origin, self.nodes, self.hashed, self.count, apex, soa, proofs)
+
+    def _nsec3(self, parameters: RRset) -> Proofs:
+        # RFC 5155, section 7.3: a chain whose NSEC3PARAM has flags is not whole. Of several whole ones the first
+        # serves.
+        usable = [data for data in parameters.rdatas if len(data) >= 5 and data[0] == 1 and data[1] == 0]
+        if not usable:
+            raise BadZone("no NSEC3PARAM of hash algorithm 1 without flags")
+        chosen = usable[0]
+        iterations = chosen[2] << 8 | chosen[3]
+        if iterations > MAX_ITERATIONS:
+            raise BadZone(
+                f"NSEC3 with {iterations} iterations: resolvers take at most {MAX_ITERATIONS} for secure (RFC 9276)"
+            )
+        head = chosen[2:]  # iterations, salt length, salt: as in the NSEC3 records behind their flags
+        hashed = {}
+        for label, node in self.hashed.items():
+            rrset = node.rrset(NSEC3)
+            if rrset is not None and rrset.rdatas[0][2:].startswith(head):
+                hashed[label] = node
+        if not hashed:
+            raise BadZone("an NSEC3PARAM that no NSEC3 fits")
+        return Nsec3Proofs(self.origin, chosen[5:], iterations, list(hashed), hashed)
+
+
+def zone_of(origin: bytes, names: list[Bare]) -> Zone:
+    """A zone of its names in canonical order. Raises BadZone."""
+    builder = ZoneBuilder(origin)
+    for bare in names:
+        builder.add(bare)
+    return builder.finish()
