@@ -1,9 +1,9 @@
 """Connections of DNS over HTTPS and gRPC: HTTP/2 or HTTP/1.1, as a client has chosen by ALPN or, unencrypted, by its
 first octets.
 
-Laws, as with DNS over TCP: a turn is at most so many frames or 1 ms, with one write; while octets to send wait, nothing
-more is read; a connection has a deadline that only whole requests move; answers leave as they become ready, those of
-one turn together.
+Laws, as with DNS over TCP: a batch is at most so many frames or 1 ms, with one write; while octets to send wait,
+nothing more is read; a connection has a deadline that only whole requests move; answers leave as they become ready,
+those of one turn of the loop together.
 """
 
 import asyncio
@@ -17,10 +17,11 @@ from kdns.net import Address, Handler
 from kdns.net.http1 import Http1, Http1Error
 from kdns.net.http2 import Exchange, Http2
 from kdns.net.http2_frames import PREFACE, Http2Error, field
-from kdns.net.tcp import LITTLE, LOOP_SECONDS, WRITE_HIGH, TcpListener
+from kdns.net.tcp import TcpListener
+from kdns.net.tcp_connection import LITTLE, LOOP_SECONDS, WRITE_HIGH
 
 BATCH_FRAMES: Final = 64
-TURN_SECONDS: Final = 0.001
+BATCH_SECONDS: Final = 0.001
 MAX_STREAMS: Final = 256  # of a connection (CoreDNS's)
 MAX_MESSAGE: Final = 65_535  # octets of a DNS message
 # A length and a field number stand before the message in gRPC, with five octets of framing before those.
@@ -71,7 +72,7 @@ class WebConnection(asyncio.Protocol):
         self.paused = False
         self.eof = False
         self.scheduled = False
-        self.answering = False  # a turn is under way: what it sends leaves at its end
+        self.answering = False  # a batch is under way: what it sends leaves at its end
         self.sending = False  # what to send leaves at the end of this turn of the loop
         self.peer: Address = ()
         self.pending = 0  # requests that have come or begun, and whose answers have not left
@@ -144,7 +145,7 @@ class WebConnection(asyncio.Protocol):
             self.abort()
 
     def resume(self) -> None:
-        """Answers what has come, as much as fits into a turn."""
+        """Answers what has come, as much as fits into a batch."""
         began = time.monotonic()
         self._batch()
         listener = self.listener
@@ -165,7 +166,7 @@ class WebConnection(asyncio.Protocol):
         self.answering = True
         buffer = self.buffer
         off = frames = 0
-        end = time.monotonic() + TURN_SECONDS
+        end = time.monotonic() + BATCH_SECONDS
         more = False
         try:
             while True:

@@ -14,6 +14,7 @@ import pytest
 
 from kdns.metrics import REGISTRY
 from kdns.net import tcp as tcp_module
+from kdns.net import tcp_connection
 from kdns.net import udp as udp_module
 from kdns.testing import Server, Upstream, answer, answers, code, data, eventually, free_port
 from tests.fixtures import Serve
@@ -260,26 +261,26 @@ class Turns:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[int, int]] = []
-        batch = tcp_module._Connection._batch
+        batch = tcp_connection.TcpConnection._batch
 
-        def watched(connection: tcp_module._Connection) -> None:
+        def watched(connection: tcp_connection.TcpConnection) -> None:
             octets, frames = len(connection.buffer), connection.queries
             batch(connection)
             self.seen.append((octets - len(connection.buffer), connection.queries - frames))
 
-        monkeypatch.setattr(tcp_module._Connection, "_batch", watched)
+        monkeypatch.setattr(tcp_connection.TcpConnection, "_batch", watched)
 
 
 def test_a_turn_took_four_megabytes_of_one_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns(monkeypatch)
-    monkeypatch.setattr(tcp_module, "BATCH_SECONDS", 100.0)
+    monkeypatch.setattr(tcp_connection, "BATCH_SECONDS", 100.0)
     message = question() + b"\0" * 20_000
     with server.connect() as sock:
         sock.sendall(framed(*[message] * 60))
         for _ in range(60):
             read_frame(sock)
     eventually(lambda: sum(frames for _, frames in turns.seen) == 60)
-    assert max(octets for octets, _ in turns.seen) <= tcp_module.BATCH_OCTETS + len(message) + 2
+    assert max(octets for octets, _ in turns.seen) <= tcp_connection.BATCH_OCTETS + len(message) + 2
 
 
 def test_a_turn_of_queries_that_cost_a_millisecond_each_took_nine(
@@ -288,7 +289,7 @@ def test_a_turn_of_queries_that_cost_a_millisecond_each_took_nine(
     """The clock was looked at after every eighth, and ran from there."""
     turns = Turns(monkeypatch)
     now = [0.0]
-    monkeypatch.setattr(tcp_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(tcp_connection, "time", SimpleNamespace(monotonic=lambda: now[0]))
     (listener,) = _tcp(server)
     handler = listener.handler
 
@@ -309,7 +310,7 @@ def test_large_frames_are_never_many_between_two_looks_at_the_clock(
 ) -> None:
     turns = Turns(monkeypatch)
     now = [0.0]
-    monkeypatch.setattr(tcp_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(tcp_connection, "time", SimpleNamespace(monotonic=lambda: now[0]))
     (listener,) = _tcp(server)
     handler = listener.handler
 
@@ -332,7 +333,7 @@ def test_connections_that_pipeline_made_others_wait_a_millisecond_for_each_of_th
     now = [0.0]
     handled = [0]
     between: list[int] = []  # queries handled from one turn of the loop to the next
-    monkeypatch.setattr(tcp_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(tcp_connection, "time", SimpleNamespace(monotonic=lambda: now[0]))
     (listener,) = _tcp(server)
     handler = listener.handler
     loop = server.thread.loop

@@ -21,8 +21,8 @@ from kdns.metrics import REGISTRY
 from kdns.plugin import DROP, Outcome, Pending, Plugin, RcodeOnly, Request, then
 from kdns.plugin.outcome import Transfer
 from kdns.plugin.records import answer_of, decode
-from kdns.server import build, pending
-from kdns.testing import Server, code, data, eventually
+from kdns.server import pending
+from kdns.testing import Server, block, code, data, eventually
 from tests.fixtures import Serve
 
 Handle = Callable[[Request], Outcome | Awaitable[Outcome | None] | None]
@@ -37,19 +37,11 @@ def plugin(handle: Handle, **members: Any) -> type[Plugin]:
 
 
 @pytest.fixture
-def mine(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
+def mine(serve: Serve) -> Callable[..., Server]:
     """A server whose only plugin behaves as told; it comes in as an installed package's would."""
 
-    class Entry:
-        name = "mine"
-
-        def __init__(self, cls: type[Plugin]) -> None:
-            self.load = lambda: cls
-
     def start(handle: Handle, more: str = "", **members: Any) -> Server:
-        cls = plugin(handle, **members)
-        monkeypatch.setattr(build, "_foreign", lambda: [Entry(cls)])
-        return serve(f".:{{port}} {{\n bind 127.0.0.1\n errors\n mine\n {more}\n}}\n")
+        return serve(block("errors", "mine", *([more] if more else [])), plugins=[plugin(handle, **members)])
 
     return start
 

@@ -8,7 +8,6 @@ import pytest
 from kdns.cli import serve as serving
 from kdns.corefile import CorefileError
 from kdns.plugin import Plugin
-from kdns.server import build
 from kdns.testing import Server, code, data, free_port
 from tests.fixtures import Serve
 
@@ -133,20 +132,13 @@ def test_a_file_was_looked_for_in_the_working_folder(
     (None, "names None, which is not a plugin"),
 ])  # fmt: skip
 def test_a_plugin_that_stands_before_one_that_is_not_there_was_silently_last(
-    serve: Serve, tmp_path: Path, before: object, hint: str, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tmp_path: Path, before: object, hint: str
 ) -> None:
     path = tmp_path / "mine.py"
     path.write_text(f'from kdns.plugin import Plugin\nclass Mine(Plugin):\n name = "mine"\n before = {before!r}\n')
     with pytest.raises(CorefileError, match=r"Corefile:2:9: plugin mine: `before` ") as caught:
         serve(f".:{{port}} {{\n plugin {path}\n}}")
     assert hint in str(caught.value)
-
-    class Entry:
-        name = "mine"
-
-        def load(self) -> type[Plugin]:
-            return type("Mine", (Plugin,), {"name": "mine", "before": before})
-
-    monkeypatch.setattr(build, "_foreign", lambda: [Entry()])
+    installed = type("Mine", (Plugin,), {"name": "mine", "before": before})
     with pytest.raises(CorefileError, match=r"Corefile:2:2: plugin mine: `before` "):
-        serve(".:{port} {\n mine\n}")
+        serve(".:{port} {\n mine\n}", plugins=[installed])

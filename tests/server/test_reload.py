@@ -16,7 +16,7 @@ import yaml
 from kdns.metrics import REGISTRY
 from kdns.plugin import Plugin, Request
 from kdns.plugins import reload as reload_plugin
-from kdns.server import build, gc_policy, lifecycle
+from kdns.server import gc_policy, lifecycle
 from kdns.server.order import BUILT
 from kdns.store.trie import Node
 from kdns.testing import ApiServer, Server, Upstream, answer, code, data, eventually, free_port, http_get
@@ -302,15 +302,8 @@ def test_a_query_that_a_reload_does_not_wait_for_is_servfail_and_no_fault_of_our
             over.set()
             request.slots[self.position] = 1  # what it knew is gone
 
-    class Entry:
-        name = "slow"
-
-        def load(self) -> type[Plugin]:
-            return Slow
-
     monkeypatch.setattr(lifecycle, "DRAIN", 0.1)
-    monkeypatch.setattr(build, "_foreign", lambda: [Entry()])
-    server = serve(text("10.0.0.1", "slow"))
+    server = serve(text("10.0.0.1", "slow"), plugins=[Slow])
     panics = REGISTRY["coredns_panics_total"].slots[()]
     before = panics[0]
     with ThreadPoolExecutor(1) as pool:

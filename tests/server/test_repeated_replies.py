@@ -18,7 +18,6 @@ from kdns.dns import iana
 from kdns.dns.answer import Answer, Validity
 from kdns.dns.rrset import RRset
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, then
-from kdns.server import build
 from kdns.testing import Server, block, code, data, eventually, flags, free_port, http_get
 
 Start = Callable[..., Server]
@@ -31,20 +30,12 @@ def address(request: Request, last: int, validity: Validity | None = ALWAYS, ttl
 
 
 @pytest.fixture
-def mine(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> Start:
+def mine(serve: Callable[..., Server]) -> Start:
     """A server with a plugin `mine` of these members above (`more`) other plugins; pure unless it says otherwise."""
 
     def start(*more: str, **members: Any) -> Server:
         cls = type("Mine", (Plugin,), {"name": "mine", "before": "hosts", "pure": True, **members})
-
-        class Entry:
-            name = "mine"
-
-            def load(self) -> type[Plugin]:
-                return cls
-
-        monkeypatch.setattr(build, "_foreign", lambda: [Entry()])
-        return serve(block("mine", *more))
+        return serve(block("mine", *more), plugins=[cls])
 
     return start
 
