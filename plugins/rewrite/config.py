@@ -119,7 +119,7 @@ def _numbers_rule(field: Token, words: list[Token], stop: bool) -> Rule:
     for word in words:
         number = read(word.text)
         if number is None:
-            raise readers.fail(word, f'"{word.text}" is no {field.text}')
+            raise readers.fail(word, f'"{word.text}" is not a {field.text}')
         numbers.append(number)
     return Rule(field.text, stop, numbers=(numbers[0], numbers[1]))
 

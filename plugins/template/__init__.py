@@ -287,7 +287,7 @@ def _parse(directive: Directive, block: ServerBlock) -> Config:
         number = table.get(word.text)
         if number is None:
             raise readers.fail(
-                word, f'"{word.text}" is no {"class" if table is iana.CLASSES else "query type"} (upper case)'
+                word, f'"{word.text}" is not a {"class" if table is iana.CLASSES else "query type"} (upper case)'
             )
         numbers.append(number)
     words = list(directive.args[2:])

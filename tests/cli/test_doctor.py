@@ -96,7 +96,7 @@ NODE_LOCAL = {"kind": "DaemonSet", "metadata": {"name": "node-local-dns", "names
     (replaced(service("kube-system/kube-dns", "10.96.0.10", ports=PORTS[:1], labels=DNS)), [],
         "error", "kube-dns has no port 53/TCP"),
     (replaced(service("kube-system/kube-dns", ports=PORTS, labels=DNS, selector=DNS)), [],
-        "error", "kube-dns has no address of its own"),
+        "error", "kube-dns has no cluster address"),
     (replaced(without=("Pod kube-system/coredns-a", "Pod kube-system/coredns-b")), [],
         "error", "Pods: no DNS Pod runs in kube-system"),
     (replaced(without=("Pod kube-system/coredns-b",)), [], "warning", "Pods: there is one DNS Pod"),

@@ -285,7 +285,7 @@ def test_a_reply_that_cannot_be_printed_is_said_to_be_one(upstream: Start, tmp_p
 
 def test_query_says_what_is_wrong() -> None:
     for words, code, text in (
-        ([], 2, "takes a name"), (["a.org", "NOPE"], 2, "no query type"), (["a..org"], 2, ""),
+        ([], 2, "takes a name"), (["a.org", "NOPE"], 2, "not a query type"), (["a..org"], 2, ""),
         (["-what", "x"], 2, "not defined"),
         (["@sctp://127.0.0.1", "x.org"], 2, 'unknown scheme "sctp"'),
         (["@127.0.0.1:1", "x.org"], 9, "read: connection refused"),
@@ -335,7 +335,7 @@ BRACES = b"{" * 3000
 BAD_FILES = (
     # What it holds, and what is said of it by check, fmt, plan and explain (None: nothing, as it is fine for that
     # tool).
-    (b"\x7fELF\x02\x01\x01\0\0" + bytes(range(256)) * 100, "a zero octet: this is no text file", "a zero octet"),
+    (b"\x7fELF\x02\x01\x01\0\0" + bytes(range(256)) * 100, "a zero octet: this is not a text file", "a zero octet"),
     (".:53 {\n whoami\n}\n".encode("utf-16"), "1:4: ", "1:4: a zero octet"),
     (b".:53 {\n whoami\n", "expected '}'", "1:6: no '}' closes this block"),
     (b"}\n", "1:1: ", "1:1: unexpected '}': no block is open"),

@@ -251,7 +251,7 @@ def test_a_resource_version_that_the_api_never_had_is_another_history(
     api.close_watches()
     api.put(service("n1/new", "10.0.4.1"))
     eventually(lambda: a(server, "new.n1") == ["10.0.4.1"], timeout=20)
-    assert any("listed anew" in line for line in lines)
+    assert any("relisting everything" in line for line in lines)
 
 
 # K5.
@@ -631,7 +631,7 @@ def test_a_snapshot_is_saved_while_serving(
 
 @pytest.mark.parametrize(("damage", "why"), [
     (lambda data: data[:-7], "checksum"), (lambda data: data[:100] + bytes((data[100] ^ 1,)) + data[101:], "checksum"),
-    (lambda data: b"", "no snapshot"), (lambda data: b"PK\3\4" + data, "no snapshot"),
+    (lambda data: b"", "not a snapshot"), (lambda data: b"PK\3\4" + data, "not a snapshot"),
     (lambda data: data[:48], "checksum"),
 ])  # fmt: skip
 def test_a_damaged_snapshot_is_ignored_with_a_line(

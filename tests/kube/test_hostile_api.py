@@ -218,7 +218,7 @@ def test_an_api_server_that_was_behind_was_taken_for_another_history(
     api.put(service("n1/new", "10.0.0.3"))
     eventually(lambda: a(server, "new.n1") == ["10.0.0.3"])
     assert time.monotonic() - began > 1.9  # three kinds, told twice each to come back in a second
-    assert len(everything(api)) == before and not any("listed anew" in line for line in lines)
+    assert len(everything(api)) == before and not any("relisting everything" in line for line in lines)
     assert any("Too large resource version" in line for line in lines)
 
 

@@ -368,7 +368,7 @@ def test_a_dead_upstream_costs_its_clients_one_short_wait(serve: Serve, upstream
     ("health_check 1s sometimes", "expected no_rec or domain"),
     ("expire 10s\n max_age 5s", "max_age must not be less than expire"),
     ("failover NOERROR", "NOERROR cannot be used"),
-    ("next WHAT", "no response code"),
+    ("next WHAT", "not a response code"),
     ("max_conncurrent 5", 'did you mean "max_concurrent"?'),
     ("source_address here", "expected an IP address"),
     ("doh_method PUT", "expected GET or POST"),

@@ -93,13 +93,13 @@ def test_values_in_answers_are_rewritten(serve: Serve, upstream: Start) -> None:
     ("rewrite name suffix a b metadata", "regex rules only"),
     ("rewrite name regex (a) {2} metadata", "has 1 groups"),
     ("rewrite name regex a {name}.b metadata", "a group or a label"),
-    ("rewrite name regex a {x/y metadata", "has no other"),
-    ("rewrite name regex a x/y} metadata", "has no other"),
+    ("rewrite name regex a {x/y metadata", "unbalanced brace"),
+    ("rewrite name regex a x/y} metadata", "unbalanced brace"),
     ("rewrite name suffix a b answer sometimes", "expected auto"),
     ("rewrite type A B C", "takes FROM TO"),
     ("rewrite type A NOPE", "is no type"),
     ("rewrite ttl a.org 9-3", "the wrong way round"),
-    ("rewrite rcode a.org X Y", "no response code"),
+    ("rewrite rcode a.org X Y", "not a response code"),
     ("rewrite edns0 local set nope 2", "expected an option code"),
 ])  # fmt: skip
 def test_bad_rules_are_named_with_their_place(serve: Serve, rule: str, expected: str) -> None:

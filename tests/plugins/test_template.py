@@ -150,10 +150,10 @@ def test_a_question_for_any_type_is_answered_with_the_type_the_template_is_for(s
 
 
 @pytest.mark.parametrize(("rule", "expected"), [
-    ("template IN", "CLASS TYPE"), ("template in A", "is no class"), ("template IN NOPE", "is not a query type"),
+    ("template IN", "CLASS TYPE"), ("template in A", "is not a class"), ("template IN NOPE", "is not a query type"),
     ('template IN A {\n match "("\n }', "bad regular expression"),
     ('template IN A {\n answer "{{ .X }}"\n }', "bad template"),
-    ("template IN A {\n rcode nope\n }", "no response code"), ("template IN A {\n expr 1\n }", "true or false"),
+    ("template IN A {\n rcode nope\n }", "not a response code"), ("template IN A {\n expr 1\n }", "true or false"),
     ("template IN A {\n var len 2\n }", "is a word of the language"),
     ("template IN A {\n answr x\n }", 'did you mean "answer"'), ("dns64 10.0.0.0/8", "expected an IPv6 prefix"),
     ("dns64 2001:db8::/97", "97 bits"), ("dns64 2001:db8::/72", "expected 32, 40, 48, 56, 64, 96"),

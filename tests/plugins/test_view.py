@@ -174,9 +174,9 @@ def test_template_variables_and_expressions(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(("line", "expected"), [
-    ("var", "expected NAME EXPRESSION"), ("var 1x 2", "no name of a new variable"),
+    ("var", "expected NAME EXPRESSION"), ("var 1x 2", "not a name for a new variable"),
     ("var x", "expected NAME EXPRESSION"),
-    ("var x 1\n var x 2", "no name of a new variable"), ("expr y", 'unknown name "y"'),
+    ("var x 1\n var x 2", "not a name for a new variable"), ("expr y", 'unknown name "y"'),
     ("var s 'a'\n expr s > 1", "does not go with"),
 ])  # fmt: skip
 def test_bad_template_expressions_are_named(serve: Serve, line: str, expected: str) -> None:
