@@ -16,7 +16,7 @@ import select
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -69,6 +69,25 @@ def read(path: str, most: int, timeout: float = TIMEOUT) -> bytes:
 def read_text(path: str, most: int, timeout: float = TIMEOUT) -> str:
     """A file's text; octets that are no UTF-8 are replaced. Raises OSError."""
     return read(path, most, timeout).decode(errors="replace")
+
+
+def replace(path: str, parts: Iterable[bytes], mode: int) -> None:
+    """Puts a file of these octets and this mode in the place of another: whoever reads it finds one of the two, whole.
+
+    It is on the disk when this returns. Raises OSError; then what was there is as it was.
+    """
+    partial = f"{path}.{os.getpid()}.new"
+    try:
+        with open(partial, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
 
 
 def read_through(path: str, most: int, keep: int, timeout: float = TIMEOUT) -> Content:

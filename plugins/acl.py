@@ -50,8 +50,8 @@ from kdns.plugin import DROP, Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo, Meter
 
 ACTIONS: Final = ("allow", "block", "filter", "drop")
-_BLOCKED: Final = edns.extended_error(15)  # Blocked: RFC 8914, section 4.16
-_FILTERED: Final = edns.extended_error(17)  # Filtered: section 4.18
+_BLOCKED: Final = edns.extended_error(edns.BLOCKED)
+_FILTERED: Final = edns.extended_error(edns.FILTERED)
 # Clients whose packed address is remembered; a replica serves a few thousand Pods.
 MAX_CLIENTS: Final = 4096
 

@@ -48,7 +48,7 @@ from kdns.plugin.providers import ClusterFamilies
 TTL: Final = 60  # seconds that a denial is kept by clients: a cluster that gets IPv6 shows soon
 LOOK: Final = 60.0  # seconds between looks at this machine's addresses
 # A denial of ours is for names of anybody: the root's SOA stands for all (RFC 2308, section 3).
-_SOA: Final = rdata.soa(b"\0", b"\0", 1, 7200, 1800, 86400, TTL)
+_SOA: Final = rdata.soa(b"\0", b"\0", 1, rdata.REFRESH, rdata.RETRY, rdata.EXPIRE, TTL)
 
 HIDDEN: Final = Counter("kdns_family_hidden_total", "AAAA queries that were not sent on.")
 

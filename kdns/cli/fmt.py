@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from kdns import files
 from kdns.cli.corefiles import from_config_map, raw_text, shown
 from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
@@ -49,7 +50,7 @@ def main(words: Sequence[str]) -> int:
         after = formatted(before)
         if values["write"]:
             if after != before:
-                _replace(path, after)
+                files.replace(path, [after.encode()], os.stat(path).st_mode & 0o777)
         elif values["diff"]:
             lines = difflib.unified_diff(
                 before.splitlines(True), after.splitlines(True), shown(path), f"{shown(path)} (formatted)"
@@ -64,12 +65,3 @@ def main(words: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
-
-
-def _replace(path: str, text: str) -> None:
-    """Replaces a file whole, its mode kept."""
-    partial = f"{path}.{os.getpid()}.new"
-    with open(partial, "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), os.stat(path).st_mode & 0o777)
-        file.write(text)
-    os.replace(partial, path)

@@ -21,6 +21,13 @@ COMPRESSIBLE: Final = frozenset((iana.NS, 3, 4, iana.CNAME, iana.SOA, 7, 8, 9, i
 FIXED: Final[dict[int, int]] = {iana.A: 4, iana.AAAA: 16}
 
 
+# Timers in seconds (RFC 1035, section 3.3.13) of an SOA that comes from no zone file, CoreDNS's. Nothing transfers such
+# a zone by them; resolvers read the minimum.
+REFRESH: Final = 7200
+RETRY: Final = 1800
+EXPIRE: Final = 86400
+
+
 def soa(mname: bytes, rname: bytes, serial: int, refresh: int, retry: int, expire: int, minimum: int) -> bytes:
     """An SOA's rdata (RFC 1035, section 3.3.13); times in seconds."""
     numbers = (serial, refresh, retry, expire, minimum)

@@ -9,16 +9,15 @@ written by a thread, which only waits for the disk.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
+from kdns import files
 from kdns.kube.cluster import Cluster
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slices
 
@@ -61,19 +60,7 @@ def _replace(path: str, parts: list[bytes]) -> int:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    partial = f"{path}.{os.getpid()}.new"
-    try:
-        with open(partial, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)  # it names everything in the cluster
-            file.write(MAGIC + digest.digest())
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
+    files.replace(path, [MAGIC + digest.digest(), *parts], 0o600)  # only for its owner: it names the whole cluster
     return len(MAGIC) + 32 + sum(len(part) for part in parts)
 
 

@@ -27,7 +27,7 @@ MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not kep
 # Seconds for which nobody is asked again after no upstream had a reply: RFC 9520, section 3.2, wants one at least, and
 # more would keep names away from clients after the upstreams are back.
 UNREACHED: Final = 1.0
-_CACHED_ERROR: Final = edns.extended_error(13)  # Cached Error: RFC 8914, section 4.14
+_CACHED_ERROR: Final = edns.extended_error(edns.CACHED_ERROR)
 _LABELS: Final = ("server", "zones", "view")
 _TYPED: Final = ("server", "type", "zones", "view")
 ENTRIES: Final = Gauge("coredns_cache_entries", "The number of elements in the cache.", _TYPED)

@@ -25,10 +25,8 @@ LIMIT: Final = 4.8
 # A second upstream is asked when the first is this late: three times its usual, within bounds. The first waits on.
 HEDGE_SOONEST: Final = 0.02  # seconds
 HEDGE_LATEST: Final = 0.5
-_NETWORK_ERROR: Final = edns.extended_error(23)  # Network Error: RFC 8914, section 4.24
-_TOO_MANY: Final = edns.extended_error(
-    0, b"too many forms of this question are in flight"
-)  # Other: RFC 8914, section 4.1
+_NETWORK_ERROR: Final = edns.extended_error(edns.NETWORK_ERROR)
+_TOO_MANY: Final = edns.extended_error(edns.OTHER_ERROR, b"too many forms of this question are in flight")
 
 BROKEN: Final = Counter(
     "coredns_forward_healthcheck_broken_total", "Counter of the number of complete failures of the healthchecks."

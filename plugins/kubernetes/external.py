@@ -52,9 +52,9 @@ from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, th
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.readers import Fallthrough
 from kdns.plugins.kubernetes.endpoints import endpoint_label, port_labels
+from kdns.plugins.kubernetes.index import wire_key
 from kdns.plugins.kubernetes.plugin import Kubernetes
 
-REFRESH, RETRY, EXPIRE = 7200, 1800, 86400  # the SOA's timers, as of the cluster's own zones
 MAX_TTL: Final = 3600
 _OPTIONS: Final = ("apex", "ttl", "headless", "fallthrough")
 _AA: Final = iana.AA
@@ -179,7 +179,7 @@ class K8sExternal(Plugin):
         assert self.cluster is not None
         apex = bytes((len(self.config.apex),)) + self.config.apex + zone
         mname, rname = b"\x03ns1" + apex, b"\x0ahostmaster" + apex
-        return rdata.soa(mname, rname, self.cluster.index.serial, REFRESH, RETRY, EXPIRE, self.ttl)
+        return rdata.soa(mname, rname, self.cluster.index.serial, rdata.REFRESH, rdata.RETRY, rdata.EXPIRE, self.ttl)
 
     # The apex, and the name server's name below it.
 
@@ -325,7 +325,7 @@ class K8sExternal(Plugin):
             return self._missing(request, zone)
         if request.question.type != iana.PTR:
             return self._none(name, zone, iana.NOERROR)
-        target = _name(entry) + self.primary
+        target = wire_key(entry) + self.primary
         return Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, self.ttl, (target,)),), local=True, validity=ALWAYS)
 
     # Transfers.
@@ -340,7 +340,7 @@ class K8sExternal(Plugin):
         if not self.cluster.is_ready():
             return None
         entries = sorted(self.cluster.services(), key=lambda entry: (entry.namespace, entry.name))
-        return self._all(zone, [(_name(entry) + zone, entry) for entry in entries])
+        return self._all(zone, [(wire_key(entry) + zone, entry) for entry in entries])
 
     def _all(self, zone: bytes, entries: list[tuple[bytes, ServiceState]]) -> Iterator[RRset]:
         for qtype in (iana.SOA, iana.NS):
@@ -361,11 +361,6 @@ class K8sExternal(Plugin):
                 labels = port_labels(port)
                 if labels and port.number >= 0:
                     yield from self._srv(labels + base, base, [port], service.outside, service.outside_hosts).answer
-
-
-def _name(entry: ServiceState) -> bytes:
-    labels = entry.name.lower().encode(), entry.namespace.lower().encode()
-    return b"".join(bytes((len(label),)) + label for label in labels)
 
 
 def _service_name(name: bytes, zone: bytes) -> bytes:

@@ -32,8 +32,6 @@ DNS_VERSION: Final = b"\x0bdns-version"
 VERSION: Final = b"1.1.0"  # of the specification this follows
 MULTICLUSTER_VERSION: Final = b"1.0.0"  # of the multi-cluster one (KEP-1645)
 VERSION_TTL: Final = 28800  # seconds; the specification's example
-# SOA timers (RFC 1035, section 3.3.13), CoreDNS's. Nothing transfers this zone by them; resolvers read the minimum.
-REFRESH, RETRY, EXPIRE = 7200, 1800, 86400
 # SRV records of one answer: over 64 KiB of them whatever the names, and 4 ms of work.
 MAX_SRV: Final = 2000
 MANY_PARTS: Final = 15  # slices of a hundred endpoints that may hold more
@@ -75,7 +73,7 @@ class Records:
     def soa(self, zone: Zone) -> bytes:
         """The zone's SOA rdata."""
         mname, rname = b"\x02ns\x03dns" + zone.name, b"\x0ahostmaster" + zone.name
-        return rdata.soa(mname, rname, self.index.serial, REFRESH, RETRY, EXPIRE, self.index.ttl)
+        return rdata.soa(mname, rname, self.index.serial, rdata.REFRESH, rdata.RETRY, rdata.EXPIRE, self.index.ttl)
 
     def denial(self, zone: Zone, name: bytes, rcode: int) -> Answer:
         """NXDOMAIN, or NODATA (NOERROR), of a name where the sets of Services and namespaces decide that."""

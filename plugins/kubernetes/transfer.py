@@ -14,8 +14,8 @@ def transfer(index: Index, records: Records, zone: Zone) -> Iterator[RRset]:
     """The SOA, the name servers, and each Service's records, by namespace and name. No Pods and no reverse names."""
     # Objects are never changed once made, so references to them are a moment's state.
     state = sorted(
-        (entry.namespace, entry.name, entry.service, tuple(entry.slices.values()))
-        for entry in index.entries.values()
+        (entry.namespace, entry.name, key, entry.service, tuple(entry.slices.values()))
+        for key, entry in index.entries.items()
         if entry.service is not None
         and bytes((len(entry.namespace),)) + entry.namespace.lower().encode() in index.exposed
     )
@@ -29,12 +29,14 @@ def transfer(index: Index, records: Records, zone: Zone) -> Iterator[RRset]:
 
 
 def _all(
-    index: Index, zone: Zone, head: list[RRset], state: list[tuple[str, str, Service, tuple[tuple[Slice, ...], ...]]]
+    index: Index,
+    zone: Zone,
+    head: list[RRset],
+    state: list[tuple[str, str, bytes, Service, tuple[tuple[Slice, ...], ...]]],
 ) -> Iterator[RRset]:
     yield from head
-    for namespace, name, service, slices in state:
-        labels = name.lower().encode(), namespace.lower().encode()
-        base = b"".join(bytes((len(label),)) + label for label in labels) + SVC + zone.name
+    for _, _, key, service, slices in state:
+        base = key + SVC + zone.name
         if service.kind == EXTERNAL:
             target = external_target(service)
             if target is not None:

@@ -97,7 +97,7 @@ def test_values_in_answers_are_rewritten(serve: Serve, upstream: Start) -> None:
     ("rewrite name regex a x/y} metadata", "unbalanced brace"),
     ("rewrite name suffix a b answer sometimes", "expected auto"),
     ("rewrite type A B C", "takes FROM TO"),
-    ("rewrite type A NOPE", "is no type"),
+    ("rewrite type A NOPE", "is not a type"),
     ("rewrite ttl a.org 9-3", "the wrong way round"),
     ("rewrite rcode a.org X Y", "not a response code"),
     ("rewrite edns0 local set nope 2", "expected an option code"),
