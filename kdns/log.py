@@ -9,10 +9,12 @@ is to read.
 """
 
 import json
+import select
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Final, TextIO
 
 from kdns.printable import printable
@@ -33,6 +35,7 @@ class _State:
         self.dropped = 0
         self.left_out = 0
         self.json = False
+        self.worker = 0  # the number of this process among several that write to one stream; 0: it is alone
         self.second = 0  # in which complaints are counted
         self.complaints = 0
         self.queue: deque[str] | None = None
@@ -85,6 +88,11 @@ def set_json(on: bool) -> None:
 def is_json() -> bool:
     """Whether lines are JSON objects."""
     return _state.json
+
+
+def set_worker(number: int) -> None:
+    """Says in each line which worker writes it."""
+    _state.worker = number
 
 
 def set_debug(on: bool) -> None:
@@ -152,13 +160,17 @@ def _write(level: str, name: str, text: str) -> None:
         return
     if name:
         text = f"plugin/{name}: {text}"
+    if _state.worker and (name or level != "INFO"):  # a line of a query keeps its form
+        text = f"worker {_state.worker}: {text}"
     emit(f"[{level}] {printable(text)}\n")
 
 
 def _object(level: str, name: str, fields: "dict[str, object]") -> str:
     now = time.time()
     when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1e6) % 1_000_000:06d}Z"
-    head = {"time": when, "level": level, **({"plugin": name} if name else {})}
+    head: dict[str, object] = {"time": when, "level": level, **({"plugin": name} if name else {})}
+    if _state.worker:
+        head["worker"] = _state.worker
     # DEL is the one control that JSON lets stand.
     return json.dumps({**head, **fields}, ensure_ascii=True).replace("\x7f", "\\u007f") + "\n"
 
@@ -176,11 +188,23 @@ def emit(line: str) -> None:
 
 def _put(text: str) -> None:
     stream = _state.stream or sys.stdout
-    try:
-        stream.write(text)
-        stream.flush()
-    except (OSError, ValueError):
-        _state.dropped += text.count("\n")
+    for part in _whole(text) if _state.worker else (text,):
+        try:
+            stream.write(part)
+            stream.flush()
+        except (OSError, ValueError):
+            _state.dropped += part.count("\n")
+
+
+def _whole(text: str) -> Iterator[str]:
+    """A text in parts of whole lines that a pipe takes in one piece, whoever else writes to it (pipe(7): PIPE_BUF)."""
+    part = ""
+    for line in text.splitlines(keepends=True):
+        if part and len(part) + len(line) > select.PIPE_BUF:
+            yield part
+            part = ""
+        part += line
+    yield part
 
 
 def _writer() -> None:

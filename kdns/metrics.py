@@ -7,8 +7,8 @@ A histogram's slot holds the sum first, then one count for each bucket (not cumu
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
@@ -23,12 +23,16 @@ SLIM_TIME_BUCKETS: Final = tuple(0.00025 * 10**n for n in range(5))
 SLICE: Final = 100
 # A family's label sets are bounded: what a client or a cluster can name must not grow memory without end.
 MAX_SLOTS: Final = 20_000
+SUM: Final = "sum"
+MAX: Final = "max"
+MIN: Final = "min"
 
 
 class Family:
     """One metric: its name, help, labels, and a slot for each set of label values."""
 
     kind = "counter"
+    across = SUM
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
         self.name = name
@@ -84,10 +88,18 @@ class Gauge(Family):
     kind = "gauge"
 
     def __init__(
-        self, name: str, help: str, labels: Sequence[str] = (), read: Callable[[], float] | None = None
+        self,
+        name: str,
+        help: str,
+        labels: Sequence[str] = (),
+        read: Callable[[], float] | None = None,
+        *,
+        across: str = SUM,
     ) -> None:
+        """`across`: what it comes to over several processes: SUM, MAX or MIN of what each of them has."""
         super().__init__(name, help, labels)
         self.read = read
+        self.across = across
 
     def collect(self, slots: Slots) -> Metric:
         metric = GaugeMetricFamily(self.name, self.help, labels=self.labels)
@@ -148,13 +160,70 @@ class _One:
         yield self.metric
 
 
-def families() -> Iterator[bytes]:
-    """The text exposition in slices of a family each, of SLICE lines at most, so that the caller can let others run in
-    between.
+# A family and some of its slots for other processes: kind, name, help, labels, bounds, what it comes to over several,
+# and the slots.
+Row = tuple[str, str, str, tuple[str, ...], tuple[float, ...], str, list[tuple[tuple[str, ...], Slot]]]
 
-    REFRESH is to be called before.
-    """
+
+def dump(step: int) -> Iterator[Row]:
+    """All families with their slots, at most `step` slots at a time. REFRESH is to be called before."""
     for family in list(REGISTRY.values()):
+        slots = list(family.slots.items())
+        if isinstance(family, Gauge) and family.read is not None:
+            slots.append(((), [family.read()]))
+        bounds = family.bounds if isinstance(family, Histogram) else ()
+        for at in range(0, len(slots), step):
+            some = slots[at : at + step]
+            yield family.kind, family.name, family.help, family.labels, bounds, family.across, some
+
+
+@final
+class Merged:
+    """The families of several processes as one: each slot is the sum, or what else the family says."""
+
+    def __init__(self) -> None:
+        self.families: dict[str, Family] = {}
+
+    def add(self, row: Row) -> None:
+        """Takes a row of one process in."""
+        kind, name, help, labels, bounds, across, slots = row
+        family = self.families.get(name)
+        if family is None:
+            family = self.families[name] = _family(kind, name, help, labels, bounds, across)
+        across = family.across
+        for key, slot in slots:
+            values = tuple(key)
+            known = family.slots.get(values)
+            if known is None:
+                family.slots[values] = list(slot)
+            elif across == SUM:
+                family.slots[values] = [one + other for one, other in zip(known, slot, strict=True)]
+            else:
+                family.slots[values] = list(max(known, slot) if across == MAX else min(known, slot))
+
+
+def _family(kind: str, name: str, help: str, labels: Sequence[str], bounds: Sequence[float], across: str) -> "Family":
+    """A family that is in no registry."""
+    known = REGISTRY.get(name)
+    made: Family
+    if kind == "histogram":
+        made = Histogram(name, help, bounds, labels)
+    elif kind == "gauge":
+        made = Gauge(name, help, labels, across=across)
+    else:
+        made = Family(name, help, labels)
+    if known is not None:
+        REGISTRY[name] = known
+    else:
+        REGISTRY.pop(name)
+    return made
+
+
+def families(of: Iterable[Family] | None = None) -> Iterator[bytes]:
+    """The text exposition in slices of a family each, of SLICE lines at most, so that the caller can let others run in
+    between. Of these families, or of all of this process: then REFRESH is to be called before.
+    """
+    for family in list(REGISTRY.values() if of is None else of):
         slots = list(family.slots.items())
         if not slots and not (isinstance(family, Gauge) and family.read is not None):
             continue

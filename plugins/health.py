@@ -76,6 +76,7 @@ class Health(Plugin):
     """Serves /health, and keeps the process answering while it is a lame duck."""
 
     name: ClassVar[str] = "health"
+    central = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
@@ -102,8 +103,11 @@ class Health(Plugin):
     async def start(self, runtime: Runtime) -> None:
         self.server = await HttpEndpoint.open(runtime, self.http)
         self.runtime = runtime
-        self.server.add("/health", _ok)
-        runtime.before_stop.append(self.lameduck)
+        self.server.add("/health", self.respond)
+        if runtime.crew is None:
+            runtime.before_stop.append(self.lameduck)  # each worker is a lame duck of its own
+        if runtime.link is not None:
+            return
         DURATION.slot()
         self.task = asyncio.create_task(faults.supervise("plugin/health", self._poll), name="health")
 
@@ -116,6 +120,16 @@ class Health(Plugin):
                 self.runtime.before_stop.remove(self.lameduck)
             await self.server.close()
             self.server = None
+
+    async def respond(self) -> Response:
+        """200; with workers, 503 where one of them hangs, and which."""
+        crew = self.runtime.crew if self.runtime is not None else None
+        if crew is None:
+            return Response()
+        hung = [number for number, said in (await crew.ask("ping")).items() if said is None]
+        if not hung:
+            return Response()
+        return Response(503, "".join(f"worker {number} does not answer\n" for number in hung).encode())
 
     async def lameduck(self) -> None:
         """Waits while queries are still answered."""
@@ -141,10 +155,6 @@ class Health(Plugin):
             DURATION.observe(DURATION.slot(), took)
             if took > 1:
                 _log.warning(f'Local health request to "{url}" took more than 1s: {readers.duration_text(took)}')
-
-
-async def _ok() -> Response:
-    return Response()
 
 
 async def _get(host: str, port: int) -> None:

@@ -61,7 +61,7 @@ from kdns.dns.reverse import address_of
 from kdns.dns.rrset import RRset
 from kdns.hostsfile import MAX_FILE, Builder, Table, lines_of
 from kdns.hostsfile import Request as TableRequest
-from kdns.metrics import Gauge
+from kdns.metrics import MAX, Gauge
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.readers import Fallthrough
@@ -74,8 +74,12 @@ DEFAULT_RELOAD: Final = 5.0
 INLINE: Final = 256 << 10  # octets: some 8,000 lines, which take 50 ms in turns; a child process costs as much to begin
 CHILD_TIMEOUT: Final = 120.0  # seconds; one million lines take ten
 
-ENTRIES: Final = Gauge("coredns_hosts_entries", "The combined number of entries in hosts and Corefile.", ("hostsfile",))
-RELOADED: Final = Gauge("coredns_hosts_reload_timestamp_seconds", "The timestamp of the last reload of hosts file.")
+ENTRIES: Final = Gauge(
+    "coredns_hosts_entries", "The combined number of entries in hosts and Corefile.", ("hostsfile",), across=MAX
+)
+RELOADED: Final = Gauge(
+    "coredns_hosts_reload_timestamp_seconds", "The timestamp of the last reload of hosts file.", across=MAX
+)
 
 _log = log.plugin("hosts")
 _OPTIONS: Final = ("ttl", "no_reverse", "reload", "fallthrough", "fallthrough_unsupported")

@@ -41,7 +41,7 @@ from kdns.dns import iana
 from kdns.dns.message import pack_query
 from kdns.dns.name import to_text
 from kdns.dns.query import Question
-from kdns.metrics import Gauge
+from kdns.metrics import MAX, Gauge
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.runtime import Runtime
@@ -51,7 +51,9 @@ from kdns.upstream.upstream import Upstream
 
 PERIOD: Final = 60.0  # seconds between probes
 PATIENCE: Final = 5.0  # seconds a probe may take to come back; servers on the way drop it after that
-DETECTED: Final = Gauge("kdns_loop_detected", "Whether an upstream leads back to this server.", ("upstream",))
+DETECTED: Final = Gauge(
+    "kdns_loop_detected", "Whether an upstream leads back to this server.", ("upstream",), across=MAX
+)
 
 _log = log.plugin("loop")
 

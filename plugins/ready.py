@@ -34,7 +34,7 @@ from kdns.plugin import Plugin, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.endpoint import HttpEndpoint, bound_hosts
 from kdns.plugin.providers import Readiness
-from kdns.plugin.runtime import Runtime
+from kdns.plugin.runtime import Crew, Runtime
 
 DEFAULT: Final = ("", 8181)
 _log = log.plugin("ready")
@@ -70,14 +70,11 @@ class Endpoint:
             self.http = None
 
     async def respond(self) -> Response:
-        missing = []
-        for key, (plugin, continuously) in self.waiting.items():
-            if key in self.done and not continuously:
-                continue
-            if plugin.is_ready():
-                self.done.add(key)
-            else:
-                missing.append(plugin.name)
+        """Who is not ready yet; with workers, of all of them."""
+        if self.runtime.crew is not None:
+            missing = await self._of_workers(self.runtime.crew)
+        else:
+            missing = self._missing()
         if not missing:
             return Response()
         text = ",".join(sorted(set(missing)))
@@ -86,11 +83,33 @@ class Endpoint:
             _log.info(f'Plugins not ready: "{text}"')
         return Response(503, text.encode())
 
+    async def _of_workers(self, crew: Crew) -> list[str]:
+        host, port, _ = self.where
+        missing = []
+        for number, said in (await crew.ask("route", host, port, "/ready")).items():
+            if said is None:
+                missing.append(f"worker {number}")
+            elif said[0] != 200:
+                missing += said[1].decode().split(",")
+        return missing
+
+    def _missing(self) -> list[str]:
+        missing = []
+        for key, (plugin, continuously) in self.waiting.items():
+            if key in self.done and not continuously:
+                continue
+            if plugin.is_ready():
+                self.done.add(key)
+            else:
+                missing.append(plugin.name)
+        return missing
+
 
 class Ready(Plugin):
     """Serves /ready for the plugins of its block."""
 
     name: ClassVar[str] = "ready"
+    central = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:

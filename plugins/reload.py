@@ -66,6 +66,7 @@ class Reload(Plugin):
     """Looks after the Corefile. Of several in one configuration, one looks."""
 
     name: ClassVar[str] = "reload"
+    central = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
@@ -86,6 +87,8 @@ class Reload(Plugin):
         self.runtime: Runtime | None = None
 
     async def start(self, runtime: Runtime) -> None:
+        if runtime.link is not None:
+            return  # one process looks for all workers
         self.runtime = runtime
         # The watch must outlive this object while it loads the next configuration: it is the runtime's.
         watch = await runtime.acquire("reload", lambda: _Watch(runtime))

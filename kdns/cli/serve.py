@@ -8,7 +8,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kdns import __version__, faults, log, version
 from kdns.cli.flags import BadFlag, Flag, Help, parse, refuse
@@ -17,6 +17,9 @@ from kdns.printable import printable
 from kdns.server import build, gc_policy
 from kdns.server.lifecycle import Server, pid_text
 from kdns.server.reading import CorefileOnDisk
+
+if TYPE_CHECKING:
+    from kdns.server.supervisor import Supervisor
 
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile to load; "stdin" reads a pipe'),
@@ -78,11 +81,29 @@ def run(
         _raise_file_limit()
     life = _Life(reread, quiet, pidfile, share_port, greeting)
     try:
+        first = reread()
+        several = "multisocket" in {name for block in first.blocks for name in block.directives}
+        # Before there is a loop, or a thread: what workers are forked from has neither.
+        if several and build.build(first).processes() > 1:
+            life.server = _supervisor(reread, share_port)
+    except (CorefileError, OSError) as error:
+        return fail(str(error))
+    try:
         import uvloop
     except ImportError:
         return asyncio.run(life.run())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(life.run())
+
+
+def _supervisor(reread: Callable[[], Corefile], share_port: bool) -> "Supervisor":
+    """What serves by several processes: forks the process that forks them."""
+    from kdns.server import worker
+    from kdns.server.forks import ForkServer
+    from kdns.server.supervisor import Supervisor
+
+    worker.freeze()
+    return Supervisor(reread, ForkServer(worker.main), share_port=share_port)
 
 
 def fail(text: str) -> int:
@@ -179,7 +200,7 @@ class _Life:
         self.reread = reread
         self.quiet = quiet
         self.pidfile = pidfile
-        self.server = Server(reread, share_port=share_port)
+        self.server: Server | Supervisor = Server(reread, share_port=share_port)
         self.greeting = greeting
         self.stopping: signal.Signals | None = None
         self.told = asyncio.Event()
@@ -211,7 +232,12 @@ class _Life:
             log.stop_writer()
             return fail(str(error))
         loop.add_signal_handler(signal.SIGUSR1, self._reload)
-        self._say([*version_lines(), *(self.greeting(self.server) if self.greeting is not None else ())])
+        self._say(
+            [
+                *version_lines(),
+                *(self.greeting(self.server) if self.greeting is not None and isinstance(self.server, Server) else ()),
+            ]
+        )
         self._write_pid()
         await self.told.wait()
         await self._end()

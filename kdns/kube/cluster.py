@@ -75,6 +75,7 @@ class Cluster:
         self.pod_ips: dict[bytes, Pod | tuple[Pod, ...]] = {}
         self._slice_owner: dict[str, tuple[str, bool]] = {}
         self.watchers: list[Watcher] = []
+        self.changes = 0
         self.synced = False
         self.stale = False  # whether it may be older than what the API has
         self.ipv6 = 0  # IPv6 addresses held, of Services and endpoints
@@ -95,6 +96,7 @@ class Cluster:
             changed = self._pod(key, obj if isinstance(obj, Pod) else None)
         else:
             raise ValueError(kind)
+        self.changes += changed
         return changed
 
     async def close(self) -> None:
@@ -103,6 +105,11 @@ class Cluster:
             self.entries, self.imports, self.cluster_ips, self.endpoint_ips, self.outside_ips, self.pods, self.pod_ips,
             self._slice_owner,
         )  # fmt: skip
+
+    def service_kind(self, key: str) -> str:
+        """What kind of Service this is; empty where there is none."""
+        entry = self.entries.get(key)
+        return entry.service.kind if entry is not None and entry.service is not None else ""
 
     @property
     def slices(self) -> int:

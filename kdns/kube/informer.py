@@ -11,17 +11,16 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from kdns import log
 from kdns.kube import snapshot
 from kdns.kube.api import ApiConfig, Client
-from kdns.kube.cluster import Cluster, ServiceState
 from kdns.kube.objects import HEADLESS, IMPORT, NAMESPACE, OWNER, POD, SERVICE, SLICE, Raw, RawSlice
 from kdns.kube.reflector import Reflector
 from kdns.kube.resync import Resync
 from kdns.kube.snapshot import BadSnapshot
-from kdns.kube.source import WatchScope
+from kdns.kube.source import State, WatchScope
 from kdns.metrics import REFRESH, Counter, Gauge, Histogram
 from kdns.turns import emptied
 
@@ -50,6 +49,9 @@ PROGRAMMING: Final = Histogram(
 _log = log.plugin("kubernetes")
 
 
+S = TypeVar("S", bound=State)
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotFile:
     """Where the state is saved, and how old (seconds; 0: any age) it may be to be read."""
@@ -58,12 +60,10 @@ class SnapshotFile:
     max_age: float = 0.0
 
 
-class ApiSource:
+class ApiSource(Generic[S]):
     """Keeps a cluster's state as the API has it."""
 
-    def __init__(
-        self, config: ApiConfig, wanted: WatchScope, cluster: Cluster, file: SnapshotFile | None = None
-    ) -> None:
+    def __init__(self, config: ApiConfig, wanted: WatchScope, cluster: S, file: SnapshotFile | None = None) -> None:
         self.cluster = cluster
         self.on_sync: list[Callable[[], None]] = []
         self.client = Client(config)
@@ -79,14 +79,13 @@ class ApiSource:
             for kind in kinds
         ]  # fmt: skip
         self.tasks: list[asyncio.Task[None]] = []
-        self.dirty = False
+        self.saved = 0  # changes of the state that the snapshot has
         self.restored = False
 
     async def start(self) -> None:
         """Reads the snapshot, and begins to list and watch; what there is comes later (`on_sync`)."""
         if self.file is not None:
             await self._restore(self.file)
-            self.cluster.watchers.append(self)
         for reflector in self.reflectors:
             self._begin(f"reflector of {reflector.kind}", reflector.kind, reflector.run, reflector.invalidate)
             self._begin(f"healer of {reflector.kind}", reflector.kind, Resync(reflector).run)
@@ -110,10 +109,8 @@ class ApiSource:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.client.close()
-        if self in self.cluster.watchers:
-            self.cluster.watchers.remove(self)
-            if self.dirty and self.cluster.synced:
-                await self.save()
+        if self.file is not None and self.dirty and self.cluster.synced:
+            await self.save()
         # What holds this source goes, so that reference counting frees it; what is large goes in turns.
         self.tasks.clear()
         for reflector in self.reflectors:
@@ -137,7 +134,7 @@ class ApiSource:
 
     def _listed(self) -> None:
         if all(reflector.synced for reflector in self.reflectors):
-            self.dirty = True
+            self.saved = -1  # it is a new one, whether anything changed or not
             self.restored = False
             self._weigh()
             if not self.cluster.synced:
@@ -174,6 +171,11 @@ class ApiSource:
 
     # The snapshot.
 
+    @property
+    def dirty(self) -> bool:
+        """Whether the state is another one than the snapshot's."""
+        return self.saved != self.cluster.changes
+
     async def _restore(self, file: SnapshotFile) -> None:
         try:
             known, age = await snapshot.read(file.path, self.identity, file.max_age, self.cluster)
@@ -186,6 +188,7 @@ class ApiSource:
             reflector.known = known.get(reflector.kind, {})
             reflector.current_at = time.monotonic() - age
         self.restored = True
+        self.saved = self.cluster.changes
         self.cluster.set_synced()
         self._weigh()
         count = sum(len(versions) for versions in known.values())
@@ -196,29 +199,15 @@ class ApiSource:
     async def save(self) -> None:
         """Writes the snapshot; a failure is said and counted, and the next change tries again."""
         assert self.file is not None
-        self.dirty = False
+        before, self.saved = self.saved, self.cluster.changes
         try:
             known = {reflector.kind: reflector.known for reflector in self.reflectors}
             await snapshot.write(self.file.path, self.identity, self.cluster, known)
             SAVED.slot("written")[0] += 1
         except OSError as error:
-            self.dirty = True
+            self.saved = before
             SAVED.slot("failed")[0] += 1
             _log.error(f"snapshot {self.file.path} cannot be written: {error.strerror or error}")
-
-    # A watcher of the cluster, where there is a snapshot to keep.
-
-    def entry_changed(self, entry: ServiceState, addresses: list[bytes]) -> None:
-        self.dirty = True
-
-    def namespace_changed(self, name: str) -> None:
-        self.dirty = True
-
-    def pods_changed(self) -> None:
-        self.dirty = True
-
-    def freshness_changed(self) -> None:
-        """It is we who say so."""
 
     # Programming latency.
 
@@ -228,12 +217,12 @@ class ApiSource:
             return
         text = raw.metadata.annotations.changed
         owner = (raw.metadata.labels or {}).get(OWNER)
-        entry = self.cluster.entries.get(f"{raw.metadata.namespace}/{owner}")
-        if not text or entry is None or entry.service is None:
+        service_kind = self.cluster.service_kind(f"{raw.metadata.namespace}/{owner}")
+        if not text or not service_kind:
             return
         with contextlib.suppress(ValueError):
             took = time.time() - datetime.fromisoformat(text).timestamp()
-            kind = "headless_with_selector" if entry.service.kind == HEADLESS else "cluster_ip"
+            kind = "headless_with_selector" if service_kind == HEADLESS else "cluster_ip"
             PROGRAMMING.observe(PROGRAMMING.slot(kind), took)
 
 

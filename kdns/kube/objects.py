@@ -239,6 +239,9 @@ class Pod(NamedTuple):
 
 
 Object = Service | Slices | Namespace | Pod
+TYPES: Final[dict[str, type[Any]]] = {
+    SERVICE: Service, IMPORT: Service, SLICE: Slices, NAMESPACE: Namespace, POD: Pod,
+}  # fmt: skip
 
 
 def pack(text: str) -> bytes:

@@ -27,7 +27,6 @@ import msgspec
 
 from kdns import log
 from kdns.kube import decode
-from kdns.kube.cluster import Cluster
 from kdns.kube.decode import Unreadable, lines
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta, Slices
 from kdns.kube.paging import (
@@ -42,6 +41,7 @@ from kdns.kube.paging import (
     body,
 )
 from kdns.kube.pause_gc import pause_gc
+from kdns.kube.source import State
 from kdns.metrics import Counter
 from kdns.turns import TimeSlice
 
@@ -87,7 +87,7 @@ class Reflector:
         self,
         kind: str,
         client: Client,
-        cluster: Cluster,
+        cluster: State,
         params: dict[str, str],
         project: Callable[[Raw], Object | None],
         *,

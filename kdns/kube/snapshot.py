@@ -18,15 +18,12 @@ from typing import Any, Final
 import msgspec
 
 from kdns import files
-from kdns.kube.cluster import Cluster
-from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slices
+from kdns.kube.objects import TYPES, Object
+from kdns.kube.source import State
 
 MAGIC: Final = b"kdns snapshot 1\n"
 PART: Final = 200  # objects in a part: 1 ms to encode or decode, also of slices with a hundred endpoints each
 MAX_SIZE: Final = 1 << 30  # octets: nothing we wrote is larger
-TYPES: Final[dict[str, type[Any]]] = {
-    SERVICE: Service, IMPORT: Service, SLICE: Slices, NAMESPACE: Namespace, POD: Pod,
-}  # fmt: skip
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _head: Final = msgspec.msgpack.Decoder(tuple[str, float])
@@ -41,7 +38,7 @@ class BadSnapshot(ValueError):
     """A file that is no snapshot of this configuration; the text says why."""
 
 
-async def write(path: str, identity: str, cluster: Cluster, known: dict[str, dict[str, str]]) -> int:
+async def write(path: str, identity: str, cluster: State, known: dict[str, dict[str, str]]) -> int:
     """Saves a cluster's state; `known` are resourceVersions by kind and key. Gives the octets. Raises OSError."""
     parts = [_framed(_encoder.encode((identity, time.time())))]
     for kind, versions in known.items():
@@ -64,7 +61,7 @@ def _replace(path: str, parts: list[bytes]) -> int:
     return len(MAGIC) + 32 + sum(len(part) for part in parts)
 
 
-async def read(path: str, identity: str, max_age: float, cluster: Cluster) -> tuple[dict[str, dict[str, str]], float]:
+async def read(path: str, identity: str, max_age: float, cluster: State) -> tuple[dict[str, dict[str, str]], float]:
     """Applies a snapshot to an empty cluster; gives resourceVersions by kind and key, and its age in seconds.
 
     Raises BadSnapshot or OSError; then nothing has been applied.

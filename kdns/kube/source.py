@@ -1,6 +1,6 @@
 """Where objects come from: what an API source and a manifests source have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,32 @@ class WatchScope:
     def project(self, raw: Raw) -> Object | None:
         """The slim form of a raw object, with as much of it as is wanted. Raises BadObject."""
         return project(raw, self.detail)
+
+
+class State(Protocol):
+    """What an API source keeps up to date. `changes` grows with each change."""
+
+    synced: bool
+    stale: bool
+    changes: int
+
+    def apply(self, kind: str, key: str, obj: Object | None) -> bool:
+        """Sets an object, or removes it (None). Says whether anything is different now."""
+
+    def objects(self, kind: str) -> Iterator[tuple[str, Object]]:
+        """What is held of a kind. Changes meanwhile may or may not be in it."""
+
+    def service_kind(self, key: str) -> str:
+        """What kind of Service this is; empty where there is none."""
+
+    def set_synced(self) -> None:
+        """All that there was at the start is here."""
+
+    def set_stale(self, stale: bool) -> None:
+        """Says whether the state may be older than what the API has."""
+
+    async def close(self) -> None:
+        """Lets go of all."""
 
 
 class Source(Protocol):

@@ -125,6 +125,9 @@ class Plugin:
     # Whether what `handle`, `on_answer` and `on_failure` do depends on nothing but what they read of the request, the
     # configuration, and what a validity stands for: not on a counter, the clock or chance. Claim it only to be faster.
     pure: bool = False
+    # With `multisocket`: whether it is also started in the process that watches over the workers (`Runtime.crew`), for
+    # what is done once and not by each of them.
+    central: ClassVar[bool] = False
     # Its place among the block's plugins, and in `Request.slots`.
     position: int = 0
 

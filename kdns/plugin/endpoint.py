@@ -11,7 +11,7 @@ from typing import Any, Protocol, final, runtime_checkable
 
 from kdns.net.http import Hosts, HttpServer, Route
 from kdns.net.sockets import wildcard_hosts
-from kdns.plugin.runtime import Runtime
+from kdns.plugin.runtime import Link, Runtime
 
 
 @runtime_checkable
@@ -45,6 +45,8 @@ class HttpEndpoint:
         self.runtime = runtime
         self.servers = servers
         self.routes: list[tuple[str, Route]] = []
+        self.link: Link | None = None
+        self.places: list[tuple[str, int]] = []
 
     @classmethod
     async def open(cls, runtime: Runtime, where: tuple[str, int, str], **options: Any) -> "HttpEndpoint":
@@ -53,6 +55,11 @@ class HttpEndpoint:
         """
         host, port, web = where
         made = cls(runtime, {})
+        if runtime.link is not None:
+            # Another process serves HTTP for all workers, and asks each of them.
+            made.link = runtime.link
+            made.places = [(each, port) for each in bound_hosts(host)]
+            return made
         try:
             for each in bound_hosts(host):
                 key = ("http", each, port, web)
@@ -70,12 +77,18 @@ class HttpEndpoint:
     def add(self, path: str, route: Route, hosts: Hosts | None = None) -> None:
         """Answers a path until `close`; by which names, `hosts` says (None: any)."""
         self.routes.append((path, route))
+        if self.link is not None:
+            for host, port in self.places:
+                self.link.add_route(host, port, path, route)
         for server in self.servers.values():
             server.add(path, route, hosts)
 
     async def close(self) -> None:
         """Takes the routes back, and closes what nobody else serves on."""
         for path, route in self.routes:
+            if self.link is not None:
+                for host, port in self.places:
+                    self.link.remove_route(host, port, path, route)
             for server in self.servers.values():
                 server.remove(path, route)
         self.routes.clear()

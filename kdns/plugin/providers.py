@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
+class Processes(Protocol):
+    """Says how many processes are to serve (`multisocket`)."""
+
+    @property
+    def processes(self) -> int: ...
+
+
+@runtime_checkable
 class Readiness(Protocol):
     """A plugin that may not be ready to serve yet; /ready names it until it is."""
 

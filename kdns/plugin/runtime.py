@@ -5,7 +5,7 @@ change it keeps it: the new plugins acquire it before the old ones release it.
 """
 
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Protocol, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
 
 class Resource(Protocol):
@@ -19,6 +19,40 @@ class Resource(Protocol):
 R = TypeVar("R", bound=Resource)
 
 
+class Crew(Protocol):
+    """The workers, as the process that watches over them sees them (`multisocket`)."""
+
+    async def ask(self, what: str, *arguments: Any) -> dict[int, Any]:
+        """What each worker says to a question, by the worker's number; None where it does not answer in time."""
+
+    def publish(self, name: str, relay: Any) -> None:
+        """Sends a kdns.kube.relay.Relay to all workers that follow this name."""
+
+    def withdraw(self, name: str) -> None:
+        """Ends that."""
+
+    def pids(self) -> dict[int, int]:
+        """The process ids of the workers that run, by number."""
+
+
+class Link(Protocol):
+    """The way from a worker to the process that watches over it; also a kdns.kube.relay.Feed."""
+
+    number: int
+
+    def follow(self, name: str, receive: Callable[[str, list[Any]], Awaitable[None]]) -> None:
+        """Calls `receive` with all frames of this relay from now on."""
+
+    def unfollow(self, name: str) -> None:
+        """Ends that."""
+
+    def add_route(self, host: str, port: int, path: str, route: Callable[[], Awaitable[Any]]) -> None:
+        """Answers a path for the process that serves HTTP."""
+
+    def remove_route(self, host: str, port: int, path: str, route: Callable[[], Awaitable[Any]]) -> None:
+        """Takes a route back."""
+
+
 @final
 class Runtime:
     """Shared resources by key, and hooks into the server's life.
@@ -27,6 +61,8 @@ class Runtime:
     `on_serving` are called once the sockets of a configuration are open, and then forgotten. `loaded` is what the
     configuration that is being started, or is served, comes to. `reload` reads the Corefile again and serves by it;
     `fingerprint` reads it and says what it comes to; `stop` ends the process with a code.
+
+    With `multisocket`, `crew` is set in the process that watches over the workers, `link` in each worker.
     """
 
     def __init__(self) -> None:
@@ -37,6 +73,8 @@ class Runtime:
         self.reload: Callable[[], Awaitable[bool]] | None = None
         self.fingerprint: Callable[[], str] | None = None
         self.stop: Callable[[int], None] | None = None
+        self.crew: Crew | None = None
+        self.link: Link | None = None
 
     async def acquire(self, key: Hashable, make: Callable[[], R]) -> R:
         """The resource held under this key, made and started when it is new. Raises what its start raises."""

@@ -27,7 +27,7 @@ from kdns.net.certificates import BadCertificate, Identity
 from kdns.plugin import readers
 from kdns.plugin.base import Plugin
 from kdns.plugin.endpoint import ServesHttp, one_name
-from kdns.plugin.providers import NamesHosts
+from kdns.plugin.providers import NamesHosts, Processes
 from kdns.server import plugin_files
 from kdns.server.block import Block
 from kdns.server.dispatch import Dispatcher
@@ -65,12 +65,15 @@ class Instance:
         """The plugins of all blocks, in the order they start."""
         return [plugin for block in self.blocks for plugin in block.plugins]
 
-    def load(self) -> None:
-        """Reads what the plugins' configs name, wires them, and groups the keys. Raises CorefileError or OSError."""
+    def load(self, warn: bool = True) -> None:
+        """Reads what the plugins' configs name, wires them, and groups the keys. Raises CorefileError or OSError.
+
+        `warn`: whether warnings are logged.
+        """
         for block in self.blocks:
             for plugin in block.plugins:
                 plugin.load(block)
-                for warning in plugin.warnings():
+                for warning in plugin.warnings() if warn else ():
                     log.plugin(plugin.name).warning(warning)
             time.sleep(0)  # where this is a thread: others first
         self._wire()
@@ -143,6 +146,10 @@ class Instance:
         slice_ = TimeSlice()
         for _ in self._closing():
             await slice_.pause()
+
+    def processes(self) -> int:
+        """How many processes are to serve: the most that a block asks for."""
+        return max([found.processes for block in self.blocks for found in block.all(Processes)], default=1)
 
     def close(self) -> None:
         """Takes apart what was stopped, or never started: objects that hold each other are garbage only a long pass

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from kdns.metrics import Counter, Gauge, Histogram
+from kdns.metrics import MAX, Counter, Gauge, Histogram
 
 # Young objects that start a pass, and passes after which what survived is frozen: 8,000 containers take 1 to 2 ms.
 _YOUNG: Final = 2_000
@@ -34,7 +34,7 @@ _frozen: Final = [False]
 _usual: Final = gc.get_threshold()
 
 LONGEST = Gauge(
-    "kdns_gc_pass_longest_seconds", "The longest pass since the server was built.", read=lambda: _longest[0]
+    "kdns_gc_pass_longest_seconds", "The longest pass since the server was built.", read=lambda: _longest[0], across=MAX
 )
 PAUSES = Counter("kdns_gc_holds_total", "Times collection was paused during long work.")
 

@@ -8,12 +8,13 @@ listeners only get another dispatcher, between two datagrams.
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from kdns import files, log
 from kdns.corefile import Corefile, CorefileError
 from kdns.kube.pause_gc import set_pause
-from kdns.metrics import REFRESH, Counter, Gauge
+from kdns.metrics import MAX, MIN, REFRESH, Counter, Gauge
 from kdns.net.tcp import TcpListener
 from kdns.net.udp import UdpListener
 from kdns.plugin.base import Plugin
@@ -35,9 +36,11 @@ LOADING: Final = 120.0
 QUIET_STEP: Final = 0.1
 
 STATE: Final = Gauge(
-    "kdns_shutdown_state", "0 while serving, 1 while a lame duck, 2 while the last queries are answered."
+    "kdns_shutdown_state",
+    "0 while serving, 1 while a lame duck, 2 while the last queries are answered.",
+    across=MAX,
 )
-SILENCE: Final = Gauge("kdns_shutdown_quiet_seconds", "While a lame duck: seconds since the last query.")
+SILENCE: Final = Gauge("kdns_shutdown_quiet_seconds", "While a lame duck: seconds since the last query.", across=MIN)
 LOST_LINES: Final = Counter(
     "kdns_log_lines_lost_total",
     "Log lines that were not written: the reader was slow, or too many complaints a second.",
@@ -47,16 +50,25 @@ LOST_LINES: Final = Counter(
 _log = log.Logger()
 
 
+class Prepared(NamedTuple):
+    """A configuration that could serve: its sockets are open, its plugins run. `before` is what runs until then."""
+
+    instance: Instance
+    opened: dict[Group, Listeners]
+    before: str
+
+
 class Server:
     """Serves one Corefile, and the ones that follow it.
 
     `reread` reads the Corefile again (raises CorefileError or OSError). `share_port` lets a second process listen on
-    the same ports on purpose.
+    the same ports on purpose. `warns`: whether a Corefile's warnings are logged; another process does, for a worker.
     """
 
-    def __init__(self, reread: Callable[[], Corefile], *, share_port: bool = False) -> None:
+    def __init__(self, reread: Callable[[], Corefile], *, share_port: bool = False, warns: bool = True) -> None:
         self.reread = reread
         self.share_port = share_port
+        self.warns = warns
         self.runtime = Runtime()
         set_pause(gc_policy.pause)
         self.runtime.reload = self.reload
@@ -70,14 +82,14 @@ class Server:
     async def start(self, corefile: Corefile) -> None:
         """Loads, starts the plugins, opens the sockets. Raises CorefileError or OSError; then nothing is left open."""
         gc_policy.suspend()
-        for warning in corefile.warnings:
+        for warning in corefile.warnings if self.warns else ():
             _log.warning(warning)
         instance: Instance | None = None
         try:
             instance = build(corefile)
-            for warning in instance.warnings():
+            for warning in instance.warnings() if self.warns else ():
                 _log.warning(warning)
-            instance.load()
+            instance.load(self.warns)
             self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(instance)
         except BaseException:
@@ -111,15 +123,19 @@ class Server:
             return True
 
     async def _replace(self, corefile: Corefile) -> None:
-        old = self.instance
-        assert old is not None
+        await self.commit(await self.prepare(corefile))
+
+    async def prepare(self, corefile: Corefile) -> "Prepared":
+        """Starts the plugins of another configuration and opens its sockets, beside the one that serves. Raises what
+        building, loading and starting raise; then nothing of it is left.
+        """
         new = await build_beside(corefile)
-        for warning in (*corefile.warnings, *new.warnings()):
+        for warning in (*corefile.warnings, *new.warnings()) if self.warns else ():
             _log.warning(warning)
         before = self.runtime.loaded
         try:
             # Files are read and names resolved where waiting holds nobody.
-            await files.waiting("loading what the Corefile names", new.load, LOADING)
+            await files.waiting("loading what the Corefile names", partial(new.load, self.warns), LOADING)
             self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(new)
         except BaseException:
@@ -127,6 +143,21 @@ class Server:
             self.runtime.on_serving.clear()
             await new.close_beside()
             raise
+        return Prepared(new, opened, before)
+
+    async def abandon(self, prepared: "Prepared") -> None:
+        """Undoes `prepare`."""
+        self.runtime.loaded = prepared.before
+        self.runtime.on_serving.clear()
+        for listeners in prepared.opened.values():
+            listeners.stop()
+        await stop_plugins(prepared.instance.plugins)
+        await prepared.instance.close_beside()
+
+    async def commit(self, prepared: "Prepared") -> None:
+        """Serves by what was prepared from now on; returns once what was served before has ended."""
+        old, new, opened = self.instance, prepared.instance, prepared.opened
+        assert old is not None
         for group, dispatcher in new.dispatchers.items():
             if group in self.listeners:
                 self.listeners[group].use(dispatcher)
@@ -135,7 +166,7 @@ class Server:
         self.listeners.update(opened)
         self.instance = new
         await _drain(old, DRAIN)
-        await _stop(old.plugins)
+        await stop_plugins(old.plugins)
         await old.close_beside()
         self._announce()
 
@@ -159,7 +190,7 @@ class Server:
         except BaseException:
             for listeners in opened.values():
                 listeners.stop()
-            await _stop(started)
+            await stop_plugins(started)
             raise
         return opened
 
@@ -221,7 +252,7 @@ class Server:
             listeners.stop()
         self.listeners.clear()
         if self.instance is not None:
-            await _stop(self.instance.plugins)
+            await stop_plugins(self.instance.plugins)
             self.instance.close()
             self.instance = None
         STATE.slot()[0] = 0
@@ -229,14 +260,8 @@ class Server:
 
     def banner(self) -> list[str]:
         """A line for each zone and listener, as CoreDNS prints them."""
-        lines = []
         assert self.instance is not None
-        for block in self.instance.blocks:
-            for key in block.parsed.keys:
-                for host in block.hosts or ("",):
-                    on = f" on {host}" if host else ""
-                    lines.append(f"{key}{on}")
-        return sorted(set(lines))
+        return banner(self.instance)
 
     def _announce(self) -> None:
         calls, self.runtime.on_serving = self.runtime.on_serving, []
@@ -250,7 +275,19 @@ class Server:
             listeners.refresh(group.label)
 
 
-async def _stop(plugins: list[Plugin]) -> None:
+def banner(instance: Instance) -> list[str]:
+    """A line for each zone and listener, as CoreDNS prints them."""
+    lines = []
+    for block in instance.blocks:
+        for key in block.parsed.keys:
+            for host in block.hosts or ("",):
+                on = f" on {host}" if host else ""
+                lines.append(f"{key}{on}")
+    return sorted(set(lines))
+
+
+async def stop_plugins(plugins: list[Plugin]) -> None:
+    """Stops them, the last one first; one that fails hinders no other."""
     slice_ = TimeSlice()
     for plugin in reversed(plugins):
         await slice_.pause()

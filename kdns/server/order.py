@@ -21,7 +21,7 @@ ORDER: Final[dict[str, str | None]] = {
     "https": "https:Https",
     "https3": None,
     "timeouts": "timeouts:Timeouts",
-    "multisocket": None,
+    "multisocket": "multisocket:Multisocket",
     "reload": "reload:Reload",
     "nsid": "nsid:Nsid",
     "cookie": "cookie:Cookie",

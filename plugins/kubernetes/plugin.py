@@ -1,11 +1,12 @@
 """The plugin `kubernetes`: its life, and what other plugins ask of it. What it answers is in `names`."""
 
 import asyncio
+import hashlib
 import ipaddress
 import os
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, final
 
 from kdns import faults, files, log
 from kdns.address import family_of
@@ -22,13 +23,14 @@ from kdns.kube.manifests import ManifestSource
 from kdns.kube.objects import IMPORT, NAMESPACE, SERVICE, SLICE, Projection
 from kdns.kube.objects import POD as POD_KIND
 from kdns.kube.podspec import pod_spec
+from kdns.kube.relay import Relay, RelayedSource
 from kdns.kube.source import Source, WatchScope
-from kdns.metrics import REFRESH, Gauge
+from kdns.metrics import MAX, MIN, REFRESH, Gauge
 from kdns.net.interfaces import addresses
 from kdns.plugin import Outcome, Plugin, Request
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.providers import ExternalAddresses, LabelCollector, SearchBase
-from kdns.plugin.runtime import Runtime
+from kdns.plugin.runtime import Crew, Runtime
 from kdns.plugins.kubernetes import config as _config
 from kdns.plugins.kubernetes import labels
 from kdns.plugins.kubernetes.config import Config
@@ -39,8 +41,8 @@ from kdns.plugins.kubernetes.records import Records
 from kdns.plugins.kubernetes.transfer import transfer
 from kdns.turns import emptied
 
-SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.")
-OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",))
+SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.", across=MIN)
+OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",), across=MAX)
 
 _log = log.plugin("kubernetes")
 _INVALIDATED: Final = 500  # nodes invalidated in a turn of the loop: some 0.2 ms
@@ -51,6 +53,7 @@ class Kubernetes(Plugin):
     """Serves the names of one cluster."""
 
     name: ClassVar[str] = "kubernetes"
+    central = True
     pure = True
 
     @classmethod
@@ -135,11 +138,23 @@ class Kubernetes(Plugin):
         ordered = any(zone.reverse and not config.fallthrough.covers(zone.name) for zone in self.index.zones)
         self.key = ("kubernetes", self.paths or self.api, scope, file, ordered)
 
-        def make() -> Source:
-            if self.api is not None:
-                return ApiSource(self.api, scope, Cluster(ordered), file)
-            return ManifestSource(self.paths, scope, Cluster(ordered))
+        # The same in all processes that were forked from one.
+        name = hashlib.sha256(repr(self.key).encode()).hexdigest()
 
+        def make() -> Source:
+            if self.api is None:
+                return ManifestSource(self.paths, scope, Cluster(ordered))
+            if runtime.link is not None:
+                return RelayedSource(name, runtime.link, Cluster(ordered))
+            return ApiSource(self.api, scope, Cluster(ordered), file)
+
+        if runtime.crew is not None:
+            if self.api is not None:
+                # One process watches the API for all workers.
+                api, crew = self.api, runtime.crew
+                self.runtime = runtime
+                await runtime.acquire(self.key, lambda: RelaySource(name, crew, ApiSource(api, scope, Relay(), file)))
+            return
         self.runtime = runtime
         self.source = await runtime.acquire(self.key, make)
         self.index.close()
@@ -317,6 +332,26 @@ class Kubernetes(Plugin):
     def server_services(self) -> list[ServiceState]:
         """The Services that lead to this machine."""
         return list(dict.fromkeys(entry for address in self.addresses for entry in self.cluster.owners(address)))
+
+
+@final
+class RelaySource:
+    """A source whose state goes to all workers; a resource of the process that watches over them."""
+
+    def __init__(self, name: str, crew: Crew, source: ApiSource[Relay]) -> None:
+        self.name = name
+        self.crew = crew
+        self.source = source
+
+    async def start(self) -> None:
+        """Begins to watch, and to send."""
+        self.crew.publish(self.name, self.source.cluster)
+        await self.source.start()
+
+    async def stop(self) -> None:
+        """Ends both."""
+        self.crew.withdraw(self.name)
+        await self.source.stop()
 
 
 def _local_addresses(hosts: tuple[str, ...]) -> tuple[bytes, ...]:

@@ -91,6 +91,7 @@ class Prometheus(Plugin):
     """Counts every outcome."""
 
     name: ClassVar[str] = "prometheus"
+    central = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
@@ -160,6 +161,7 @@ class Prometheus(Plugin):
             # As in CoreDNS, not fatal: names matter more than counts.
             _log.error(f"Failed to start metrics handler: {error}")
             return
+        self.exposition.crew = runtime.crew
         self.server.add("/metrics", self.exposition.respond)
 
     async def stop(self) -> None:

@@ -5,11 +5,15 @@ share the next one, so what a scraper gets is never older than its request, and 
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Final
 
 from kdns import faults, metrics
+from kdns.metrics import Family
 from kdns.net.http import Response
+from kdns.plugin.runtime import Crew
 from kdns.plugins.prometheus import process
+from kdns.plugins.prometheus.workers import WorkerMetrics
 
 TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Octets of a piece of the text: one send. Some 17 MB in one piece, from 170,000 lines, take 16 ms to put together.
@@ -20,6 +24,8 @@ class Exposition:
     """The text, for those who scrape."""
 
     def __init__(self) -> None:
+        self.crew: Crew | None = None  # whose metrics they are, too
+        self._workers = WorkerMetrics()
         self._running: asyncio.Task[list[bytes]] | None = None
         self._next: asyncio.Task[list[bytes]] | None = None
 
@@ -35,23 +41,25 @@ class Exposition:
             await asyncio.wait((before,))
         self._running, self._next = self._next, None
         try:
-            return await _render()
+            if self.crew is not None:
+                return await _render((await self._workers.merged(self.crew)), self._workers.process(self.crew.pids()))
+            faults.call_each("the refresh of a metric", metrics.REFRESH)
+            return await _render(None, process.text())
         finally:
             self._running = None
 
 
-async def _render() -> list[bytes]:
-    faults.call_each("the refresh of a metric", metrics.REFRESH)
+async def _render(of: Iterable[Family] | None, last: bytes) -> list[bytes]:
     pieces: list[bytes] = []
     parts: list[bytes] = []
     size = 0
-    for text in metrics.families():
+    for text in metrics.families() if of is None else metrics.families(of):
         parts.append(text)
         size += len(text)
         if size >= PIECE:
             pieces.append(b"".join(parts))
             parts, size = [], 0
         await asyncio.sleep(0)
-    parts.append(process.text())
+    parts.append(last)
     pieces.append(b"".join(parts))
     return pieces

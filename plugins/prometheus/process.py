@@ -1,7 +1,7 @@
 """The metrics of the process: prometheus-client's, and those that Go's client has beside them."""
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
@@ -37,6 +37,37 @@ def octets_of(netstat: str) -> tuple[float, float]:
     return float(found["InOctets"]), float(found["OutOctets"])
 
 
+class OfProcess:
+    """The metrics of one other process, by its id."""
+
+    def __init__(self, pid: int) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(pid=lambda: pid, registry=self.registry)
+
+    def values(self) -> dict[str, float]:
+        """By name; empty where it has ended."""
+        return {sample.name: sample.value for metric in self.registry.collect() for sample in metric.samples}
+
+
+def text_of(total: Mapping[str, float]) -> bytes:
+    """All of it in the text format, with these values in place of our own."""
+    registry = CollectorRegistry()
+    registry.register(_Replaced(total))
+    return generate_latest(registry)
+
+
+class _Replaced:
+    def __init__(self, total: Mapping[str, float]) -> None:
+        self.total = total
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in _registry.collect():
+            for at, sample in enumerate(metric.samples):
+                if sample.name in self.total:
+                    metric.samples[at] = sample._replace(value=self.total[sample.name])
+            yield metric
+
+
 _registry: Final = CollectorRegistry()
 ProcessCollector(registry=_registry)
 PlatformCollector(registry=_registry)
@@ -46,3 +77,8 @@ _registry.register(_More())
 def text() -> bytes:
     """All of it in the text format."""
     return generate_latest(_registry)
+
+
+def own() -> dict[str, float]:
+    """Those of this process, by name."""
+    return {sample.name: sample.value for metric in _registry.collect() for sample in metric.samples}

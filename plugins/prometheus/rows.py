@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Final, final
 
 from kdns.dns import iana
-from kdns.metrics import TIME_BUCKETS, Counter, Gauge, Histogram, Slot
+from kdns.metrics import MAX, TIME_BUCKETS, Counter, Gauge, Histogram, Slot
 from kdns.plugin import Outcome, Request
 
 SIZE_BUCKETS: Final = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16e3, 32e3, 48e3, 64e3)
@@ -22,12 +22,13 @@ COUNTED_TYPES: Final = frozenset((
 
 BUILD: Final = Gauge(
     "coredns_build_info", "A metric with a constant '1' value labeled by version, revision, and goversion.",
-    ("version", "revision", "goversion"),
+    ("version", "revision", "goversion"), across=MAX,
 )  # fmt: skip
 OWN_BUILD: Final = Gauge(
     "kdns_build_info",
     "1, with the version, the build (compiled or interpreted) and the version of Python.",
     ("version", "build", "python"),
+    across=MAX,
 )
 REQUESTS: Final = Counter(
     "coredns_dns_requests_total", "Counter of DNS requests made per zone, protocol and family.",
@@ -56,7 +57,7 @@ RESPONSES: Final = Counter(
 )
 ENABLED: Final = Gauge(
     "coredns_plugin_enabled", "A metric that indicates whether a plugin is enabled on per server and zone basis.",
-    ("server", "zone", "view", "name"),
+    ("server", "zone", "view", "name"), across=MAX,
 )  # fmt: skip
 
 # Different pairs of sizes that wait to be counted; then they go into the buckets, which takes half a millisecond.
