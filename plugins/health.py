@@ -126,7 +126,7 @@ class Health(Plugin):
         crew = self.runtime.crew if self.runtime is not None else None
         if crew is None:
             return Response()
-        hung = [number for number, said in (await crew.ask("ping")).items() if said is None]
+        hung = await crew.hung()
         if not hung:
             return Response()
         return Response(503, "".join(f"worker {number} does not answer\n" for number in hung).encode())

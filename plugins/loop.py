@@ -29,6 +29,7 @@ again.
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,15 +95,21 @@ class Loop(Plugin):
         self.probes: dict[bytes, Upstream] = {}
         self.task: asyncio.Task[None] | None = None
         self.runtime: Runtime | None = None
+        self.secret = secrets.token_bytes(16)
 
     def wire(self, block: BlockInfo) -> None:
         self.block = block
 
     async def start(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        if runtime.link is not None:
+            self.secret = runtime.link.secret
+            runtime.link.listen("loop", self._told)
         self.task = asyncio.create_task(faults.supervise("plugin/loop", self._watch), name="loop")
 
     async def stop(self) -> None:
+        if self.runtime is not None and self.runtime.link is not None:
+            self.runtime.link.ignore("loop", self._told)
         if self.task is not None:
             self.task.cancel()
             self.task = None
@@ -125,8 +132,7 @@ class Loop(Plugin):
         self.probes.clear()
         asked = []
         for upstream in self._upstreams():
-            labels = b"".join(b"\x10" + secrets.token_hex(8).encode() for _ in range(2))
-            question = Question(labels + zone, iana.HINFO)
+            question = Question(self._labels(secrets.token_hex(8).encode()) + zone, iana.HINFO)
             self.probes[question.name] = upstream
             if upstream.stream_only:
                 upstream.exchange(pack_query(0, question), question, "tcp", lambda _: None)
@@ -143,18 +149,42 @@ class Loop(Plugin):
 
     def handle(self, request: Request) -> Outcome | None:
         question = request.question
-        if question.type != iana.HINFO or question.name not in self.probes:
+        if question.type != iana.HINFO:
+            return None
+        name = question.name
+        if name not in self.probes and (len(name) < 34 or name[:34] != self._labels(name[1:17])):
+            return None
+        link = self.runtime.link if self.runtime is not None else None
+        if name not in self.probes and link is None:
             return None
         request.once()
-        upstream = self.probes.pop(question.name)
         peer = host_port(str(request.client[0]), request.client[1])
+        if name in self.probes:
+            self._found(name, peer, request.server.label)
+        elif link is not None:
+            # The worker that has sent it knows which upstream that was.
+            link.tell("loop", (name, peer, request.server.label))
+        return RcodeOnly(iana.SERVFAIL)
+
+    def _labels(self, chance: bytes) -> bytes:
+        """The first two labels of a probe: a random one (16 octets), and one by which all workers know it as theirs."""
+        sign = hashlib.blake2b(chance, key=self.secret, digest_size=8).hexdigest()
+        return b"\x10" + chance + b"\x10" + sign.encode()
+
+    def _told(self, found: tuple[bytes, str, str]) -> None:
+        """A probe came back to another worker."""
+        if found[0] in self.probes:
+            self._found(*found)
+
+    def _found(self, name: bytes, peer: str, label: str) -> None:
+        """A probe came back from its upstream."""
+        upstream = self.probes.pop(name)
         what = (
-            f"Loop ({peer} -> {request.server.label.partition('://')[2]}) detected for zone "
-            f'"{to_text(self.block.zones[0])}"'
+            f'Loop ({peer} -> {label.partition("://")[2]}) detected for zone "{to_text(self.block.zones[0])}"'
             if self.block
             else "Loop"
         )
-        text = f'{what}: upstream {upstream.to} sends queries back here. Query: "HINFO {to_text(question.name)}"'
+        text = f'{what}: upstream {upstream.to} sends queries back here. Query: "HINFO {to_text(name)}"'
         DETECTED.slot(upstream.to)[0] = 1
         if self.config.exit and self.runtime is not None and self.runtime.stop is not None:
             _log.fatal(text)
@@ -162,7 +192,6 @@ class Loop(Plugin):
         elif not upstream.refused:
             _log.error(text + ". It is not used until the loop is gone; cluster names are not affected")
         upstream.refused = True
-        return RcodeOnly(iana.SERVFAIL)
 
 
 async def _ask(upstream: Upstream, question: Question) -> None:

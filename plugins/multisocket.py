@@ -11,7 +11,7 @@ One kdns process keeps one processor busy. With `multisocket`, N processes (work
   cgroup's quota, rounded up. With 1 there is a single process, as without `multisocket`.
 
 It counts for the whole server, not for a server block; if several blocks have it, the largest N counts. A reload may
-change N, but not from one process to several or back: that takes a restart.
+change N, but a single process goes on alone until it is restarted.
 
 ## What is shared
 

@@ -52,6 +52,8 @@ def main(words: Sequence[str]) -> int:
     finally:
         log.stop_writer()
     print("\n\n".join("\n".join(described(block)) for block in instance.blocks))
+    if (count := instance.processes()) > 1:
+        print(f"\nserved by {count} processes on the same ports (multisocket)")
     return 0
 
 

@@ -10,6 +10,7 @@ yet, and gives them in frames when there is room. `RelayedSource` is the source 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Protocol, final
 
@@ -23,6 +24,8 @@ from kdns.turns import emptied
 FRAME: Final = 50
 # Objects that may wait for a follower by key. Beyond, all of them are sent: that is about as much work.
 LIMIT: Final = 20_000
+# Seconds that a source waits for the state of another process when it starts: 170,000 objects take one or two.
+PATIENCE: Final = 30.0
 
 KINDS: Final = (NAMESPACE, SERVICE, IMPORT, SLICE, POD)
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -198,14 +201,19 @@ class RelayedSource:
         self.cluster = cluster
         self.on_sync: list[Callable[[], None]] = []
         self.seen: set[tuple[str, str]] | None = None  # during a whole state: what is in it
+        self.told = asyncio.Event()
 
     def listed(self) -> bool:
         """Whether everything has been listed since the start."""
         return self.cluster.synced
 
     async def start(self) -> None:
-        """Begins to follow."""
+        """Follows, and waits until what the other process has is here: who answers only then never denies what there
+        is. That is not much while the other process waits for the API itself.
+        """
         self.feed.follow(self.name, self.receive)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.told.wait(), PATIENCE)
 
     async def stop(self) -> None:
         """Ends that."""
@@ -240,3 +248,4 @@ class RelayedSource:
                     call()
                 self.on_sync.clear()
             cluster.set_stale(stale)
+            self.told.set()

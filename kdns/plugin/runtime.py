@@ -23,7 +23,12 @@ class Crew(Protocol):
     """The workers, as the process that watches over them sees them (`multisocket`)."""
 
     async def ask(self, what: str, *arguments: Any) -> dict[int, Any]:
-        """What each worker says to a question, by the worker's number; None where it does not answer in time."""
+        """What each worker says to a question, by the worker's number; None where it does not answer in time, or has
+        not served yet. One that is being replaced is not among them: the others have its part meanwhile.
+        """
+
+    async def hung(self) -> list[int]:
+        """The numbers of the workers that serve, and do not answer."""
 
     def publish(self, name: str, relay: Any) -> None:
         """Sends a kdns.kube.relay.Relay to all workers that follow this name."""
@@ -36,9 +41,22 @@ class Crew(Protocol):
 
 
 class Link(Protocol):
-    """The way from a worker to the process that watches over it; also a kdns.kube.relay.Feed."""
+    """The way from a worker to the process that watches over it; also a kdns.kube.relay.Feed.
+
+    `secret` is the same in all workers of a server, and in no other.
+    """
 
     number: int
+    secret: bytes
+
+    def tell(self, topic: str, value: Any) -> None:
+        """Tells all other workers something that msgpack can hold."""
+
+    def listen(self, topic: str, told: Callable[[Any], None]) -> None:
+        """Calls `told` with what other workers tell."""
+
+    def ignore(self, topic: str, told: Callable[[Any], None]) -> None:
+        """Ends that."""
 
     def follow(self, name: str, receive: Callable[[str, list[Any]], Awaitable[None]]) -> None:
         """Calls `receive` with all frames of this relay from now on."""

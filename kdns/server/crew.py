@@ -19,6 +19,7 @@ from kdns.net.pipe import Pipe
 from kdns.server.forks import ForkServer
 
 ASK: Final = 1.0  # seconds in which a worker says how it is; a kubelet waits one second for a probe
+METRICS: Final = 3.0  # seconds for its metrics, of which there may be many; Prometheus waits ten
 # Seconds in which a worker builds and loads a configuration, at most: zone files and name servers may be slow.
 SLOW: Final = 120.0
 PING: Final = 1.0  # seconds between two looks at each worker
@@ -104,8 +105,8 @@ class Workers:
     def __init__(self, forks: ForkServer) -> None:
         self.forks = forks
         self.hands: dict[int, Hand] = {}
+        self.known: set[int] = set()  # numbers of those that have served
         self.relays: dict[str, Relay] = {}
-        self.followers: dict[str, list[Follower]] = {}
         self.early: dict[int, int] = {}  # ended before we knew of them: process id -> status
         self.deaths: dict[int, int] = {}  # one after the other, by number
         self.stop: Callable[[int], None] = lambda code: None
@@ -137,6 +138,7 @@ class Workers:
             self._kill(hand)
             raise WorkerFailed(problem or f"worker {number} ended, or said nothing for {SLOW:g} s, while it started")
         hand.serving = True
+        self.known.add(number)
         SERVING.slot()[0] = sum(each.serving for each in self.hands.values())
 
     def living(self) -> list[Hand]:
@@ -150,9 +152,13 @@ class Workers:
         return {hand.number: value for hand, value in zip(hands, said, strict=True)}
 
     async def ask(self, what: str, *arguments: Any) -> dict[int, Any]:
-        """What each worker says, also of those that do not serve now (None)."""
-        said = await self.ask_each(what, *arguments)
-        return {number: said.get(number) for number in sorted(self.hands)}
+        """What each worker says; None where it does not in time, or has not served yet."""
+        said = await self.ask_each(what, *arguments, limit=METRICS if what == "metrics" else ASK)
+        return {number: said.get(number) for number in sorted(self.hands) if number in said or number not in self.known}
+
+    async def hung(self) -> list[int]:
+        """The numbers of the workers that serve, and do not answer."""
+        return [number for number, said in (await self.ask_each("ping")).items() if said is None]
 
     def pids(self) -> dict[int, int]:
         """The process ids of the workers that run, by number."""
@@ -173,6 +179,7 @@ class Workers:
             hand.gone()
             if self.hands.get(hand.number) is hand:
                 del self.hands[hand.number]
+                self.known.discard(hand.number)
         SERVING.slot()[0] = len(self.living())
 
     def close(self) -> None:
@@ -241,6 +248,10 @@ class Workers:
             self._follow(hand, message[1])
         elif what == "unfollow":
             self._unfollow(hand, message[1])
+        elif what == "tell":
+            for other in self.living():
+                if other is not hand and other.pipe is not None:
+                    other.pipe.send("told", message[1], message[2])
         elif what == "stop":
             self.stop(message[1])
 

@@ -123,7 +123,10 @@ class Server:
             return True
 
     async def _replace(self, corefile: Corefile) -> None:
-        await self.commit(await self.prepare(corefile))
+        prepared = await self.prepare(corefile)
+        if prepared.instance.processes() > 1:
+            _log.warning("multisocket: this process goes on alone; restart kdns to serve by several")
+        await self.commit(prepared)
 
     async def prepare(self, corefile: Corefile) -> "Prepared":
         """Starts the plugins of another configuration and opens its sockets, beside the one that serves. Raises what

@@ -42,6 +42,19 @@ class Central:
         self.groups: set[Group] = set(instance.dispatchers)
         self.banner = banner(instance)
         self.count = instance.processes()
+        self.instance = instance
+        for dispatcher in instance.dispatchers.values():
+            dispatcher.close()
+        instance.dispatchers.clear()
+        for block in instance.blocks:
+            kept = [plugin for plugin in block.plugins if plugin.central]
+            block.close()
+            block.plugins = kept
+
+    async def stop(self) -> None:
+        """Stops what was started, and takes it apart."""
+        await stop_plugins(self.plugins)
+        self.instance.close()
 
 
 @final
@@ -92,7 +105,7 @@ class Supervisor:
             self.stopping = True
             await workers.end(list(workers.hands.values()), 0)
             if central is not None:
-                await stop_plugins(central.plugins)
+                await central.stop()
             workers.close()
             gc_policy.release()
             raise
@@ -134,7 +147,7 @@ class Supervisor:
                         raise WorkerFailed(problem or f"worker {number} did not load it within {SLOW:g} s")
             except BaseException:
                 await workers.ask_each("abandon", limit=SLOW)
-                await stop_plugins(new.plugins)
+                await new.stop()
                 raise
         except BaseException:
             self.runtime.loaded = before
@@ -145,7 +158,7 @@ class Supervisor:
         changing = asyncio.ensure_future(workers.ask_each("commit", limit=SLOW))
         await self._resize(new.count, new.pickled)
         await changing
-        await stop_plugins(old.plugins)
+        await old.stop()
         self._announce()
 
     async def _resize(self, count: int, pickled: bytes) -> None:
@@ -216,6 +229,8 @@ class Supervisor:
         """The workers go on answering for as long as `health` says, each until nobody asks it any more."""
         self.stopping = True
         STATE.slot()[0] = 1
+        for hand in self.workers.hands.values():
+            hand.ending = True
         await asyncio.gather(
             self.workers.ask_each("lameduck", limit=_LAMEDUCK), *(_tried(call) for call in self.runtime.before_stop)
         )
@@ -230,7 +245,7 @@ class Supervisor:
             task.cancel()
         await self.workers.end(list(self.workers.hands.values()), drain)
         if self.current is not None:
-            await stop_plugins(self.current.plugins)
+            await self.current.stop()
             self.current = None
         self.workers.close()
         STATE.slot()[0] = 0

@@ -6,17 +6,20 @@ API, serve HTTP or look after the Corefile. It ends when the process that watche
 
 Messages, lists of msgpack (kdns.net.pipe). To a worker: `["ask", id, what, arguments...]`, and `["frame", name, what,
 rows]` of a relay (kdns.kube.relay). From it: `["part", id, value]` and at last `["said", id, value]`, `["follow",
-name]`, `["unfollow", name]`, and `["stop", code]` where a plugin asks for the end of the server.
+name]`, `["unfollow", name]`, and `["stop", code]` where a plugin asks for the end of the server. `["tell", topic,
+value]` goes to all others as `["told", topic, value]`.
 """
 
 import asyncio
 import contextlib
 import gc
 import pickle
+import secrets
 import signal
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final, final
 
 from kdns import faults, log, metrics
@@ -30,6 +33,8 @@ FRAMES: Final = 4
 # Slots of a family that are sent in one message.
 SLOTS: Final = 500
 _NAME: Final = "/proc/self/comm"
+# What the workers of a server share because they are forked from where this module was imported.
+SECRET: Final = secrets.token_bytes(16)
 
 _log = log.Logger()
 
@@ -60,6 +65,8 @@ class Worker:
         self.server.runtime.stop = self._plugin_stops
         self.prepared: Prepared | None = None
         self.routes: dict[tuple[str, int, str], list[Callable[[], Awaitable[Any]]]] = {}
+        self.secret = SECRET
+        self.listening: dict[str, list[Callable[[Any], None]]] = {}
         self.followed: dict[str, Callable[[str, list[Any]], Awaitable[None]]] = {}
         self.frames: deque[list[Any]] = deque()
         self.framed = asyncio.Event()
@@ -91,6 +98,9 @@ class Worker:
     def _heard(self, message: list[Any]) -> None:
         if message[0] == "ask":
             self._do(self._answer(*message[1:]))
+        elif message[0] == "told":
+            calls = self.listening.get(message[1], ())
+            faults.call_each("what another worker tells", [partial(call, message[2]) for call in calls])
         else:
             self.frames.append(message)
             self.framed.set()
@@ -209,6 +219,20 @@ class Worker:
         """Ends that."""
         if self.followed.pop(name, None) is not None:
             self.pipe.send("unfollow", name)
+
+    def tell(self, topic: str, value: Any) -> None:
+        """Tells all other workers something that msgpack can hold."""
+        self.pipe.send("tell", topic, value)
+
+    def listen(self, topic: str, told: Callable[[Any], None]) -> None:
+        """Calls `told` with what other workers tell."""
+        self.listening.setdefault(topic, []).append(told)
+
+    def ignore(self, topic: str, told: Callable[[Any], None]) -> None:
+        """Ends that."""
+        calls = self.listening.get(topic, [])
+        if told in calls:
+            calls.remove(told)
 
     def add_route(self, host: str, port: int, path: str, route: Callable[[], Awaitable[Any]]) -> None:
         """Answers a path for the process that serves HTTP."""

@@ -125,6 +125,8 @@ class Secondary(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        if runtime.link is not None:
+            runtime.link.listen("secondary", self._told)
         for origin, config in self.settings.items():
             key = self.keys.get(config.key)
             accepts = members if config.catalog is not None else None
@@ -142,6 +144,8 @@ class Secondary(Plugin):
         zone.on_change.append(self._changed)
 
     async def stop(self) -> None:
+        if self.runtime is not None and self.runtime.link is not None:
+            self.runtime.link.ignore("secondary", self._told)
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -263,7 +267,15 @@ class Secondary(Plugin):
             except (FormatError, tsig.Refused):
                 return tsig.NOTAUTH
         served.wake()
+        if self.runtime is not None and self.runtime.link is not None:
+            self.runtime.link.tell("secondary", served.origin)  # it came to one of several workers
         return iana.NOERROR
+
+    def _told(self, origin: bytes) -> None:
+        """Another worker got a NOTIFY that will do."""
+        served = self.served.get(origin)
+        if served is not None:
+            served.wake()
 
     # Transfers.
 

@@ -18,16 +18,18 @@ from kdns.metrics import REGISTRY, TIME_BUCKETS
 from kdns.net.http import Response
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
-from kdns.plugin.endpoint import HttpEndpoint
+from kdns.plugin.endpoint import HttpEndpoint, bound_hosts
 from kdns.plugin.providers import ClientNames, HasUpstreams
-from kdns.plugin.runtime import Runtime
-from kdns.plugins.status.ledger import Failure, Ledger
+from kdns.plugin.runtime import Crew, Runtime
+from kdns.plugins.status import merge
+from kdns.plugins.status.ledger import MINUTE, Failure, Ledger
 
 DEFAULT: Final = ("127.0.0.1", 8053)
 SHOWN: Final = 50  # of each table: more than fit on the page, for its search
 ERROR_TEXT: Final = 200  # characters of each
 STALE: Final = 60.0  # seconds without news of the API after which it counts as away
 FAILING: Final = 0.05  # part of a minute's answers that fail, above which the page says so
+_FAILURES: Final = " of the last minute's answers are failures."
 # Only what the page itself holds may run on it.
 _POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -55,6 +57,7 @@ class Status(Plugin):
     """Counts names, clients and denials, keeps the history, and serves the page."""
 
     name: ClassVar[str] = "status"
+    central = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
@@ -90,8 +93,9 @@ class Status(Plugin):
         ]
 
     async def start(self, runtime: Runtime) -> None:
-        self.ledger = await runtime.acquire(self._key, Ledger)
         self.runtime = runtime
+        if runtime.crew is None:
+            self.ledger = await runtime.acquire(self._key, Ledger)
         self.server = await HttpEndpoint.open(runtime, self.http)
         for path, route in (("/", self.page), ("/status.json", self.data), ("/history.json", self.past)):
             self.server.add(path, route, self.is_served)
@@ -101,7 +105,8 @@ class Status(Plugin):
             await self.server.close()
             self.server = None
         if self.runtime is not None:
-            await self.runtime.release(self._key)
+            if self.runtime.crew is None:
+                await self.runtime.release(self._key)
             self.runtime = None
 
     @property
@@ -157,12 +162,39 @@ class Status(Plugin):
 
     async def data(self) -> Response:
         """What the page shows."""
-        return Response(200, json.dumps(self.state()).encode(), "application/json")
+        crew = self.runtime.crew if self.runtime is not None else None
+        state = self.state() if crew is None else await self._state_of(crew)
+        return Response(200, json.dumps(state).encode(), "application/json")
 
     async def past(self) -> Response:
         """The history: two lists of samples, as History has them."""
-        found = {"fine": list(self.ledger.history.fine), "coarse": list(self.ledger.history.coarse)}
+        crew = self.runtime.crew if self.runtime is not None else None
+        found: Any = {"fine": list(self.ledger.history.fine), "coarse": list(self.ledger.history.coarse)}
+        if crew is not None:
+            found = merge.histories(await self._from(crew, "/history.json"))
         return Response(200, json.dumps(found).encode(), "application/json")
+
+    async def _from(self, crew: Crew, path: str) -> list[Any]:
+        """What the workers that answer have at a path."""
+        host = bound_hosts(self.config.host)[0]
+        said = await crew.ask("route", host, self.config.port, path)
+        return [json.loads(each[1]) for each in said.values() if each is not None and each[0] == 200]
+
+    async def _state_of(self, crew: Crew) -> dict[str, Any]:
+        """All numbers of all workers."""
+        states = await self._from(crew, "/status.json")
+        faults.call_each("the refresh of a metric", metrics.REFRESH)
+        own = {short: _values(name) for short, name in SERIES.items()}
+        if not states:
+            return self.state()
+        fine = merge.histories(await self._from(crew, "/history.json"))["fine"]
+        part = merge.failing(fine, MINUTE)
+        outages = [text for state in states for text in state["outages"] if not text.endswith(_FAILURES)]
+        outages += self.outages(own["data_age"], part)
+        return {
+            **merge.states(states, SERIES, own, SHOWN), "failing_part": round(part, 4),
+            "outages": list(dict.fromkeys(outages)),
+        }  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """All numbers: counters since the start, so that whoever asks twice knows the rate."""
@@ -174,7 +206,7 @@ class Status(Plugin):
             "uptime_seconds": round(time.monotonic() - self.ledger.began, 3),
             "serves": self.serves,
             "configuration": self._configuration(),
-            "outages": self.outages(ages),
+            "outages": self.outages(ages, self.ledger.failing()),
             "queries": self.ledger.queries,
             "failures": self.ledger.failures,
             "failing_part": round(self.ledger.failing(), 4),
@@ -192,8 +224,8 @@ class Status(Plugin):
             "wasted": [[self._who(str(key)), count] for key, count in self.ledger.wasted.top(SHOWN)],
         }
 
-    def outages(self, ages: list[list[Any]]) -> list[str]:
-        """What is wrong now, in sentences; empty in good times."""
+    def outages(self, ages: list[list[Any]], failing: float) -> list[str]:
+        """What is wrong now, in sentences; empty in good times. `failing`: the part of the last minute's answers."""
         out = []
         for plugin in self.forwards:
             states = plugin.upstream_states()
@@ -204,8 +236,8 @@ class Status(Plugin):
                 )
         if ages and (oldest := max(age for _, age in ages)) > STALE:
             out.append(f"The API has not been heard of for {int(oldest)} s: what is served of the cluster is that old.")
-        if (part := self.ledger.failing()) > FAILING:
-            out.append(f"{part:.0%} of the last minute's answers are failures.")
+        if failing > FAILING:
+            out.append(f"{failing:.0%}{_FAILURES}")
         return out
 
     def _configuration(self) -> str:

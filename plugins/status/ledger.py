@@ -13,7 +13,7 @@ from kdns.plugins.status.topk import TopK
 
 ERRORS: Final = 50  # errors kept
 FADE: Final = 300.0  # seconds after which counts are halved
-_MINUTE: Final = 60 // FINE
+MINUTE: Final = 60 // FINE  # samples of a minute
 
 
 class Failure(NamedTuple):
@@ -71,6 +71,6 @@ class Ledger:
 
     def failing(self) -> float:
         """The part of the last minute's answers that failed."""
-        last = list(self.history.fine)[-_MINUTE:]
+        last = list(self.history.fine)[-MINUTE:]
         asked = sum(each.queries for each in last)
         return sum(each.failures for each in last) / asked if asked else 0.0

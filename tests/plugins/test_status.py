@@ -114,8 +114,8 @@ def test_many_failures_in_the_last_minute_are_an_outage() -> None:
     for second in range(0, 100, 5):
         status.ledger.queries, status.ledger.failures = second * 10, second
         status.ledger.sample(second, 1e9 + second)
-    assert status.outages([]) == ["10% of the last minute's answers are failures."]
-    assert "has not been heard of for 61 s" in status.outages([[{"kind": "Service"}, 61.0]])[0]
+    assert status.outages([], status.ledger.failing()) == ["10% of the last minute's answers are failures."]
+    assert "has not been heard of for 61 s" in status.outages([[{"kind": "Service"}, 61.0]], 0.0)[0]
 
 
 @pytest.mark.parametrize(("host", "status"), [

@@ -1,6 +1,7 @@
 """Several processes that look like one server (`multisocket`): real processes, real signals, real queries."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import dns.message
 import dns.rcode
 import pytest
 
+from kdns.plugins.multisocket import processors
 from kdns.testing import free_port
 from kdns.testing.apiserver import ApiServer
 from kdns.testing.objects import namespace, service
@@ -145,7 +147,8 @@ def test_a_killed_worker_is_replaced_while_the_other_answers(several: Callable[.
         assert server.ask() is not None
     counted = server.metric("coredns_dns_requests_total")
     os.kill(first[1], signal.SIGKILL)
-    soon(lambda: server.workers().get(1, first[1]) != first[1] and server.get("/ready")[0] == 200)
+    while server.workers().get(1, first[1]) == first[1] or server.metric("kdns_workers") < 2:
+        assert server.get("/ready")[0] == server.get("/health")[0] == 200  # whoever asks is answered
     assert server.workers()[2] == first[2]
     for _ in range(20):
         assert server.ask() is not None
@@ -168,9 +171,13 @@ def test_changes_of_services_reach_all_workers_by_one_watch(several: Callable[..
     soon(lambda: all(server.addresses("one.n1.svc.cluster.local.") == [] for _ in range(20)))
     watches = [each for each in api.requests if "watch" in each and "/services" in each]
     assert len(watches) == 1
+    # One that is replaced has the state before it answers: nobody gets another answer meanwhile.
     os.kill(server.workers()[2], signal.SIGKILL)
-    soon(lambda: server.metric("kdns_workers") == 2)
-    soon(lambda: all(server.addresses("two.n1.svc.cluster.local.") == ["10.96.0.2"] for _ in range(20)))
+    said = []
+    while server.metric("kdns_worker_restarts_total") < 1 or server.metric("kdns_workers") < 2:
+        said += [server.addresses("two.n1.svc.cluster.local.") for _ in range(10)]
+    said += [server.addresses("two.n1.svc.cluster.local.") for _ in range(40)]
+    assert [each for each in said if each != ["10.96.0.2"]] in ([], [["no reply"]])
     assert server.end() == 0
 
 
@@ -243,3 +250,188 @@ def test_a_bad_number_is_an_error_with_its_place(tmp_path: Path, words: str, tex
     assert done.returncode == 1
     assert f"{path}:2:17" in done.stdout + done.stderr
     assert text in done.stdout + done.stderr
+
+
+def test_the_status_page_is_that_of_all_workers(several: Callable[..., Several]) -> None:
+    page = free_port()
+    server = several(f" status 127.0.0.1:{page}\n template IN A {{\n  rcode NXDOMAIN\n }}\n whoami")
+    for _ in range(40):
+        assert server.ask("gone.example.org.") is not None
+    for _ in range(20):
+        assert server.ask("there.example.org.", "TXT") is not None
+    http = server.http
+    server.http = page
+    try:
+        state = json.loads(server.get("/status.json")[1])
+        assert state["queries"] == 60 and state["rcodes"] == {"NXDOMAIN": 40, "NOERROR": 20}
+        assert sum(state["latency_seconds"]["counts"]) == 60
+        assert dict(state["names"]) == {"gone.example.org.": 40, "there.example.org.": 20}
+        assert dict(state["denied"]) == {"example.org.": 40}
+        assert state["outages"] == [] and state["failing_part"] == 0
+        assert sum(value for _, value in state["series"]["requests"]) == 60
+        assert "<html" in server.get("/")[1]
+        assert set(json.loads(server.get("/history.json")[1])) == {"fine", "coarse"}
+    finally:
+        server.http = http
+    assert server.end() == 0
+
+
+def test_a_loop_is_found_by_whichever_worker_it_comes_back_to(several: Callable[..., Several]) -> None:
+    port = free_port()
+    server = several(f" loop {{\n  exit\n }}\n forward . 127.0.0.1:{port}", 4)
+    # Once it listens on the port that it forwards to, it forwards to itself.
+    server.path.write_text(server.path.read_text().replace(f".:{server.port} ", f".:{server.port} .:{port} "))
+    os.kill(server.pid, signal.SIGUSR1)
+    assert server.process.wait(WAIT) == 1
+    server.end()
+    assert any("Loop (" in line for line in server.lines)
+
+
+def test_a_worker_that_dies_again_at_once_is_replaced_after_a_growing_pause(several: Callable[..., Several]) -> None:
+    server = several()
+    for count in range(1, 4):
+        os.kill(server.workers()[1], signal.SIGKILL)
+        soon(lambda count=count: server.metric("kdns_worker_restarts_total") == count)  # type: ignore[misc]
+        soon(lambda: server.metric("kdns_workers") == 2)
+    assert server.metric("kdns_worker_restarts_total") == 3
+    assert server.end() == 0
+    said = [line.partition("its place ")[2] for line in server.lines if "its place" in line]
+    assert [each.partition(";")[0] for each in said] == ["now", "in 0.25 s", "in 0.5 s"]
+
+
+def test_killing_a_worker_loses_at_most_what_waited_in_its_own_sockets(several: Callable[..., Several]) -> None:
+    server = several()
+    lost = sent = 0
+    victim = server.workers()[1]
+    for i in range(400):
+        if i == 100:
+            os.kill(victim, signal.SIGKILL)
+        sent += 1
+        lost += server.ask() is None
+    assert sent == 400 and lost <= 1
+    assert server.end() == 0
+
+
+def test_n_may_change_with_a_reload_without_a_lost_query(several: Callable[..., Several]) -> None:
+    server = several()
+    with asking(server.port) as lost:
+        for count in (3, 2):
+            server.write(count)
+            os.kill(server.pid, signal.SIGUSR1)
+            soon(lambda count=count: sorted(server.workers()) == list(range(1, count + 1)))  # type: ignore[misc]
+            server.until("Reloading complete")
+    assert not lost
+    assert server.end() == 0
+
+
+def test_sigterm_to_one_worker_ends_and_replaces_it_without_a_lost_query(several: Callable[..., Several]) -> None:
+    server = several()
+    first = server.workers()
+    with asking(server.port) as lost:
+        os.kill(first[2], signal.SIGTERM)
+        soon(lambda: server.workers().get(2, first[2]) != first[2] and server.metric("kdns_workers") == 2)
+    assert not lost
+    assert server.end() == 0
+
+
+def test_the_workers_end_with_the_process_that_watches_over_them(several: Callable[..., Several]) -> None:
+    server = several()
+    pids = descendants(server.pid)
+    assert len(pids) == 3
+    server.process.kill()
+    soon(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_a_start_that_fails_says_why_once_and_leaves_nothing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        path = tmp_path / "Corefile"
+        path.write_text(f".:{taken.getsockname()[1]} {{\n bind 127.0.0.1\n multisocket 2\n whoami\n}}\n")
+        done = kdns("-conf", str(path))
+    assert done.returncode == 1
+    assert done.stderr.count("another process has this port") == 1
+
+
+def test_one_is_a_single_process(several: Callable[..., Several]) -> None:
+    server = several(" whoami", 1)
+    assert server.ask() is not None
+    assert descendants(server.pid) == []
+    assert "kdns_worker" not in "".join(line for line in server.get("/metrics")[1].splitlines() if line[0] != "#")
+    assert server.end() == 0
+
+
+def test_the_default_is_what_affinity_and_cgroups_allow(tmp_path: Path) -> None:
+    mine = len(os.sched_getaffinity(0))
+    own = tmp_path / "cgroup"
+    own.write_text("0::/kubepods/pod1\n")
+    inner = tmp_path / "kubepods" / "pod1"
+    inner.mkdir(parents=True)
+    assert processors(str(tmp_path), str(own)) == mine
+    (inner / "cpu.max").write_text("max 100000\n")
+    assert processors(str(tmp_path), str(own)) == mine
+    (tmp_path / "kubepods" / "cpu.max").write_text("50000 100000\n")
+    assert processors(str(tmp_path), str(own)) == 1
+    (tmp_path / "kubepods" / "cpu.max").write_text("150000 100000\n")
+    assert processors(str(tmp_path), str(own)) == min(2, mine)
+    own.write_text("3:cpu,cpuacct:/\n")
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("20000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert processors(str(tmp_path), str(own)) == 1
+
+
+def test_all_get_sigterm_at_once_and_end_without_a_complaint(several: Callable[..., Several]) -> None:
+    server = several()
+    for pid in [*descendants(server.pid), server.pid]:
+        os.kill(pid, signal.SIGTERM)
+    assert server.process.wait(WAIT) == 0
+    server.end()
+    assert not [line for line in server.lines if "ERROR" in line or "its place" in line]
+
+
+def test_a_second_sigint_ends_all_at_once(several: Callable[..., Several]) -> None:
+    server = several()
+    pids = descendants(server.pid)
+    os.kill(server.pid, signal.SIGINT)
+    assert server.process.wait(WAIT) == 0
+    soon(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_lines_say_which_worker_writes_them(several: Callable[..., Several]) -> None:
+    server = several(" log\n errors\n forward . 127.0.0.1:1", 2)
+    for _ in range(20):
+        server.ask()
+    server.end()
+    failed = [line for line in server.lines if line.startswith("[ERROR]")]
+    assert failed and all(re.match(r"\[ERROR\] worker [12]: plugin/errors: ", line) for line in failed)
+    asked = [line for line in server.lines if '"A IN example.org.' in line]
+    assert len(asked) == 20 and all(line.startswith("[INFO] 127.0.0.1:") for line in asked)
+
+
+def test_json_lines_have_the_number_of_the_worker(several: Callable[..., Several]) -> None:
+    server = several(" log\n whoami", 2, "-log-format", "json")
+    for _ in range(20):
+        assert server.ask() is not None
+    server.end()
+    asked = [each for line in server.lines if "example.org" in line and (each := json.loads(line))]
+    assert len(asked) == 20 and {each["worker"] for each in asked} == {1, 2}
+
+
+def test_long_lines_of_several_workers_are_not_mixed(several: Callable[..., Several]) -> None:
+    server = several(' log . "{name} {name} {name} {name} {name} end"\n whoami', 3)
+    name = ".".join(["a" * 60] * 3) + ".example.org."
+    with asking(server.port):
+        for _ in range(300):
+            assert server.ask(name) is not None
+    server.end()
+    lines = [line for line in server.lines if (line.startswith("[INFO] ") and "end" in line) or "example" in line]
+    assert len([line for line in lines if name in line]) == 300
+    assert all(line.count("[INFO]") == 1 and line.endswith(" end") for line in lines)
+
+
+def test_a_worker_of_a_plan_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "Corefile"
+    path.write_text(".:1053 {\n multisocket 3\n whoami\n}\n")
+    done = kdns("plan", str(path))
+    assert "served by 3 processes on the same ports (multisocket)" in done.stdout
+    assert kdns("check", str(path)).returncode == 0
