@@ -146,10 +146,14 @@ class Workers:
         return [hand for hand in self.hands.values() if hand.serving]
 
     async def ask_each(self, what: str, *arguments: Any, limit: float | None = ASK) -> dict[int, Any]:
-        """What each of the workers says that serve."""
+        """What each of the workers says that serve; of one that ends meanwhile nothing."""
         hands = self.living()
         said = await asyncio.gather(*(hand.ask(what, *arguments, limit=limit) for hand in hands))
-        return {hand.number: value for hand, value in zip(hands, said, strict=True)}
+        return {
+            hand.number: value
+            for hand, value in zip(hands, said, strict=True)
+            if value is not None or hand.pipe is not None
+        }
 
     async def ask(self, what: str, *arguments: Any) -> dict[int, Any]:
         """What each worker says; None where it does not in time, or has not served yet."""
