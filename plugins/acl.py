@@ -12,8 +12,8 @@ It sees the name after `rewrite` changed it, and it runs before the cache.
 * `allow` lets the query pass; `block` answers REFUSED; `filter` answers without records; `drop` does not answer.
 * `type` lists query types and `net` lists client addresses or networks. `*` (the default) matches all.
 
-The first line of a directive that matches applies. If none matches, the next directive is tried, and then the query
-goes on. Clients that use EDNS are told the reason (RFC 8914: Blocked, Filtered).
+The first matching line of a directive applies. If none matches, the next directive is tried; if no directive matches,
+the query passes. Clients that use EDNS are told the reason (RFC 8914: Blocked, Filtered).
 
 ## Examples
 

@@ -1,9 +1,9 @@
 """cookie - gives clients server cookies, so that they can tell our replies from forged ones (RFC 7873, RFC 9018).
 
-A client that sends a DNS cookie gets it back beside a server cookie. It then knows that a reply comes from where its
-query went: who only guesses cannot know the client's cookie. kdns answers whatever a client sends, without a cookie
-too; a server cookie that is old or not ours is replaced by a new one. A malformed one is FORMERR, with this plugin and
-without.
+A client that sends a DNS cookie gets it back with a server cookie. It then knows that a reply comes from the server it
+asked: an attacker who cannot see the query does not know the client's cookie. kdns answers all clients, with or without
+a cookie; an old or foreign server cookie is replaced by a new one. A malformed one is FORMERR, with or without this
+plugin.
 
 ## Syntax
 
@@ -16,7 +16,7 @@ without.
   reload. Mount it from a Secret. Default: a random secret for each process; then a client that is sent to another
   replica gets another cookie, which costs it nothing.
 
-It holds for the listener, so for all server blocks on the same address and port.
+It applies to the listener, so to all server blocks on the same address and port.
 
 Cookies are as RFC 9018 has them: a version, the time, and SipHash-2-4 over both, the client's cookie and its address.
 So they are good at all replicas with the same secret, also at BIND, Knot, NSD or Unbound. One is accepted for an hour

@@ -11,11 +11,11 @@ plugin `grpc`, and CoreDNS's, ask it.
         max_streams N
     }
 
-* `max_connections`: connections at a time; beyond, one of who holds most is closed. Default, and with 0: 16384, or a
-  quarter of the files that the process may open. See `limits` too.
+* `max_connections`: the most connections at a time; beyond it the client that holds most loses one. Default, and with
+  0: 16384, or a quarter of the files that the process may open. See also `limits`.
 * `max_streams`: calls at a time on a connection. Default, and with 0: 256.
 
-It holds for the listener, so for all server blocks on the same address and port; the last block counts.
+It applies to the listener, so to all server blocks on the same address and port; the last block counts.
 
 ## Examples
 

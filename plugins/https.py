@@ -1,9 +1,9 @@
 """https - what `https://` listeners allow.
 
-DNS over HTTPS (RFC 8484) is served by the key `https://` alone, behind the certificate of `tls`; without `tls`
-unencrypted, for a proxy in front. Queries come by GET and POST to `/dns-query`, over HTTP/2 or HTTP/1.1; answers say
-for how long they are fresh. Another path gets 404, another method 405, a POST of another type 415, a body over 64 KiB
-413, and what is no query 400.
+DNS over HTTPS (RFC 8484) is served by the key `https://` alone, with the certificate of `tls`; without `tls` it is
+unencrypted, for a proxy in front. Queries are GET and POST requests to `/dns-query`, over HTTP/2 or HTTP/1.1; answers
+say for how long they are fresh. Another path gets 404, another method 405, a POST of another type 415, a body over 64
+KiB 413, and a malformed query 400.
 
 ## Syntax
 
@@ -13,16 +13,15 @@ for how long they are fresh. Another path gets 404, another method 405, a POST o
         trusted_proxies CIDR...
     }
 
-* `max_connections`: connections at a time; beyond, one of who holds most is closed. Default, and with 0: 16384, or a
-  quarter of the files that the process may open. See `limits` too.
+* `max_connections`: the most connections at a time; beyond it the client that holds most loses one. Default, and with
+  0: 16384, or a quarter of the files that the process may open. See also `limits`.
 * `max_streams` (kdns only): requests at a time on a connection of HTTP/2. Default 256.
-* `trusted_proxies` (kdns only): of requests from these addresses the client is whom X-Forwarded-For names: the last one
-  there that is no trusted proxy itself. Plugins and the log then see that address. By default the field is not looked
-  at.
+* `trusted_proxies` (kdns only): for requests from these addresses, the client is the last address in X-Forwarded-For
+  that is not a trusted proxy itself. Plugins and the log then see that address. By default the field is ignored.
 
-`timeouts` holds here too: `read` for a connection's first request, `idle` between requests.
+`timeouts` applies here too: `read` for a connection's first request, `idle` between requests.
 
-It holds for the listener, so for all server blocks on the same address and port; the last block counts.
+It applies to the listener, so to all server blocks on the same address and port; the last block counts.
 
 ## Examples
 

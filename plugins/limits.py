@@ -1,8 +1,8 @@
 """limits - how much one client may take: queries a second, queries in flight, TCP connections.
 
-Without it no client can take all, but one may take half: half of the queries that may wait for an upstream, half of the
-TCP connections. Where there is no room for a connection, one of the client that holds most gives way, an idle one if
-there is any.
+Without it one client can take at most half of the queries that may wait for an upstream, and half of the TCP
+connections. When there is no room for another connection, the client that holds most connections loses one, an idle one
+if possible.
 
 ## Syntax
 
@@ -15,41 +15,41 @@ there is any.
         exempt NETWORK...
     }
 
-* `qps` are the queries a second of a client; off by default: behind SNAT or a NodeLocal DNSCache a whole node or
-  cluster is one client, and only you know what it may ask. BURST are those that it may ask at once after a silence; by
-  default as many as RATE. A Pod that starts asks for some dozens of names, each in every search domain and for two
-  types, so less than 100 is felt. What is over the limit is not answered over UDP, and REFUSED over TCP. UDP and TCP
-  are counted apart.
-* `slip` answers every Nth query over the limit with TC and nothing else (over UDP, as Response Rate Limiting does): a
-  real client asks again over TCP. 1 answers all, 2 every other one. Default 0, none: such a reply costs as much as an
-  answer from memory.
+* `qps` limits the queries a second of one client. Off by default: behind SNAT or a NodeLocal DNSCache a whole node or
+  cluster is one client, and only you know how much it may ask. BURST is the number of queries that a client may send at
+  once after a silence; default RATE. A Pod that starts looks up some dozens of names, each in every search domain and
+  for two types, so a limit below 100 is noticeable. Queries over the limit get no answer over UDP, and REFUSED over
+  TCP. UDP and TCP are counted separately.
+* `slip` answers every Nth query over the limit with an empty reply that has TC set (over UDP, as in Response Rate
+  Limiting): a real client then asks again over TCP. 1 answers all, 2 every other one. Default 0, none: such a reply
+  costs as much as an answer from memory.
 * `prefix` is the length of the prefix that counts as one client for `qps`; default 32 128, each address: in a cluster
-  an IPv4 address is a Pod, and a node's Pods share a /64. For clients outside of a cluster take 24 56: a site is given
-  a /56 or a /64, and whoever has one has all its addresses.
-* `inflight` are the queries of an address that may wait for an upstream; more are SERVFAIL at once. Default 10000, half
-  of all: an upstream that is silent holds each for some five seconds.
-* `connections` are the TCP connections of an address, default half of ALL; beyond, one of its own that is idle gives
-  way. ALL are those of all clients, default 16384: two for the NodeLocal DNSCache of each of 5,000 nodes, with room; at
-  most a quarter of the files that the process may open (`ulimit -n`), as upstreams, the API server and probes need
-  files too.
-* `exempt` are addresses and networks of clients that `qps`, `inflight` and the connections of an address are not for;
-  their connections never give way. Name NodeLocal DNSCaches and other resolvers here.
+  an IPv4 address is a Pod, and a node's Pods share a /64. For clients outside the cluster use 24 56: a site is given a
+  /56 or a /64, and controls all addresses in it.
+* `inflight` is the number of queries of one address that may wait for an upstream; further ones get SERVFAIL at once.
+  Default 10000, half of all: a silent upstream holds each for some five seconds.
+* `connections` is the number of TCP connections of one address, default half of ALL; beyond it an idle connection of
+  the same address is closed. ALL is the number for all clients, default 16384: two for the NodeLocal DNSCache of each
+  of 5,000 nodes, with room to spare; at most a quarter of the files that the process may open (`ulimit -n`), as
+  upstreams, the API server and probes need files too.
+* `exempt` lists addresses and networks of clients without limits: `qps`, `inflight` and `connections` do not apply to
+  them, and their connections are never closed for others. Name NodeLocal DNSCaches and other resolvers here.
 
-They hold for the listener, so for all server blocks on the same address and port; the last block that sets one counts.
-A query is counted before anything of it is read, also where the reply is in memory; one that is not let through is in
-no other metric or log.
+The limits apply to the listener, so to all server blocks on the same address and port; the last block that sets one
+counts. A query is counted before it is parsed, also if its reply is in memory. A query over the limit is in no other
+metric or log.
 
 ## What it can do and what not
 
-Whoever sends a UDP datagram writes its source address, and can write anybody's.
+The source address of a UDP datagram can be forged.
 
-* Who writes another address into each query is a new client each time: no limit of a client holds them. What holds then
-  are the bounds for all, and the network: let it drop what leaves a Pod with an address that is not the Pod's (many CNI
-  plugins do).
-* Who writes your address uses up your allowance over UDP. Over TCP an address is proven by the handshake, and has its
-  own allowance: with `slip` you get through there. That is what it is for.
-* The table of clients is bounded: 16,384 addresses, some 8 MiB. Where there are more, those that asked least of late
-  are forgotten first; a client that comes back begins with its whole BURST.
+* A sender that uses another address for each query is a new client each time: no per-client limit stops it. The bounds
+  for all clients still hold. Let the network drop packets that leave a Pod with an address other than the Pod's (many
+  CNI plugins do).
+* A sender that forges your address uses up your allowance over UDP. Over TCP the handshake proves an address, and it
+  has a separate allowance: with `slip` you still get answers over TCP. That is its purpose.
+* The table of clients is bounded: 16,384 addresses, some 8 MiB. When it is full, the clients with the fewest recent
+  queries are removed first; a client that returns starts with its whole BURST.
 
 ## Examples
 
@@ -68,7 +68,7 @@ Whoever sends a UDP datagram writes its source address, and can write anybody's.
 
 ## Metrics
 
-* `kdns_limits_queries_total{server,what}` - queries over the limit of `qps`, by what became of them: `dropped`,
+* `kdns_limits_queries_total{server,what}` - queries over the limit of `qps`, by what was done with them: `dropped`,
   `truncated`, `refused`.
 * `kdns_limits_clients{server}` - addresses in the table.
 * Those of the limits that hold with or without it: `kdns_pending_refused_total{server,reason}` (`client`: `inflight`),

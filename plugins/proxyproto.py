@@ -11,19 +11,18 @@ With it the plugins and the log see the client's address and not the proxy's. It
         udp_session_tracking DURATION [MAX]
     }
 
-* `allow` are the networks of proxies whose headers are believed. Without it everybody's are: whoever reaches the port
-  can then ask under any address.
-* `default` is what is done with others' headers: `use` believes them, `ignore` (default where there is `allow`) takes
-  them off, `reject` closes the connection or drops the datagram, `skip` does not look for any. Without a header a query
-  is always answered.
+* `allow` lists the networks of proxies whose headers are trusted. Without it all headers are trusted: anyone who can
+  reach the port can then claim any address.
+* `default` says how headers from other addresses are handled: `use` trusts them, `ignore` (default if there is `allow`)
+  removes them, `reject` closes the connection or drops the datagram, `skip` does not look for them. A query without a
+  header is always answered.
 * `udp_session_tracking`: a proxy that puts a header into the first datagram of a session only (such as Cloudflare
   Spectrum) is remembered by its address and port for DURATION after each datagram, at most MAX at a time (default
   10240, the oldest goes first).
 
-A header comes within 10 seconds and has at most 1024 octets. Of connections that have not sent one there are at most
-1000.
+A header must arrive within 10 seconds and have at most 1024 octets. At most 1000 connections may wait for one.
 
-It holds for the listener, so for all server blocks on the same address and port; the last block counts.
+It applies to the listener, so to all server blocks on the same address and port; the last block counts.
 
 ## Examples
 

@@ -16,12 +16,12 @@ Pods and no client's address, and answers the same on every replica. Not part of
     }
 
 * ZONES are cluster zones it works in; default all of the block's `kubernetes`.
-* `suffixes` are what the nodes' resolv.conf adds to the search list behind the cluster's own.
+* `suffixes` are the domains that the nodes' resolv.conf adds to the search list after the cluster's own.
 * `single_labels` also walks for names of one label; by default a name needs two or more.
 * `except` leaves Pods of these namespaces alone.
 * `lookups` is the most questions to upstreams for one query. Default 4.
 * `timeout` is the time for all of them. Default 1.5s. When it is over, or an upstream fails, the Pod gets the plain
-  NXDOMAIN and walks on itself.
+  NXDOMAIN and walks its list itself.
 
 It applies to `X.NS.svc.ZONE` once the cluster is synced, if namespace NS exists, the last label of X is not the name of
 any Service or Namespace, and no label begins with an underscore. A name exists if it is not NXDOMAIN for A or for AAAA;

@@ -15,8 +15,8 @@ addresses, translated as the network's translator does it.
   longest that fits counts. The bits behind an IPv4 prefix stand right behind the IPv6 one, which must leave room for
   them.
 
-AAAA is made of A by the maps, else by the prefix; A is made of AAAA by the maps only, and an address that is in none is
-left out. What a name has of the family asked is never changed. The TTL is at most that of the denial.
+AAAA is made from A by the maps, else by the prefix; A is made from AAAA by the maps only, and an address that no map
+covers is left out. Existing records of the requested family are never changed. The TTL is at most that of the denial.
 
 ## Examples
 

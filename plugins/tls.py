@@ -15,20 +15,19 @@ starts.
 * CERT is a file with the server's certificate and the authorities' between it and the root; KEY its private key,
   without a password. Both in PEM form; relative paths begin at `root`.
 * FOLDER (kdns only) holds `tls.crt`, `tls.key` and perhaps `ca.crt`: a Kubernetes Secret as it is mounted.
-* `client_auth` says whether clients show a certificate of their own. `nocert` (default) and `request`: none is looked
-  at; `verify_if_given`: one that is shown must be good; `require_and_verify`: there must be a good one. CA holds the
-  authorities that it is verified by; without CA they are this machine's.
+* `client_auth` says whether clients must show a certificate. `nocert` (default) and `request`: certificates are
+  ignored; `verify_if_given`: a certificate that is shown must be valid; `require_and_verify`: a valid one is required.
+  CA holds the authorities to verify by; without CA, this machine's are used.
 * `min_version` (kdns only): the least version of TLS; default 1.2.
 * `keylog` writes the secrets of all connections to FILE, so that Wireshark can read what was sent. For finding faults
   only.
 
-The files are read again when they have changed: handshakes that begin then use the new certificate, and open
-connections go on. Files that are wrong are an error at the start; later they leave the certificate before in use, with
-a line in the log.
+The files are read again when they have changed: new handshakes use the new certificate, and open connections stay open.
+Bad files are an error at start; later, the previous certificate stays in use, and a line in the log says why.
 
-It holds for the listener, so for all server blocks on the same address and port; the last block counts. A listener for
-`tls://` offers the protocol `dot` (ALPN). `require` of CoreDNS takes any certificate unverified, which keeps nobody
-out: kdns refuses it.
+The certificate applies to the listener, so to all server blocks on the same address and port; the last block counts. A
+listener for `tls://` offers the protocol `dot` (ALPN). CoreDNS's `require` accepts any certificate unverified, which
+keeps no one out: kdns refuses it.
 
 ## Examples
 

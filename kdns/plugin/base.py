@@ -1,4 +1,4 @@
-"""What a plugin is: a feature of the server. The server only carries queries to plugins.
+"""The plugin: a feature of the server. The server only carries queries to plugins.
 
 A query goes down the plugins of its server block in the fixed order until a `handle` gives an outcome. An answer then
 goes back up through the `on_answer` of the plugins above that place, nearest first; what is no answer goes through
@@ -73,7 +73,7 @@ class BlockInfo(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListenerOptions:
-    """What a plugin asks of the sockets of its block, not of the block: folded over all blocks of a listener.
+    """Options that a plugin sets for the sockets of its block, merged over all blocks of a listener.
 
     `any_class`: queries of classes other than IN are let in. `debug`, `stacktrace`: exceptions are logged with their
     stack. `dropped`: called for queries that no block was found for. `read`, `idle` (seconds) and `max_queries` are of
@@ -149,15 +149,15 @@ class Plugin:
         """Finds other plugins of the block by protocol (`block.all`). Raises CorefileError."""
 
     def warnings(self) -> Sequence[str]:
-        """What is no error, but whoever wrote the Corefile should know: logged at start, and shown by `kdns check`."""
+        """Warnings about the Corefile, which is valid: logged at start and shown by `kdns check`."""
         return ()
 
     def advice(self) -> Sequence[str]:
-        """What only `kdns check` says: where this plugin needs something that is not in the Corefile."""
+        """Notes that only `kdns check` shows: requirements of this plugin that the Corefile cannot show."""
         return ()
 
     def explain(self, request: Request) -> str:
-        """Why a question gets the outcome it gets here, in a few words; for `kdns explain`."""
+        """The reason for the outcome of a question here, in a few words; for `kdns explain`."""
         return ""
 
     async def start(self, runtime: Runtime) -> None:
@@ -167,7 +167,7 @@ class Plugin:
         """Ends what `start` began. Called once, also after a failed start."""
 
     def listener(self) -> ListenerOptions | None:
-        """What it asks of the sockets."""
+        """The options that this plugin sets for the listener's sockets."""
         return None
 
     # The query path. `handle` and `on_answer` may return awaitables; most never do.
@@ -181,24 +181,24 @@ class Plugin:
         return answer
 
     def on_failure(self, request: Request, failure: Outcome) -> None:
-        """What came from below and is no Answer."""
+        """Called with an outcome from the plugins below that is not an Answer."""
 
     def observe(self, request: Request, outcome: Outcome) -> None:
         """Every final outcome of the block. It must not change anything of it."""
 
     def meter(self, request: Request, answer: Answer) -> Meter | None:
-        """How to count one more reply like this one, given without asking the plugins.
+        """The meter that counts one more reply like this one, served without asking the plugins.
 
-        None: `observe` wants to see each query; or there is nothing to count, where there is no `observe`.
+        None: `observe` must see each query; or, for a plugin without `observe`, there is nothing to count.
         """
         return None
 
 
 def overrides(plugin: Plugin, hook: str) -> bool:
-    """Whether a plugin's class defines this hook itself."""
+    """True if a plugin's class defines this hook itself."""
     return getattr(type(plugin), hook) is not getattr(Plugin, hook)
 
 
 def in_query_path(plugin: Plugin) -> bool:
-    """Whether queries meet this plugin."""
+    """True if queries pass through this plugin."""
     return any(overrides(plugin, hook) for hook in ("handle", "on_answer", "on_failure", "observe"))

@@ -1,4 +1,4 @@
-"""Where a plugin serves HTTP: one server for each address that is bound, shared by all plugins and blocks that name it.
+"""HTTP endpoints of plugins: one server for each address that is bound, shared by all plugins and blocks that name it.
 
 Two sockets on one address would share it by the kernel's choice (SO_REUSEPORT): half of the requests would meet a
 server that does not know the path. So addresses are compared as they are bound, whatever they are called: `:8080` is
@@ -39,7 +39,7 @@ def bound_hosts(host: str) -> list[str]:
 
 @final
 class HttpEndpoint:
-    """What one plugin serves on an address."""
+    """The paths that one plugin serves on an address."""
 
     def __init__(self, runtime: Runtime, servers: dict[Hashable, HttpServer]) -> None:
         self.runtime = runtime

@@ -1,4 +1,4 @@
-"""What comes of a query, now or later.
+"""The outcome of a query, now or later.
 
 `Answer` is a reply's content, `RcodeOnly` a response code and nothing else, `Transfer` a zone transfer, `DROP` no reply
 at all. What is not there yet is an awaitable. `Pending` is our own: it calls back without a task or a turn of the loop,
@@ -28,9 +28,7 @@ class RcodeOnly:
 
     @property
     def written(self) -> bool:
-        """Whether a plugin has made a reply of it, which says why; not where something failed and the server
-        replies.
-        """
+        """True if a plugin made this reply and says why in it; False if something failed and the server replies."""
         return self.error is None and bool(self.options)
 
     def __repr__(self) -> str:

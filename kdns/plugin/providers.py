@@ -1,4 +1,4 @@
-"""What plugins find each other by: a plugin that needs a peer asks its block for a protocol, not for a name."""
+"""Protocols by which plugins find each other: a plugin asks its block for a protocol, not for a plugin's name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Readiness(Protocol):
     name: str
 
     def is_ready(self) -> bool:
-        """Whether it can serve."""
+        """True once the plugin can serve."""
 
 
 class SearchBase(NamedTuple):
@@ -56,7 +56,7 @@ class ClusterNames(Protocol):
         """The parts of a name below an existing namespace; None for other names, and before the first sync."""
 
     def is_cluster_label(self, label: bytes) -> bool:
-        """Whether any Service or Namespace has this name."""
+        """True if any Service or Namespace has this name."""
 
     def cluster_zones(self) -> tuple[bytes, ...]:
         """The zones of its Services."""
@@ -67,7 +67,7 @@ class ClusterFamilies(Protocol):
     """A plugin that knows which address families a cluster uses."""
 
     def has_ipv6(self) -> bool:
-        """Whether any Service or endpoint has an IPv6 address; True before that is known."""
+        """True if any Service or endpoint has an IPv6 address, and before that is known."""
 
 
 @runtime_checkable
@@ -102,7 +102,7 @@ class Admission(Protocol):
     def view(self) -> str: ...
 
     def admit(self, request: Request) -> bool:
-        """Whether the block takes this query."""
+        """True if the block takes this query."""
 
 
 @runtime_checkable
@@ -200,7 +200,7 @@ class Forwards(Protocol):
 
 
 class UpstreamState(NamedTuple):
-    """How an upstream is: `up`, `failing` (it did not answer, and is being probed), `down`, or `unused` yet.
+    """The state of an upstream: `up`, `failing` (it did not answer, and is being probed), `down`, or `unused` yet.
 
     `since`: for how many seconds it fails, or since it last answered. `rtt`: seconds, 0 where it is not known.
     """
@@ -218,7 +218,7 @@ class HasUpstreams(Protocol):
     """A plugin with upstreams."""
 
     def upstream_states(self) -> list[UpstreamState]:
-        """How each of them is now."""
+        """The current state of each upstream."""
 
 
 @runtime_checkable
@@ -237,7 +237,7 @@ class Pods(Protocol):
         """The zone of Pods' search lists, as text without its final dot."""
 
     async def pod_spec(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """What stands under `spec` of a Pod; None where there is none."""
+        """The `spec` of a Pod; None if there is no such Pod."""
 
 
 @runtime_checkable
@@ -248,4 +248,4 @@ class SearchPath(Protocol):
         """The search list of the client with this address as wire names, the root last; empty where it is not known."""
 
     def search_problem(self) -> str:
-        """Why it cannot know them as it is configured, or nothing."""
+        """The reason why this configuration cannot know search lists; empty if it can."""

@@ -1,4 +1,4 @@
-"""What expressions of `view` and `template` may ask of a query: CoreDNS's functions, by their names there."""
+"""The functions by which expressions of `view` and `template` read a query, as CoreDNS names them."""
 
 import ipaddress
 from collections.abc import Callable, Mapping

@@ -239,15 +239,15 @@ class Fallthrough:
         return cls(wire_zones(plugin_zones(list(line.args))) if line.args else (b"\0",))
 
     def falls_through(self, name: bytes) -> bool:
-        """Whether this lower-cased name goes on to the next plugin."""
+        """True if this lower-cased name falls through to the next plugin."""
         return self.zones is not None and closest(name, self.zones) is not None
 
     def covers(self, zone: bytes) -> bool:
-        """Whether all names in this zone fall through."""
+        """True if all names in this zone fall through."""
         return closest(zone, self.zones or ()) is not None
 
     def overlaps(self, zone: bytes) -> bool:
-        """Whether any name in this zone could fall through."""
+        """True if any name in this zone could fall through."""
         return any(is_within(zone, other) or is_within(other, zone) for other in self.zones or ())
 
     def __eq__(self, other: object) -> bool:

@@ -43,7 +43,7 @@ class Server(Protocol):
         """Takes a child request through the plugins below one of its block."""
 
     def failed(self, request: Request, error: BaseException) -> RcodeOnly:
-        """What an exception in a plugin gives: SERVFAIL, counted and logged."""
+        """Counts and logs an exception in a plugin; returns the SERVFAIL that the query gets."""
 
     def detach(self, awaitable: Any) -> None:
         """Lets bounded work outlive the reply."""
@@ -147,14 +147,14 @@ class Request:
 
     @property
     def shows_ad(self) -> bool:
-        """Whether the client says that it understands AD in a reply, by AD or by DO (RFC 6840, sections 5.7 and
+        """True if the client says that it understands AD in a reply, by AD or by DO (RFC 6840, sections 5.7 and
         5.8).
         """
         return bool(self._data[3] & 0x20) or (self.edns is not None and self.edns.do)
 
     @property
     def may_be_signed(self) -> bool:
-        """Whether the query has records that no key of the reply cache stands for: a TSIG is one of them."""
+        """True if the query has records that no key of the reply cache covers, such as a TSIG."""
         data = self._data
         if data[6:10] != b"\0\0\0\0":
             return True
@@ -182,7 +182,7 @@ class Request:
         return decode(self.wire)
 
     def has_option(self, code: int) -> bool:
-        """Whether the query has this EDNS option."""
+        """True if the query has this EDNS option."""
         if code not in KEYED_OPTIONS:
             self.server.watch_option(code)
         return bool(self._options) and any(found == code for found, _ in _edns.options(self._options))
@@ -224,17 +224,17 @@ class Request:
 
     @property
     def rd(self) -> bool:
-        """Whether recursion is desired, as plugins above left it (`header`)."""
+        """True if recursion is desired, as plugins above left it (`header`)."""
         return bool(self.reply_flags & REPLY_RD)
 
     @property
     def client_rd(self) -> bool:
-        """Whether the client wants its question resolved (RFC 1035, section 4.1.1)."""
+        """True if the client wants its question resolved (RFC 1035, section 4.1.1)."""
         return bool(self._data[2] & 1)
 
     @property
     def cd(self) -> bool:
-        """Whether checking is disabled."""
+        """True if checking is disabled (CD)."""
         return bool(self._data[3] & 0x10)
 
     @property

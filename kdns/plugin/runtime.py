@@ -1,4 +1,4 @@
-"""What a started plugin may use: shared resources, and the server's wishes.
+"""The services of a started plugin: shared resources, and the server's wishes.
 
 A resource (an informer, an HTTP endpoint, sockets) is held by a key and counted, so that a reload that did not
 change it keeps it: the new plugins acquire it before the old ones release it.
@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, final
 
 
 class Resource(Protocol):
-    """What can be started and stopped."""
+    """A shared thing that can be started and stopped."""
 
     async def start(self) -> None: ...
 

@@ -64,7 +64,7 @@ def whole(zone: Zone) -> Iterator[RRset]:
 
 
 class Known:
-    """Which zones there are: what was said of names that are in none of them holds until one comes or goes."""
+    """The set of zones. Answers about names outside all of them are valid until a zone is added or removed."""
 
     def __init__(self) -> None:
         self.validity = Validity()
@@ -76,7 +76,7 @@ class Known:
 
 
 def respond(request: Request, served: Served, fallthrough: Fallthrough) -> Outcome | Pending | None:
-    """What a zone says to a request; None where its name is not there and falls through."""
+    """A zone's answer to a request; None if its name does not exist and falls through."""
     question = request.question
     zone = served.zone
     if zone is None:
@@ -105,13 +105,13 @@ def _answer(request: Request, zone: Zone, found: Found) -> Answer:
         authority = [*authority, *found.zone_ns]
     flags = iana.AA if found.authoritative else 0
     made = Answer(found.rcode, flags, found.answer, authority, found.additional, local=True, validity=zone.validity)
-    if found.needed and _is_cut(request, made, found):
+    if found.needed and _is_truncated(request, made, found):
         return made.replace(flags=flags | iana.TC)  # RFC 9471, section 3: without its glue a referral leads nowhere
     return made
 
 
 def _fits(request: Request, found: Found) -> bool:
-    """Whether the zone's NS surely fit beside the answer: they are a courtesy that may not cost a truncation (RFC 2181,
+    """True if the zone's NS surely fit into the reply: they are optional and must not cause truncation (RFC 2181,
     section 9).
     """
     room = request.limit - _ROOM - len(request.question.name)
@@ -121,8 +121,8 @@ def _fits(request: Request, found: Found) -> bool:
     return room >= 0
 
 
-def _is_cut(request: Request, made: Answer, found: Found) -> bool:
-    """Whether records that a referral needs do not fit."""
+def _is_truncated(request: Request, made: Answer, found: Found) -> bool:
+    """True if records that a referral needs do not fit."""
     name = request.asked.name
     body = made.rendered(name)
     an, ns, _ = body.counts
@@ -145,7 +145,7 @@ def _joined(zone: Zone, ours: Found, theirs: Outcome) -> Outcome:
 
 
 def explained(request: Request, zones: Mapping[bytes, S]) -> str:
-    """Why a query gets what it gets, in a few words."""
+    """The reason for a query's answer, in a few words."""
     question = request.question
     served = find(question.name, question.type, zones)
     if served is None:

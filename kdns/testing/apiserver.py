@@ -367,7 +367,7 @@ def _status(code: int, message: str) -> web.Response:
 
 
 def _discovery(path: str) -> dict[str, Any] | None:
-    """What kubectl asks first: which resources there are."""
+    """The reply to kubectl's first question: the resources of an API group."""
     if path == "/version":
         return {"major": "1", "minor": "32", "gitVersion": "v1.32.4"}
     if path == "/api":

@@ -41,11 +41,14 @@ class LoopThread:
         self.thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float = 30) -> T:
-        """What a coroutine gives. Raises what it raises, TimeoutError after `timeout` seconds."""
+        """Runs a coroutine in the loop's thread and returns its result.
+
+        Raises what it raises; TimeoutError after `timeout` seconds.
+        """
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
-        """What a function gives that is called in the loop's thread."""
+        """Calls a function in the loop's thread and returns its result."""
 
         async def inside() -> T:
             return function(*args)

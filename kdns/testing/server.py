@@ -98,7 +98,7 @@ class Server:
         return send(query, host or self.host, port=self.port, timeout=timeout)
 
     def raw(self, data: bytes, timeout: float = 2.0) -> bytes | None:
-        """What comes back for a datagram; None for nothing."""
+        """Sends a datagram and returns the reply; None if there is none in time."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(timeout)
             sock.sendto(data, (self.host, self.port))
