@@ -1,8 +1,8 @@
 """family - spares clusters without IPv6 the AAAA queries.
 
-Resolvers ask for A and AAAA of every name. Where Pods have no IPv6, outside AAAA records are of no use, and half of all
-upstream queries are for them. They are answered here: no data, never NXDOMAIN. Names of the cluster and of `hosts` are
-not touched, nor is any A. Not part of CoreDNS; off unless configured.
+Resolvers ask for A and AAAA of every name. If Pods have no IPv6, AAAA records of outside names are useless, yet they
+are half of all upstream queries. `family` answers these queries itself: no data, never NXDOMAIN. Names of the cluster
+and of `hosts`, and A records, are not affected. Not part of CoreDNS; off unless configured.
 
 ## Syntax
 
@@ -13,7 +13,7 @@ not touched, nor is any A. Not part of CoreDNS; off unless configured.
 * `off` hides IPv6; `on` does not; `auto` (default) hides it only while the cluster has no Service or EndpointSlice with
   an IPv6 address, and this machine no global one.
 
-`ipv6hint` is taken out of HTTPS and SVCB records too (RFC 9460, section 7.3).
+`ipv6hint` is removed from HTTPS and SVCB records too (RFC 9460, section 7.3).
 
 ## Examples
 

@@ -1,8 +1,8 @@
 """loop - finds upstreams that send queries back to this server.
 
-When the server starts, and every minute from then on, each upstream of the block's `forward` plugins is asked for a
+When the server starts, and every minute after that, each upstream of the block's `forward` plugins is asked for a
 random name of its own. If the name comes back as a query, that upstream is a loop: kdns disables it, with an error line
-and a metric, and goes on serving cluster names and using other upstreams. Once the loop is gone, the upstream is used
+and a metric, and keeps serving cluster names and using other upstreams. Once the loop is gone, the upstream is used
 again.
 
 ## Syntax
@@ -24,7 +24,7 @@ again.
 
 ## Metrics
 
-* `kdns_loop_detected{upstream}` - 1 while an upstream leads back to this server.
+* `kdns_loop_detected{upstream}` - 1 while an upstream loops back to this server.
 """
 
 import asyncio

@@ -12,7 +12,7 @@ addresses, translated as the network's translator does it.
 
 * `ipv6_prefix` is where IPv4 addresses are embedded (RFC 6052): 32, 40, 48, 56, 64 or 96 bits. Default: 64:ff9b::/96.
 * `eam` maps a range of IPv4 addresses to one of IPv6 addresses (RFC 7757, section 3); may be given several times. The
-  longest that fits counts. The bits behind an IPv4 prefix stand right behind the IPv6 one, which must leave room for
+  longest that matches counts. The bits after an IPv4 prefix directly follow the IPv6 prefix, which must leave room for
   them.
 
 AAAA is made from A by the maps, else by the prefix; A is made from AAAA by the maps only, and an address that no map

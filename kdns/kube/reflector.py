@@ -70,7 +70,7 @@ NO_STREAMS: Final = frozenset((400, 403, 404, 405, 422))
 
 EVENTS = Counter("kdns_kubernetes_events_total", "Watch events by kind and type.", ("kind", "type"))
 LISTS = Counter("kdns_kubernetes_lists_total", "Complete lists by kind.", ("kind",))
-QUARANTINED = Counter("kdns_kubernetes_quarantined_total", "Objects that could not be read.", ("kind",))
+REJECTED = Counter("kdns_kubernetes_quarantined_total", "Objects that could not be read.", ("kind",))
 ERRORS = Counter("kdns_kubernetes_errors_total", "Requests to the API that failed, by kind.", ("kind",))
 
 _log = log.plugin("kubernetes")
@@ -339,7 +339,7 @@ class Reflector:
     def _skipped(self) -> None:
         """An event was too long to be read: only a list can say what it was."""
         _log.warning(f"a watch event of {self.kind} over {decode.MAX_LINE >> 20} MiB was skipped; listing again")
-        QUARANTINED.slot(self.kind)[0] += 1
+        REJECTED.slot(self.kind)[0] += 1
         self.version = None
 
     def _refused(self, raw: bytes) -> None:
@@ -382,7 +382,7 @@ class Reflector:
         key = f"{meta.namespace}/{meta.name}"
         if key not in self.complained and len(self.complained) < 1000:
             self.complained.add(key)
-            QUARANTINED.slot(self.kind)[0] += 1
+            REJECTED.slot(self.kind)[0] += 1
             _log.warning(f"{self.kind} {key} {why}")
 
     def _put(self, raw: Raw | Unreadable, unseen: dict[str, str]) -> None:

@@ -3,7 +3,7 @@
 Theory of operation. Every 10 to 15 minutes the collection is listed beside the open watch. What the list has newer than
 we know, or we have and the list of a later moment does not, is repaired at once; and it was lost unless the watch
 brings it after all within GRACE seconds. Versions are compared as numbers, which the API promises since 1.35 (KEP-5504)
-and etcd has always kept; where they are none, nothing is healed but by a new list.
+and etcd has always kept; where they are none, nothing is repaired except by a new list.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from kdns.turns import TimeSlice
 INTERVAL: Final = (600.0, 900.0)  # seconds between two: rare enough to cost nothing, often enough to matter
 GRACE: Final = 5.0  # seconds an event may be under way
 
-HEALED = Counter(
+REPAIRED = Counter(
     "kdns_kubernetes_healed_total", "Objects that were not as the API has them, without an event.", ("kind",)
 )
 _log = log.plugin("kubernetes")
@@ -67,9 +67,9 @@ class Resync:
         await asyncio.sleep(GRACE)
         lost, self.repaired = self.repaired, {}
         if lost:
-            HEALED.slot(reflector.kind)[0] += len(lost)
+            REPAIRED.slot(reflector.kind)[0] += len(lost)
             some = ", ".join(sorted(lost)[:5])
-            _log.warning(f"healed {len(lost)} of {reflector.kind} that the watch had missed: {some}")
+            _log.warning(f"repaired {len(lost)} of {reflector.kind} that the watch had missed: {some}")
         return len(lost)
 
     async def _diff(self, removed: set[str]) -> None:

@@ -32,13 +32,13 @@
 * FROM is the zone whose names are sent on; TO are up to 15 upstreams: `IP[:PORT]`, `dns://IP[:PORT]`,
   `tls://IP[%SERVERNAME][:PORT]`, `https://IP[%SERVERNAME][:PORT]` (HTTP/2, path `/dns-query`), a file like
   /etc/resolv.conf (its nameserver lines), or a host name, which is looked up when the server is loaded.
-* `except`: names below these go on to the next plugin.
-* `force_tcp` asks over TCP always, `prefer_udp` over UDP also for clients that came over TCP. A truncated reply is
-  asked for again over TCP, by the same upstream, in any case.
+* `except`: these names and names below them fall through to the next plugin.
+* `force_tcp` always asks over TCP; `prefer_udp` asks over UDP even if the client used TCP. A truncated reply is asked
+  for again over TCP, from the same upstream, in any case.
 * `max_fails`: failed probes after which an upstream counts as down; 0 never. Default 2. Probes go out every
   `health_check` (0.5s) once a query has failed; `no_rec` without RD, `domain` for another name than the root.
 * `max_connect_attempts`: tries for one query; default twice the number of upstreams.
-* `read_timeout`: how long an upstream is waited for. Default 2s; a query takes at most 4.8s in all.
+* `read_timeout`: how long to wait for an upstream. Default 2s; a query takes at most 4.8s in all.
 * `expire` (10s), `max_age` (no end), `max_idle_conns` (no limit): when kept TCP connections are closed. One on which a
   query times out without any answer meanwhile takes no more queries; those in flight on it are asked on a new one as
   well.
@@ -49,24 +49,25 @@
   those that are alike, and asks a second one when the first is late; `round_robin` and `sequential` keep their order
   and move on by failure only.
 * `max_concurrent`: more queries in flight are answered REFUSED.
-* `next`, `next_on_nodata`: replies with these codes, or without data, go on to the next `forward` of the block.
-* `failover`: replies with these codes go on to the next upstream.
+* `next`, `next_on_nodata`: after a reply with one of these codes, or without data, the next `forward` of the block is
+  asked.
+* `failover`: after a reply with one of these codes, the next upstream is asked.
 * `failfast_all_unhealthy_upstreams`: SERVFAIL at once while all upstreams are down, instead of one try.
 * `source_address`: the local address of queries. `source_ports fresh` (kdns only): a new port for each query.
 * `resolver`: servers, as IP or IP:PORT, that are asked in order for host names in TO; without it this machine's own
   are. Host names are absolute, and looked up when a configuration is loaded.
 
 * `client_subnet` (kdns only): a client's ECS option (RFC 7871) goes upstream, and the cache keys on it.
-* `case_randomization` (kdns only): over UDP the letters of a name are sent in random case (0x20), which a reply repeats
-  and who forges one has to guess besides id and port. A reply in another case is not taken, and the question is asked
-  over TCP. Default off: a few servers do not keep the case, and each question to such a server would cost TCP as well;
-  without TCP it would fail.
+* `case_randomization` (kdns only): over UDP the letters of a name are sent in random case (0x20). The reply repeats it,
+  so a forger has to guess it in addition to id and port. A reply in another case is not accepted, and the question is
+  asked over TCP. Default off: a few servers do not keep the case, and each question to such a server would cost TCP as
+  well; without TCP it would fail.
 
-Of a client's query go upstream: RD, CD, and DO; its other options do not (see `rewrite`). The UDP size is kdns's own,
-1232 or that of `bufsize`, and AD is always asked for. So the queries of different clients are the same, and those in
-flight are asked once. At most 8 forms of one question are asked at a time (RFC 5452); more, which need an option that
-differs from client to client, wait, and beyond 56 they are answered SERVFAIL. After ten replies that do not match, a
-question is asked over TCP. An upstream that answers FORMERR or NOTIMP is asked once more without EDNS.
+An upstream query has the client's RD, CD and DO; the client's other options are not sent (see `rewrite`). The UDP size
+is kdns's own, 1232 or that of `bufsize`, and AD is always set. So the queries of different clients are alike, and a
+question in flight is asked once. At most 8 forms of one question are asked at a time (RFC 5452); further forms, which
+need an option that differs from client to client, wait, and beyond 56 they get SERVFAIL. After ten replies that do not
+match, a question is asked over TCP. An upstream that answers FORMERR or NOTIMP is asked once more without EDNS.
 
 ## Examples
 
@@ -81,7 +82,7 @@ question is asked over TCP. An upstream that answers FORMERR or NOTIMP is asked 
 
 ## Metrics
 
-* `coredns_forward_healthcheck_broken_total{}` - queries that met only upstreams that are down.
+* `coredns_forward_healthcheck_broken_total{}` - queries that found all upstreams down.
 * `coredns_forward_max_concurrent_rejects_total{}`.
 * `coredns_proxy_request_duration_seconds{proxy_name,to,rcode}`,
   `coredns_proxy_healthcheck_failures_total{proxy_name,to}`, `coredns_proxy_conn_cache_hits_total{proxy_name,to,proto}`,

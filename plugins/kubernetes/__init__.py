@@ -34,33 +34,33 @@ watches the cluster's API, or follows manifests in files, and answers from an in
   Without `endpoint`, `kubeconfig` and `manifests`, the Pod's service account is used.
 * `kubeconfig` takes address and credentials from a kubeconfig file, CONTEXT or its current context: tokens, client
   certificates and exec plugins.
-* A proxy before the API is used as kubectl does: the kubeconfig's `proxy-url`, or else HTTPS_PROXY or HTTP_PROXY of the
-  environment but for what NO_PROXY lists (hosts, domains, addresses, prefixes, each with or without a port) and this
-  machine itself. It is asked over `http://` or `https://`; SOCKS proxies are not supported.
+* A proxy in front of the API is used as kubectl does: the kubeconfig's `proxy-url`, or else HTTPS_PROXY or HTTP_PROXY
+  of the environment, except for hosts that NO_PROXY lists (hosts, domains, addresses, prefixes, each with or without a
+  port) and this machine itself. The proxy is asked over `http://` or `https://`; SOCKS proxies are not supported.
 * `manifests` (kdns only) reads Services, EndpointSlices, Namespaces and Pods from YAML files and folders instead of an
   API, and follows them. `kubectl get svc,endpointslices,ns -A -o yaml` is such a file. A namespace exists if it has an
   object or anything in it. If a file becomes invalid, its last good state is served.
 * `namespaces` serves only these namespaces (default: all); `namespace_labels` those with matching labels. One of the
   two.
 * `labels` serves only Services, EndpointSlices and Pods with matching labels.
-* `pods` is how names like `1-2-3-4.ns.pod.ZONE` are answered: `disabled` (default) not at all; `insecure` with the
+* `pods` says how names like `1-2-3-4.ns.pod.ZONE` are answered: `disabled` (default) not at all; `insecure` with the
   address in the name, if the namespace exists; `verified` if a running Pod of that namespace has it.
 * `endpoint_pod_names` names endpoints without a hostname after their Pods instead of their addresses.
 * `ttl` is the TTL of answers in seconds, 0 to 3600. Default: 5.
-* `noendpoints` watches no EndpointSlices: headless Services have no names then.
+* `noendpoints` watches no EndpointSlices, so headless Services have no names.
 * `fallthrough` passes names that do not exist on to the next plugin; with ZONES only those in them.
 * `ignore empty_service` answers NXDOMAIN for Services with no ready endpoint.
 * `startup_timeout` is how long to wait for the API before a warning. Default: 5s. kdns serves at once in any case.
-* `snapshot` (kdns only) saves what is known in a file, at most every 30 seconds and at shutdown, and reads it at start:
-  names are answered at once, also while the API is down, and what changed meanwhile is put right when it answers. A
-  snapshot that is damaged, of another cluster or configuration, or older than MAX_AGE (default 24h, 0: any age) is
-  ignored with a line.
+* `snapshot` (kdns only) saves the state in a file, at most every 30 seconds and at shutdown, and reads it at start:
+  names are answered at once, even while the API is down, and later changes are applied when it answers. A snapshot that
+  is damaged, of another cluster or configuration, or older than MAX_AGE (default 24h, 0: any age) is ignored with a
+  warning in the log.
 * `zonal` answers `ZONE.pin._zone.SERVICE.NAMESPACE.svc.ZONES` for headless Services with the endpoints in that topology
   zone, `ZONE.prefer._zone...` with those, or with all where there are none.
 * `multicluster` names those of ZONES that hold ServiceImports (multicluster.x-k8s.io, v1beta1 or v1alpha1) instead of
   Services.
-* `apiserver_qps`, `apiserver_burst`, `apiserver_max_inflight` are read for CoreDNS's sake. kdns makes one list and one
-  watch for each kind of object, which no such limit would slow.
+* `apiserver_qps`, `apiserver_burst`, `apiserver_max_inflight` are accepted for compatibility with CoreDNS and have no
+  effect: kdns makes one list and one watch for each kind of object, which no such limit would slow.
 
 Until the first list from the API is complete, an unknown name in the cluster's zones gets SERVFAIL, because it may
 exist. Afterwards kdns serves what it knows for as long as the API cannot be reached; after a minute clients that use

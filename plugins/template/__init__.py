@@ -51,7 +51,7 @@ If the answer to a question for addresses is a CNAME, the records of its target 
 
 ## Metrics
 
-* `coredns_template_matches_total{server,zone,view,class,type}`, and with the labels section and template besides
+* `coredns_template_matches_total{server,zone,view,class,type}`, and, with the labels section and template too,
   `coredns_template_template_failures_total` and `coredns_template_rr_failures_total`.
 """
 

@@ -209,7 +209,7 @@ def test_an_object_that_cannot_be_read_is_set_aside_and_the_rest_is_served(
     eventually(lambda: a(server, "bad-ip.n1") == ["10.0.0.9"])
 
 
-def test_an_event_of_a_megabyte_passes_and_a_larger_one_than_8_is_healed(
+def test_an_event_of_a_megabyte_passes_and_a_larger_one_than_8_is_relisted(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode, "MAX_LINE", 2 << 20)

@@ -1,4 +1,4 @@
-"""Faults of the API (rows K1-K17 of the reliability sheet), each under a load of queries that must not notice."""
+"""Faults of an API server and of the way to it, each under a load of queries that must not notice."""
 
 import asyncio
 import socket
@@ -278,7 +278,7 @@ def test_a_watch_finds_a_dead_peer_within_45_seconds(serve: Serve, api: ApiServe
 
 
 @pytest.mark.parametrize("what", ["changed", "added", "deleted"])
-def test_an_event_that_was_lost_is_healed_and_counted(
+def test_an_event_that_was_lost_is_repaired_and_counted(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch, lines: list[str], what: str
 ) -> None:
     monkeypatch.setattr(resync, "INTERVAL", (0.1, 0.2))
@@ -297,10 +297,10 @@ def test_an_event_that_was_lost_is_healed_and_counted(
             api.quietly(delete=("Service", "n1/web"))
             eventually(lambda: a(server, "web.n1") == "NXDOMAIN")
         eventually(lambda: count("kdns_kubernetes_healed_total", "Service") == before + 1)
-    assert any("healed 1 of Service" in line for line in lines)
+    assert any("repaired 1 of Service" in line for line in lines)
 
 
-def test_healing_beside_a_busy_watch_finds_nothing_to_mend(
+def test_a_resync_during_a_busy_watch_finds_nothing_to_repair(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resync, "INTERVAL", (0.02, 0.05))
@@ -319,7 +319,7 @@ def test_healing_beside_a_busy_watch_finds_nothing_to_mend(
     eventually(lambda: a(server, "s9.n1") == ["10.0.6.149"] or a(server, "s9.n1") == "NXDOMAIN")
 
 
-def test_removals_between_two_healings_are_not_remembered(
+def test_removals_between_two_resyncs_are_not_remembered(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[resync.Resync] = []

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from kdns.kube import api as api_module
-from kdns.kube import decode, lists, reflector
+from kdns.kube import decode, paging, reflector
 from kdns.kube.decode import Unreadable
 from kdns.kube.objects import SERVICE
 from kdns.kube.paging import ApiError, Pages, TooLarge
@@ -120,13 +120,13 @@ def test_the_body_of_an_error_that_trickles_is_not_waited_for(
 def test_a_page_was_read_whatever_its_length(
     raw: Callable[[str, Body], str], head: str, body: Body, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "MAX_PAGE", 2 * MB)
+    monkeypatch.setattr(paging, "MAX_PAGE", 2 * MB)
     error, took, held = first_page(raw(head, body))
     assert isinstance(error, TooLarge) and took < 30 and held < 24 * MB
 
 
 def test_a_page_that_trickles_ends(raw: Callable[[str, Body], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "PAGE_TIME", 0.2)
+    monkeypatch.setattr(paging, "PAGE_TIME", 0.2)
     error, took, _ = first_page(raw("200 OK", trickle))
     assert isinstance(error, TimeoutError) and took < 30
 
@@ -134,7 +134,7 @@ def test_a_page_that_trickles_ends(raw: Callable[[str, Body], str], monkeypatch:
 def test_objects_that_make_too_large_a_page_come_in_smaller_ones(
     serve: Serve, api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "MAX_PAGE", MB)
+    monkeypatch.setattr(paging, "MAX_PAGE", MB)
     monkeypatch.setattr(reflector, "BACKOFF", (0.02, 0.1))
     api.streams = False
     large = [service(f"n1/x{i}", f"10.0.1.{i}") for i in range(20)]

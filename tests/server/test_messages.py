@@ -1,6 +1,4 @@
-"""What the server makes of messages: accept checks, EDNS, blocks, truncation (corefile.md 8 and 10; reliability.md
-P).
-"""
+"""Messages that reach the server: accept checks, EDNS, server blocks, truncation."""
 
 import random
 import struct

@@ -1,5 +1,4 @@
-"""Upstreams at their worst: spoofed, mute, slow, lossy, half-open, flooding. Rows S1-S8, R1-R3 and K17 of the
-reliability sheet that tests/plugins/test_forward.py and test_cache.py do not hold."""
+"""Upstreams at their worst: spoofed, mute, slow, lossy, half-open, flooding."""
 
 import asyncio
 import collections
