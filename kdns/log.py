@@ -81,12 +81,12 @@ def plugin(name: str) -> Logger:
 
 
 def set_json(on: bool) -> None:
-    """Whether lines are JSON objects."""
+    """Writes lines as JSON objects from now on, or not."""
     _state.json = on
 
 
 def is_json() -> bool:
-    """Whether lines are JSON objects."""
+    """Writes lines as JSON objects from now on, or not."""
     return _state.json
 
 
@@ -96,7 +96,7 @@ def set_worker(number: int) -> None:
 
 
 def set_debug(on: bool) -> None:
-    """Whether DEBUG lines are written (the debug plugin)."""
+    """Writes DEBUG lines from now on, or not (the debug plugin)."""
     _state.debug = on
 
 
@@ -134,7 +134,7 @@ def stop_writer(timeout: float = 1.0) -> None:
 
 
 def _may_complain() -> bool:
-    """Whether this second has room for another warning or error; at the turn of one that had not, how many are
+    """True if this second has room for another warning or error; at the turn of one that had not, how many are
     missing.
     """
     now = int(time.monotonic())

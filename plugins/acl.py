@@ -76,7 +76,7 @@ class Rule:
     networks: tuple[Network, ...] | None
 
     def fits(self, qtype: int, client: Callable[[], tuple[int, int]]) -> bool:
-        """Whether a query type and a client (octets, address as a number) fit. The client is looked at only for a
+        """True if a query type and a client (octets, address as a number) fit. The client is looked at only for a
         `net`.
         """
         if self.types is not None and qtype not in self.types:

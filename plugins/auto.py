@@ -70,7 +70,7 @@ _log = log.plugin("auto")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the directive says; `pattern` is a compiled expression, `reload` in seconds."""
+    """The settings of the directive; `pattern` is a compiled expression, `reload` in seconds."""
 
     zones: tuple[bytes, ...]
     directory: str

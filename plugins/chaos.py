@@ -41,7 +41,7 @@ MAX_STRING: Final = 255  # octets of one TXT string (RFC 1035, section 3.3)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What it says of itself; strings of at most 255 octets."""
+    """The server's version and authors; strings of at most 255 octets."""
 
     version: bytes
     authors: tuple[bytes, ...]

@@ -96,7 +96,7 @@ class Erratic(Plugin):
         self.count = 0
 
     def is_ready(self) -> bool:
-        """Whether it says that it can serve: between the third and the fifth query."""
+        """True if it says that it can serve: between the third and the fifth query."""
         return 3 <= self.count < 5
 
     def search_path(self, host: str) -> list[bytes]:

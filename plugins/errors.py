@@ -56,7 +56,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the directive says."""
+    """The settings of the directive."""
 
     stacktrace: bool
     rules: tuple[Rule, ...]

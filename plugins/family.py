@@ -83,7 +83,7 @@ class Family(Plugin):
         self.clusters = block.all(ClusterFamilies)
 
     def hides(self, request: Request) -> bool:
-        """Whether IPv6 is hidden. With `auto` that may change, so it is asked for anew each second."""
+        """True if IPv6 is hidden. With `auto` that may change, so it is asked for anew each second."""
         if self.config != "auto":
             return bool(self.config == "off")
         now = request.now
@@ -140,5 +140,5 @@ def without_hint(data: bytes) -> bytes:
 
 
 def _is_global(packed: bytes) -> bool:
-    """Whether an address is IPv6 of global scope: neither loopback, link-local nor unique local (RFC 4193)."""
+    """True if an address is IPv6 of global scope: neither loopback, link-local nor unique local (RFC 4193)."""
     return len(packed) == 16 and packed[0] & 0xE0 == 0x20

@@ -65,7 +65,7 @@ _log = log.plugin("health")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Where to listen (an empty host: everywhere), and how long to go on after the signal (seconds)."""
+    """The address to listen on (an empty host: everywhere), and how long to keep serving after the signal (seconds)."""
 
     host: str
     port: int
@@ -97,7 +97,7 @@ class Health(Plugin):
 
     @property
     def http(self) -> tuple[str, int, str]:
-        """Where it serves."""
+        """The address that it serves on."""
         return self.config.host, self.config.port, ""
 
     async def start(self, runtime: Runtime) -> None:

@@ -123,7 +123,7 @@ class Config:
     exempt: tuple[Network, ...] = ()
 
     def exempts(self, host: str) -> bool:
-        """Whether an address, as text, is exempt."""
+        """True if an address, as text, is exempt."""
         return _within(_address(host), self.exempt)
 
 
@@ -162,7 +162,7 @@ class Limits(Plugin):
         )
 
     def gate(self, label: str) -> Gate:
-        """What judges the queries of a listener."""
+        """The judge of a listener's queries."""
         return Limiter(self.config, label)
 
 

@@ -68,7 +68,7 @@ class HasUpstreams(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Whether a loop ends the process."""
+    """True if a loop ends the process."""
 
     exit: bool = False
 

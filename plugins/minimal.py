@@ -50,7 +50,7 @@ class Minimal(Plugin):
 
 
 def proves(rrset: RRset) -> bool:
-    """Whether an RRset is part of a proof: without that of a wildcard's answer validators take it for a forgery (RFC
+    """True if an RRset is part of a proof: without that of a wildcard's answer validators take it for a forgery (RFC
     4035, 5.3.4).
     """
     if rrset.type == iana.RRSIG:

@@ -133,7 +133,7 @@ class Ready(Plugin):
 
     @property
     def http(self) -> tuple[str, int, str]:
-        """Where it serves."""
+        """The address that it serves on."""
         return self.config.host, self.config.port, ""
 
     def wire(self, block: BlockInfo) -> None:

@@ -86,7 +86,7 @@ MISSES: Final = Counter("kdns_searchpath_misses_total", "Walks that ended in the
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the directive says. `zones` are wire names (empty: all); `excepted` lower-cased labels; `timeout` in
+    """The settings of the directive. `zones` are wire names (empty: all); `excepted` lower-cased labels; `timeout` in
     seconds.
     """
 
@@ -371,7 +371,7 @@ class SearchListWalk:
             self._found(outcome)
 
     def _counts(self, outcome: Outcome) -> bool:
-        """Whether an outcome says something; if not, the walk is over."""
+        """True if an outcome says something; if not, the walk is over."""
         if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN) or outcome.flags & iana.TC:
             self.give_up()
             return False

@@ -68,7 +68,7 @@ _COMMENT: Final = re.compile(r"(?:#|//)[^\n]*")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the directive says: keys by wire name; the types and opcodes that must be signed (None: all)."""
+    """The settings of the directive: keys by wire name; the types and opcodes that must be signed (None: all)."""
 
     zones: tuple[bytes, ...]
     secrets: dict[bytes, bytes] = field(default_factory=dict, repr=False)

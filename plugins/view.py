@@ -98,7 +98,7 @@ class View(Plugin):
         return self.config.view if name == "view/name" else None
 
     def admit(self, request: Request) -> bool:
-        """Whether all expressions are true for this query."""
+        """True if all expressions are true for this query."""
 
         def label(name: str) -> str:
             return next((value for each in self.collectors if (value := each.value(request, name))), "")

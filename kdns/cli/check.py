@@ -39,7 +39,7 @@ _SHOWN: Final = 100  # errors of a Corefile that are printed
 
 
 class Summary(NamedTuple):
-    """What a good Corefile holds."""
+    """The contents of a good Corefile, in numbers."""
 
     blocks: int
     plugins: int
@@ -84,7 +84,7 @@ def _one(each: corefiles.Source, port: int, load: bool, as_json: bool) -> int:
 
 
 def examined(each: corefiles.Source, port: int, load: bool) -> tuple[Summary, list[CorefileError | OSError]]:
-    """What a Corefile holds, and all that is wrong with it, in its order."""
+    """The contents of a Corefile, and all its errors in the order of the file."""
     parsing: list[CorefileError] = []
     errors: list[CorefileError | OSError] = []
     summary = Summary(0, 0, ())

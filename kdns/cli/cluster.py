@@ -27,7 +27,7 @@ FAILURES: Final = (ApiError, aiohttp.ClientError, OSError, ValueError, TimeoutEr
 
 
 def is_configured(values: Mapping[str, Value]) -> bool:
-    """Whether there is a cluster to ask without more being said."""
+    """True if there is a cluster to ask without more being said."""
     return bool(values["kubeconfig"] or values["context"] or _in_cluster() or _kubeconfigs())
 
 

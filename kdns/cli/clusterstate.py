@@ -1,4 +1,4 @@
-"""What `kdns doctor` has gathered of a cluster: objects as the API gives them, and real queries. Pure."""
+"""The state of a cluster that `kdns doctor` judges: objects as the API gives them, and real queries. Pure."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Asked(NamedTuple):
 
 @dataclass
 class State:
-    """What was gathered. A list that is None could not be read; `unread` says why, by kind."""
+    """The gathered state. A list that is None could not be read; `unread` says why, by kind."""
 
     namespace: str
     zone: str = "cluster.local"

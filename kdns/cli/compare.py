@@ -88,7 +88,7 @@ class Side(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came of it."""
+    """The result of a comparison."""
 
     one: str
     other: str

@@ -1,4 +1,4 @@
-"""What the tools read: Corefiles by path or from standard input, as they are or inside ConfigMaps.
+"""Input of the tools: Corefiles by path or from standard input, as they are or inside ConfigMaps.
 
 A ConfigMap may be YAML or JSON, alone, one of several documents, or an item of a `kind: List`, as kubectl prints them.
 What the Corefile imports from a ConfigMap of its own (`coredns-custom` on AKS and k3s) is taken from such a ConfigMap:
@@ -70,7 +70,7 @@ def raw_text(path: str, *, exactly: bool = False) -> str:
 
 
 def is_manifest(text: str) -> bool:
-    """Whether a text is Kubernetes' YAML or JSON rather than a Corefile."""
+    """True if a text is Kubernetes' YAML or JSON rather than a Corefile."""
     return _MANIFEST.search(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""How two servers' replies to one question differ, and which of that docs/differences.md says. Pure."""
+"""Differences between two servers' replies to one question, and which of them docs/differences.md documents. Pure."""
 
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -32,7 +32,7 @@ class Difference(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a rule looks at. `cluster`: the name is in a zone of the cluster."""
+    """The input of a rule. `cluster`: the name is in a zone of the cluster."""
 
     question: Question
     cluster: bool

@@ -1,4 +1,4 @@
-"""What is wrong with a cluster's DNS, from what its API and its servers said: rules over a State. Pure.
+"""Faults of a cluster's DNS, found by rules over a State of its API and its servers. Pure.
 
 Each rule looks at one part and yields Findings: what was seen, what it means for those who ask, and the next command.
 What the API would not show is None in the State, and is a finding of its own.
@@ -23,7 +23,7 @@ MAX_NAMESERVERS: Final = 3  # resolv.conf(5), MAXNS; the kubelet cuts what is mo
 
 
 class Finding(NamedTuple):
-    """What one look found. `means` is for whoever asks names; `next` a command that shows more or mends it."""
+    """One finding. `means` is its effect on clients; `next` a command that shows more or fixes it."""
 
     level: str
     part: str

@@ -25,7 +25,7 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Help:
-    """What a command's `--help` and its part of the manual page say, beside its flags.
+    """The text of a command's `--help` and of its part of the manual page, without its flags.
 
     `examples` are (command line, what it does); `codes` are (exit code, what it means).
     """

@@ -1,4 +1,4 @@
-"""What NetworkPolicies let through to a cluster's DNS (networking.k8s.io/v1). Pure.
+"""Queries that NetworkPolicies let through to a cluster's DNS (networking.k8s.io/v1). Pure.
 
 A Pod that some policy of a direction selects may do what the rules of those policies allow, and nothing else of that
 direction.
@@ -28,7 +28,7 @@ def types(policy: Object) -> list[str]:
 
 
 def selects(policy: Object, labels: dict[str, str] | None) -> bool:
-    """Whether a policy selects a Pod with these labels; None: whether it selects all of its namespace."""
+    """True if a policy selects a Pod with these labels; None: whether it selects all of its namespace."""
     selector = (policy.get("spec") or {}).get("podSelector") or {}
     return not selector if labels is None else matches(selector, labels)
 
@@ -49,7 +49,7 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def lets_out(policy: Object, protocol: str, targets: Targets) -> bool:
-    """Whether an egress rule of a policy lets queries of this protocol reach one of the targets."""
+    """True if an egress rule of a policy lets queries of this protocol reach one of the targets."""
     for rule in (policy.get("spec") or {}).get("egress") or ():
         peers = rule.get("to")
         if allows_53(rule, protocol) and (not peers or any(_reaches(peer, policy, targets) for peer in peers)):
@@ -58,7 +58,7 @@ def lets_out(policy: Object, protocol: str, targets: Targets) -> bool:
 
 
 def _reaches(peer: Object, policy: Object, targets: Targets) -> bool:
-    """Whether a peer of an egress rule is one of the targets."""
+    """True if a peer of an egress rule is one of the targets."""
     if block := (peer.get("ipBlock") or {}).get("cidr"):
         return any(_within(address, str(block)) for address in targets.addresses)
     if "namespaceSelector" in peer:
@@ -77,7 +77,7 @@ def _within(address: str, cidr: str) -> bool:
 
 
 def allows_53(rule: Object, protocol: str) -> bool:
-    """Whether the ports of a rule hold 53 of this protocol."""
+    """True if the ports of a rule hold 53 of this protocol."""
     ports = rule.get("ports")
     if not ports:
         return True

@@ -1,4 +1,4 @@
-"""Which questions a tool asks: those of a file or a log, or the names that a cluster's objects have.
+"""The questions that a tool asks: those of a file or a log, or the names that a cluster's objects have.
 
 A file has a question a line: `NAME [TYPE]` (dnsperf's form), or lines of the plugin `log` (CoreDNS's and ours, text or
 JSON), in which everything else is passed over.

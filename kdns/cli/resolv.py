@@ -1,4 +1,4 @@
-"""How a Pod's resolver goes through names: its search list and ndots, from its DNS policy.
+"""The names that a Pod's resolver tries: its search list and ndots, from its DNS policy.
 
 Source: Kubernetes, "DNS for Services and Pods"; resolv.conf(5).
 """

@@ -1,4 +1,4 @@
-"""What is wrong with a Corefile, and where."""
+"""Errors of a Corefile, with their place."""
 
 import difflib
 from collections.abc import Iterable

@@ -63,7 +63,7 @@ def _formatted(text: str) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two texts hold the same tokens, broken into lines at the same places."""
+    """True if two texts hold the same tokens, broken into lines at the same places."""
     return _shape(one) == _shape(other)
 
 

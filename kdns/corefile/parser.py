@@ -38,7 +38,7 @@ _NOWHERE: Final = Position("", 1)
 
 
 class Reader(Protocol):
-    """What `import` reads through; a test may give one that knows no disk."""
+    """The file access of `import`; a test may give one without a disk."""
 
     def read(self, path: str) -> str:
         """A file's text. Raises OSError or CorefileError."""
@@ -96,7 +96,7 @@ class ServerBlock:
 
 @dataclass(slots=True)
 class Corefile:
-    """What a file and its imports come to. `warnings` are lines for the log; `sources` every token as it counts."""
+    """A parsed file with its imports. `warnings` are lines for the log; `sources` every token as it counts."""
 
     name: str
     blocks: list[ServerBlock]
@@ -163,7 +163,7 @@ class _Parser:
         return token
 
     def begins_line(self) -> bool:
-        """Whether the next token begins a line: another file, or a greater line than the last one's end."""
+        """True if the next token begins a line: another file, or a greater line than the last one's end."""
         if self.at == 0 or self.at >= len(self.stream):
             return True
         before, here = self.stream[self.at - 1], self.stream[self.at]

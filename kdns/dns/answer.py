@@ -28,7 +28,7 @@ FOREVER: Final = float("inf")
 
 @final
 class Validity:
-    """How long an answer holds: until its owner ends it, and until a moment on the monotonic clock.
+    """The validity of an answer: until its owner ends it, and until a moment on the monotonic clock.
 
     The table that holds an answer owns its validity and ends it when the answer is replaced or dropped. `ages`: every
     TTL of the answer is the number of whole seconds left until `until`, and at least 1.
@@ -42,7 +42,7 @@ class Validity:
         self.ages = ages
 
     def end(self) -> None:
-        """What holds this validity does not hold any more."""
+        """Ends the validity: answers with it must not be served any more."""
         self.valid = False
 
 

@@ -98,12 +98,12 @@ def options(raw: bytes) -> list[tuple[int, bytes]]:
 
 
 def cookie_fits(length: int) -> bool:
-    """Whether a COOKIE option may have so many octets: 8, or 16 to 40 (RFC 7873, section 5.2.2)."""
+    """True if a COOKIE option may have so many octets: 8, or 16 to 40 (RFC 7873, section 5.2.2)."""
     return length == 8 or 16 <= length <= 40
 
 
 def subnet_fits(payload: bytes, in_reply: bool = False) -> bool:
-    """Whether a client subnet is well formed: exactly the octets that its prefix needs, no bit beyond it, and a scope
+    """True if a client subnet is well formed: exactly the octets that its prefix needs, no bit beyond it, and a scope
     in replies alone (RFC 7871, section 6). Family 0 without a prefix, "do not use my address", is let through as BIND
     does.
     """

@@ -1,4 +1,4 @@
-"""How long a reply stays fresh, read from its octets: for Cache-Control of DNS over HTTPS (RFC 8484, section 5.1)."""
+"""The freshness of a reply, read from its octets: for Cache-Control of DNS over HTTPS (RFC 8484, section 5.1)."""
 
 from typing import Final
 

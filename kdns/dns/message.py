@@ -142,7 +142,7 @@ def _content(  # noqa: C901 - one pass over a message, checked as it goes
 
 
 def _in_question(targets: list[int], starts: Sequence[int]) -> bool:
-    """Whether pointers lead to labels of the question's name, which are none of `heads`."""
+    """True if pointers lead to labels of the question's name, which are none of `heads`."""
     for target in targets:  # noqa: SIM110 - `all` of a generator takes four times as long
         if target - 12 not in starts:
             return False

@@ -119,7 +119,7 @@ def offsets(name: bytes) -> list[int]:
 
 
 def is_within(name: bytes, zone: bytes) -> bool:
-    """Whether a name is the zone's apex or below it; both lower-cased wire names."""
+    """True if a name is the zone's apex or below it; both lower-cased wire names."""
     excess = len(name) - len(zone)
     off = 0
     while off < excess:

@@ -11,7 +11,7 @@ from kdns.dns.name import MAX_NAME, offsets
 
 @final
 class Question:
-    """What is asked: a lower-cased wire name, a type and a class. Never changed once made."""
+    """A question: a lower-cased wire name, a type and a class. Never changed once made."""
 
     __slots__ = ("_wire", "cls", "name", "starts", "type")
 

@@ -29,7 +29,7 @@ class RecordSummary(NamedTuple):
 
 @final
 class Body:
-    """What follows a question: the octets, the count of records a section, where each record ends, where TTLs stand."""
+    """The message after the question: its octets, record counts by section, the ends of records, the places of TTLs."""
 
     __slots__ = ("counts", "data", "ends", "truncated", "ttls")
 

@@ -1,4 +1,4 @@
-"""What a resolv.conf says, as far as kdns reads it (resolv.conf(5))."""
+"""The lines of a resolv.conf that kdns reads (resolv.conf(5))."""
 
 import ipaddress
 from typing import Final

@@ -73,5 +73,5 @@ def range_below(name: bytes) -> tuple[bytes, bytes] | None:
 
 
 def is_reverse(name: bytes) -> bool:
-    """Whether a lower-cased name is one of the two reverse trees' apexes or below."""
+    """True if a lower-cased name is one of the two reverse trees' apexes or below."""
     return is_within(name, IN_ADDR) or is_within(name, IP6)

@@ -235,5 +235,5 @@ class Checker:
 
     @property
     def complete(self) -> bool:
-        """Whether the last message that came was signed."""
+        """True if the last message that came was signed."""
         return not self.between and not self.first

@@ -51,7 +51,7 @@ class Expression:
         self.calls = calls
 
     def value(self, env: object, names: Mapping[str, Value] | None = None) -> Value:
-        """What it comes to for an environment. Raises EvaluationError."""
+        """Its value for an environment. Raises EvaluationError."""
         try:
             return self._run(Scope(env, names or {}))
         except EvaluationError:

@@ -42,7 +42,7 @@ def tokens(text: str) -> list[tuple[str, str, int]]:
 
 
 def number(text: str) -> int | float:
-    """What a number is. Raises ValueError for one that has no 64 bits (expr-lang's are Go's)."""
+    """The value of a number. Raises ValueError for one that has no 64 bits (expr-lang's are Go's)."""
     plain = text.replace("_", "")
     if plain[:2].lower() not in ("0x", "0b", "0o") and any(c in plain for c in ".eE"):
         real = float(plain)
@@ -56,7 +56,7 @@ def number(text: str) -> int | float:
 
 
 def string(text: str) -> str:
-    """What stands between the quotes of a string."""
+    """The text between the quotes of a string."""
     if text[0] == "`":
         return text[1:-1]
 

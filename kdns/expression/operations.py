@@ -1,4 +1,4 @@
-"""What operators and closures do with values. All raise EvaluationError for values of another type."""
+"""The operations behind operators and closures. All raise EvaluationError for values of another type."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -33,7 +33,7 @@ def plus(a: Value, b: Value) -> Value:
 
 
 def remainder(a: Value, b: Value) -> int:
-    """What is left of a division of whole numbers."""
+    """The remainder of a division of whole numbers."""
     if not (isinstance(a, int) and isinstance(b, int)):
         raise EvaluationError("% takes whole numbers")
     left = abs(a) % abs(b)  # the sign of the dividend, as in Go
@@ -48,7 +48,7 @@ def numbers(a: Value, b: Value) -> list[int]:
 
 
 def within(value: Value, where: Value) -> bool:
-    """Whether an array or a map has a value."""
+    """True if an array or a map has a value."""
     if where is None:
         return False
     if isinstance(where, str):
@@ -57,7 +57,7 @@ def within(value: Value, where: Value) -> bool:
 
 
 def element(value: Value, key: Value) -> Value:
-    """What a map has under a key, or an array or a string at an index."""
+    """The value of a map under a key, or of an array or a string at an index."""
     return value.get(key) if isinstance(value, dict) else value[key]
 
 

@@ -39,7 +39,7 @@ class Function:
 
 
 class Scope:
-    """What a running expression sees: the environment's object, variables, and the elements closures are at."""
+    """The scope of a running expression: the environment's object, variables, and the elements closures are at."""
 
     __slots__ = ("env", "items", "names", "steps")
 

@@ -58,7 +58,7 @@ _log = log.plugin("kubernetes")
 
 
 class Access(NamedTuple):
-    """How the API is reached: its URL, TLS, headers that prove who asks, and the proxy if there is one between."""
+    """Access to the API: its URL, TLS, headers that prove who asks, and the proxy if there is one between."""
 
     url: str
     tls: ssl.SSLContext | None
@@ -68,7 +68,7 @@ class Access(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
-    """Where access comes from: a kubeconfig, an endpoint with certificates, or (neither) the Pod's service account."""
+    """The source of access: a kubeconfig, an endpoint with certificates, or (neither) the Pod's service account."""
 
     endpoint: str = ""
     tls: tuple[str, ...] | None = None

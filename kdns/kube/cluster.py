@@ -32,12 +32,12 @@ class ServiceState:
             yield from parts
 
     def has_ready(self) -> bool:
-        """Whether any endpoint is ready."""
+        """True if any endpoint is ready."""
         return any(part.packed for part in self.parts())
 
 
 class Watcher(Protocol):
-    """Who wants to know of changes."""
+    """A listener for changes."""
 
     def entry_changed(self, entry: ServiceState, addresses: list[bytes]) -> None:
         """A Service or its endpoints changed; `addresses` are those that may mean something else now."""
@@ -315,7 +315,7 @@ class Cluster:
         return True
 
     def has_pod(self, namespace: str, address: bytes) -> bool:
-        """Whether a running Pod of this namespace has this address."""
+        """True if a running Pod of this namespace has this address."""
         return any(pod.namespace == namespace for pod in self.pods_at(address))
 
     def pods_at(self, address: bytes) -> tuple[Pod, ...]:

@@ -69,7 +69,7 @@ _objects: Final[dict[str, Any]] = {kind: msgspec.json.Decoder(cls) for kind, cls
 
 
 def _decode(decoder: Any, raw: bytes | str) -> Any:
-    """What a decoder finds. Raises msgspec.DecodeError, also for octets that are no UTF-8 and for what is nested too
+    """The result of a decoder. Raises msgspec.DecodeError, also for octets that are no UTF-8 and for what is nested too
     deep.
     """
     try:

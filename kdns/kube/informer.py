@@ -54,7 +54,7 @@ S = TypeVar("S", bound=State)
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFile:
-    """Where the state is saved, and how old (seconds; 0: any age) it may be to be read."""
+    """The file that the state is saved in, and how old (seconds; 0: any age) it may be to be read."""
 
     path: str
     max_age: float = 0.0
@@ -150,7 +150,7 @@ class ApiSource(Generic[S]):
         return max(reflector.age() for reflector in self.reflectors)
 
     def listed(self) -> bool:
-        """Whether everything has been listed since the start."""
+        """True if everything has been listed since the start."""
         return all(reflector.synced for reflector in self.reflectors)
 
     async def _look_after(self) -> None:

@@ -253,7 +253,7 @@ def pack(text: str) -> bytes:
 
 
 def _is_label(text: str) -> bool:
-    """Whether a name is one label of a domain name, in ASCII. API servers see to that; manifests are written by
+    """True if a name is one label of a domain name, in ASCII. API servers see to that; manifests are written by
     hand.
     """
     return text.isascii() and 0 < len(text) <= MAX_LABEL and "." not in text
@@ -321,7 +321,7 @@ SOURCE_CLUSTER: Final = "multicluster.kubernetes.io/source-cluster"
 
 
 class Projection(NamedTuple):
-    """How much of objects is kept: what is not served never is."""
+    """The parts of objects that are kept. Parts that are never served are not."""
 
     pod_names: bool = False
     pod_labels: bool = False

@@ -42,7 +42,7 @@ class Unauthorized(ApiError):
 
 
 class Client(Protocol):
-    """What a reflector asks with."""
+    """The request parameters of a reflector."""
 
     def get(
         self, path: str, params: dict[str, str], read: float | None

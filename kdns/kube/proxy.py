@@ -1,4 +1,4 @@
-"""Which proxy stands between us and the API, by the rules that kubectl and every other program in Go follows.
+"""The proxy between kdns and the API, chosen by the rules that kubectl and every other program in Go follow.
 
 They are those of Go's golang.org/x/net/http/httpproxy: HTTP_PROXY or HTTPS_PROXY by the URL's scheme, or the same in
 lower case; NO_PROXY is a list of hosts, domains, addresses and prefixes that are asked directly; so is this machine
@@ -53,7 +53,7 @@ def usable_proxy(name: str, url: str) -> Proxy:
 
 
 def is_direct(host: str, port: str, no_proxy: str) -> bool:
-    """Whether a host (in lower case) is asked without a proxy: this machine, and what NO_PROXY lists."""
+    """True if a host (in lower case) is asked without a proxy: this machine, and what NO_PROXY lists."""
     address = _address(host)
     if host == "localhost" or (address is not None and address.is_loopback):
         return True
@@ -61,7 +61,7 @@ def is_direct(host: str, port: str, no_proxy: str) -> bool:
 
 
 def _matches(entry: str, host: str, port: str, address: Address | None) -> bool:
-    """Whether one entry of NO_PROXY, `*`, PREFIX, or HOST or ADDRESS with or without `:PORT`, is for this host."""
+    """True if one entry of NO_PROXY, `*`, PREFIX, or HOST or ADDRESS with or without `:PORT`, is for this host."""
     if entry == "*":
         return True
     if "/" in entry:

@@ -247,7 +247,7 @@ class Reflector:
 
     @contextmanager
     def _diff(self) -> Iterator[dict[str, str]]:
-        """What was known before a list: entries leave it one by one as their objects come, so nothing is copied at
+        """The objects known before a list: entries leave it one by one as their objects come, so nothing is copied at
         once.
 
         What is left of it where the list breaks off stays known.

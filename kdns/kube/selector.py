@@ -36,7 +36,7 @@ class Selector(NamedTuple):
     terms: tuple[_Term, ...] = ()
 
     def matches(self, labels: Mapping[str, str] | None) -> bool:
-        """Whether an object with these labels is selected."""
+        """True if an object with these labels is selected."""
         return all(term.matches(labels or {}) for term in self.terms)
 
 

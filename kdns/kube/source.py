@@ -1,4 +1,4 @@
-"""Where objects come from: what an API source and a manifests source have in common."""
+"""Sources of objects: the common interface of the API source and the manifests source."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from kdns.kube.selector import EVERYTHING, Selector
 
 @dataclass(frozen=True, slots=True)
 class WatchScope:
-    """Which objects a source brings, and how much of them. `labels` selects Services, slices and Pods."""
+    """Which objects a source brings, and which parts of them. `labels` selects Services, slices and Pods."""
 
     slices: bool = True
     pods: bool = False
@@ -61,7 +61,7 @@ class Source(Protocol):
     on_sync: list[Callable[[], None]]
 
     def listed(self) -> bool:
-        """Whether everything has been listed since the start."""
+        """True if everything has been listed since the start."""
 
     async def start(self) -> None: ...
 

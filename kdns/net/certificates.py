@@ -1,4 +1,4 @@
-"""What a server shows in a TLS handshake: a certificate and key from files, read again when they have changed.
+"""The identity of a server in a TLS handshake: a certificate and key from files, read again when they have changed.
 
 Laws: a handshake uses what the files say when it begins, connections that are open go on; files that cannot be read or
 do not belong together leave the certificate before in use, with one line in the log for each state of the files; every

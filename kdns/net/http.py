@@ -35,7 +35,7 @@ _log = log.Logger()
 
 
 class Response(NamedTuple):
-    """What a route gives: a status, a body (in one piece or several), its type."""
+    """The result of a route: a status, a body (in one piece or several), its type."""
 
     status: int = 200
     body: bytes | Sequence[bytes] = b"OK"

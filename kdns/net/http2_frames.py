@@ -41,7 +41,7 @@ def field(name: bytes, value: bytes) -> bytes:
 
 
 def leaves_table(block: bytes) -> bool:
-    """Whether a well-formed block of fields leaves the table as it is: indexes, and literals that are not put there.
+    """True if a well-formed block of fields leaves the table as it is: indexes, and literals that are not put there.
 
     RFC 7541, section 6. Where a length leads outside, the answer is no.
     """

@@ -1,4 +1,4 @@
-"""Who may hold a connection to an HTTP listener, for how long, and who gives way: a probe always gets in.
+"""Connections to an HTTP listener: how many, for how long, and which is closed for another: a probe always gets in.
 
 A liveness probe that is not answered ends the Pod, so no client may take the listener from the others, nor from itself.
 
@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
         self._deadline = self.since + seconds
 
     def late(self, now: float) -> bool:
-        """Whether it is over its time."""
+        """True if it is over its time."""
         return now >= self._deadline
 
     @property

@@ -1,4 +1,4 @@
-"""Who holds the connections of a listener, and which of them gives way when there is no room.
+"""The shares of clients in a listener's connections, and which connection is closed when there is no room.
 
 Laws: whoever holds fewer connections than another gets one more at that other's cost, so no number of clients keeps a
 new one out; a client at its own limit loses its own connection, not somebody else's; each step looks at a few
@@ -16,7 +16,7 @@ LOOKS: Final = 8  # holders, and connections of each, looked at for one that giv
 
 
 class Connection(Protocol):
-    """What is known of a connection. `deadline` is when it ends if nothing comes; `pending` are its queries in
+    """The state of a connection. `deadline` is when it ends if nothing comes; `pending` are its queries in
     flight.
     """
 
@@ -63,7 +63,7 @@ class Shares(Generic[C]):
         return True
 
     def room(self, client: str, most: int, most_of_client: int) -> bool:
-        """Whether a client may have one more. `most` is the limit for all clients, `most_of_client` that for each."""
+        """True if a client may have one more. `most` is the limit for all clients, `most_of_client` that for each."""
         return self.total < most and self.count(client) < most_of_client
 
     def gives_way(self, client: str, most_of_client: int) -> C | None:

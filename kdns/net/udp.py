@@ -159,7 +159,7 @@ class UdpListener:
             self.discarding = True
 
     def _late_by(self, seconds: float) -> bool:
-        """Whether the datagram that was read last had waited for longer than this; never where the kernel does not
+        """True if the datagram that was read last had waited for longer than this; never where the kernel does not
         say.
         """
         if not self.stamped:

@@ -230,7 +230,7 @@ class WebConnection(asyncio.Protocol):
         self.listener.service(self, exchange)
 
     def client(self, exchange: Exchange) -> Address:
-        """Who asks: the peer, or whom a trusted proxy names."""
+        """The client: the peer, or the address that a trusted proxy names."""
         trusted = self.listener.trusted
         if trusted and b"x-forwarded-for" in exchange.fields:
             return forwarded(exchange.fields[b"x-forwarded-for"], self.peer, trusted)
@@ -296,7 +296,7 @@ class WebConnection(asyncio.Protocol):
             self.abort()
 
     def working(self) -> bool:
-        """Whether a complete request waits for its answer, and not for the client to send or to read."""
+        """True if a complete request waits for its answer, and not for the client to send or to read."""
         framing = self.framing
         if isinstance(framing, Http2):
             return any(each.ended and not each.rest for each in framing.streams.values())

@@ -56,7 +56,7 @@ class PendingTable:
         self.exempt = exempt or self.exempt
 
     def _too_many(self, host: str, waiters: int) -> bool:
-        """Whether a client with so many queries in the table may have no more."""
+        """True if a client with so many queries in the table may have no more."""
         return waiters >= self.most_of_client and (self.exempt is None or not self.exempt(host))
 
     def add(self, request: Request, pending: Pending) -> Any:

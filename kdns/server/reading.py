@@ -68,7 +68,7 @@ class Inputs:
         return names
 
     def are(self, seen: Mapping[tuple[str, bool], bytes]) -> bool:
-        """Whether everything still is as it was seen. What cannot be read is read the same if it fails the same."""
+        """True if everything still is as it was seen. What cannot be read is read the same if it fails the same."""
         for path, is_folder in seen:
             try:
                 if is_folder:

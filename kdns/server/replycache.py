@@ -115,7 +115,7 @@ class CachedReply:
         return rotations[rotation]
 
     def holds(self) -> bool:
-        """Whether this is still what the question gets; brings its TTLs up to date."""
+        """True if this is still what the question gets; brings its TTLs up to date."""
         if not self.validity.valid:
             return False
         if self.validities is not None:
@@ -268,7 +268,7 @@ class ReplyCache:
         return mark if at == total else -1
 
     def wanted(self) -> bool:
-        """Whether the reply to the query that was looked up last should be stored: its question came before.
+        """True if the reply to the query that was looked up last should be stored: its question came before.
 
         Each question leaves a mark of eight bits at one of SEEN places, the next one there takes its place. Two
         questions with the same mark and place are taken for one; then a reply is stored a little early.

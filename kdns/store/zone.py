@@ -360,7 +360,7 @@ class _Look:
                     self._addresses(known, target, depth + 1)
 
     def _occluded(self, name: bytes) -> bool:
-        """Whether a name is at or below a cut, or below a DNAME."""
+        """True if a name is at or below a cut, or below a DNAME."""
         nodes, size = self.zone.nodes, len(self.zone.origin)
         off = 0
         while len(name) - off >= size:

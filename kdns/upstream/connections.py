@@ -284,7 +284,7 @@ class Connection(asyncio.Protocol):
         return ""
 
     def room(self) -> bool:
-        """Whether another query may be in flight."""
+        """True if another query may be in flight."""
         raise NotImplementedError
 
     def put(self, flight: InFlightQuery) -> int:
@@ -297,7 +297,7 @@ class Connection(asyncio.Protocol):
     # What they share.
 
     def usable(self, now: float) -> bool:
-        """Whether another query may go out on it."""
+        """True if another query may go out on it."""
         transport = self.transport
         if self.retired or transport is None or transport.is_closing():
             return False

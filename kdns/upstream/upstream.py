@@ -135,7 +135,7 @@ class Upstream:
         self.mismatches = MISMATCHES.slot(self.to)
 
     def down(self) -> bool:
-        """Whether it counts as down: more failed probes than max_fails (0: never)."""
+        """True if it counts as down: more failed probes than max_fails (0: never)."""
         return self.refused or bool(self.options.max_fails and self.fails > self.options.max_fails)
 
     def exchange(self, query: bytes, question: Question, proto: str, done: Done) -> None:

@@ -1,4 +1,4 @@
-"""What of an answer is kept, where, and for how long (RFC 2308; RFC 5452, section 6)."""
+"""Storage rules of the cache: what of an answer is stored, where, and how long (RFC 2308; RFC 5452, section 6)."""
 
 from typing import Final, NamedTuple
 

@@ -26,7 +26,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the directive says. Durations are seconds; 0 turns `prefetch`, `stale` and `servfail` off."""
+    """The settings of the directive. Durations are seconds; 0 turns `prefetch`, `stale` and `servfail` off."""
 
     zones: tuple[bytes, ...]
     zones_text: str

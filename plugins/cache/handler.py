@@ -119,7 +119,7 @@ class Cache(Plugin):
             )
 
     def ttl_limit(self, name: bytes, denial: bool) -> int:
-        """What is not kept here because we own it gets no longer a TTL than if it were."""
+        """Local answers, which are never stored here, get no longer a TTL than stored ones."""
         config = self.config
         disabled = config.no_denial if denial else config.no_success
         if closest(name, config.zones) is None or closest(name, disabled) is not None:
@@ -347,7 +347,7 @@ class Cache(Plugin):
             self.cuts.pop(name, None)
 
     def _may_cut(self, name: bytes) -> bool:
-        """Whether names below may be denied too: not where any block's zone is at or below the name."""
+        """True if names below may be denied too: not where any block's zone is at or below the name."""
         return name != b"\0" and not any(is_within(zone, name) for zone in self.block_zones)
 
     def _key(self, request: Request) -> bytes:
@@ -375,5 +375,5 @@ def _key(request: Request) -> bytes:
 
 
 def _replaces(answer: Answer) -> bool:
-    """Whether a fresh reply may take a stale entry's place."""
+    """True if a fresh reply may take a stale entry's place."""
     return answer.rcode in (iana.NOERROR, iana.NXDOMAIN) and not answer.flags & iana.TC

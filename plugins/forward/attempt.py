@@ -231,5 +231,5 @@ def _without_subnet(answer: Answer) -> Answer:
 
 
 def is_empty(answer: Answer) -> bool:
-    """Whether an answer has no record in its answer section."""
+    """True if an answer has no record in its answer section."""
     return answer.body.counts[0] == 0 if answer.body is not None else not answer.answer

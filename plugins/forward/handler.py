@@ -105,7 +105,7 @@ class Forward(Plugin):
             await upstream.close()
 
     def upstream_states(self) -> list[UpstreamState]:
-        """How each of the upstreams is now."""
+        """The current state of each upstream."""
         now = time.monotonic()
         out = []
         for each in self.upstreams:
@@ -217,7 +217,7 @@ class Forward(Plugin):
         done.flight.resolve(outcome)
 
     def moves_on(self, question: Question, reply: Answer) -> bool:
-        """Whether the next plugin is asked in this reply's place."""
+        """True if the next plugin is asked in this reply's place."""
         config = self.config
         if not self.has_next:
             return False
@@ -227,5 +227,5 @@ class Forward(Plugin):
 
     @property
     def passes_subnet(self) -> bool:
-        """Whether a client's ECS option goes upstream."""
+        """True if a client's ECS option goes upstream."""
         return self.config.client_subnet

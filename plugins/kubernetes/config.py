@@ -34,7 +34,7 @@ _REMOVED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What one `kubernetes` directive says. `zones` are lower-cased wire names; durations and TTLs are seconds."""
+    """Settings of one `kubernetes` directive. `zones` are lower-cased wire names; durations and TTLs are seconds."""
 
     zones: tuple[bytes, ...]
     endpoint: str = ""

@@ -85,7 +85,7 @@ class EndpointView:
         return dashed(address)
 
     def has_zone(self, zone: str) -> bool:
-        """Whether any endpoint is in this topology zone."""
+        """True if any endpoint is in this topology zone."""
         known = self._zones
         if known is None:
             known = self._zones = {zone for part in self.parts for zone in part.zones or ()}
@@ -124,7 +124,7 @@ def _add(found: dict[int, Matched], part: Slice, i: int) -> None:
 
 
 def matches(port: Port, name: str, protocol: str) -> bool:
-    """Whether a port has this name and protocol; an empty word matches all."""
+    """True if a port has this name and protocol; an empty word matches all."""
     return (not name or port.name == name) and (not protocol or port.protocol == protocol)
 
 

@@ -1,4 +1,4 @@
-"""Why a name is answered as it is: which object stands behind it, or what is missing. For `kdns explain`, not for
+"""Explanations of answers: the object that a name belongs to, or what is missing. For `kdns explain`, not for
 queries.
 """
 

@@ -62,7 +62,7 @@ _AA: Final = iana.AA
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the directive says. `zones` are wire names, `apex` a label, `ttl` in seconds."""
+    """The settings of the directive. `zones` are wire names, `apex` a label, `ttl` in seconds."""
 
     zones: tuple[bytes, ...]
     apex: bytes = b"dns"

@@ -1,4 +1,4 @@
-"""What of a cluster is served, and under which names: kept equal with the cluster, object by object.
+"""The index of a cluster: the objects that are served, by name. It follows the cluster object by object.
 
 Whether a name exists is decided by two look-ups in dictionaries keyed by the wire form of its labels
 (`\\x03web\\x02n1`), so a name that does not exist costs the same however many Services there are. A change of a Service
@@ -207,7 +207,7 @@ class Index:
     # What there is.
 
     def is_namespace(self, label: bytes) -> bool:
-        """Whether this namespace (a lower-cased label) is served."""
+        """True if this namespace (a lower-cased label) is served."""
         return bytes((len(label),)) + label in self.exposed
 
     def view(self, entry: ServiceState) -> EndpointView:

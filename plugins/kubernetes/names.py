@@ -162,7 +162,7 @@ class Names:
         return self._missing_below(request, zone)
 
     def _has_addresses_below(self, name: bytes) -> bool:
-        """Whether a Service has an address whose reverse name is below this one."""
+        """True if a Service has an address whose reverse name is below this one."""
         ordered = self.cluster.ordered
         if ordered is None or not self.cluster.synced:
             return False

@@ -226,7 +226,7 @@ class Kubernetes(Plugin):
     # What other plugins ask of it (kdns.plugin.providers).
 
     def is_ready(self) -> bool:
-        """Whether everything has been listed once; it stays so while the API is away."""
+        """True if everything has been listed once; it stays so while the API is away."""
         return self.cluster.synced
 
     def search_base(self, name: bytes, starts: list[int]) -> SearchBase | None:
@@ -249,7 +249,7 @@ class Kubernetes(Plugin):
         return self.index.names
 
     def is_cluster_label(self, label: bytes) -> bool:
-        """Whether any Service or Namespace has this name."""
+        """True if any Service or Namespace has this name."""
         return label in self.index.service_names or self.index.is_namespace(label)
 
     def cluster_zones(self) -> tuple[bytes, ...]:
@@ -304,7 +304,7 @@ class Kubernetes(Plugin):
         return await pod_spec(self.api, self.paths, namespace, name)
 
     def has_ipv6(self) -> bool:
-        """Whether any Service or endpoint has an IPv6 address; True until that is known."""
+        """True if any Service or endpoint has an IPv6 address; True until that is known."""
         return self.cluster.ipv6 > 0 or not self.cluster.synced
 
     def transfer_zones(self) -> tuple[bytes, ...]:

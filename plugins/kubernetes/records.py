@@ -63,7 +63,7 @@ class Found(NamedTuple):
 
 @final
 class Records:
-    """What the names of an index get."""
+    """The records of the names of an index."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
@@ -314,7 +314,7 @@ class Records:
         return Answer(iana.NOERROR, _AA, owned, (), answer.additional, local=True, validity=ALWAYS)
 
     def _is_protocol(self, entry: ServiceState, service: Service, label: bytes) -> bool:
-        """Whether `_tcp.web...` is an empty non-terminal: a named port of that protocol stands below it (RFC 8020)."""
+        """True if `_tcp.web...` is an empty non-terminal: a named port of that protocol stands below it (RFC 8020)."""
         if not label.startswith(b"_"):
             return False
         protocol = label[1:].decode("latin-1")
@@ -351,7 +351,7 @@ class Records:
         return node
 
     def has_pointer(self, address: bytes) -> bool:
-        """Whether an address has a reverse name with a PTR record."""
+        """True if an address has a reverse name with a PTR record."""
         cluster = self.index.cluster
         owner = cluster.cluster_owner(address)
         if owner is not None and self._shown(owner):
@@ -359,14 +359,14 @@ class Records:
         return any(self._shown(entry) for entry in cluster.owners(address))
 
     def _shown(self, entry: ServiceState) -> bool:
-        """Whether the names of a Service that addresses belong to exist: else no address may point to them."""
+        """True if the names of a Service that addresses belong to exist: else no address may point to them."""
         service = entry.service
         if service is None or service.kind == EXTERNAL:
             return False
         return self.index.is_namespace(entry.namespace.lower().encode()) and not self._hides(entry, service)
 
     def _hides(self, entry: ServiceState, service: Service) -> bool:
-        """Whether `ignore empty_service` takes a Service away, and all that would be below it."""
+        """True if `ignore empty_service` takes a Service away, and all that would be below it."""
         return self.index.config.ignore_empty and service.kind == CLUSTER and not entry.has_ready()
 
     def pod(self, zone: Zone, name: bytes, namespace: bytes, label: bytes, qtype: int) -> Answer | None:

@@ -1,4 +1,4 @@
-"""Who may read the metrics: names and bcrypt hashes of passwords (RFC 7617), as a web configuration file has them.
+"""Users who may read the metrics: names and bcrypt hashes of passwords (RFC 7617), from a web configuration file.
 
 A check takes tens of milliseconds of CPU on purpose. It runs in a thread (bcrypt lets go of the interpreter's lock),
 one at a time whoever asks. What was right is remembered, so that a scrape every few seconds costs nothing and waits for
@@ -36,7 +36,7 @@ class Users:
         self.lock = asyncio.Lock()
 
     async def allows(self, authorization: str) -> bool:
-        """Whether an Authorization field is that of a user."""
+        """True if an Authorization field is that of a user."""
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "basic":
             return False

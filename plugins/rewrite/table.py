@@ -1,4 +1,4 @@
-"""Which of many rules fit a name, without a look at each of them.
+"""A table that finds the rules matching a name without trying each of them.
 
 Theory of operation. Exact, prefix and suffix matches are dictionaries, one for each length there is. Regular
 expressions and substrings go through RE2's prefilter, which knows for each of them the literal text without which it

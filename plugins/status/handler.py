@@ -82,7 +82,7 @@ class Status(Plugin):
 
     @property
     def http(self) -> tuple[str, int, str]:
-        """Where it serves."""
+        """The address that it serves on."""
         return self.config.host, self.config.port, ""
 
     def wire(self, block: BlockInfo) -> None:
@@ -114,7 +114,7 @@ class Status(Plugin):
         return ("status", self.config.host, self.config.port)
 
     def is_served(self, host: str) -> bool:
-        """Whether a Host field (RFC 9110, section 7.2) is an address, localhost, or a name that the Corefile has."""
+        """True if a Host field (RFC 9110, section 7.2) is an address, localhost, or a name that the Corefile has."""
         name = host.lower()
         if name.startswith("["):
             name = name[1:].partition("]")[0]

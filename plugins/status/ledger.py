@@ -1,4 +1,4 @@
-"""What is counted for one page, for as long as its address is served: a reload changes the plugin, and keeps this."""
+"""The counts of one page, for as long as its address is served: a reload replaces the plugin, and keeps this."""
 
 import asyncio
 import time

@@ -113,7 +113,7 @@ class Config:
     ignored: str = ""  # an option that is taken and has no effect
 
     def names(self, field: str) -> bool:
-        """Whether a template names this field."""
+        """True if a template names this field."""
         return any(f".{field}" in text for _, text in self.records)
 
 

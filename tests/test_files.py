@@ -1,0 +1,24 @@
+"""A file that is replaced is the old one or the new one, whole."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kdns import files
+
+
+def test_a_file_is_replaced_whole_with_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    files.replace(str(path), [b"new ", b"octets"], 0o600)
+    assert path.read_bytes() == b"new octets" and path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_that_cannot_be_replaced_is_as_it_was_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    (path / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="folder"):
+        files.replace(str(path), [b"new"], 0o600)
+    assert os.listdir(tmp_path) == ["folder"] and (path / "inside").is_dir()
