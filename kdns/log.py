@@ -86,7 +86,7 @@ def set_json(on: bool) -> None:
 
 
 def is_json() -> bool:
-    """Writes lines as JSON objects from now on, or not."""
+    """True if lines are JSON objects."""
     return _state.json
 
 

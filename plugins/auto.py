@@ -55,7 +55,7 @@ from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.regex import compile_regex
 from kdns.store.zone import Zone
-from kdns.turns import TimeSlice
+from kdns.timeslice import TimeSlice
 from kdns.zonefile.follow import ZoneFile, zone_file
 from kdns.zonefile.load import BrokenZone
 
@@ -168,9 +168,9 @@ class Auto(Plugin):
             self.known.changed()
             if gone.zone is not None:
                 gone.zone.validity.end()
-        turn = TimeSlice()
+        timeslice = TimeSlice()
         for origin, path in found.items():
-            await turn.pause()
+            await timeslice.pause()
             served = self.served.get(origin)
             if served is not None and served.file.path == path:
                 await served.file.look()

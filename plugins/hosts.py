@@ -66,7 +66,7 @@ from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
-from kdns.turns import TimeSlice
+from kdns.timeslice import TimeSlice
 
 DEFAULT_FILE: Final = "/etc/hosts"
 DEFAULT_TTL: Final = 3600

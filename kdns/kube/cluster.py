@@ -10,7 +10,7 @@ from typing import Protocol, final
 
 from kdns.kube.addresses import AddressSet
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slice, Slices
-from kdns.turns import emptied
+from kdns.timeslice import emptied
 
 
 @final

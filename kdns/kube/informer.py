@@ -22,7 +22,7 @@ from kdns.kube.resync import Resync
 from kdns.kube.snapshot import BadSnapshot
 from kdns.kube.source import State, WatchScope
 from kdns.metrics import REFRESH, Counter, Gauge, Histogram
-from kdns.turns import emptied
+from kdns.timeslice import emptied
 
 SAVE: Final = 30.0  # seconds between two snapshots, at least
 TICK: Final = 1.0  # seconds between two looks at the age of the state

@@ -43,7 +43,7 @@ from kdns.kube.paging import (
 from kdns.kube.pause_gc import pause_gc
 from kdns.kube.source import State
 from kdns.metrics import Counter
-from kdns.turns import TimeSlice
+from kdns.timeslice import TimeSlice
 
 PATHS: Final = {
     NAMESPACE: "/api/v1/namespaces",

@@ -18,7 +18,7 @@ import msgspec
 
 from kdns.kube.cluster import Cluster
 from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, TYPES, Object
-from kdns.turns import emptied
+from kdns.timeslice import emptied
 
 # Objects of a frame: some 1 ms to apply, slices of a hundred endpoints too.
 FRAME: Final = 50

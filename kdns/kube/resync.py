@@ -16,7 +16,7 @@ from kdns.kube.paging import ApiError
 from kdns.kube.pause_gc import pause_gc
 from kdns.kube.reflector import Reflector
 from kdns.metrics import Counter
-from kdns.turns import TimeSlice
+from kdns.timeslice import TimeSlice
 
 INTERVAL: Final = (600.0, 900.0)  # seconds between two: rare enough to cost nothing, often enough to matter
 GRACE: Final = 5.0  # seconds an event may be under way

@@ -33,7 +33,7 @@ from kdns.server.block import Block
 from kdns.server.dispatch import Dispatcher
 from kdns.server.order import BUILT, ORDER, RANK, place
 from kdns.server.schemes import SCHEMES
-from kdns.turns import TimeSlice
+from kdns.timeslice import TimeSlice
 
 ENTRY_POINTS: Final = "kdns.plugins"
 MAX_PROBLEMS: Final = 100  # errors of one plugin's directives that are looked for: more help nobody

@@ -22,7 +22,7 @@ from kdns.plugin.runtime import Runtime
 from kdns.server import gc_policy
 from kdns.server.build import Group, Instance, build, build_beside
 from kdns.server.listeners import Listeners, open_group, probe
-from kdns.turns import TimeSlice
+from kdns.timeslice import TimeSlice
 
 # Seconds that queries in flight get when the server ends (CoreDNS's).
 DRAIN: Final = 5.0

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from kdns import log
 from kdns.dns.name import to_text
 from kdns.store.zone import Zone
-from kdns.turns import emptied
+from kdns.timeslice import emptied
 from kdns.zonefile.history import History, changes_of, released
 from kdns.zonefile.load import BrokenZone, Loaded, read_beside, read_paced
 from kdns.zonefile.reader import Seen, look_at

@@ -6,7 +6,7 @@ from typing import Final, final
 from kdns.dns.rrset import RRset
 from kdns.store.zone import Zone
 from kdns.store.zone_diff import Change, differences
-from kdns.turns import TimeSlice, emptied
+from kdns.timeslice import TimeSlice, emptied
 
 STEPS: Final = 16  # versions that an IXFR can begin with
 MAX_CHANGES: Final = 100_000  # records of all steps; some 20 MiB
@@ -54,7 +54,7 @@ async def changes_of(old: Zone, new: Zone) -> list[Change] | None:
     """What differs, found in turns; None where it is more than a history may hold."""
     out: list[Change] = []
     count = 0
-    turn = TimeSlice()
+    timeslice = TimeSlice()
     for i, changes in enumerate(differences(old, new)):
         for change in changes:
             count += sum(len(rrset.rdatas) for rrset in change if rrset is not None)
@@ -62,7 +62,7 @@ async def changes_of(old: Zone, new: Zone) -> list[Change] | None:
         if count > MAX_CHANGES:
             return None
         if i % 64 == 63:
-            await turn.pause()
+            await timeslice.pause()
     return out
 
 

@@ -20,7 +20,7 @@ from kdns.dns.name import from_text, to_text
 from kdns.store.zone import Zone
 from kdns.store.zone_builder import BadZone, ZoneBuilder, zone_of
 from kdns.store.zone_node import arranged
-from kdns.turns import TimeSlice
+from kdns.timeslice import TimeSlice
 from kdns.zonefile.errors import Problem, ZoneFileError
 from kdns.zonefile.reader import MasterFile, Seen
 
@@ -130,7 +130,7 @@ async def build_beside(origin: bytes, names: Mapping[bytes, Mapping[int, Sequenc
 async def _feed(child: asyncio.subprocess.Process, names: Mapping[bytes, Mapping[int, Sequence[Any]]]) -> None:
     """Sends names to the child."""
     assert child.stdin is not None
-    turn = TimeSlice()
+    timeslice = TimeSlice()
     piece: dict[bytes, Any] = {}
     for name, sets in names.items():
         piece[name] = sets
@@ -139,7 +139,7 @@ async def _feed(child: asyncio.subprocess.Process, names: Mapping[bytes, Mapping
             child.stdin.write(len(packed).to_bytes(4, "big") + packed)
             piece = {}
             await child.stdin.drain()
-            await turn.pause()
+            await timeslice.pause()
     packed = marshal.dumps(piece)
     child.stdin.write(len(packed).to_bytes(4, "big") + packed)
     await child.stdin.drain()
@@ -148,14 +148,14 @@ async def _feed(child: asyncio.subprocess.Process, names: Mapping[bytes, Mapping
 
 async def _pieces(child: asyncio.subprocess.Process, builder: ZoneBuilder, path: str) -> Loaded:
     assert child.stdout is not None
-    turn = TimeSlice()
+    timeslice = TimeSlice()
     try:
         while True:
             size = int.from_bytes(await child.stdout.readexactly(4), "big")
             last = _take(builder, await child.stdout.readexactly(min(size, MAX_PIECE)), path)
             if last is not None:
                 return last
-            await turn.pause()
+            await timeslice.pause()
     except asyncio.IncompleteReadError:
         _died(path)
 

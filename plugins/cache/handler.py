@@ -20,7 +20,7 @@ from kdns.plugins.cache import config as _config
 from kdns.plugins.cache.classify import judge
 from kdns.plugins.cache.config import Config
 from kdns.plugins.cache.table import CacheEntry, Table
-from kdns.turns import emptied
+from kdns.timeslice import emptied
 from kdns.upstream.exchange import UpstreamError
 
 MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not kept

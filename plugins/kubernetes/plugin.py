@@ -39,7 +39,7 @@ from kdns.plugins.kubernetes.index import SVC, Index
 from kdns.plugins.kubernetes.names import Names
 from kdns.plugins.kubernetes.records import Records
 from kdns.plugins.kubernetes.transfer import transfer
-from kdns.turns import emptied
+from kdns.timeslice import emptied
 
 SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.", across=MIN)
 OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",), across=MAX)

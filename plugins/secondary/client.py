@@ -13,7 +13,7 @@ from kdns.dns.query import Question
 from kdns.store.zone import Zone
 from kdns.store.zone_builder import ZoneBuilder
 from kdns.store.zone_transfer import BadTransfer, Inbound, changed
-from kdns.turns import TimeSlice
+from kdns.timeslice import TimeSlice
 from kdns.upstream.exchange import new_id
 from kdns.zonefile.load import build_beside
 
@@ -94,12 +94,12 @@ class Primary:
             if old is not None and data[3] & 15 in _NO_IXFR:
                 raise _NoIxfr
             inbound = Inbound(self.origin, data[:2], old)
-            turn = TimeSlice()
+            timeslice = TimeSlice()
             while True:
                 if checker is not None:
                     checker.check(data, time.time())
                 for _ in inbound.feed(data):
-                    await turn.pause()
+                    await timeslice.pause()
                 if inbound.done:
                     break
                 data = await connection.receive()
@@ -113,7 +113,7 @@ class Primary:
         assert old is not None
         builder = ZoneBuilder(self.origin)
         for _ in changed(old, inbound.names, builder):
-            await turn.pause()
+            await timeslice.pause()
         return builder.finish()
 
 

@@ -1,4 +1,4 @@
-"""Turns: long work on the loop gives way to others, and what is large is let go of piece by piece.
+"""Time slices: long work on the loop lets others run in between, and large tables are freed piece by piece.
 
 Freeing an entry of a table takes some 0.5 microseconds; a table of 100,000 that is freed as one holds the loop for 50
 ms.
@@ -8,8 +8,8 @@ import asyncio
 import time
 from typing import Any, Final, Protocol
 
-TURN: Final = 0.001  # seconds of work before others run
-_STEP: Final = 100  # entries let go of between two looks at the clock
+SLICE: Final = 0.001  # seconds of work before others run
+_STEP: Final = 100  # entries freed between two looks at the clock
 
 
 class TimeSlice:
@@ -20,13 +20,13 @@ class TimeSlice:
     __slots__ = ("end",)
 
     def __init__(self) -> None:
-        self.end = time.monotonic() + TURN
+        self.end = time.monotonic() + SLICE
 
     async def pause(self) -> None:
-        """Gives way if it is time to."""
+        """Lets others run if this slice is over."""
         if time.monotonic() >= self.end:
             await asyncio.sleep(0)
-            self.end = time.monotonic() + TURN
+            self.end = time.monotonic() + SLICE
 
 
 class Table(Protocol):
@@ -39,10 +39,10 @@ class Table(Protocol):
 
 
 async def emptied(*tables: Table) -> None:
-    """Empties tables that nobody uses any more, in turns."""
-    turn = TimeSlice()
+    """Empties tables that are no longer used, in slices."""
+    timeslice = TimeSlice()
     for table in tables:
         while left := len(table):
             for _ in range(min(left, _STEP)):
                 table.popitem()
-            await turn.pause()
+            await timeslice.pause()

@@ -1,13 +1,13 @@
-"""Turns: who works long gives way."""
+"""Long work on the loop lets others run in between."""
 
 import asyncio
 
 from kdns.dns.name import from_text
 from kdns.store.trie import Store
-from kdns.turns import emptied
+from kdns.timeslice import emptied
 
 
-def test_a_large_table_is_let_go_of_in_turns_and_others_run_in_between() -> None:
+def test_a_large_table_is_freed_in_slices_and_others_run_in_between() -> None:
     store = Store()
     for i in range(20_000):
         store.add(from_text(f"h{i}.example.org."))
