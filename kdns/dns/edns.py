@@ -88,7 +88,7 @@ def options(raw: bytes) -> list[tuple[int, bytes]]:
     off, total = 0, len(raw)
     while off < total:
         if off + 4 > total:
-            raise FormatError("an EDNS option is cut")
+            raise FormatError("an EDNS option is truncated")
         stop = off + 4 + (raw[off + 2] << 8 | raw[off + 3])
         if stop > total:
             raise FormatError("an EDNS option runs past its OPT")
@@ -131,7 +131,7 @@ def check_options(raw: bytes, in_reply: bool = False) -> None:
             raise FormatError(f"more than {MAX_OPTIONS} EDNS options")
         left -= 1
         if off + 4 > total:
-            raise FormatError("an EDNS option is cut")
+            raise FormatError("an EDNS option is truncated")
         length = raw[off + 2] << 8 | raw[off + 3]
         if not raw[off]:
             code = raw[off + 1]

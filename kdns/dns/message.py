@@ -53,7 +53,7 @@ def parse_reply(data: bytes, asked: Question | None = None) -> Message:
         else:
             name, off = wire.read_name(data, 12, budget)
             if off + 4 > len(data) or off - 12 != len(name):
-                raise FormatError("the question is cut or compressed")
+                raise FormatError("the question is truncated or compressed")
             question = Question(name.lower(), data[off] << 8 | data[off + 1], data[off + 2] << 8 | data[off + 3])
             off += 4
     name, starts = (question.name, question.starts) if question is not None else (b"\0", [])
@@ -94,7 +94,7 @@ def _content(  # noqa: C901 - one pass over a message, checked as it goes
                 owner = owner.lower()
             off = fixed + 10
             if off > total:
-                raise FormatError("a record is cut")
+                raise FormatError("a record is truncated")
             rtype, cls, ttl, size = _fixed(data, fixed)
             off += size
             if off > total:

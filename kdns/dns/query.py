@@ -63,7 +63,7 @@ def parse(data: bytes, more: bool = True) -> tuple[Question, int, Edns | None, b
             data[12 : off + 1].lower(), data[off + 1] << 8 | data[off + 2], data[off + 3] << 8 | data[off + 4], starts
         )
     except IndexError:
-        raise FormatError("the question is cut") from None
+        raise FormatError("the question is truncated") from None
     if off >= MAX_NAME + 12:
         raise FormatError("a question's name is over 255 octets")
     end = off + 5

@@ -77,7 +77,7 @@ def find(data: bytes) -> Tsig | None:
         start = off
         fixed = wire.skip_name(data, off)
         if fixed + 10 > len(data):
-            raise FormatError("a record is cut")
+            raise FormatError("a record is truncated")
         off = fixed + 10 + int.from_bytes(data[fixed + 8 : fixed + 10], "big")
         if off > len(data):
             raise FormatError("an rdata runs past the end of the message")

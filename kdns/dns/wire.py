@@ -120,13 +120,13 @@ def skip_name(data: bytes, off: int) -> int:
 
 
 def records(data: bytes, off: int, count: int, budget: Budget) -> Iterator[Record]:
-    """The next `count` records from `off` on. Raises FormatError at the first that is cut or malformed."""
+    """The next `count` records from `off` on. Raises FormatError at the first that is truncated or malformed."""
     total = len(data)
     for _ in range(count):
         owner, fixed = read_name(data, off, budget)
         start = off
         if fixed + 10 > total:
-            raise FormatError("a record is cut")
+            raise FormatError("a record is truncated")
         rtype = data[fixed] << 8 | data[fixed + 1]
         off = fixed + 10 + (data[fixed + 8] << 8 | data[fixed + 9])
         if off > total:

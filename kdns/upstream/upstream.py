@@ -141,7 +141,7 @@ class Upstream:
     def exchange(self, query: bytes, question: Question, proto: str, done: Done) -> None:
         """Asks, and asks again where the reply says so; calls back once.
 
-        Over TCP where a reply is cut (RFC 7766, section 5), or where too many did not match; without OPT where the
+        Over TCP if a reply is truncated (RFC 7766, section 5), or where too many did not match; without OPT where the
         upstream may not know it (RFC 6891, section 7). Where that fails, the first reply is passed on. What follows a
         reply begins within `timeout` of the first query, so all takes two timeouts at most. That an upstream knows no
         EDNS is not remembered: one forged reply would take DNSSEC and large answers from everybody.

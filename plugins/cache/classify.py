@@ -12,7 +12,7 @@ _PROOFS: Final = frozenset((iana.NSEC, 50, iana.RRSIG))
 
 
 class Verdict(NamedTuple):
-    """Where an answer is kept (success, denial, servfail or none), for how many seconds, and what is kept of it.
+    """Where an answer is stored (success, denial, servfail or none), for how many seconds, and what of it.
 
     `uniform`: all its records have that TTL.
     """
@@ -26,18 +26,18 @@ class Verdict(NamedTuple):
 def judge(qtype: int, name: bytes, answer: Answer) -> Verdict:
     """What is to be done with an answer to a question."""
     body = answer.body
-    outline = answer.summary
+    summary = answer.summary
     if (
-        outline
+        summary
         and body is not None
-        and body.counts[0] == len(outline)
+        and body.counts[0] == len(summary)
         and not answer.rcode
         and not answer.flags & iana.TC
     ):
         # The usual answer: records of the name and type, and nothing else.
-        ttl = outline[0][2]
+        ttl = summary[0][2]
         uniform = True
-        for owner, rtype, seconds, _ in outline:
+        for owner, rtype, seconds, _ in summary:
             if owner != name or rtype != qtype:
                 break
             if seconds != ttl:
@@ -119,7 +119,7 @@ def _chain_only(name: bytes, answer: Answer) -> Answer:
 
 
 def _lifetime(name: bytes, answer: Answer) -> int:
-    """Seconds an answer may be kept: the least TTL in it, for a denial the SOA's MINIMUM too; 5 where there is none."""
+    """Seconds to store an answer: the least TTL in it, for a denial the SOA's MINIMUM too; 5 where there is none."""
     records, authority, additional = answer.records()
     ttls = [line[2] for lines in (records, authority, additional) for line in lines]
     if not records or answer.rcode == iana.NXDOMAIN:

@@ -23,7 +23,7 @@ from kdns.plugins.cache.table import CacheEntry, Table
 from kdns.timeslice import emptied
 from kdns.upstream.exchange import UpstreamError
 
-MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not kept
+MAX_RECORDS: Final = 100  # of one answer; a larger one is passed on and not stored
 # Seconds for which nobody is asked again after no upstream had a reply: RFC 9520, section 3.2, wants one at least, and
 # more would keep names away from clients after the upstreams are back.
 UNREACHED: Final = 1.0
@@ -74,15 +74,15 @@ class RepeatedHits:
         self.requests[0] += 1
         self.hits[0] += 1
         if self.gap:
-            self.entry.met(monotonic(), self.gap)
+            self.entry.count_hit(monotonic(), self.gap)
 
 
 class Cache(Plugin):
     """Keeps what comes from below.
 
-    AD is kept as it came: who is shown it is decided for each reply (Request.shows_ad). What comes of a question
+    AD is stored as it came: who is shown it is decided for each reply (Request.shows_ad). What comes of a question
     without RD is what an upstream happens to know: it may be empty, is given to nobody else, and takes no entry's
-    place. Such a question is answered from what is kept like any other. The client's own bit counts, and not what
+    place. Such a question is answered from what is stored like any other. The client's own bit counts, and not what
     `header` makes of it for upstreams: that is the same for all.
     """
 
@@ -147,7 +147,7 @@ class Cache(Plugin):
         if entry is None or entry.expires <= now or self.config.prefer_positive or entry.answer.rcode == iana.SERVFAIL:
             positive = self.success.entries.get(key)
             if positive is not None and (
-                positive.expires > now or entry is None or entry.expires <= now or self._keeps(positive, now)
+                positive.expires > now or entry is None or entry.expires <= now or self._prefers(positive, now)
             ):
                 entry, kind = positive, "success"
         if entry is None:
@@ -185,7 +185,7 @@ class Cache(Plugin):
                 return Answer(iana.NXDOMAIN, entry.answer.flags & iana.RA, (), soa)
         return None
 
-    def _keeps(self, positive: CacheEntry, now: float) -> bool:
+    def _prefers(self, positive: CacheEntry, now: float) -> bool:
         return self.config.prefer_positive and positive.expires + self.config.stale > now
 
     def _serve(self, request: Request, entry: CacheEntry, ttl: int) -> Answer:
@@ -208,7 +208,7 @@ class Cache(Plugin):
 
     def _count(self, request: Request, entry: CacheEntry, key: bytes, left: float, meters: _Meters) -> None:
         config = self.config
-        entry.met(request.now, config.prefetch_gap)
+        entry.count_hit(request.now, config.prefetch_gap)
         if entry.hits >= config.prefetch and left <= math.ceil(config.prefetch_part * entry.ttl) and not entry.fresh:
             meters.prefetches[0] += 1
             self._refresh(request, entry, key)
@@ -217,7 +217,7 @@ class Cache(Plugin):
         self, request: Request, entry: CacheEntry, key: bytes, kind: str, meters: _Meters
     ) -> Outcome | Awaitable[Outcome | None] | None:
         config = self.config
-        # As in the original, a TTL that is kept is kept beyond its end, where stale answers have none of their own.
+        # As in CoreDNS: with `keepttl` a TTL stays beyond its end, where stale answers have none of their own.
         ttl = int(entry.ttl) if config.keepttl and not config.stale_ttl else config.stale_ttl
         rests = config.recheck and request.now - entry.checked < config.recheck
         if not config.verify or rests:
@@ -252,7 +252,7 @@ class Cache(Plugin):
         def on_result(outcome: Outcome) -> Outcome:
             entry.fresh = False
             if type(outcome) is Answer and _replaces(outcome):
-                return self._keep(request, key, outcome)
+                return self._store(request, key, outcome)
             entry.checked = request.now
             return outcome
 
@@ -269,7 +269,7 @@ class Cache(Plugin):
     def on_answer(self, request: Request, answer: Answer) -> Answer:
         if answer.local or (not self.everything and closest(request.question.name, self.config.zones) is None):
             return answer
-        return self._keep(request, self._key(request), answer)
+        return self._store(request, self._key(request), answer)
 
     def on_failure(self, request: Request, failure: Outcome) -> None:
         """Stores upstream failures for a moment, so that repeated questions do not go upstream again (RFC 9520)."""
@@ -289,11 +289,11 @@ class Cache(Plugin):
             entry = CacheEntry(answer, now, min(UNREACHED, config.servfail))
             self._put(request, key, entry, self.denial, config.denial.capacity)
 
-    def _keep(self, request: Request, key: bytes, answer: Answer) -> Answer:
-        """Keeps an answer if it may be kept; gives it as it is served now, with the TTL it is kept with."""
+    def _store(self, request: Request, key: bytes, answer: Answer) -> Answer:
+        """Stores an answer if it may be stored; returns it as it is served now, with the TTL of its entry."""
         config = self.config
         question = request.question
-        kind, lifetime, kept, uniform = judge(question.type, question.name, answer)
+        kind, lifetime, stored, uniform = judge(question.type, question.name, answer)
         if kind == "none":
             return answer
         positive = kind == "success"
@@ -304,23 +304,23 @@ class Cache(Plugin):
             ttl = config.servfail
         else:
             ttl = float(min(max(lifetime, limits.least), limits.most))
-        outline = kept.summary
-        answer = kept
+        summary = stored.summary
+        answer = stored
         body = answer.rendered(question.name)
         whole = int(ttl)
         if uniform and whole == lifetime:
             served = answer
         else:
             served = answer.with_body(body.with_ttl(whole), answer.flags)
-            served.summary = outline
+            served.summary = summary
         disabled = config.no_success if positive else config.no_denial
         if (disabled and closest(question.name, disabled) is not None) or ttl <= 0 or len(body.ends) > MAX_RECORDS:
             return served
         if not request.client_rd:
             return served
         flags = answer.flags & ~iana.AA  # not authoritative: these are others' data (RFC 1035, section 4.1.1)
-        kept = Answer(answer.rcode, flags, options=answer.options, name=answer.name, body=body)
-        entry = CacheEntry(kept, request.now, ttl)
+        stored = Answer(answer.rcode, flags, options=answer.options, name=answer.name, body=body)
+        entry = CacheEntry(stored, request.now, ttl)
         entry.validity.ages = not config.keepttl
         mine, other = (self.success, self.denial) if positive else (self.denial, self.success)
         if other.entries and (positive or (kind == "denial" and not config.prefer_positive)):

@@ -31,7 +31,7 @@ class CacheEntry:
         self.validity = Validity(self.expires, ages=True)  # of what is served of it while it is in the cache
         self.checked = -1e9  # when a refresh failed last
 
-    def met(self, now: float, gap: float) -> None:
+    def count_hit(self, now: float, gap: float) -> None:
         """Counts a hit; after a gap of so many seconds the count begins anew."""
         self.hits = 1 if now - self.asked > gap else self.hits + 1
         self.asked = now

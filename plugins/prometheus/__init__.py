@@ -131,7 +131,7 @@ class Prometheus(Plugin):
         self.block = block
         self.one_zone = block.zone_text(block.zones[0]) if len(block.zones) == 1 else ""
         names = block.query_plugins()
-        # The plugin right behind this one, whatever answers: that is what the original's label holds.
+        # The plugin right behind this one, whatever answers: CoreDNS's label holds that.
         at = names.index(self.name)
         self.next = names[at + 1] if at + 1 < len(names) else ""
         zone = block.parsed.zones[0]

@@ -268,6 +268,6 @@ def test_promtool_reads_all_metrics_and_finds_no_fault_of_ours(serve: Any) -> No
     text = http_get(port, "/metrics")[1]
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert "error while linting" not in done.stderr and "parsing error" not in done.stderr
-    # Names of the original's that promtool would have otherwise are the original's.
+    # CoreDNS's names stay, also where promtool would have others.
     ours = [line for line in done.stderr.splitlines() if line.startswith("kdns_")]
     assert not ours, ours

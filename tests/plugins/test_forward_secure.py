@@ -263,7 +263,7 @@ def where(kind: str, to: str, authority: Authority) -> str:
 def test_a_time_out_over_a_connection_did_not_say_which(
     serve: Serve, upstream: Start, peer: Begin, authority: Authority, lines: list[str], kind: str
 ) -> None:
-    """Patterns such as `read tcp (.*)->(.*): i/o timeout` are what logs of the original are searched for."""
+    """Patterns such as `read tcp (.*)->(.*): i/o timeout` are what logs of CoreDNS are searched for."""
 
     def late(query: dns.message.Message, proto: str) -> dns.message.Message:
         time.sleep(0.8)

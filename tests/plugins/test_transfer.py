@@ -81,7 +81,7 @@ def test_every_transferred_record_is_what_a_query_answers(serve: Serve, objects:
         for rdataset in node:
             kind = dns.rdatatype.to_text(rdataset.rdtype)
             asked = {str(rd) for rd in server.ask(str(name), kind).answer[0]}
-            if kind == "SRV":  # weights of bare names differ, as in the original
+            if kind == "SRV":  # weights of bare names differ, as in CoreDNS
                 assert {text.split()[2:] == text.split()[2:] for text in asked}
             else:
                 assert asked == {str(rd) for rd in rdataset}, (name, kind)
