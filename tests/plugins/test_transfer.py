@@ -242,7 +242,7 @@ def test_knot_takes_the_zone_as_a_secondary(serve: Serve, objects: Path, tmp_pat
     ("transfer {\n to 10.0.0.0/8\n }", "expected an IP address"),
     ("transfer {\n to ns.example.org\n }", "expected an IP address"),
     ("transfer {\n to *\n what\n }", "unknown property"),
-    ("transfer {\n to 127.0.0.1:99999\n }", "is no port"),
+    ("transfer {\n to 127.0.0.1:99999\n }", "is not a port"),
     ("transfer {\n to *\n source x\n }", "expected an IP address"),
 ])  # fmt: skip
 def test_bad_transfers_are_named(serve: Serve, objects: Path, options: str, expected: str) -> None:

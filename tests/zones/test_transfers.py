@@ -396,7 +396,7 @@ WWW = ("www.example.org.", "A", "192.0.2.2")
     (lambda query: [said(query)], "a message without records"),
     (lambda query: [said(query, SOA, WWW, (*SOA[:2], SOA[2].replace(" 7 ", " 8 ")))], "another SOA at the end"),
     (lambda query: [b"\0" * 5], "without a header"), (lambda query: [said(query, SOA, WWW, SOA)[:-3]], "past the end"),
-    (lambda query: [said(query, SOA), b"\xff" * 40], "no reply to the transfer"),
+    (lambda query: [said(query, SOA), b"\xff" * 40], "not a reply to the transfer"),
 ])  # fmt: skip
 def test_a_primary_that_lies_or_breaks_off_changes_nothing(
     serve: Serve, lines: list[str], messages: Callable[[dns.message.Message], list[bytes]], expected: str
