@@ -120,10 +120,10 @@ def test_the_system_is_asked_for_absolute_names_after_its_own_hosts(
 
 @pytest.mark.parametrize(("to", "option", "said"), [
     ("quic://192.0.2.1", "", 'unknown scheme "quic"'), ("https://192.0.2.1/q", "", "has a path"),
-    ("192.0.2.1:99999", "", '"99999" is no port'), ("[::1]:x", "", '"x" is no port'),
-    ("tls://[::1]:0", "", '"0" is no port'),
+    ("192.0.2.1:99999", "", '"99999" is not a port'), ("[::1]:x", "", '"x" is not a port'),
+    ("tls://[::1]:0", "", '"0" is not a port'),
     ("192.0.2.1", "resolver one.org", "expected an IP address, with or without a port"),
-    ("192.0.2.1", "resolver 192.0.2.2:dns", '"dns" is no port'),
+    ("192.0.2.1", "resolver 192.0.2.2:dns", '"dns" is not a port'),
 ])  # fmt: skip
 def test_what_can_be_no_upstream_is_found_without_loading(to: str, option: str, said: str) -> None:
     text = f". {{\n forward . {to} {{\n {option}\n }}\n}}\n"
