@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
-from kdns.dns import iana
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text, to_text
-from kdns.dns.rrset import RRset
 from kdns.store.zone import Zone
 from kdns.store.zone_diff import diff
 from kdns.zonefile import types
@@ -66,7 +64,7 @@ def main(words: Sequence[str]) -> int:
     zone = zones[0]
     if values["print"]:
         for rrset in zone.rrsets():
-            for line in shown(rrset):
+            for line in types.lines(rrset):
                 print(line)
     else:
         names = sum(bool(node.rrsets) for node in zone.nodes.values())
@@ -75,13 +73,6 @@ def main(words: Sequence[str]) -> int:
             f"{rest[0]}: ok (zone {to_text(origin)}, serial {zone.serial}, {names} names, {zone.count} records{signed})"
         )
     return 0
-
-
-def shown(rrset: RRset) -> Iterator[str]:
-    """An RRset's records as lines of a master file, names in full."""
-    head = f"{to_text(rrset.owner)} {rrset.ttl} IN {iana.type_text(rrset.type)}"
-    for data in rrset.rdatas:
-        yield f"{head} {types.show(rrset.type, data)}".rstrip()
 
 
 def _read(path: str, origin: bytes) -> Loaded | None:
@@ -109,7 +100,7 @@ def _changes(old: Zone, new: Zone) -> Iterator[str]:
     for gone, come in ((old.soa, new.soa), *diff(old, new)) if old.soa != new.soa else diff(old, new):
         for mark, rrset in (("-", gone), ("+", come)):
             if rrset is not None:
-                for line in shown(rrset):
+                for line in types.lines(rrset):
                     yield f"{mark} {line}"
 
 

@@ -14,6 +14,7 @@ from kdns.dns.errors import FormatError
 UDP_SIZE: Final = 1232
 MIN_SIZE: Final = 512  # RFC 6891, section 6.2.5: smaller values are treated as 512
 DO: Final = 0x8000
+CO: Final = 0x4000  # Compact Answers OK: RFC 9824, section 5.1
 
 # Options of one OPT. IANA's list has some twenty, each of which stands in a query once; nobody needs more, and each
 # costs those who wait behind it.
@@ -41,29 +42,39 @@ NETWORK_ERROR: Final = 23
 
 @final
 class Edns:
-    """A query's OPT: the octets that a UDP reply to it may have, the DO bit, and the version.
+    """A query's OPT: the octets that a UDP reply to it may have, the DO and CO bits, and the version.
 
     `sent` is the size as the sender put it; what is decided by it differs between clients that are otherwise alike.
+    `compact`: the reply has CO too, since it denies names as RFC 9824 has it.
     """
 
-    __slots__ = ("do", "sent", "size", "version")
+    __slots__ = ("co", "compact", "do", "sent", "size", "version")
 
-    def __init__(self, sent: int, do: bool = False, version: int = 0) -> None:
+    def __init__(self, sent: int, do: bool = False, version: int = 0, co: bool = False, compact: bool = False) -> None:
         self.sent = sent
         # RFC 6891, section 6.2.5: values below 512 count as 512.
         self.size = MIN_SIZE if sent < MIN_SIZE else UDP_SIZE if sent > UDP_SIZE else sent
         self.do = do
         self.version = version
+        self.co = co
+        self.compact = compact
 
     def with_size(self, most: int) -> "Edns":
         """The same OPT with a size of at most so many octets."""
-        return self if self.size <= most else Edns(most, self.do, self.version)
+        return self if self.size <= most else Edns(most, self.do, self.version, self.co, self.compact)
+
+    def with_compact(self) -> "Edns":
+        """The same OPT, to which the reply has CO."""
+        return Edns(self.sent, self.do, self.version, self.co, True)
 
 
-def opt(size: int = UDP_SIZE, do: bool = False, options: bytes = b"", rcode: int = iana.NOERROR) -> bytes:
+def opt(
+    size: int = UDP_SIZE, do: bool = False, options: bytes = b"", rcode: int = iana.NOERROR, co: bool = False
+) -> bytes:
     """An OPT record's wire form; `rcode`'s upper 8 bits go into it (RFC 6891, section 6.1.3)."""
     return b"".join((
-        b"\0\0\x29", size.to_bytes(2, "big"), bytes((rcode >> 4, 0)), b"\x80\0" if do else b"\0\0",
+        b"\0\0\x29", size.to_bytes(2, "big"), bytes((rcode >> 4, 0)),
+        bytes(((0x80 if do else 0) | (0x40 if co else 0), 0)),
         len(options).to_bytes(2, "big"), options,
     ))  # fmt: skip
 

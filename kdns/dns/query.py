@@ -91,7 +91,9 @@ def _opt(fixed: bytes) -> Edns:
     if known is None:
         if len(_KNOWN_OPTS) >= _KNOWN_OPTS_MAX:
             del _KNOWN_OPTS[next(iter(_KNOWN_OPTS))]
-        known = _KNOWN_OPTS[fixed] = Edns(fixed[0] << 8 | fixed[1], bool(fixed[4] & 0x80), fixed[3])
+        known = _KNOWN_OPTS[fixed] = Edns(
+            fixed[0] << 8 | fixed[1], bool(fixed[4] & 0x80), fixed[3], bool(fixed[4] & 0x40)
+        )
     return known
 
 

@@ -35,11 +35,11 @@ def pack(
         head = answer.head(reply_flags, body)
     if edns is None:
         opt = b""
-    elif answer.options or added or padded or answer.rcode > 15:
+    elif answer.options or added or padded or answer.rcode > 15 or edns.compact:
         options = _fitting(answer.options + added, limit - end - _OPT, len(body.data))
         if padded:
             options = _edns.padded(options, end + len(body.data) + _OPT + len(options), limit)
-        opt = _edns.opt(do=edns.do, options=options, rcode=answer.rcode)
+        opt = _edns.opt(do=edns.do, options=options, rcode=answer.rcode, co=edns.compact)
     else:
         opt = _edns.WITH_DO if edns.do else _edns.PLAIN
     if end + len(body.data) + len(opt) > limit:

@@ -51,7 +51,7 @@ ORDER: Final[dict[str, str | None]] = {
     "acl": "acl:Acl",
     "limits": "limits:Limits",
     "header": "header:Header",
-    "dnssec": None,
+    "dnssec": "dnssec:Dnssec",
     "tls": "tls:Tls",
     "minimal": "minimal:Minimal",
     "template": "template:TemplatePlugin",
@@ -75,7 +75,7 @@ ORDER: Final[dict[str, str | None]] = {
     "erratic": "erratic:Erratic",
     "whoami": "whoami:Whoami",
     "on": None,
-    "sign": None,
+    "sign": "sign:Sign",
     "view": "view:View",
     "nomad": None,
 }

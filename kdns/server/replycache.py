@@ -4,10 +4,10 @@ What may be given again is decided by the notes of the query that made the reply
 but what the key holds, and every validity still holds. So a reply depends on the data and the question, and never on
 who asked before: the same table serves positive, negative, cached and rotated answers.
 
-Key: transport and address family, RD, AD and CD, the lower-cased name, type and class, and of an OPT its DO bit, the
-octets a reply may have, and which of a few well-known options are there. Other options are left out of it, because
-nobody reads them (RFC 6891, section 6.1.2: an option that is not understood is ignored); once a plugin has read one,
-queries that carry it are answered in full. The question itself is echoed from the query, with its letter case.
+Key: transport and address family, RD, AD and CD, the lower-cased name, type and class, and of an OPT its DO and CO
+bits, the octets a reply may have, and which of a few well-known options are there. Other options are left out of it,
+because nobody reads them (RFC 6891, section 6.1.2: an option that is not understood is ignored); once a plugin has read
+one, queries that carry it are answered in full. The question itself is echoed from the query, with its letter case.
 
 A query that is unusual in any way has no key and is answered in full: other header bits, client subnets, a TSIG,
 another EDNS version, a malformed option.
@@ -230,7 +230,9 @@ class ReplyCache:
         return None
 
     def _opt(self, data: bytes, end: int, total: int) -> int:
-        """What the key holds of an OPT that is the last record: size << 5 | DO << 4 | options; -1: no key."""
+        """What the key holds of an OPT that is the last record, CO << 22 | size << 5 | DO << 4 | options; -1: no
+        key.
+        """
         at = end + 11
         if at > total or data[end : end + 3] != _OPT_TYPE or data[end + 6] or data[end + 5]:
             return -1  # another record, another version, an extended code in a query
@@ -241,7 +243,9 @@ class ReplyCache:
             size = UDP_SIZE
         elif size < 512:
             size = 512
-        mark = size << 5 | (data[end + 7] & 0x80) >> 3
+        flags = data[end + 7]
+        # Transport and header take the bits from 16 to 21.
+        mark = (flags & 0x40) << 16 | size << 5 | (flags & 0x80) >> 3
         if at == total:
             return mark
         if _ANY_OPTION in self.watched:

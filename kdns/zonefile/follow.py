@@ -9,6 +9,7 @@ again.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Final
 from weakref import WeakValueDictionary
@@ -157,3 +158,10 @@ def zone_file(path: str, origin: bytes, plugin: str) -> ZoneFile:
     if known is None:
         known = _files[key] = ZoneFile(path, origin, plugin)
     return known
+
+
+async def written(path: str) -> None:
+    """Looks at once at a file that this process has just written, whoever serves it."""
+    where = os.path.realpath(path)
+    for file in [file for file in _files.values() if os.path.realpath(file.path) == where]:
+        await file.look()

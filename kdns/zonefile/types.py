@@ -4,9 +4,12 @@
 
 import binascii
 import socket
+from collections.abc import Iterator
 from typing import Final
 
 from kdns.dns import iana
+from kdns.dns.name import to_text
+from kdns.dns.rrset import RRset
 from kdns.zonefile.errors import BadRecord
 from kdns.zonefile.fields import (
     Address,
@@ -136,3 +139,10 @@ def show(rtype: int, data: bytes) -> str:
         if at == len(data):
             return " ".join(out)
     return f"\\# {len(data)} {data.hex()}".rstrip()
+
+
+def lines(rrset: RRset) -> Iterator[str]:
+    """An RRset's records as lines of a master file, names in full."""
+    head = f"{to_text(rrset.owner)} {rrset.ttl} IN {iana.type_text(rrset.type)}"
+    for data in rrset.rdatas:
+        yield f"{head} {show(rrset.type, data)}".rstrip()

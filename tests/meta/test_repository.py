@@ -19,6 +19,7 @@ from kdns.server.order import BUILT, ORDER, place
 from kdns.testing import free_port
 from tests.cli.test_commands import Process, kdns
 from tests.securepeers import Site
+from tests.zones import keymaker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = sorted([*ROOT.glob("kdns/**/*.py"), *ROOT.glob("plugins/**/*.py")])
@@ -93,6 +94,8 @@ def test_a_plugins_manual_has_its_parts_and_its_examples_load(
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "kdns/cli/sample/cluster.yaml", tmp_path / "cluster.yaml")
     Site(tmp_path)
+    for zone in ("example.org.", "cluster.local."):
+        keymaker.make(tmp_path, zone, secret=keymaker.KNOWN)
     for example in examples:
         instance = build.build(build.read(example, "example"))
         instance.load()

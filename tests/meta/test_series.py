@@ -29,6 +29,9 @@ coredns_siit_requests_translated_total counter server
 coredns_dns_do_requests_total counter server,view,zone
 coredns_dns_request_duration_seconds histogram server,view,zone
 coredns_dns_request_size_bytes histogram proto,server,view,zone
+coredns_dnssec_cache_entries gauge server,type
+coredns_dnssec_cache_hits_total counter server
+coredns_dnssec_cache_misses_total counter server
 coredns_dns_requests_total counter family,proto,server,type,view,zone
 coredns_dns_response_size_bytes histogram proto,server,view,zone
 coredns_dns_responses_total counter plugin,rcode,server,view,zone

@@ -113,6 +113,18 @@ def serving(peer: str, folder: Path, zones: dict[str, Path]) -> Iterator[int]:
         yield port
 
 
+def keygen(folder: Path, zone: str, algorithm: str = "ECDSAP256SHA256", split: bool = True) -> list[str]:
+    """Makes keys of a zone by BIND's dnssec-keygen, a KSK and perhaps a ZSK: their names, the KSK's first."""
+    program = find("dnssec-keygen")
+    assert program is not None
+    made = []
+    for flags in (["-f", "KSK"], []) if split else (["-f", "KSK"],):
+        size = ["-b", "2048"] if algorithm.startswith("RSA") else []
+        words = [program, "-q", "-a", algorithm, *size, "-K", str(folder), *flags, zone]
+        made.append(subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout.strip())
+    return made
+
+
 def signed(folder: Path, zone: str, text: str, *options: str) -> Path:
     """The file of a zone signed by BIND's dnssec-signzone with keys of its own; `options` are the signer's."""
     folder.mkdir(parents=True, exist_ok=True)
