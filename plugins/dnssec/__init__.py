@@ -288,7 +288,10 @@ class _Pass:
         if cut and not proven and not any(rrset.type == iana.DS for rrset in answer.authority):
             zone = closest(parent(cut), plugin.names)
             if zone is not None:
-                authority += yield from self._signed([denial.delegation(cut, zone, _CUT, self._ttl(zone))], set())
+                proof = denial.ds_of(request, plugin, cut)
+                if proof is None:
+                    proof = denial.delegation(cut, zone, _CUT, self._ttl(zone))
+                authority += yield from self._signed([proof], set())
         elif not cut and not proven:
             name = _last(request.question.name, request.question.type, answer)
             # Where the zone above is none of ours, a DS is denied by the one below.

@@ -53,10 +53,21 @@ def types_at(request: Request, plugin: Plugin, name: bytes, absent: int) -> froz
 
 
 def _owned(outcome: object, name: bytes) -> set[int]:
-    """The types of an outcome's records that a name has itself."""
-    if type(outcome) is not Answer or not outcome.answer:
+    """The types of an outcome's records that a name has itself; NS where it is delegated."""
+    if type(outcome) is not Answer:
         return set()
-    return {rrset.type for rrset in outcome.answer if rrset.owner.lower() == name}
+    here = {rrset.type for rrset in outcome.answer if rrset.owner.lower() == name}
+    if not outcome.answer and any(r.type == iana.NS and r.owner.lower() == name for r in outcome.authority):
+        here.add(iana.NS)
+    return here
+
+
+def ds_of(request: Request, plugin: Plugin, cut: bytes) -> RRset | None:
+    """The DS of a delegation: a zone that is not signed itself does not put it beside its NS."""
+    outcome = request.below(plugin, Question(cut, iana.DS))
+    if type(outcome) is not Answer:
+        return None
+    return next((r for r in outcome.answer if r.type == iana.DS and r.owner.lower() == cut), None)
 
 
 def negative_ttl(request: Request, plugin: Plugin, zone: bytes, authority: tuple[RRset, ...], default: int) -> int:
