@@ -30,7 +30,8 @@ from kdns.child import ChildFailed
 from kdns.dns import dnssec, iana
 from kdns.dns.name import is_within, parent
 from kdns.dns.rrset import RRset
-from kdns.store.zone import BadZone, Zone, zone_of
+from kdns.store.zone import Zone
+from kdns.store.zone_builder import BadZone, zone_of
 from kdns.store.zone_node import CUT, REDIRECT, arranged
 from kdns.store.zone_proofs import hashed_label
 from kdns.zonefile import keys as keyfiles

@@ -87,7 +87,7 @@ from kdns.plugin.keyfiles import KeyWord
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.dnssec import denial
 from kdns.plugins.dnssec.table import Made, Signatures
-from kdns.turns import TURN
+from kdns.timeslice import SLICE
 
 if TYPE_CHECKING:
     from kdns.zonefile.keys import Roles
@@ -225,7 +225,7 @@ class Dnssec(Plugin):
         if edns.co and self.config.denial == COMPACT:
             request.edns = edns.with_compact()
         steps = _Pass(self, request, answer).run()
-        end = time.perf_counter() + TURN
+        end = time.perf_counter() + SLICE
         try:
             work = next(steps)
             while work is None and time.perf_counter() < end:

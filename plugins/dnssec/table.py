@@ -5,7 +5,7 @@ first.
 from collections import OrderedDict
 from typing import Final, NamedTuple, final
 
-from kdns.turns import emptied
+from kdns.timeslice import emptied
 
 # What an entry may hold at most, in octets of names, rdata and signatures; a larger one is not kept. So a table has at
 # most capacity x 4 KB, and mostly a tenth of that: some 400 octets an entry.
