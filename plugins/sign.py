@@ -14,7 +14,7 @@ serve.
 
 * DBFILE is the master file; a relative path begins at `root`. ZONES are the zones it is signed for; the block's if
   there are none. The directive may be given several times.
-* `key file` names key pairs as `dnssec-keygen`, `keymgr` and `ldns-keygen` write them: `K<name>+<alg>+<id>`, with
+* `key file` names key pairs as `dnssec-keygen` and `ldns-keygen` write them: `K<name>+<alg>+<id>`, with
   `.key`, `.private` or neither behind it. `key directory` takes all pairs of a zone that lie in a folder. Algorithms:
   ECDSAP256SHA256, ECDSAP384SHA384, ED25519, ED448, RSASHA256, RSASHA512. At least one must have the SEP flag
   (`dnssec-keygen -f KSK`). Of an algorithm with keys of both kinds those with the flag sign the keys, the others the

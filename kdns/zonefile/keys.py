@@ -1,4 +1,4 @@
-"""Key files as BIND, Knot and ldns write them: `Kzone.+013+12345.key` and `.private`; keys that sign.
+"""Key files as BIND and ldns write them: `Kzone.+013+12345.key` and `.private`; keys that sign.
 
 A key is checked when it is read: its name against its content, and by a signature whether the two halves belong
 together. Times in the files (Activate, Inactive) are not looked at: a key that is named signs.

@@ -14,7 +14,7 @@ and types that are not there are denied in the compact form of RFC 9824.
     }
 
 * ZONES are the zones that are signed; the block's if there are none.
-* `key file` names key pairs as `dnssec-keygen`, `keymgr` and `ldns-keygen` write them: `K<name>+<alg>+<id>`, with
+* `key file` names key pairs as `dnssec-keygen` and `ldns-keygen` write them: `K<name>+<alg>+<id>`, with
   `.key`, `.private` or neither behind it. `key directory` takes all pairs of the zones that lie in a folder. The
   algorithms are ECDSAP256SHA256 (advised), ECDSAP384SHA384, ED25519, ED448, RSASHA256 and RSASHA512. A zone is signed
   with the keys that have its name, or with all where it has none of its own. Of an algorithm with keys with and without
