@@ -38,8 +38,8 @@ class Body:
         self.counts = counts
         self.ends = ends
         self.ttls = ttls
-        # Truncated forms by limit << 3 | reply flags: (header octets 2 to 12, records, whether TC is set).
-        self.truncated: dict[int, tuple[bytes, bytes, bool]] | None = None
+        # What `truncate` gave, by the room there was. Answers of other flags and codes share the body, so no header.
+        self.truncated: dict[int, tuple[bytes, tuple[int, int, int], bool]] | None = None
 
     def with_ttl(self, ttl: int) -> "Body":
         """The same records, each with this TTL in seconds."""

@@ -57,18 +57,19 @@ def _fitting(options: bytes, room: int, records: int) -> bytes:
 
 def _truncated(answer: Answer, body: Body, data: bytes, end: int, reply_flags: int, opt: bytes, limit: int) -> bytes:
     """What of the answer fits, with TC where something is missing."""
+    room = limit - end - len(opt)
     memo = body.truncated
-    known = memo.get(limit << 3 | reply_flags) if memo is not None and not answer.options else None
+    known = memo.get(room) if memo is not None else None
     if known is None:
-        part, counts, lost = truncate(answer.sections, body, limit - end - len(opt))
-        flags = answer.flags | (iana.TC if lost else 0)
-        known = (pack_head(flags, answer.rcode, reply_flags, counts), part, lost)
+        known = truncate(answer.sections, body, room)
         # Kept for the limits that nearly all clients have: no EDNS, and DNS Flag Day 2020.
         if limit in (_edns.MIN_SIZE, _edns.UDP_SIZE) and not answer.options:
             if memo is None:
                 memo = body.truncated = {}
-            memo[limit << 3 | reply_flags] = known
-    return b"".join((data[:2], known[0], data[12:end], known[1], opt))
+            memo[room] = known
+    part, counts, lost = known
+    head = pack_head(answer.flags | (iana.TC if lost else 0), answer.rcode, reply_flags, counts)
+    return b"".join((data[:2], head, data[12:end], part, opt))
 
 
 def bare(

@@ -104,3 +104,39 @@ def test_an_upstreams_extended_error_made_a_reply_of_3500_octets_for_who_takes_5
 def test_a_code_alone_is_within_the_limit_too(size: int) -> None:
     wire = reply.bare(QUERY, len(QUERY), iana.SERVFAIL, edns.Edns(512), edns.extended_error(0, b"x" * size), 512)
     assert len(wire) <= 512 and len(dns.message.from_wire(wire).options) == 1
+
+
+def _addresses(query: dns.message.Message, proto: str) -> dns.message.Message:
+    """Ninety addresses, validated: over UDP a client gets them truncated."""
+    said = answer(query, *(f"A 10.0.0.{i}" for i in range(90)))
+    said.flags |= dns.flags.AD
+    return said
+
+
+def test_a_truncated_reply_had_the_ad_bit_of_who_asked_before(serve: Serve, upstream: Start) -> None:
+    server = serve(block(f"cache 30\n forward . {upstream(_addresses).address} {{\n force_tcp\n }}"))
+    for wants in (True, False, True, False):
+        query = dns.message.make_query("big.org.", "A")
+        query.flags |= dns.flags.AD if wants else 0
+        wire = server.raw(query.to_wire())
+        found = dns.message.from_wire(wire or b"")
+        assert found.flags & dns.flags.TC and bool(found.flags & dns.flags.AD) == wants
+
+
+def test_a_truncated_reply_with_a_cookie_was_longer_than_its_limit_after_one_without(
+    serve: Serve, upstream: Start
+) -> None:
+    server = serve(block(f"cookie\n cache 30\n forward . {upstream(_addresses).address} {{\n force_tcp\n }}"))
+    for options in ([], [], [dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"12345678")]):
+        wire = server.raw(dns.message.make_query("big.org.", "A", use_edns=0, payload=1232, options=options).to_wire())
+        assert wire is not None and len(wire) <= 1232 and wire[2] & 2
+
+
+def test_a_truncated_reply_keeps_its_own_code_and_flags_where_answers_share_their_records() -> None:
+    records = tuple(bytes((10, 0, 0, i)) for i in range(90))
+    first = Answer(iana.NOERROR, iana.AA | iana.AD, (RRset(QUESTION.name, iana.A, 60, records),))
+    body = first.rendered(QUESTION.name)
+    for found in (first, first.replace(flags=iana.RA), first.replace(rcode=iana.REFUSED)):
+        wire = reply.pack(found, body, QUERY, len(QUERY), 5, edns.Edns(512), 512)
+        message = dns.message.from_wire(wire)
+        assert message.rcode() == found.rcode and message.flags & 0x04A0 == found.flags & 0x04A0
