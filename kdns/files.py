@@ -34,6 +34,7 @@ class Seen(NamedTuple):
     inode: int
     size: int
     changed: int  # nanoseconds
+    touched: int  # nanoseconds: the last change of anything, also of who may read it
 
 
 class Content(NamedTuple):
@@ -52,7 +53,7 @@ def look(path: str) -> Seen:
 
 
 def _seen(found: os.stat_result) -> Seen:
-    return Seen(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return Seen(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def read(path: str, most: int, timeout: float = TIMEOUT) -> bytes:
@@ -137,7 +138,7 @@ def _await_octets(handle: int, path: str, end: float, timeout: float) -> None:
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     left = end - monotonic()
-    if left <= 0 or not poll.poll(left * 1000):
+    if not poll.poll(max(left, 0) * 1000):
         raise TimeoutError(errno.ETIMEDOUT, f"it is a pipe or a device, and did not end within {timeout:g} s", path)
 
 
