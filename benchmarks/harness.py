@@ -38,9 +38,18 @@ class Server:
             ["taskset", "-c", cores, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=cwd
         )
 
+    def processes(self) -> list[int]:
+        """Itself and all that it has started (`multisocket`)."""
+        return _family(self.process.pid)
+
     def ticks(self) -> int:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
+        every = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.processes()]
+        return sum(int(fields[11]) + int(fields[12]) for fields in every)
+
+    def proportional(self) -> list[float]:
+        """PSS of each process, MiB."""
+        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.processes()]
+        return [int(found[1]) / 1024 for text in texts if (found := re.search(r"Pss:\s+(\d+) kB", text))]
 
     def resident(self) -> float:
         """MiB."""
@@ -55,6 +64,12 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _family(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(word) for each in tasks for word in each.read_text().split()]
+    return [pid, *(each for child in children for each in _family(child))]
 
 
 def dnsperf(

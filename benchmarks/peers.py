@@ -113,10 +113,12 @@ def builds(folder: Path, api: str, to: int) -> list[Server]:
     return [*out, kdns(folder, api, to)]
 
 
-def coredns(folder: Path, api: str, to: int) -> Server:
-    """CoreDNS with the same Corefile on one processor."""
-    path, port = corefile(folder, api, to)
-    return Server("coredns", "env", "GOMAXPROCS=1", "coredns", "-conf", str(path), port=port)
+def coredns(
+    folder: Path, api: str, to: int, *, more: str = "", cores: str = SERVER_CORE, processors: int = 1
+) -> Server:
+    """CoreDNS with the same Corefile, on one processor or more."""
+    path, port = corefile(folder, api, to, more)
+    return Server("coredns", "env", f"GOMAXPROCS={processors}", "coredns", "-conf", str(path), port=port, cores=cores)
 
 
 def _zones() -> tuple[list[str], list[str]]:

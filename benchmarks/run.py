@@ -6,6 +6,7 @@ absolute ones do not hold on shared machines: RUNS times, the median counts. Bot
 `make compiled`) and the peers that are on PATH answer the same names. Results go to benchmarks/results.md.
 
     python -m benchmarks.run [MIX...]     only the mixes whose names hold one of these words; nothing is written
+    python -m benchmarks.run several      only `multisocket 2` beside one process; nothing is written
 """
 
 import shutil
@@ -95,6 +96,45 @@ def at_rates(folder: Path, files: dict[str, Path], api: str, to: int) -> list[st
     return lines
 
 
+def several(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str]:
+    """`multisocket 2` beside one process and CoreDNS, nobody pinned; and what its processes hold."""
+    every = peers.every_core()
+    compiled = peers.COMPILED.is_dir()
+    two = {"more": "multisocket 2", "cores": every}
+    servers = {
+        "kdns": peers.kdns(folder, api, to, compiled=compiled, cores=every),
+        "kdns, multisocket 2": peers.kdns(folder, api, to, compiled=compiled, **two),
+    }
+    if shutil.which("coredns"):
+        servers["coredns"] = peers.coredns(folder, api, to, cores=every, processors=2)
+        servers["coredns, multisocket 2"] = peers.coredns(folder, api, to, processors=2, **two)
+    time.sleep(8)
+    lines = [
+        "| mix | load | server | CPU a query | answers a second | average | worst | lost |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    try:
+        for mix in ("hit", "names", "nx"):
+            for rate in (10_000, 0):
+                for name, server in servers.items():
+                    found = dnsperf(server, files[mix], "-c", "20", "-T", "2", rate=rate, cores=every)
+                    load = f"{rate:,} q/s" if rate else "all it takes"
+                    lines.append(
+                        f"| {mix} | {load} | {name} | {found.cost:.1f} µs | {found.rate:,.0f} |"
+                        f" {found.average:.3f} ms | {found.worst:.2f} ms | {found.lost} |"
+                    )
+                    print(lines[-1], flush=True)
+        lines.append("")
+        for name, server in servers.items():
+            held = server.proportional()
+            lines.append(f"{name}: {sum(held):.0f} MiB PSS ({' + '.join(f'{each:.0f}' for each in held)})")
+            print(lines[-1], flush=True)
+    finally:
+        for server in servers.values():
+            server.stop()
+    return lines
+
+
 def memory(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str]:
     """Resident memory with 10,000 Services through the API, after the sync and after all of their names were asked
     for.
@@ -129,6 +169,9 @@ def main(words: list[str]) -> int:
         try:
             api.put(*cluster())
             files = questions(folder)
+            if words == ["several"]:
+                several(folder, files, api.url, to.port)
+                return 0
             mixes = [mix for mix in MIXES if not words or any(word in (mix.name, mix.file) for word in words)]
             main_table = per_query(folder, files, api.url, to.port, mixes)
             if words:
@@ -144,6 +187,7 @@ def main(words: list[str]) -> int:
                 ["# Results of `make bench`", "", *(f"- {line}" for line in host()), method],
                 main_table,
                 ["## At fixed rates", "", *at_rates(folder, files, api.url, to.port)],
+                ["## Several processes", "", *several(folder, files, api.url, to.port)],
                 ["## Outside names with `searchpath`", "", *outside.mixes(folder, files, api.url, to.port)],
                 ["## Memory", "", *memory(folder, files, api.url, to.port), *outside.memory(folder, api.url, to.port)],
             ]

@@ -146,7 +146,9 @@ class Health(Plugin):
             await asyncio.sleep(_POLL)
             began = time.monotonic()
             try:
-                await asyncio.wait_for(_get(host, self.server.port), _TIMEOUT)
+                # Not wait_for: in Python 3.11 it loses a cancellation that comes as the answer does.
+                async with asyncio.timeout(_TIMEOUT):
+                    await _get(host, self.server.port)
             except (OSError, ValueError, TimeoutError) as error:
                 FAILURES.slot()[0] += 1
                 _log.warning(f'Local health request to "{url}" failed: {str(error) or type(error).__name__}')

@@ -213,7 +213,8 @@ class RelayedSource:
         """
         self.feed.follow(self.name, self.receive)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.told.wait(), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                await self.told.wait()
 
     async def stop(self) -> None:
         """Ends that."""

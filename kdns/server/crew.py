@@ -70,7 +70,8 @@ class Hand:
         self.parts[number] = []
         self.pipe.send("ask", number, what, *arguments)
         try:
-            value = await asyncio.wait_for(said, limit)
+            async with asyncio.timeout(limit):
+                value = await said
             return self.parts[number] if what == "metrics" and value == "" else value
         except TimeoutError:
             return None
@@ -146,13 +147,11 @@ class Workers:
         return [hand for hand in self.hands.values() if hand.serving]
 
     async def ask_each(self, what: str, *arguments: Any, limit: float | None = ASK) -> dict[int, Any]:
-        """What each of the workers says that serve; of one that ends meanwhile nothing."""
+        """What each of the workers says that serve; one that ends meanwhile is not among them."""
         hands = self.living()
         said = await asyncio.gather(*(hand.ask(what, *arguments, limit=limit) for hand in hands))
         return {
-            hand.number: value
-            for hand, value in zip(hands, said, strict=True)
-            if value is not None or hand.pipe is not None
+            hand.number: value for hand, value in zip(hands, said, strict=True) if value is not None or hand.serving
         }
 
     async def ask(self, what: str, *arguments: Any) -> dict[int, Any]:

@@ -180,6 +180,7 @@ https://.:HTTPS grpc://.:GRPC {
     https
     grpc_server
     proxyproto
+    multisocket 2
     whoami
 }
 e.org:{port} {
