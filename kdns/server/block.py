@@ -50,7 +50,9 @@ class Block:
         self.admits: tuple[Callable[[Request], bool], ...] = ()
 
     def all(self, protocol: Callable[..., P]) -> list[P]:
-        """The plugins of this block that follow a protocol of kdns.plugin.providers, in order."""
+        """The plugins of this block that follow a protocol of kdns.plugin.providers, or are of a class, in order."""
+        if not getattr(protocol, "_is_protocol", False):
+            return cast(list[P], [plugin for plugin in self.plugins if isinstance(plugin, cast(Any, protocol))])
         members = _members(protocol)
         return cast(list[P], [plugin for plugin in self.plugins if all([hasattr(plugin, name) for name in members])])
 

@@ -111,7 +111,8 @@ def test_what_an_earlier_signing_left_is_made_anew_and_the_parents_records_are_t
 _NAMES = st.lists(st.sampled_from(["a", "b", "c", "*", "\\000"]), min_size=1, max_size=4).map(".".join)
 _DATA = st.sampled_from(
     ["A 192.0.2.1", "TXT x", "MX 1 a", "NS ns.example.net.", "AAAA 2001:db8::1",
-     'NAPTR 1 1 "u" "E2U+sip" "" UPPER.example.', "DS 1 13 2 0102030405060708091011121314151617181920212223242526272829303132"]
+     'NAPTR 1 1 "u" "E2U+sip" "" UPPER.example.',
+     "DS 1 13 2 0102030405060708091011121314151617181920212223242526272829303132"]
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from kdns.testing import ApiServer, Server, Upstream, answer, code, data, eventu
 from kdns.testing.objects import namespace, service
 from tests.fixtures import Serve
 from tests.securepeers import Site
+from tests.zones import keymaker
 
 
 def text(address: str, more: str = "") -> str:
@@ -189,6 +190,18 @@ e.org:{port} {
         drop 0
     }
     cookie
+    multisocket 1
+}
+signed.org:{port} {
+    bind 127.0.0.1
+    dnssec {
+        key file KEY
+    }
+    sign FOLDER/db.signed.org {
+        key file KEY
+        directory FOLDER
+    }
+    file FOLDER/db.signed.org.signed
 }
 """
 QUESTIONS = (
@@ -215,9 +228,11 @@ def everything(tmp_path: Path, upstream: Callable[..., Upstream], monkeypatch: p
     (tmp_path / "zones").mkdir()
     for path in ("db.file.org", "zones/db.auto.org"):
         (tmp_path / path).write_text("@ 60 SOA ns h 1 60 60 60 60\n@ NS ns\nx A 192.0.2.1\n")
+    (tmp_path / "db.signed.org").write_text("@ 60 SOA ns h 1 60 60 60 60\n@ NS ns\nx A 192.0.2.1\n")
+    key = keymaker.make(tmp_path, "signed.org.")
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     monkeypatch.setattr(up, "queries", deque(maxlen=1))  # what this test counts must not grow by itself
-    text = EVERYTHING.replace("FOLDER", str(tmp_path)).replace("UPSTREAM", up.address)
+    text = EVERYTHING.replace("FOLDER", str(tmp_path)).replace("UPSTREAM", up.address).replace("KEY", key)
     for word in ("READY", "HEALTH", "PROMETHEUS", "STATUS", "TLS", "HTTPS", "GRPC"):
         text = text.replace(word, str(free_port()))
     return text
