@@ -72,16 +72,15 @@ def ds_of(request: Request, plugin: Plugin, cut: bytes) -> RRset | None:
 
 def negative_ttl(request: Request, plugin: Plugin, zone: bytes, authority: tuple[RRset, ...], default: int) -> int:
     """How long a denial lives: as its SOA says, or the zone's (RFC 9077); `default` seconds where there is none."""
-    for section in (authority, _answer(request, plugin, zone)):
-        for rrset in section:
-            if rrset.type == iana.SOA and rrset.owner.lower() == zone:
-                return min(rrset.ttl, int.from_bytes(rrset.rdatas[0][-4:], "big"))
-    return default
+    soa = _soa(authority, zone)
+    if soa is None:
+        outcome = request.below(plugin, Question(zone, iana.SOA))
+        soa = _soa(outcome.answer, zone) if type(outcome) is Answer else None
+    return min(soa.ttl, int.from_bytes(soa.rdatas[0][-4:], "big")) if soa is not None else default
 
 
-def _answer(request: Request, plugin: Plugin, zone: bytes) -> tuple[RRset, ...]:
-    outcome = request.below(plugin, Question(zone, iana.SOA))
-    return outcome.answer if type(outcome) is Answer else ()
+def _soa(section: tuple[RRset, ...], zone: bytes) -> RRset | None:
+    return next((rrset for rrset in section if rrset.type == iana.SOA and rrset.owner.lower() == zone), None)
 
 
 def closest_encloser(request: Request, plugin: Plugin, name: bytes, zone: bytes) -> bytes:
