@@ -214,6 +214,8 @@ class Sign(Plugin):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self.tasks.clear()
+        for signer in self.signers:
+            del signer.follower  # it holds the signer, whose clock is this plugin's: that would be a cycle
         self.signers.clear()
 
 
