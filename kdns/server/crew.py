@@ -185,6 +185,12 @@ class Workers:
                 self.known.discard(hand.number)
         SERVING.slot()[0] = len(self.living())
 
+    def kill(self, number: int) -> None:
+        """Ends a worker at once; another takes its place."""
+        hand = self.hands.get(number)
+        if hand is not None:
+            self._kill(hand)
+
     def close(self) -> None:
         """Looks after nobody any more; all have ended."""
         if self.watch is not None:

@@ -157,7 +157,10 @@ class Supervisor:
         self.current = new
         changing = asyncio.ensure_future(workers.ask_each("commit", limit=SLOW))
         await self._resize(new.count, new.pickled)
-        await changing
+        for number, problem in (await changing).items():
+            if problem != "":
+                _log.error(f"worker {number} did not change over: {problem or 'it says nothing'}; it is replaced")
+                workers.kill(number)
         await old.stop()
         self._announce()
 
@@ -205,7 +208,7 @@ class Supervisor:
             await asyncio.sleep(pause)
             async with self.reloading:
                 current = self.current
-                if self.stopping or current is None:
+                if self.stopping or current is None or number > current.count:
                     return
                 try:
                     await self.workers.spawn(number, current.pickled)

@@ -11,7 +11,6 @@ value]` goes to all others as `["told", topic, value]`.
 """
 
 import asyncio
-import contextlib
 import gc
 import pickle
 import secrets
@@ -26,13 +25,13 @@ from kdns import faults, log, metrics
 from kdns.corefile import Corefile, CorefileError
 from kdns.net.pipe import Pipe
 from kdns.server import gc_policy
+from kdns.server.forks import name_process
 from kdns.server.lifecycle import DRAIN, Prepared, Server
 
 # Frames of a relay that wait to be applied before nothing more is read: each takes some 1 ms.
 FRAMES: Final = 4
 # Slots of a family that are sent in one message.
 SLOTS: Final = 500
-_NAME: Final = "/proc/self/comm"
 # What the workers of a server share because they are forked from where this module was imported.
 SECRET: Final = secrets.token_bytes(16)
 
@@ -43,8 +42,7 @@ def main(number: int, sock: socket.socket) -> int:
     """The life of worker `number`, at the other end of this socket; gives the exit code."""
     gc_policy.suspend()
     log.set_worker(number)
-    with contextlib.suppress(OSError), open(_NAME, "w", encoding="ascii") as file:
-        file.write(f"kdns worker {number}")
+    name_process(f"kdns worker {number}")
     try:
         import uvloop
     except ImportError:

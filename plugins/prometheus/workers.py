@@ -4,6 +4,8 @@ Laws: a counter never falls: what a worker had counted when it was last asked st
 the workers that answer.
 """
 
+import asyncio
+from collections.abc import Iterable
 from typing import Any, Final, final
 
 from kdns import faults, metrics
@@ -43,17 +45,13 @@ class WorkerMetrics:
         for number, rows in said.items():
             if isinstance(rows, list) and number in pids:
                 self.last[number] = pids[number], rows
-                for row in rows:
-                    total.add(row)
+                await _add(total, rows)
             elif number in self.last:
-                for row in self.last[number][1]:
-                    if row[0] != "gauge":
-                        total.add(row)
+                await _add(total, [row for row in self.last[number][1] if row[0] != "gauge"])
         for family in self.past.families.values():
             total.add(_row(family))
         faults.call_each("the refresh of a metric", metrics.REFRESH)
-        for row in metrics.dump(_SLOTS):
-            total.add(row)
+        await _add(total, metrics.dump(_SLOTS))
         return list(total.families.values())
 
     def process(self, pids: dict[int, int]) -> bytes:
@@ -73,6 +71,12 @@ class WorkerMetrics:
         for pid in self.processes.keys() - set(pids.values()):
             del self.processes[pid]
         return process.text_of(total)
+
+
+async def _add(total: Merged, rows: Iterable[Row]) -> None:
+    for row in rows:
+        total.add(row)
+        await asyncio.sleep(0)
 
 
 def _row(family: Family) -> Row:

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dns.message
-import dns.rcode
+import dns.opcode
+import dns.query
 import pytest
 
 from kdns.plugins.multisocket import processors
-from kdns.testing import free_port
+from kdns.testing import data, free_port
 from kdns.testing.apiserver import ApiServer
 from kdns.testing.objects import namespace, service
 from tests.cli.test_commands import Process, kdns
 from tests.cli.test_rollout import asking
+from tests.fixtures import Serve
 
 WAIT = 20.0
 
@@ -435,3 +437,64 @@ def test_a_worker_of_a_plan_is_said(tmp_path: Path) -> None:
     done = kdns("plan", str(path))
     assert "served by 3 processes on the same ports (multisocket)" in done.stdout
     assert kdns("check", str(path)).returncode == 0
+
+
+def test_a_notify_that_comes_to_one_worker_is_known_to_all(
+    several: Callable[..., Several], serve: Serve, tmp_path: Path
+) -> None:
+    zone = "@ 3600 SOA ns h {serial} 3600 3600 86400 60\n@ NS ns\nx A 192.0.2.{serial}\n"
+    path = tmp_path / "db"
+    path.write_text(zone.replace("{serial}", "1"))
+    first = serve(
+        f"example.org:{{port}} {{\n bind 127.0.0.1\n transfer {{\n  to *\n }}\n"
+        f" file {path} {{\n  reload 50ms\n }}\n}}\n"
+    )
+    server = several(f" secondary example.org {{\n  transfer from 127.0.0.1:{first.port}\n }}")
+    soon(lambda: all(server.addresses("x.example.org.") == ["192.0.2.1"] for _ in range(20)))
+    (tmp_path / "new").write_text(zone.replace("{serial}", "2"))
+    os.replace(tmp_path / "new", path)
+    soon(lambda: data(first.ask("x.example.org.")) == ["192.0.2.2"])
+    notify = dns.message.make_query("example.org.", "SOA")
+    notify.set_opcode(dns.opcode.NOTIFY)
+    assert dns.query.udp(notify, "127.0.0.1", port=server.port, timeout=5).rcode() == 0
+    soon(lambda: all(server.addresses("x.example.org.") == ["192.0.2.2"] for _ in range(20)))
+    assert server.end() == 0
+
+
+def test_a_snapshot_is_written_once_and_served_by_all_while_the_api_is_down(
+    several: Callable[..., Several], api: ApiServer, tmp_path: Path
+) -> None:
+    api.put(namespace("n1"), service("n1/one", "10.96.0.1"))
+    text = f" kubernetes cluster.local {{\n  endpoint {api.url}\n  snapshot {tmp_path}/state\n }}"
+    first = several(text)
+    soon(lambda: all(first.addresses("one.n1.svc.cluster.local.") == ["10.96.0.1"] for _ in range(10)))
+    assert first.end() == 0
+    assert (tmp_path / "state").stat().st_size > 100
+    api.down()
+    second = several(text)
+    soon(lambda: all(second.addresses("one.n1.svc.cluster.local.") == ["10.96.0.1"] for _ in range(20)))
+    assert second.get("/ready") == (200, "OK")
+    assert second.end() == 0
+
+
+def test_a_worker_that_dies_during_a_reload_comes_back_with_the_new_corefile(several: Callable[..., Several]) -> None:
+    server = several(' template IN A {\n  answer "{{ .Name }} 1 IN A 192.0.2.1"\n }')
+    server.text = server.text.replace("192.0.2.1", "192.0.2.2")
+    server.write()
+    os.kill(server.workers()[1], signal.SIGKILL)
+    os.kill(server.pid, signal.SIGUSR1)
+    server.until("Reloading complete")
+    soon(lambda: server.metric("kdns_workers") == 2)
+    assert all(server.addresses("a.org.") == ["192.0.2.2"] for _ in range(20))
+    assert server.end() == 0
+
+
+def test_without_the_process_that_forks_the_server_ends_to_be_started_again(several: Callable[..., Several]) -> None:
+    server = several()
+    pids = descendants(server.pid)
+    (forks,) = [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == "kdns forks"]
+    os.kill(forks, signal.SIGKILL)
+    assert server.process.wait(WAIT) == 1
+    server.end()
+    assert any("the process that forks the workers has ended" in line for line in server.lines)
+    soon(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
