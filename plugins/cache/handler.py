@@ -99,7 +99,7 @@ class Cache(Plugin):
         # Keys are name, type and class as in a question, an octet for DO and CD, and EDNS options that went upstream.
         self.success = Table("success")
         self.denial = Table("denial")
-        # Names that do not exist, whatever the type: wire name -> its entry.
+        # Names that do not exist, whatever the type: wire name and the key's part behind the question -> its entry.
         self.cuts: dict[bytes, CacheEntry] = {}
         self.block_zones: tuple[bytes, ...] = ()
         self.subnets = False  # whether a client's ECS option goes upstream, so that answers depend on it
@@ -151,7 +151,7 @@ class Cache(Plugin):
             ):
                 entry, kind = positive, "success"
         if entry is None:
-            denied = self._below_a_cut(request) if self.cuts else None
+            denied = self._below_a_cut(request, key) if self.cuts else None
             if denied is not None:
                 meters.hits["denial"][0] += 1
                 return denied
@@ -171,18 +171,22 @@ class Cache(Plugin):
         meters.misses[0] += 1
         return None
 
-    def _below_a_cut(self, request: Request) -> Answer | None:
-        """NXDOMAIN for a name below one that does not exist (RFC 8020, section 2)."""
+    def _below_a_cut(self, request: Request, key: bytes) -> Answer | None:
+        """NXDOMAIN for a name below one that does not exist (RFC 8020, section 2).
+
+        What proves the upper name's denial proves the lower one's: a record that covers the one covers the other.
+        """
         name = request.question.name
+        form = key[len(request.question.wire) :]
         for start in request.question.starts[1:-1]:
-            entry = self.cuts.get(name[start:])
+            entry = self.cuts.get(name[start:] + form)
             if entry is not None:
                 left = int(entry.expires - request.now)
                 if left <= 0:
-                    del self.cuts[name[start:]]
+                    del self.cuts[name[start:] + form]
                     continue
-                soa = [rrset._replace(ttl=left) for rrset in entry.answer.authority if rrset.type == iana.SOA]
-                return Answer(iana.NXDOMAIN, entry.answer.flags & iana.RA, (), soa)
+                authority = [rrset._replace(ttl=left) for rrset in entry.answer.authority]
+                return Answer(iana.NXDOMAIN, entry.answer.flags & iana.RA, (), authority)
         return None
 
     def _prefers(self, positive: CacheEntry, now: float) -> bool:
@@ -327,7 +331,9 @@ class Cache(Plugin):
             other.remove(key)
         self._put(request, key, entry, mine, limits.capacity)
         if config.cut:
-            self._note_cut(question.name, answer.rcode, entry, limits.capacity)
+            # Behind a CNAME it is the target that does not exist, not the name that was asked (RFC 6604, section 3).
+            denied = answer.rcode == iana.NXDOMAIN and not body.counts[0]
+            self._note_cut(question.name, key[len(question.wire) :], denied, entry, limits.capacity)
         return served
 
     def _put(self, request: Request, key: bytes, entry: CacheEntry, table: Table, capacity: int) -> None:
@@ -338,13 +344,13 @@ class Cache(Plugin):
         meters.entries["success"][0] = len(self.success.entries)
         meters.entries["denial"][0] = len(self.denial.entries)
 
-    def _note_cut(self, name: bytes, rcode: int, entry: CacheEntry, capacity: int) -> None:
-        if rcode == iana.NXDOMAIN and self._may_cut(name):
+    def _note_cut(self, name: bytes, form: bytes, denied: bool, entry: CacheEntry, capacity: int) -> None:
+        if denied and self._may_cut(name):
             if len(self.cuts) >= capacity:
                 self.cuts.clear()
-            self.cuts[name] = entry
+            self.cuts[name + form] = entry
         elif self.cuts:
-            self.cuts.pop(name, None)
+            self.cuts.pop(name + form, None)
 
     def _may_cut(self, name: bytes) -> bool:
         """True if names below may be denied too: not where any block's zone is at or below the name."""

@@ -10,6 +10,7 @@ from typing import Any
 import dns.edns
 import dns.flags
 import dns.message
+import dns.rdatatype
 import dns.rrset
 import pytest
 import yaml
@@ -270,6 +271,58 @@ def test_names_below_one_that_does_not_exist_are_denied_without_asking(serve: Se
     plain.ask("gone.org.")
     plain.ask("a.gone.org.")
     assert len(plain_up.queries) == 2
+
+
+def test_names_below_an_alias_of_a_name_that_does_not_exist_were_denied(serve: Serve, upstream: Start) -> None:
+    """The NXDOMAIN behind a CNAME is the target's (RFC 6604, section 3): the alias itself exists."""
+
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        if query.question[0].name.to_text() == "alias.org.":
+            reply = soa(answer(query, "CNAME gone.net."), zone="net.")
+            reply.set_rcode(3)
+            return reply
+        return answer(query, "A 192.0.2.1")
+
+    server = serve(cached(upstream(script), "cache {\n nxdomain_cut\n }"))
+    assert code(server.ask("alias.org.")) == "NXDOMAIN"
+    assert data(server.ask("below.alias.org.")) == ["192.0.2.1"]
+
+
+def test_a_name_that_did_not_exist_for_one_form_of_question_was_denied_below_for_others(
+    serve: Serve, upstream: Start
+) -> None:
+    """Unvalidated (CD) for who wants validation, without a proof for who wants one (DO), and across subnets."""
+    subnet = dns.edns.ECSOption("192.0.2.0", 24)
+    forms: list[dict[str, Any]] = [{}, {"cd": True}, {"want_dnssec": True}, {"use_edns": 0, "options": [subnet]}]
+
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = soa(answer(query), zone="org.")
+        reply.set_rcode(3)
+        if query.ednsflags & dns.flags.DO:
+            reply.authority.append(dns.rrset.from_text("org.", 60, "IN", "NSEC", "zz.org. NS SOA"))
+            reply.authority.append(
+                dns.rrset.from_text("org.", 60, "IN", "RRSIG", "NSEC 8 1 60 20300101000000 20200101000000 1 org. AAAA")
+            )
+        return reply
+
+    def ask(name: str, form: dict[str, Any]) -> dns.message.Message:
+        form = dict(form)
+        query = dns.message.make_query(name, "A", **{k: v for k, v in form.items() if k != "cd"})
+        query.flags |= dns.flags.CD if form.get("cd") else 0
+        return dns.message.from_wire(server.raw(query.to_wire()) or b"")
+
+    for i, first in enumerate(forms):
+        up = upstream(script)
+        server = serve(
+            f".:{{port}} {{\n bind 127.0.0.1\n cache {{\n nxdomain_cut\n }}\n"
+            f" forward . {up.address} {{\n client_subnet\n }}\n}}\n"
+        )
+        assert code(ask("gone.org.", first)) == "NXDOMAIN"
+        for j, form in enumerate(forms):
+            asked = len(up.queries)
+            reply = ask(f"x{j}.gone.org.", form)
+            assert code(reply) == "NXDOMAIN" and len(up.queries) - asked == (i != j)
+            assert ("NSEC" in {dns.rdatatype.to_text(rrset.rdtype) for rrset in reply.authority}) == (j == 2)
 
 
 def test_denials_of_a_plugin_below_broke_the_cache_that_had_not_read_them(serve: Serve, lines: list[str]) -> None:
