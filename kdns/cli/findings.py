@@ -19,6 +19,10 @@ from kdns.server import build
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 RESTARTS: Final = 5  # of a container, beyond which it is no accident
+# Top-level domains that many Pods' outside names are in.
+TOP_LEVEL: Final = frozenset(
+    "com net org edu gov int io dev app cloud ai co de uk fr nl eu us cn jp in br ru au ca ch".split()
+)
 MAX_NAMESERVERS: Final = 3  # resolv.conf(5), MAXNS; the kubelet cuts what is more
 
 
@@ -83,6 +87,20 @@ def _service(state: State) -> Iterator[Finding]:
             f"{name} has no cluster address",
             "kubelets have nothing to put into resolv.conf",
             f"kubectl -n {ns} get svc {name} -o yaml",
+        )
+
+
+def _names(state: State) -> Iterator[Finding]:
+    # A Pod with ndots 5 looks for api.example.com as api.example.com.svc.cluster.local before it asks for the name
+    # itself: a Service `example` in a namespace `com` answers that (CVE-2022-2835).
+    taken = sorted({name_of(each) for each in state.namespaces or ()} & TOP_LEVEL)
+    for name in taken:
+        yield Finding(
+            WARNING,
+            "names",
+            f"there is a namespace {name}, as the top-level domain",
+            f"Pods that look for NAME.{name} are led to a Service NAME in it, whoever made that",
+            f"kubectl get svc -n {name}",
         )
 
 
@@ -484,6 +502,6 @@ def _queries(state: State) -> Iterator[Finding]:
 
 
 RULES: Final[tuple[Callable[[State], Iterator[Finding]], ...]] = (
-    _unread, _service, _pods, _endpoints, _configuration, _rights, _client, _network_policies, _node_local,
+    _unread, _service, _names, _pods, _endpoints, _configuration, _rights, _client, _network_policies, _node_local,
     _resolv_conf, _queries,
 )  # fmt: skip

@@ -100,6 +100,7 @@ NODE_LOCAL = {"kind": "DaemonSet", "metadata": {"name": "node-local-dns", "names
     (replaced(without=("Pod kube-system/coredns-a", "Pod kube-system/coredns-b")), [],
         "error", "Pods: no DNS Pod runs in kube-system"),
     (replaced(without=("Pod kube-system/coredns-b",)), [], "warning", "Pods: there is one DNS Pod"),
+    (replaced(namespace("com")), [], "warning", "names: there is a namespace com, as the top-level domain"),
     (replaced(server("coredns-b", "n1")), [], "warning", "all 2 DNS Pods are on the node n1"),
     (replaced(server("coredns-b", "n2", False, **CRASH)), [],
         "warning", "coredns-b is not ready: CrashLoopBackOff back-off 5m0s"),
