@@ -60,8 +60,6 @@ def read(path: str, most: int, timeout: float = TIMEOUT) -> bytes:
     """A file's octets, at most `most`. Raises OSError; TimeoutError for a pipe that does not end within `timeout`
     seconds.
     """
-    if stat.S_ISDIR(os.stat(path).st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     data = read_through(path, most, most, timeout).data
     assert data is not None
     return data
@@ -92,16 +90,15 @@ def replace(path: str, parts: Iterable[bytes], mode: int) -> None:
 
 
 def read_through(path: str, most: int, keep: int, timeout: float = TIMEOUT) -> Content:
-    """Reads a file to its end; of one with more than `keep` octets the data is not kept. A folder is read as its names.
+    """Reads a file to its end; of one with more than `keep` octets the data is not kept.
 
-    Raises OSError, also for a file of over `most` octets.
+    Raises OSError, also for a folder and for a file of over `most` octets.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # or a FIFO would wait for its writer here
     try:
         found = os.fstat(handle)
         if stat.S_ISDIR(found.st_mode):
-            names = "\0".join(sorted(os.listdir(handle))).encode(errors="surrogateescape")
-            return Content(names, hashlib.blake2b(names).digest(), _seen(found))
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         regular = stat.S_ISREG(found.st_mode)
         if regular and found.st_size > most:
             raise _too_large(path, most)

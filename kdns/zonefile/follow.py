@@ -1,8 +1,8 @@
 """A zone file that is served: read, followed, and replaced whole by its next version.
 
 Laws: what is broken or gone keeps the last good version, and one line says what is wrong with it; a new version is put
-in the old one's place at once, which ends what was rendered from the old one; a file is read when it has looked the
-same twice, so that one half written is not taken for a short one.
+in the old one's place at once, which ends what was rendered from the old one. kdns.watchfile follows the zone's file
+and all that it includes.
 
 One object stands for a file and a zone however many configurations use it, so a reload of the Corefile reads no zone
 again.
@@ -14,15 +14,13 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakValueDictionary
 
-from kdns import log
+from kdns import log, watchfile
 from kdns.dns.name import to_text
 from kdns.store.zone import Zone
 from kdns.timeslice import emptied
 from kdns.zonefile.history import History, changes_of, released
 from kdns.zonefile.load import BrokenZone, Loaded, read_beside, read_paced
-from kdns.zonefile.reader import Seen, look_at
-
-SETTLE: Final = 0.1  # seconds a file must look the same before it is read
+from kdns.zonefile.reader import MAX_OCTETS, Seen
 
 Changed = Callable[["ZoneFile"], None]
 
@@ -38,10 +36,14 @@ class ZoneFile:
         self.log = log.plugin(plugin)
         self.zone: Zone | None = None
         self.history = History()
-        self.seen: list[Seen] = [Seen(path, None)]
+        self.seen: list[Seen] = []
+        # The follower must not hold this object: that would be a cycle.
+        self.paths = paths = [path]
+        self.follower = watchfile.Follower(f"zone file {path}", lambda: tuple(paths), most=MAX_OCTETS, keep=0)
         self.by_mtime = False  # whether a version with the same serial is taken
         self.on_change: list[Changed] = []
         self.complaint = ""
+        self.due = False  # whether it is read at the next look whatever it looks like: reading it failed on the way
         self.looking = False
         self.releases: set[asyncio.Task[None]] = set()
 
@@ -52,44 +54,39 @@ class ZoneFile:
         if self.zone is None:
             self._use(read_paced(self.path, self.origin))
 
-    def changed(self) -> bool:
-        """Whether any of the zone's files looks otherwise than when it was read."""
-        return any(look_at(each.path) != each.look for each in self.seen)
-
-    def _looks(self) -> list[tuple[int, int, int] | None]:
-        return [look_at(each.path) for each in self.seen]
-
     async def look(self) -> bool:
         """Reads the file if it has changed; says whether there is another version."""
         if self.looking:
             return False
         self.looking = True
         try:
-            # In a thread: a file system that hangs holds nobody.
-            if self.zone is not None and not await asyncio.to_thread(self.changed):
-                return False
+            if self.zone is not None and not self.due:
+                changes = await self.follower.changes()
+                hangs = [change.error for change in changes if isinstance(change.error, TimeoutError)]
+                if hangs:
+                    self._complain(f"{hangs[0].strerror}; the last good version of zone {self._name} is served")
+                if len(hangs) == len(changes):
+                    return False
             return await self._read()
         finally:
             self.looking = False
 
     async def _read(self) -> bool:
-        if self.zone is not None:
-            before = await asyncio.to_thread(self._looks)
-            await asyncio.sleep(SETTLE)
-            if before != await asyncio.to_thread(self._looks):
-                return False  # it is being written
         kept = "; the last good version is served" if self.zone is not None else ""
         try:
             loaded = await read_beside(self.path, self.origin)
         except BrokenZone as error:
             self._complain(f"Parsing zone {self._name}: {error}{kept}")
-            if self.zone is not None:
-                self.seen = error.seen or self.seen
+            self.due = not error.seen
+            if self.zone is not None and error.seen:
+                self._saw(error.seen)
             return False
         except OSError as error:
             self._complain(f'Failed to open zone {self._name} in "{self.path}": {error.strerror or error}{kept}')
+            self.due = True
             return False
         self.complaint = ""
+        self.due = False
         old = self.zone
         if old is None:
             self._use(loaded)
@@ -97,11 +94,11 @@ class ZoneFile:
             return True
         changes = await changes_of(old, loaded.zone)
         if loaded.zone.serial == old.serial and loaded.zone.soa == old.soa and changes is not None and not changes:
-            self.seen = loaded.seen  # touched, not edited
+            self._saw(loaded.seen)  # touched, not edited
             await emptied(loaded.zone.nodes)
             return False
         if loaded.zone.serial == old.serial and not self.by_mtime:
-            self.seen = loaded.seen
+            self._saw(loaded.seen)
             self.log.warning(
                 f'zone {self._name}: "{self.path}" has changed, but its SOA serial is still {old.serial}: it is not '
                 f"taken. "
@@ -124,11 +121,17 @@ class ZoneFile:
         for problem in loaded.warnings:
             self.log.warning(str(problem))
         old, self.zone = self.zone, loaded.zone
-        self.seen = loaded.seen
+        self._saw(loaded.seen)
         if old is not None:
             old.validity.end()
         for call in list(self.on_change):
             call(self)
+
+    def _saw(self, seen: list[Seen]) -> None:
+        """Follows these files from what they said when they were read."""
+        self.seen = seen
+        self.paths[:] = [each.path for each in seen]
+        self.follower.resume(seen)
 
     def _say(self, loaded: Loaded) -> None:
         self.log.info(f'Successfully reloaded zone {self._name} in "{self.path}" with {loaded.zone.serial} SOA serial')

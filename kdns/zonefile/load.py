@@ -9,26 +9,31 @@ import asyncio
 import contextlib
 import gc
 import marshal
-import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import IO, Any, Final, NamedTuple, NoReturn
 
+from kdns import files
 from kdns.dns.name import from_text, to_text
 from kdns.store.zone import Zone
 from kdns.store.zone_builder import BadZone, ZoneBuilder, zone_of
 from kdns.store.zone_node import arranged
 from kdns.timeslice import TimeSlice
 from kdns.zonefile.errors import Problem, ZoneFileError
-from kdns.zonefile.reader import MasterFile, Seen
+from kdns.zonefile.reader import MAX_OCTETS, MasterFile, Seen
 
 INLINE: Final = 32 << 10  # octets; some 1,000 records, which take 5 ms
 PIECE: Final = 100  # names in a piece: a third of a millisecond
 SORTED_HERE: Final = 2000  # names of a transfer that are sorted at once: 3 ms
 MAX_PIECE: Final = 64 << 20  # octets: a name's records at most, of all types
+READING: Final = 60.0  # seconds for the octets of a file: a file system that needs longer hangs
 CHILD_TIMEOUT: Final = 600.0  # seconds; ten million records take some 100
+
+_MORE: Final = re.compile(rb"^\s*\$(?:INCLUDE|GENERATE)", re.IGNORECASE | re.MULTILINE)
 
 
 class Loaded(NamedTuple):
@@ -48,20 +53,16 @@ class BrokenZone(Exception):
         self.problems = problems
 
 
-def is_large(path: str) -> bool:
-    """Whether reading a file takes longer than the loop may be held."""
-    try:
-        return os.stat(path).st_size > INLINE
-    except OSError:
-        return False
-
-
 def read(path: str, origin: bytes) -> Loaded:
-    """Reads a zone here and now. Raises BrokenZone, or OSError where the file cannot be opened."""
+    """Reads a zone here and now. Raises BrokenZone, or OSError where the file cannot be read."""
     source = MasterFile(origin)
     source.read(path)
+    return _finished(source, path)
+
+
+def _finished(source: MasterFile, path: str) -> Loaded:
     try:
-        zone = zone_of(origin, arranged(origin, source.finish()))
+        zone = zone_of(source.origin, arranged(source.origin, source.finish()))
     except ZoneFileError as error:
         raise BrokenZone(str(error), source.seen, error.problems) from None
     except BadZone as error:
@@ -70,10 +71,24 @@ def read(path: str, origin: bytes) -> Loaded:
     return Loaded(zone, source.seen, source.warnings)
 
 
+def _small(path: str) -> files.Content | None:
+    """What a file says, if reading it takes no longer than the loop may be held. In a thread. Raises OSError."""
+    content = files.read_through(path, MAX_OCTETS, INLINE)
+    # What a small file includes or generates may be large.
+    return None if content.data is None or _MORE.search(content.data) else content
+
+
+def _taken(path: str, origin: bytes, content: files.Content) -> Loaded:
+    source = MasterFile(origin)
+    source.take(path, content)
+    return _finished(source, path)
+
+
 def read_paced(path: str, origin: bytes) -> Loaded:
     """Reads a zone in a thread that may not hold the others: a large one by a child. Raises as `read` does."""
-    if not is_large(path):
-        return read(path, origin)
+    content = _small(path)
+    if content is not None:
+        return _taken(path, origin, content)
     builder = ZoneBuilder(origin)
     with subprocess.Popen(_command(path, origin), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -87,8 +102,9 @@ def read_paced(path: str, origin: bytes) -> Loaded:
 
 async def read_beside(path: str, origin: bytes) -> Loaded:
     """Reads a zone while others run: a large one by a child. Raises as `read` does."""
-    if not is_large(path):
-        return read(path, origin)
+    content = await files.waiting(f"reading {path}", partial(_small, path), READING)
+    if content is not None:
+        return _taken(path, origin, content)
     builder = ZoneBuilder(origin)
     child = await asyncio.create_subprocess_exec(
         *_command(path, origin), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, limit=1 << 20
@@ -175,17 +191,17 @@ def _take(builder: ZoneBuilder, piece: bytes, path: str) -> Loaded | None:
         for bare in content:
             builder.add(bare)
         return None
-    files = [Seen(*each) for each in seen]
+    read = [Seen(path, None if look is None else files.Seen(*look), digest) for path, look, digest in seen]
     noted = [Problem(*each) for each in problems]
     if kind == "missing":
         raise OSError(*content)
     if kind == "broken":
-        raise BrokenZone(content, files, noted)
+        raise BrokenZone(content, read, noted)
     try:
-        return Loaded(builder.finish(), files, noted)
+        return Loaded(builder.finish(), read, noted)
     except BadZone as error:
         problem = Problem(path, 1, 1, str(error))
-        raise BrokenZone(str(problem), files, [problem]) from None
+        raise BrokenZone(str(problem), read, [problem]) from None
 
 
 def _said(path: str, origin: bytes) -> Iterator[tuple[str, Any, list[Any], list[Any]]]:
@@ -198,14 +214,19 @@ def _said(path: str, origin: bytes) -> Iterator[tuple[str, Any, list[Any], list[
             source.read(path)
             names = arranged(origin, source.finish())
     except ZoneFileError as error:
-        yield "broken", str(error), [tuple(each) for each in source.seen], [tuple(each) for each in error.problems]
+        yield "broken", str(error), _bare(source.seen), [tuple(each) for each in error.problems]
         return
     except OSError as error:
         yield "missing", (error.errno, error.strerror, path), [], []
         return
     for i in range(0, len(names), PIECE):
         yield "names", names[i : i + PIECE], [], []
-    yield "end", None, [tuple(each) for each in source.seen], [tuple(each) for each in source.warnings]
+    yield "end", None, _bare(source.seen), [tuple(each) for each in source.warnings]
+
+
+def _bare(seen: list[Seen]) -> list[Any]:
+    """Files that were read, as marshal knows them."""
+    return [(path, None if look is None else tuple(look), digest) for path, look, digest in seen]
 
 
 def _given(stream: IO[bytes]) -> dict[bytes, Any]:

@@ -12,11 +12,13 @@ differing TTLs in an RRset the lowest counts (RFC 2181, section 5.2); a record t
 Bounds: octets of all files, depth of $INCLUDE, records of $GENERATE, words of an entry.
 """
 
+import errno
 import os
 import re
 import socket
 from typing import Any, Final, NamedTuple, final
 
+from kdns import files
 from kdns.dns import iana
 from kdns.dns.name import is_within, to_text
 from kdns.zonefile import types
@@ -50,19 +52,11 @@ _ONE_NAME: Final = {b"NS": iana.NS, b"CNAME": iana.CNAME, b"PTR": iana.PTR}
 
 
 class Seen(NamedTuple):
-    """A file that was read, and what it looked like: inode, octets, nanoseconds of its last change."""
+    """A file that was read: what it looked like (None: it could not be read) and the digest of what it said."""
 
     path: str
-    look: tuple[int, int, int] | None
-
-
-def look_at(path: str) -> tuple[int, int, int] | None:
-    """What a file looks like; links are followed, as a ConfigMap's files are. None where there is none."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    look: files.Seen | None
+    digest: bytes = b""
 
 
 @final
@@ -108,6 +102,10 @@ class MasterFile:
         """Reads a file. Raises OSError where the file itself cannot be opened."""
         self._read(path, self.origin, 0)
 
+    def take(self, path: str, content: files.Content) -> None:
+        """Reads what is known of a file already; it was kept."""
+        self._take(path, content, self.origin, 0)
+
     def read_text(self, data: bytes, path: str) -> None:
         """Reads the octets of a file."""
         self._entries(_File(path, data, self.origin, 0))
@@ -126,10 +124,20 @@ class MasterFile:
 
     def _read(self, path: str, origin: bytes, depth: int) -> bytes:
         """Reads a file with this origin; gives the owner that came last."""
-        look = look_at(path)
-        self.seen.append(Seen(path, look))
-        with open(path, "rb") as opened:
-            data = opened.read(MAX_OCTETS - self.octets + 1)
+        left = MAX_OCTETS - self.octets
+        try:
+            content = files.read_through(path, left + 1, left)
+        except OSError as error:
+            self.seen.append(Seen(path, None))
+            if error.errno != errno.EFBIG:
+                raise
+            self._note(_File(path, b"", origin, depth), 0, f"over {MAX_OCTETS >> 20} MiB of zone files")
+            return b""
+        return self._take(path, content, origin, depth)
+
+    def _take(self, path: str, content: files.Content, origin: bytes, depth: int) -> bytes:
+        self.seen.append(Seen(path, content.seen, content.digest))
+        data = content.data or b""
         self.octets += len(data)
         file = _File(path, data, origin, depth)
         if self.octets > MAX_OCTETS:
@@ -408,8 +416,8 @@ class MasterFile:
         """Notes what the records are as a whole that no zone is."""
         names, origin = self.names, self.origin
         apex = names.get(origin, {})
-        files = self.seen[:1] or [Seen("zone", None)]
-        whole = _File(files[0].path, b"", origin, 0)
+        first = self.seen[:1] or [Seen("zone", None)]
+        whole = _File(first[0].path, b"", origin, 0)
         if iana.SOA not in apex:
             self._note(whole, 0, f"no SOA of {to_text(origin)}")
         elif iana.NS not in apex:

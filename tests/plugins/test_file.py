@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dns.edns
@@ -12,11 +13,12 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
+from kdns import files, watchfile
 from kdns.corefile import CorefileError
 from kdns.dns.name import from_text
 from kdns.testing import Server, Upstream, code, data, eventually
 from kdns.testing.upstream import answer
-from kdns.zonefile import follow
+from kdns.zonefile import follow, load
 from tests.cli.test_commands import kdns
 from tests.fixtures import Serve
 
@@ -43,7 +45,7 @@ def put(path: Path, serial: int = 1, more: str = "") -> None:
 
 @pytest.fixture
 def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(follow, "SETTLE", 0.01)
+    monkeypatch.setattr(watchfile, "SETTLE", 0.01)
     path = tmp_path / "db.example.org"
     put(path)
     return path
@@ -174,7 +176,7 @@ def test_a_missing_file_is_servfail_with_a_reason_until_it_is_there(serve: Serve
 
 
 def test_a_configmaps_links_are_followed(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "SETTLE", 0.01)
+    monkeypatch.setattr(watchfile, "SETTLE", 0.01)
     for serial in (1, 2):
         (tmp_path / f"..{serial}").mkdir()
         put(tmp_path / f"..{serial}" / "db.example.org", serial, f"v{serial} A 192.0.2.9\n")
@@ -200,6 +202,28 @@ def test_a_large_zone_is_read_beside_the_loop(serve: Serve, db: Path) -> None:
     eventually(lambda: data(server.ask("last.example.org.")) == ["192.0.2.9"])
     put(db, 3, many + "bad A x\n")
     assert data(server.ask("last.example.org.")) == ["192.0.2.9"]
+
+
+@pytest.mark.parametrize("line", ["$INCLUDE more", "$GENERATE 1-9 g$ A 192.0.2.$", "\t$include more"])
+def test_a_small_file_that_includes_or_generates_much_was_read_on_the_loop(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "db"
+    put(path, 1, f"{line}\n")
+    assert load._small(str(path)) is None
+    put(path)
+    assert load._small(str(path)) is not None
+
+
+def test_a_pipe_as_a_zones_file_or_in_it_was_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "read_through", partial(files.read_through, timeout=0.2))
+    pipe, path = tmp_path / "pipe", tmp_path / "db"
+    os.mkfifo(pipe)
+    with pytest.raises(TimeoutError, match=r"did not end within 0\.2 s"):
+        load.read(str(pipe), from_text("example.org."))
+    put(path, 1, "$INCLUDE pipe\n")
+    with pytest.raises(load.BrokenZone, match=r"db:11:10: \$INCLUDE .*pipe: .* did not end within 0\.2 s"):
+        load.read(str(path), from_text("example.org."))
 
 
 def test_a_reload_of_the_corefile_reads_no_zone_again(serve: Serve, db: Path) -> None:
@@ -237,7 +261,7 @@ def test_bad_directives_are_named(serve: Serve, db: Path, text: str, expected: s
 def test_zones_of_a_folder_come_change_and_go(
     serve: Serve, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "SETTLE", 0.01)
+    monkeypatch.setattr(watchfile, "SETTLE", 0.01)
     put(tmp_path / "db.one.example")
     (tmp_path / "db.broken.example").write_text("bad\n")
     (tmp_path / "deep").mkdir()

@@ -25,9 +25,9 @@ import dns.xfr
 import dns.zone
 import pytest
 
+from kdns import watchfile
 from kdns.corefile import CorefileError
 from kdns.testing import Server, code, data, eventually, free_port
-from kdns.zonefile import follow
 from tests.fixtures import Serve
 from tests.zones import peers
 
@@ -54,7 +54,7 @@ def put(path: Path, serial: int, more: str = "") -> None:
 
 @pytest.fixture
 def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(follow, "SETTLE", 0.01)
+    monkeypatch.setattr(watchfile, "SETTLE", 0.01)
     path = tmp_path / "db.example.org"
     put(path, 1)
     return path
@@ -258,7 +258,7 @@ def test_a_signed_zone_stays_whole_through_its_changes(
 ) -> None:
     if not peers.find("dnssec-signzone"):
         pytest.skip("dnssec-signzone is not installed")
-    monkeypatch.setattr(follow, "SETTLE", 0.01)
+    monkeypatch.setattr(watchfile, "SETTLE", 0.01)
     text = ZONE.replace("{serial}", "1")
     path = peers.signed(tmp_path, "example.org.", text, "-3", "ab", "-H", "1")
     port = free_port()
