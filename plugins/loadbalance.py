@@ -35,13 +35,13 @@ usually costs nothing.
 
 import asyncio
 import ipaddress
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Final, NamedTuple
 
-from kdns import faults, log
+from kdns import faults, log, watchfile
 from kdns.address import unmapped
 from kdns.corefile import CorefileError, Directive, Position, ServerBlock
 from kdns.dns import iana
@@ -58,6 +58,7 @@ MAX_SHUFFLED: Final = 256  # records; of more the order is turned, not shuffled:
 ROTATIONS: Final = 8
 RENEWED: Final = 1.0  # seconds after which the orders of a large set are made anew
 DEFAULT_RELOAD: Final = 30.0
+MAX_FILE: Final = 4 << 20  # octets; a line has some 20
 _ADDRESSES: Final = frozenset((iana.A, iana.AAAA))
 _SHUFFLED: Final = frozenset((iana.A, iana.AAAA, iana.MX))
 _ORDERED: Final = _SHUFFLED | {iana.CNAME}
@@ -126,7 +127,7 @@ class Loadbalance(Plugin):
         super().__init__(config)
         self.weights: dict[bytes, dict[bytes, int]] = {}
         self.path = ""
-        self.seen: tuple[int, int] | None = None
+        self.follower: watchfile.Follower | None = None
         self.task: asyncio.Task[None] | None = None
         self.pure = not config.weighted  # chance decides for each query
 
@@ -137,41 +138,36 @@ class Loadbalance(Plugin):
         if not config.weighted:
             return
         self.path = block.path(config.weighted)
-        try:
-            self.weights = self._read()
-        except OSError as error:
-            if not config.reload:
-                raise CorefileError(config.at, f"plugin/loadbalance: {self.path}: {error.strerror}") from None
-            _log.warning(f"Failed to open weight file {self.path}: {error.strerror}; it is tried again")
-        except ValueError as error:
-            raise CorefileError(config.at, f"plugin/loadbalance: {error}") from None
+        path = self.path
+        self.follower = watchfile.Follower(path, lambda: (path,), most=MAX_FILE, keep=MAX_FILE)
+        for change in self.follower.look():
+            if change.error is None:
+                try:
+                    self.weights = _weights(change)
+                except ValueError as error:
+                    raise CorefileError(config.at, f"plugin/loadbalance: {error}") from None
+            elif not config.reload:
+                raise CorefileError(config.at, f"plugin/loadbalance: {path}: {change.error.strerror}")
+            else:
+                _log.warning(f"Failed to open weight file {path}: {change.error.strerror}; it is tried again")
 
     async def start(self, runtime: Runtime) -> None:
-        if self.path and self.config.reload:
-            self.task = asyncio.create_task(faults.supervise("plugin/loadbalance", self._follow), name="loadbalance")
+        if self.follower is not None and self.config.reload:
+            follow = partial(self.follower.follow, self.config.reload, self._changed)
+            self.task = asyncio.create_task(faults.supervise("plugin/loadbalance", follow), name="loadbalance")
 
     async def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
             self.task = None
 
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.reload)
+    async def _changed(self, found: Sequence[watchfile.Change]) -> None:
+        for change in found:
             try:
-                stat = os.stat(self.path)
-                if (stat.st_mtime_ns, stat.st_size) != self.seen:
-                    self.weights = self._read()
-                    _log.info(f"Successfully reloaded weight file {self.path}")
+                self.weights = _weights(change)
+                _log.info(f"Successfully reloaded weight file {self.path}")
             except (OSError, ValueError) as error:
                 _log.error(f"{error}; the weights are kept")
-
-    def _read(self) -> dict[bytes, dict[bytes, int]]:
-        with open(self.path, encoding="utf-8") as file:
-            stat = os.fstat(file.fileno())
-            weights = read_weights(file.read(), self.path)
-        self.seen = (stat.st_mtime_ns, stat.st_size)
-        return weights
 
     # Answers.
 
@@ -295,6 +291,13 @@ def _drawn(rrset: RRset, weights: dict[bytes, int]) -> RRset:
     at = random.choices(range(len(rdatas)), [weights.get(packed, 1) for packed in rdatas])[0]
     rdatas[0], rdatas[at] = rdatas[at], rdatas[0]
     return rrset._replace(rdatas=tuple(rdatas))
+
+
+def _weights(change: watchfile.Change) -> dict[bytes, dict[bytes, int]]:
+    """Raises OSError or ValueError."""
+    if change.error is not None:
+        raise change.error
+    return read_weights((change.data or b"").decode(), change.path)
 
 
 def read_weights(text: str, path: str) -> dict[bytes, dict[bytes, int]]:

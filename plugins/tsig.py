@@ -49,6 +49,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
+from kdns import files
 from kdns.corefile import CorefileError, Directive, Line, ServerBlock, Token
 from kdns.corefile.errors import Position
 from kdns.dns import iana, tsig
@@ -96,8 +97,7 @@ class TsigPlugin(Plugin):
         for path, at in self.config.files:
             where = block.path(path)
             try:
-                with open(where, encoding="utf-8") as opened:
-                    text = opened.read(MAX_FILE)
+                text = files.read(where, MAX_FILE).decode()
             except (OSError, UnicodeDecodeError) as error:
                 raise CorefileError(at, f"tsig: {where}: {getattr(error, 'strerror', None) or error}") from None
             self._read(text, where, at)

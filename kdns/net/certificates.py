@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NoReturn, final
 
-from kdns import log
+from kdns import files, log
 from kdns.metrics import Counter, Gauge
 
 MINIMUM: Final = ssl.TLSVersion.TLSv1_2  # RFC 8996 took back the versions before; it is CoreDNS's minimum too
+MAX_FILE: Final = 4 << 20  # octets; all the authorities that a system trusts have some 250 KB
 _CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
 _KEY: Final = "PRIVATE KEY-----"
 
@@ -176,8 +177,7 @@ def _end_of_element(der: bytes, at: int) -> int:
 def _read(path: str, mark: str, what: str) -> str:
     """The text of a file that holds what it should in PEM form. Raises BadCertificate."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            found = file.read()
+        found = files.read(path, MAX_FILE).decode("ascii", errors="replace")
     except FileNotFoundError:
         raise BadCertificate(f"the {what} {path} does not exist") from None
     except OSError as error:

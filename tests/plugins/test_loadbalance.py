@@ -12,6 +12,7 @@ from kdns.testing import (
     Upstream,
     answer,
     block,
+    eventually,
 )
 from tests.fixtures import Serve, Start
 
@@ -56,6 +57,19 @@ def test_weights_decide_which_address_is_first(serve: Serve, upstream: Start, tm
     server = serve(block(f"loadbalance weighted {weights}", f"forward . {up.address}"))
     firsts = [str(server.ask("x.org.").answer[0][0]) for _ in range(60)]
     assert firsts.count("192.0.2.1") > 45
+
+
+def test_weights_are_followed_and_kept_where_the_new_ones_are_bad(
+    serve: Serve, upstream: Start, tmp_path: Path, lines: list[str]
+) -> None:
+    weights = tmp_path / "weights"
+    weights.write_text("x.org.\n192.0.2.1 255\n")
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", "A 192.0.2.2"))
+    serve(block(f"loadbalance weighted {weights} {{\n reload 50ms\n }}", f"forward . {up.address}"))
+    weights.write_text("x.org.\n192.0.2.1 none\n")
+    eventually(lambda: any(f"{weights}:2: " in line and "the weights are kept" in line for line in lines))
+    weights.write_text("x.org.\n192.0.2.2 255\n")
+    eventually(lambda: any("Successfully reloaded weight file" in line for line in lines))
 
 
 @pytest.mark.parametrize(
