@@ -51,7 +51,7 @@ from kdns.kube.objects import HEADLESS, Port
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, then
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.readers import Fallthrough
-from kdns.plugins.kubernetes.endpoints import endpoint_label, port_labels
+from kdns.plugins.kubernetes.endpoints import Matched, endpoint_label, matches, port_labels
 from kdns.plugins.kubernetes.index import wire_key
 from kdns.plugins.kubernetes.plugin import Kubernetes
 
@@ -109,6 +109,7 @@ class K8sExternal(Plugin):
         self.primary = next((zone for zone in config.zones if not is_reverse(zone)), b"\0")
         self.cluster: Kubernetes | None = None
         self.ttl = config.ttl
+        self.pod_names = False
         self.block: BlockInfo | None = None
 
     def wire(self, block: BlockInfo) -> None:
@@ -122,6 +123,7 @@ class K8sExternal(Plugin):
                 block.parsed.at, "plugin/k8s_external: it needs the plugin kubernetes in the same server block"
             )
         self.cluster = clusters[0]
+        self.pod_names = self.cluster.index.config.endpoint_pod_names
 
     # Queries.
 
@@ -234,27 +236,44 @@ class K8sExternal(Plugin):
         headless = self.config.headless and service.kind == HEADLESS and not outside
         if not outside and not headless:
             return self._missing(request, zone)
+        if len(labels) == 1 and self._is_protocol(entry, headless, labels[0]):
+            return self._none(name, zone, iana.NOERROR)
+        base = name[offsets(name)[len(labels)] :]
         port = protocol = ""
         if len(labels) == 2:
             port, protocol = (label.removeprefix(b"_").decode("latin-1") for label in labels)
-        elif len(labels) == 1 and not headless:
-            return self._missing(request, zone)
-        ports = [p for p in service.ports if (not port or p.name == port) and (not protocol or p.protocol == protocol)]
-        if not ports:
-            return self._missing(request, zone)
         if headless:
-            return self._headless(request, zone, entry, labels[0] if len(labels) == 1 else b"", ports)
-        base = name[offsets(name)[len(labels)] :]
-        if qtype == iana.SRV:
-            return self._srv(name, base, ports, service.outside, service.outside_hosts)
-        if service.outside:
-            found = [rrset for rrset in self._address_sets(name, service.outside) if rrset.type == qtype]
-            return (
-                Answer(iana.NOERROR, _AA, found, local=True, validity=ALWAYS)
-                if found
-                else self._none(name, zone, iana.NOERROR)
+            assert self.cluster is not None
+            view = self.cluster.index.view(entry)
+            endpoints = view.endpoint(labels[0], b"") if len(labels) == 1 else view.select(port, protocol)
+            if not endpoints:
+                return self._missing(request, zone)
+            sets = (
+                self._endpoint_srv(name, base, endpoints) if qtype == iana.SRV else self._endpoint_sets(name, endpoints)
             )
+            return self._found(name, zone, qtype, sets)
+        ports = [p for p in service.ports if matches(p, port, protocol)]
+        if len(labels) == 1 or not ports:
+            return self._missing(request, zone)
+        if qtype == iana.SRV:
+            return self._found(name, zone, qtype, self._srv(name, base, ports, service.outside, service.outside_hosts))
+        if service.outside:
+            return self._found(name, zone, qtype, self._address_sets(name, service.outside))
         return self._alias(request, zone, service.outside_hosts)
+
+    def _is_protocol(self, entry: ServiceState, headless: bool, label: bytes) -> bool:
+        """True if `_tcp.web...` is an empty non-terminal: a named port of that protocol stands below it (RFC 8020)."""
+        assert self.cluster is not None and entry.service is not None
+        ports = self.cluster.index.view(entry).has_ports if headless else [p[:2] for p in entry.service.ports]
+        return any(name and label == b"_" + kind.encode() for name, kind in ports)
+
+    def _found(self, name: bytes, zone: bytes, qtype: int, sets: list[RRset]) -> Answer:
+        """The RRsets of the type asked; those of other types are what an SRV record needs beside it."""
+        found = [rrset for rrset in sets if rrset.type == qtype]
+        if not found:
+            return self._none(name, zone, iana.NOERROR)
+        beside = [rrset for rrset in sets if rrset.type != qtype] if qtype == iana.SRV else ()
+        return Answer(iana.NOERROR, _AA, found, (), beside, local=True, validity=ALWAYS)
 
     def _alias(self, request: Request, zone: bytes, hosts: tuple[str, ...]) -> Outcome | Awaitable[Outcome | None]:
         """A load balancer's host name: a CNAME, and what it resolves to."""
@@ -270,51 +289,40 @@ class K8sExternal(Plugin):
 
     def _srv(
         self, name: bytes, base: bytes, ports: list[Port], addresses: tuple[bytes, ...], hosts: tuple[str, ...]
-    ) -> Answer:
+    ) -> list[RRset]:
         target = base if addresses else _target(hosts) or base
         weight = max(100 // max(len(addresses) * len(ports), 1), 1)
         srvs = tuple(dict.fromkeys(rdata.srv(0, weight, p.number, target) for p in ports if p.number >= 0))
-        glue = self._address_sets(base, addresses)
-        return Answer(
-            iana.NOERROR,
-            _AA,
-            (RRset(name, iana.SRV, self.ttl, srvs),) if srvs else (),
-            (),
-            glue,
-            local=True,
-            validity=ALWAYS,
-        )
+        return [RRset(name, iana.SRV, self.ttl, srvs), *self._address_sets(base, addresses)] if srvs else []
 
-    def _headless(
-        self, request: Request, zone: bytes, entry: ServiceState, endpoint: bytes, ports: list[Port]
-    ) -> Outcome | None:
-        name, qtype = request.question.name, request.question.type
-        found: dict[bytes, bytes] = {}
-        for part in entry.parts():
-            if not any((p.name, p.protocol) in {(q.name, q.protocol) for q in part.ports} for p in ports):
-                continue
-            for i, address in enumerate(part.addresses()):
-                label = endpoint_label(part, i, address)
-                if not endpoint or label == endpoint:
-                    found[address] = bytes((len(label),)) + label
-        if not found:
-            return self._missing(request, zone)
-        if qtype == iana.SRV:
-            base = _service_name(name, zone)
-            weight = max(100 // len(found), 1)
-            srvs = tuple(
-                dict.fromkeys(rdata.srv(0, weight, p.number, label + base) for label in found.values() for p in ports)
-            )
-            glue = [rrset for address, label in found.items() for rrset in self._address_sets(label + base, (address,))]
-            return Answer(
-                iana.NOERROR, _AA, (RRset(name, iana.SRV, self.ttl, srvs),), (), glue, local=True, validity=ALWAYS
-            )
-        sets = [rrset for rrset in self._address_sets(name, found) if rrset.type == qtype]
-        return (
-            Answer(iana.NOERROR, _AA, sets, local=True, validity=ALWAYS)
-            if sets
-            else self._none(name, zone, iana.NOERROR)
+    # Headless Services.
+
+    def _endpoint_sets(self, owner: bytes, endpoints: list[Matched]) -> list[RRset]:
+        return self._address_sets(owner, (address for part in endpoints for _, address in part.addresses()))
+
+    def _endpoint_names(self, base: bytes, endpoints: list[Matched]) -> list[tuple[bytes, bytes, list[int]]]:
+        """Each endpoint's name, its address, and the ports that it listens on itself."""
+        return [
+            (bytes((len(label),)) + label + base, address, [p.number for p in part.ports if p.number >= 0])
+            for part in endpoints
+            for i, address in part.addresses()
+            for label in [endpoint_label(part.part, i, address, self.pod_names)]
+        ]
+
+    def _named_sets(self, named: list[tuple[bytes, bytes, list[int]]]) -> list[RRset]:
+        owned: dict[bytes, list[bytes]] = {}
+        for owner, address, _ in named:
+            owned.setdefault(owner, []).append(address)
+        return [rrset for owner, addresses in owned.items() for rrset in self._address_sets(owner, addresses)]
+
+    def _endpoint_srv(self, name: bytes, base: bytes, endpoints: list[Matched]) -> list[RRset]:
+        """SRV records to the endpoints' names, and their addresses; nothing where they have no ports."""
+        named = self._endpoint_names(base, endpoints)
+        weight = max(100 // max(sum([len(numbers) for _, _, numbers in named]), 1), 1)
+        srvs = tuple(
+            dict.fromkeys([rdata.srv(0, weight, number, owner) for owner, _, numbers in named for number in numbers])
         )
+        return [RRset(name, iana.SRV, self.ttl, srvs), *self._named_sets(named)] if srvs else []
 
     def _reverse(self, request: Request, zone: bytes) -> Outcome | None:
         assert self.cluster is not None
@@ -349,7 +357,11 @@ class K8sExternal(Plugin):
                 yield from section
         for base, entry in entries:
             service = entry.service
-            if service is None or not (service.outside or service.outside_hosts):
+            if service is None:
+                continue
+            if not (service.outside or service.outside_hosts):
+                if self.config.headless and service.kind == HEADLESS:
+                    yield from self._all_of_headless(base, entry)
                 continue
             if service.outside:
                 yield from self._address_sets(base, service.outside)
@@ -360,13 +372,18 @@ class K8sExternal(Plugin):
             for port in service.ports:
                 labels = port_labels(port)
                 if labels and port.number >= 0:
-                    yield from self._srv(labels + base, base, [port], service.outside, service.outside_hosts).answer
+                    yield from self._srv(labels + base, base, [port], service.outside, service.outside_hosts)[:1]
 
-
-def _service_name(name: bytes, zone: bytes) -> bytes:
-    """`SERVICE.NAMESPACE.ZONE`, of a name at or below it."""
-    starts = offsets(name)
-    return name[starts[starts.index(len(name) - len(zone)) - 2] :]
+    def _all_of_headless(self, base: bytes, entry: ServiceState) -> Iterator[RRset]:
+        assert self.cluster is not None
+        view = self.cluster.index.view(entry)
+        endpoints = view.select("", "")
+        yield from self._endpoint_sets(base, endpoints)
+        yield from self._named_sets(self._endpoint_names(base, endpoints))
+        for name, protocol in sorted(view.has_ports):
+            labels = port_labels(Port(name, protocol, 0))
+            if labels:
+                yield from self._endpoint_srv(labels + base, base, view.select(name, protocol))[:1]
 
 
 def _target(hosts: tuple[str, ...]) -> bytes | None:

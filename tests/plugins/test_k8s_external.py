@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import dns.query
+import dns.rdatatype
 import dns.xfr
 import dns.zone
 import pytest
@@ -26,6 +27,9 @@ OBJECTS = (
     namespace("n1"), balanced("n1/web", {"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}, externalIPs=["192.0.2.9"]),
     balanced("n1/named", {"hostname": "lb.example.net"}), service("n1/inner", "10.0.0.7"), service("n1/db"),
     endpointslice("n1/db-1", "db", endpoint("10.1.0.1", host="db-0"), endpoint("10.1.0.2")),
+    service("n1/app", ports=(("http", "TCP", 80),)),
+    endpointslice("n1/app-1", "app", endpoint("10.1.0.3", host="a"), ports=(("http", "TCP", 8080),)),
+    balanced("n1/bare", {"ip": "192.0.2.3"}, ports=()),
 )  # fmt: skip
 
 
@@ -101,6 +105,43 @@ def test_headless_services_have_their_endpoints_where_that_is_asked_for(start: C
     assert "db-0.db.n1.ext.org. A 10.1.0.1" in additional(srv)
 
 
+def test_srv_records_of_a_headless_service_had_the_services_port_and_not_its_endpoints(
+    start: Callable[..., Server],
+) -> None:
+    """Their targets are the endpoints, which listen on ports of their own."""
+    server = start("headless")
+    for name in ("_http._tcp.app.n1.ext.org.", "app.n1.ext.org.", "a.app.n1.ext.org."):
+        assert data(server.ask(name, "SRV")) == ["0 100 8080 a.app.n1.ext.org."]
+
+
+def test_a_protocol_with_ports_below_it_did_not_exist(start: Callable[..., Server]) -> None:
+    """A name that exists has all names above it (RFC 8020)."""
+    server = start("headless")
+    for name in ("_tcp.web.n1.ext.org.", "_tcp.named.n1.ext.org.", "_tcp.db.n1.ext.org."):
+        assert code(server.ask(name, "SRV")) == "NODATA"
+    for name in ("_udp.web.n1.ext.org.", "_udp.db.n1.ext.org.", "_tcp.inner.n1.ext.org.", "_tcp.bare.n1.ext.org."):
+        assert code(server.ask(name, "SRV")) == "NXDOMAIN"
+
+
+def test_a_service_without_ports_was_answered_for_srv_without_a_soa(start: Callable[..., Server]) -> None:
+    reply = start().ask("bare.n1.ext.org.", "SRV")
+    assert code(reply) == "NODATA" and reply.authority[0].rdtype == dns.rdatatype.SOA
+
+
+def test_endpoints_outside_are_named_after_their_pods_where_they_are_inside(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    part = endpointslice("n1/db-1", "db", endpoint("10.1.0.1"))
+    part["endpoints"][0]["targetRef"] = {"kind": "Pod", "name": "db-x7"}
+    path.write_text(yaml.safe_dump_all((namespace("n1"), service("n1/db"), part)))
+    server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n k8s_external ext.org {{\n headless\n }}\n"
+        f" kubernetes cluster.local {{\n manifests {path}\n endpoint_pod_names\n }}\n}}"
+    )
+    for zone in ("svc.cluster.local.", "ext.org."):
+        assert data(server.ask(f"db-x7.db.n1.{zone}")) == ["10.1.0.1"]
+        assert data(server.ask(f"db.n1.{zone}", "SRV")) == [f"0 100 80 db-x7.db.n1.{zone}"]
+
+
 def test_what_is_missing_falls_through_where_that_is_said(start: Callable[..., Server]) -> None:
     assert code(start("fallthrough").ask("nope.n1.ext.org.")) == "NODATA"  # the upstream's
 
@@ -117,6 +158,18 @@ def test_the_zone_can_be_transferred(start: Callable[..., Server]) -> None:
         "named.n1.ext.org.",
         "ext.org.",
     } <= names and "inner.n1.ext.org." not in names
+
+
+def test_a_transfer_left_out_the_endpoints_of_headless_services(start: Callable[..., Server]) -> None:
+    server = start("headless")
+    zone = dns.zone.Zone("ext.org.", relativize=False)
+    query, _ = dns.xfr.make_query(zone)
+    dns.query.inbound_xfr("127.0.0.1", zone, query, port=server.port, timeout=5)
+    for name, rtype in (
+        ("app.n1.ext.org.", "A"), ("a.app.n1.ext.org.", "A"), ("_http._tcp.app.n1.ext.org.", "SRV"),
+        ("db-0.db.n1.ext.org.", "A"), ("10-1-0-2.db.n1.ext.org.", "A"),
+    ):  # fmt: skip
+        assert sorted(rdata.to_text() for rdata in zone.find_rdataset(name, rtype)) == data(server.ask(name, rtype))
 
 
 def test_changes_show_at_once_and_nothing_is_said_before_the_sync(serve: Serve, api: ApiServer) -> None:
