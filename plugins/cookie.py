@@ -41,15 +41,16 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
-from pathlib import Path
 from time import time
 from typing import Any, ClassVar, Final
 
+from kdns import files
 from kdns.corefile import Directive, ServerBlock, Token
 from kdns.dns.siphash import siphash24
 from kdns.metrics import Counter
 from kdns.plugin import Plugin, readers
 from kdns.plugin.base import BlockInfo, ListenerOptions
+from kdns.plugin.runtime import Runtime
 
 # RFC 9018, section 4.3: seconds for which a cookie is accepted, after which it is replaced, and that a clock of another
 # replica may be ahead.
@@ -78,7 +79,7 @@ class Cookie(Plugin):
 
     def __init__(self, config: Token | None) -> None:
         super().__init__(config)
-        self.secrets: tuple[bytes, ...] = ()
+        self.secrets: list[bytes] = []
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Token | None]:
@@ -97,19 +98,22 @@ class Cookie(Plugin):
     def load(self, block: BlockInfo) -> None:
         at = self.config
         if at is None:
-            self.secrets = (os.urandom(16),)
+            self.secrets[:] = [os.urandom(16)]
             return
         path = block.path(at.text)
         try:
-            with Path(path).open("rb") as file:
-                text = file.read(MAX_FILE + 1)
+            text = files.read(path, MAX_FILE)
         except OSError as error:
             raise readers.fail(at, f"{path} cannot be read ({error.strerror}): give a file of secrets") from None
         words = text.split()
-        good = len(text) <= MAX_FILE and words and all(re.fullmatch(rb"[0-9a-fA-F]{32}", word) for word in words)
+        good = words and all(re.fullmatch(rb"[0-9a-fA-F]{32}", word) for word in words)
         if not good:
             raise readers.fail(at, f"{path} does not hold secrets of 32 hexadecimal digits, one a line")
-        self.secrets = tuple(bytes.fromhex(word.decode()) for word in words)
+        self.secrets[:] = [bytes.fromhex(word.decode()) for word in words]
+
+    async def start(self, runtime: Runtime) -> None:
+        if self.config is None and runtime.link is not None:
+            self.secrets[:] = [runtime.link.secret]  # a worker's cookies are good at the others
 
     def listener(self) -> ListenerOptions:
         return ListenerOptions(cookies=self.cookies)
@@ -122,7 +126,7 @@ class Cookie(Plugin):
 class Cookies:
     """Makes and judges the cookies of one listener."""
 
-    def __init__(self, secrets: tuple[bytes, ...], label: str, clock: Callable[[], float] = time) -> None:
+    def __init__(self, secrets: Sequence[bytes], label: str, clock: Callable[[], float] = time) -> None:
         self.secrets = secrets
         self.clock = clock
         # What was answered to (client's address, its option), and until when that is the answer.

@@ -181,6 +181,7 @@ class Sign(Plugin):
 
     name: ClassVar[str] = "sign"
     pure = True
+    central = True  # one process writes the files, whoever serves them
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[tuple[Config, ...]]:
@@ -205,6 +206,8 @@ class Sign(Plugin):
                 )
 
     async def start(self, runtime: Runtime) -> None:
+        if runtime.link is not None:
+            return  # a worker: its server's first process signs
         for signer in self.signers:
             keep = faults.supervise("plugin/sign", lambda signer=signer: _keep(signer))  # type: ignore[misc]
             self.tasks.append(asyncio.create_task(keep, name="sign"))

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dns.edns
 import dns.message
 import dns.opcode
 import dns.query
@@ -24,6 +25,8 @@ from kdns.testing.objects import namespace, service
 from tests.cli.test_commands import Process, kdns
 from tests.cli.test_rollout import asking
 from tests.fixtures import Serve
+from tests.plugins.test_cookie import given_back
+from tests.zones import keymaker
 
 WAIT = 20.0
 
@@ -498,3 +501,33 @@ def test_without_the_process_that_forks_the_server_ends_to_be_started_again(seve
     server.end()
     assert any("the process that forks the workers has ended" in line for line in server.lines)
     soon(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_a_workers_cookie_is_good_at_the_others(several: Callable[..., Several]) -> None:
+    server = several(" cookie\n whoami")
+    query = dns.message.make_query("a.org.", "A", use_edns=0, options=[dns.edns.GenericOption(10, b"a" * 8)])
+    made = given_back(dns.query.udp(query, "127.0.0.1", port=server.port, timeout=5))
+    query = dns.message.make_query("a.org.", "A", use_edns=0, options=[dns.edns.GenericOption(10, made)])
+    # The kernel picks a worker by the source port: of forty all have some.
+    for _ in range(40):
+        assert given_back(dns.query.udp(query, "127.0.0.1", port=server.port, timeout=5)) == made
+    assert server.end() == 0
+
+
+def test_one_process_signs_a_zone_and_all_serve_it(several: Callable[..., Several], tmp_path: Path) -> None:
+    (tmp_path / "db.example.org").write_text("@ 60 SOA ns h 1 60 60 60 60\n@ NS ns\nns A 192.0.2.1\n")
+    key = keymaker.make(tmp_path, "example.org.")
+    signed = f"{tmp_path}/db.example.org.signed"
+    server = several(
+        f" sign {tmp_path}/db.example.org example.org {{\n key file {key}\n directory {tmp_path}\n }}\n"
+        f" file {signed} example.org {{\n reload 1s\n }}\n whoami",
+    )
+    query = dns.message.make_query("ns.example.org.", "A", want_dnssec=True)
+
+    def both_answer() -> bool:
+        replies = [dns.query.udp(query, "127.0.0.1", port=server.port, timeout=5) for _ in range(20)]
+        return all(len(reply.answer) == 2 for reply in replies)
+
+    soon(both_answer, 40)
+    assert server.end() == 0
+    assert sum("Successfully signed zone" in line for line in server.lines) == 1
