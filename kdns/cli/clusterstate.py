@@ -1,7 +1,8 @@
 """The state of a cluster that `kdns doctor` judges: objects as the API gives them, and real queries. Pure."""
 
+import re
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from kdns.cli.corefiles import Source
 from kdns.cli.networkpolicies import Targets
@@ -18,6 +19,10 @@ class Asked(NamedTuple):
     said: str
     answered: bool
     took: float  # seconds
+
+
+_TENANTS: Final = re.compile(r"^\s*tenants\b", re.M)
+_FROM_POLICIES: Final = re.compile(r"^\s*from\s+networkpolicy\b", re.M)
 
 
 @dataclass
@@ -40,6 +45,16 @@ class State:
     nameservers: tuple[str, ...] = ()  # of this machine's resolv.conf, where it is a Pod's
     asked: list[Asked] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hides(self) -> bool:
+        """Whether the Corefile tells tenants apart (`tenants`)."""
+        return any(_TENANTS.search(each.text) for each in (self.corefiles or ())[:1])
+
+    @property
+    def hides_by_policies(self) -> bool:
+        """Whether NetworkPolicies say what tenants see."""
+        return self.hides and any(_FROM_POLICIES.search(each.text) for each in (self.corefiles or ())[:1])
 
     @property
     def service(self) -> Object | None:

@@ -33,6 +33,8 @@ UNWELL: Final = 3
 MAX_ASKED: Final = 20  # Pods that are asked one by one
 # What a server lists and watches, as (API group, resource).
 _NEEDED: Final = (("", "services"), ("", "namespaces"), ("discovery.k8s.io", "endpointslices"))
+# And, where the Corefile has `tenants`, with `from networkpolicy` both.
+_OF_TENANTS: Final = (("", "pods"), ("networking.k8s.io", "networkpolicies"))
 
 FLAGS: Final = (
     *cluster.FLAGS,
@@ -151,7 +153,8 @@ async def _read(state: State, kind: str, answer: Awaitable[Any]) -> Any:
 async def _review(state: State, api: cluster.Cluster) -> None:
     """Asks what the servers may do: as the account this runs under in a Pod, as theirs from elsewhere."""
     accounts = [str((each.get("spec") or {}).get("serviceAccountName") or "default") for each in state.servers]
-    for group, resource in _NEEDED:
+    needed = [*_NEEDED, *(_OF_TENANTS[: 1 + state.hides_by_policies] if state.hides else ())]
+    for group, resource in needed:
         for verb in ("list", "watch"):
             spec: Object = {"resourceAttributes": {"group": group, "resource": resource, "verb": verb}}
             kind = "SelfSubjectAccessReview"

@@ -424,6 +424,22 @@ def _network_policies(state: State) -> Iterator[Finding]:
                 )
 
 
+def _tenants(state: State) -> Iterator[Finding]:
+    if not state.hides:
+        return
+    yield Finding(
+        INFO, "tenants", "the Corefile has tenants: names of other namespaces do not exist for Pods",
+        "a name that one Pod finds may be NXDOMAIN for another, or SERVFAIL for who is no Pod",
+        "kdns explain NAME    # and kdns_tenants_hidden_total counts",
+    )  # fmt: skip
+    if any("node-local" in name_of(each) for each in state.daemonsets or ()):
+        yield Finding(
+            WARNING, "tenants", "a NodeLocal DNSCache runs in front of tenants",
+            "tenants are not told apart: all Pods of a node are one client, and share what its cache holds",
+            f"kubectl -n {state.namespace} get ds",
+        )  # fmt: skip
+
+
 def _node_local(state: State) -> Iterator[Finding]:
     for each in state.daemonsets or ():
         if "node-local" not in name_of(each):
@@ -502,6 +518,7 @@ def _queries(state: State) -> Iterator[Finding]:
 
 
 RULES: Final[tuple[Callable[[State], Iterator[Finding]], ...]] = (
-    _unread, _service, _names, _pods, _endpoints, _configuration, _rights, _client, _network_policies, _node_local,
+    _unread, _service, _names, _pods, _endpoints, _configuration, _rights, _client, _network_policies, _tenants,
+    _node_local,
     _resolv_conf, _queries,
 )  # fmt: skip

@@ -9,7 +9,21 @@ from collections.abc import Iterator
 from typing import Protocol, final
 
 from kdns.kube.addresses import AddressSet
-from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, Namespace, Object, Pod, Service, Slice, Slices
+from kdns.kube.objects import (
+    IMPORT,
+    NAMESPACE,
+    POD,
+    POLICY,
+    SERVICE,
+    SLICE,
+    Namespace,
+    Object,
+    Pod,
+    Service,
+    Slice,
+    Slices,
+)
+from kdns.kube.policies import Policy
 from kdns.timeslice import emptied
 
 
@@ -43,7 +57,7 @@ class Watcher(Protocol):
         """A Service or its endpoints changed; `addresses` are those that may mean something else now."""
 
     def namespace_changed(self, name: str) -> None:
-        """A namespace came or went."""
+        """A namespace came or went, or what is known of it changed: its labels, its policies."""
 
     def pods_changed(self) -> None:
         """A Pod's address came or went."""
@@ -67,6 +81,8 @@ class Cluster:
         self.entries: dict[str, ServiceState] = {}
         self.imports: dict[str, ServiceState] = {}  # of ServiceImports
         self.namespaces: set[str] = set()
+        self.namespace_labels: dict[str, dict[str, str]] = {}  # of those that have any, where they are asked for
+        self.policies: dict[str, Policy] = {}  # those that bound egress, where they are asked for
         self.cluster_ips: dict[bytes, Owners] = {}
         self.endpoint_ips: dict[bytes, Owners] = {}
         self.outside_ips: dict[bytes, Owners] = {}
@@ -91,9 +107,11 @@ class Cluster:
         elif kind == IMPORT:
             changed = self._service(self.imports, key, obj if isinstance(obj, Service) else None)
         elif kind == NAMESPACE:
-            changed = self._namespace(key.rpartition("/")[2], isinstance(obj, Namespace))
+            changed = self._namespace(key.rpartition("/")[2], obj if isinstance(obj, Namespace) else None)
         elif kind == POD:
             changed = self._pod(key, obj if isinstance(obj, Pod) else None)
+        elif kind == POLICY:
+            changed = self._policy(key, obj if isinstance(obj, Policy) else None)
         else:
             raise ValueError(kind)
         self.changes += changed
@@ -103,7 +121,7 @@ class Cluster:
         """Lets go of all, once nobody watches or asks any more."""
         await emptied(
             self.entries, self.imports, self.cluster_ips, self.endpoint_ips, self.outside_ips, self.pods, self.pod_ips,
-            self._slice_owner,
+            self._slice_owner, self.namespace_labels, self.policies,
         )  # fmt: skip
 
     def service_kind(self, key: str) -> str:
@@ -147,7 +165,9 @@ class Cluster:
                     yield key, pod
         elif kind == NAMESPACE:
             for name in list(self.namespaces):
-                yield f"/{name}", Namespace(name)
+                yield f"/{name}", Namespace(name, tuple(self.namespace_labels.get(name, {}).items()))
+        elif kind == POLICY:
+            yield from list(self.policies.items())
         else:
             for key in list(self._slice_owner):
                 found = self._slice_owner.get(key)
@@ -282,15 +302,31 @@ class Cluster:
 
     # Namespaces and Pods.
 
-    def _namespace(self, name: str, there: bool) -> bool:
-        if (name in self.namespaces) == there:
+    def _namespace(self, name: str, namespace: Namespace | None) -> bool:
+        labels = dict(namespace.labels) if namespace is not None else {}
+        if (name in self.namespaces) == (namespace is not None) and self.namespace_labels.get(name, {}) == labels:
             return False
-        if there:
+        if namespace is not None:
             self.namespaces.add(name)
         else:
             self.namespaces.discard(name)
+        if labels:
+            self.namespace_labels[name] = labels
+        else:
+            self.namespace_labels.pop(name, None)
         for watcher in self.watchers:
             watcher.namespace_changed(name)
+        return True
+
+    def _policy(self, key: str, policy: Policy | None) -> bool:
+        if self.policies.get(key) == policy:
+            return False
+        if policy is not None:
+            self.policies[key] = policy
+        else:
+            self.policies.pop(key, None)
+        for watcher in self.watchers:
+            watcher.namespace_changed(key.partition("/")[0])
         return True
 
     def _pod(self, key: str, pod: Pod | None) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 from kdns import log
 from kdns.kube import snapshot
 from kdns.kube.api import ApiConfig, Client
-from kdns.kube.objects import HEADLESS, IMPORT, NAMESPACE, OWNER, POD, SERVICE, SLICE, Raw, RawSlice
+from kdns.kube.objects import HEADLESS, IMPORT, NAMESPACE, OWNER, POD, POLICY, SERVICE, SLICE, Raw, RawSlice
 from kdns.kube.reflector import Reflector
 from kdns.kube.resync import Resync
 from kdns.kube.snapshot import BadSnapshot
@@ -71,6 +71,7 @@ class ApiSource(Generic[S]):
         self.identity = repr((config, wanted))
         kinds = [NAMESPACE, SERVICE]
         kinds += [SLICE] * wanted.slices + [POD] * wanted.pods + [IMPORT] * wanted.imports
+        kinds += [POLICY] * wanted.policies
         self.reflectors = [
             Reflector(
                 kind, self.client, cluster, _params(kind, wanted), wanted.project,
@@ -229,7 +230,7 @@ class ApiSource(Generic[S]):
 def _params(kind: str, wanted: WatchScope) -> dict[str, str]:
     params = {}
     selector = wanted.namespace_labels if kind in (NAMESPACE, IMPORT) else wanted.labels
-    if selector.terms:
+    if selector.terms and kind != POLICY:
         params["labelSelector"] = selector.text
     if kind == POD:
         params["fieldSelector"] = _PHASES

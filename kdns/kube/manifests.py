@@ -27,6 +27,7 @@ from kdns.kube.objects import (
     IMPORT,
     NAMESPACE,
     POD,
+    POLICY,
     RAW,
     SLICE,
     BadObject,
@@ -34,7 +35,6 @@ from kdns.kube.objects import (
     Object,
     Slices,
     from_mapping,
-    project,
 )
 from kdns.kube.source import WatchScope
 
@@ -329,7 +329,7 @@ class ManifestSource:
                 new[(kind, key)] = obj
                 namespace = key.partition("/")[0]
                 if kind != NAMESPACE and not self.wanted.namespace_labels.terms:
-                    new.setdefault((NAMESPACE, f"/{namespace}"), Namespace(namespace))
+                    new.setdefault((NAMESPACE, f"/{namespace}"), Namespace(namespace))  # without any label
             if i % _SLICE == _SLICE - 1:
                 yield
         if not bad and path in self.complaints and "rejected" in self.complaints[path]:
@@ -338,7 +338,7 @@ class ManifestSource:
         self.files[path] = new
         # Namespaces first, and gone last: a moved object never blinks.
         for i, (kind, key) in enumerate(sorted(new, key=lambda each: each[0] != NAMESPACE)):
-            self.cluster.apply(kind, key, new[(kind, key)])
+            self.cluster.apply(kind, key, self._best(kind, key, new[(kind, key)]))
             if i % _SLICE == _SLICE - 1:
                 yield
         for kind, key in old.keys() - new.keys():
@@ -350,19 +350,30 @@ class ManifestSource:
         """The same object as another file has it."""
         for objects in self.files.values():
             if (kind, key) in objects:
-                return objects[(kind, key)]
+                return self._best(kind, key, objects[(kind, key)])
         return None
+
+    def _best(self, kind: str, key: str, obj: Object) -> Object:
+        """An object of a file; for a namespace that only follows from what is in it, the one that another file
+        describes.
+        """
+        if kind != NAMESPACE or not self.wanted.detail.namespace_labels or obj[1]:
+            return obj
+        found = (objects.get((kind, key)) for objects in self.files.values())
+        return next((each for each in found if each is not None and each[1]), obj)
 
     def _object(self, kind: str, mapping: dict[str, Any]) -> tuple[str, Object | None]:
         raw = from_mapping(kind, mapping)
         meta = raw.metadata
         wanted = self.wanted
         if kind == NAMESPACE:
-            obj = project(raw) if wanted.namespace_labels.matches(meta.labels) else None
+            obj = wanted.project(raw) if wanted.namespace_labels.matches(meta.labels) else None
             return f"/{meta.name}", obj
         meta.namespace = meta.namespace or "default"
         key = f"{meta.namespace}/{meta.name}"
-        unwanted = {POD: not wanted.pods, SLICE: not wanted.slices, IMPORT: not wanted.imports}.get(kind, False)
+        unwanted = {POD: not wanted.pods, SLICE: not wanted.slices, IMPORT: not wanted.imports}.get(
+            kind, kind == POLICY and not wanted.policies
+        )
         if unwanted or not wanted.labels.matches(meta.labels):
             return key, None
         return key, wanted.project(raw)

@@ -13,12 +13,15 @@ import msgspec
 from msgspec import Struct, field
 
 from kdns.address import unmapped
+from kdns.kube.policies import Policy, RawPolicySpec, egress_of
 
 SERVICE: Final = "Service"
 SLICE: Final = "EndpointSlice"
 NAMESPACE: Final = "Namespace"
 POD: Final = "Pod"
 IMPORT: Final = "ServiceImport"
+POLICY: Final = "NetworkPolicy"
+NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"  # the label that the API gives each namespace
 MAX_LABEL: Final = 63  # octets (RFC 1035, section 3.1)
 
 
@@ -123,8 +126,13 @@ class RawPodStatus(Struct, rename={"pod_ip": "podIP", "pod_ips": "podIPs"}):
     pod_ips: list[RawPodIP] | None = None
 
 
+class RawPodSpec(Struct, rename="camel"):
+    host_network: bool | None = None
+
+
 class RawPod(Struct):
     metadata: RawMeta = field(default_factory=RawMeta)
+    spec: RawPodSpec = field(default_factory=RawPodSpec)
     status: RawPodStatus = field(default_factory=RawPodStatus)
 
 
@@ -141,9 +149,15 @@ class RawImport(Struct):
     spec: RawImportSpec = field(default_factory=RawImportSpec)
 
 
-Raw = RawService | RawSlice | RawNamespace | RawPod | RawImport
+class RawPolicy(Struct):
+    metadata: RawMeta = field(default_factory=RawMeta)
+    spec: RawPolicySpec = field(default_factory=RawPolicySpec)
+
+
+Raw = RawService | RawSlice | RawNamespace | RawPod | RawImport | RawPolicy
 RAW: Final[dict[str, type[Raw]]] = {
     SERVICE: RawService, SLICE: RawSlice, NAMESPACE: RawNamespace, POD: RawPod, IMPORT: RawImport,
+    POLICY: RawPolicy,
 }  # fmt: skip
 
 
@@ -219,12 +233,15 @@ class Slices(NamedTuple):
 
 
 class Namespace(NamedTuple):
+    """A namespace, with its labels where they are asked for."""
+
     name: str
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 class Pod(NamedTuple):
     """A running Pod's packed address, its labels where they are asked for, and what addresses it has besides (dual
-    stack).
+    stack). `host`: it is on its node's network, whose address others share.
     """
 
     namespace: str
@@ -232,15 +249,16 @@ class Pod(NamedTuple):
     address: bytes
     labels: tuple[tuple[str, str], ...] = ()
     others: tuple[bytes, ...] = ()
+    host: bool = False
 
     def addresses(self) -> tuple[bytes, ...]:
         """All of its addresses, the primary one first."""
         return (self.address, *self.others)
 
 
-Object = Service | Slices | Namespace | Pod
+Object = Service | Slices | Namespace | Pod | Policy
 TYPES: Final[dict[str, type[Any]]] = {
-    SERVICE: Service, IMPORT: Service, SLICE: Slices, NAMESPACE: Namespace, POD: Pod,
+    SERVICE: Service, IMPORT: Service, SLICE: Slices, NAMESPACE: Namespace, POD: Pod, POLICY: Policy,
 }  # fmt: skip
 
 
@@ -328,6 +346,7 @@ class Projection(NamedTuple):
     zones: bool = False
     outside: bool = False
     imports: bool = False
+    namespace_labels: bool = False
 
 
 PLAIN: Final = Projection()
@@ -403,7 +422,7 @@ def pod(raw: RawPod, *, labels: bool = False) -> Pod | None:
         return None
     _check("namespace", raw.metadata.namespace)
     kept = tuple((raw.metadata.labels or {}).items()) if labels else ()
-    return Pod(raw.metadata.namespace, raw.metadata.name, found[0], kept, found[1:])
+    return Pod(raw.metadata.namespace, raw.metadata.name, found[0], kept, found[1:], bool(raw.spec.host_network))
 
 
 def project(raw: Raw, detail: Projection = PLAIN) -> Object | None:
@@ -418,8 +437,13 @@ def project(raw: Raw, detail: Projection = PLAIN) -> Object | None:
         return pod(raw, labels=detail.pod_labels)
     if isinstance(raw, RawImport):
         return service_import(raw)
+    if isinstance(raw, RawPolicy):
+        return egress_of(raw.metadata.namespace, raw.metadata.name, raw.spec)
     _check("name", raw.metadata.name)
-    return Namespace(raw.metadata.name)
+    if not detail.namespace_labels:
+        return Namespace(raw.metadata.name)
+    found = {**(raw.metadata.labels or {}), NAMESPACE_NAME: raw.metadata.name}
+    return Namespace(raw.metadata.name, tuple(sorted(found.items())))
 
 
 def from_mapping(kind: str, mapping: dict[str, Any]) -> Raw:

@@ -28,7 +28,7 @@ import msgspec
 from kdns import log
 from kdns.kube import decode
 from kdns.kube.decode import Unreadable, lines
-from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, BadObject, Object, Raw, RawMeta, Slices
+from kdns.kube.objects import IMPORT, NAMESPACE, POD, POLICY, SERVICE, SLICE, BadObject, Object, Raw, RawMeta, Slices
 from kdns.kube.paging import (
     LIST_READ,
     ApiError,
@@ -51,11 +51,12 @@ PATHS: Final = {
     SLICE: "/apis/discovery.k8s.io/v1/endpointslices",
     POD: "/api/v1/pods",
     IMPORT: "/apis/multicluster.x-k8s.io/v1beta1/serviceimports",
+    POLICY: "/apis/networking.k8s.io/v1/networkpolicies",
 }
 # Where a kind is found on older clusters.
 OLDER_PATHS: Final = {IMPORT: "/apis/multicluster.x-k8s.io/v1alpha1/serviceimports"}
 # Objects of a page, so that one decodes in some 2 ms: a slice holds up to a hundred endpoints and more.
-PAGE: Final = {NAMESPACE: 500, SERVICE: 500, SLICE: 30, POD: 200, IMPORT: 500}
+PAGE: Final = {NAMESPACE: 500, SERVICE: 500, SLICE: 30, POD: 200, IMPORT: 500, POLICY: 200}
 MAX_PAGE: Final = 8000  # where continue tokens expire before a list is through, pages grow up to this
 BACKOFF: Final = (0.8, 30.0)  # seconds: first and last (client-go's)
 # While nobody answers at all tries are no further apart than this (seconds): a connection that is refused costs the API

@@ -16,6 +16,7 @@ class WatchScope:
     slices: bool = True
     pods: bool = False
     imports: bool = False
+    policies: bool = False
     detail: Projection = PLAIN
     labels: Selector = EVERYTHING
     namespace_labels: Selector = EVERYTHING

@@ -33,6 +33,9 @@ Gate = Callable[[tuple[Any, ...], bool], int]
 # The DNS cookie for a reply (24 octets, empty for none), by the payload of the query's COOKIE option and the client's
 # socket address. It runs for every query with such an option.
 ServerCookies = Callable[[bytes, tuple[Any, ...]], bytes]
+# A number for what a client may see, by its socket address: the reply cache keeps the replies of each apart. It is
+# worked out for every query, so it must be cheap; what changes takes a number that was never used before.
+Audience = Callable[[tuple[Any, ...]], int]
 PASS: Final = 0
 IGNORED: Final = 1  # no reply
 SHORTENED: Final = 2  # a reply with TC and nothing in it, over UDP: who is at that address comes back over TCP
@@ -81,6 +84,7 @@ class ListenerOptions:
     are 0 where they are not set; so is `client_waiting`, the queries of a client that may wait for the network.
     `exempt` says of a client's address, as text, whether the limits of each client are not for it. `gate` makes, from
     the listener's label, what judges each query before anything else. `tls`: the certificate of encrypted listeners.
+    `audience`: which clients' replies must not be given to others (see `Request.audience`).
     `max_streams`: requests at a time of a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose
     X-Forwarded-For counts there. `proxy`: whose PROXY headers are believed. `cookies` makes, from the listener's label,
     what makes DNS cookies.
@@ -103,6 +107,7 @@ class ListenerOptions:
     max_streams: int = 0
     trusted: tuple[Network, ...] = ()
     cookies: Callable[[str], ServerCookies] | None = None
+    audience: Audience | None = None
 
 
 class Plugin:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from kdns.dns.answer import Validity
 from kdns.dns.rrset import RRset
+from kdns.kube.cluster import Cluster, ServiceState
 
 if TYPE_CHECKING:
+    from kdns.plugin.outcome import Outcome
     from kdns.plugin.request import Request
 
 
@@ -249,3 +251,60 @@ class SearchPath(Protocol):
 
     def search_problem(self) -> str:
         """The reason why this configuration cannot know search lists; empty if it can."""
+
+
+# What a plugin wants of a cluster beside what its names need.
+WATCH_PODS: Final = "pods"
+WATCH_LABELS: Final = "the labels of namespaces"
+WATCH_POLICIES: Final = "NetworkPolicies"
+
+
+@runtime_checkable
+class WatchesMore(Protocol):
+    """A plugin that needs to know more of a cluster than its names."""
+
+    def watches(self) -> frozenset[str]:
+        """Some of WATCH_PODS, WATCH_LABELS and WATCH_POLICIES."""
+
+
+@runtime_checkable
+class ServesCluster(Protocol):
+    """A plugin that knows a cluster's state. `selects`: why it does not know all of it, or nothing."""
+
+    name: str
+    cluster: Cluster
+
+    def cluster_zones(self) -> tuple[bytes, ...]: ...
+
+    def server_services(self) -> list[ServiceState]:
+        """The Services that lead to this machine."""
+
+    def selects(self) -> str: ...
+
+
+class Owner(NamedTuple):
+    """Whose a name is: a namespace, and a Service of it (empty: the name is the namespace's own; NO_SERVICE: it is of
+    no Service). Lower-cased labels.
+    """
+
+    namespace: bytes
+    service: bytes
+
+
+NO_SERVICE: Final = b"\0"  # no label of a Service
+
+
+@runtime_checkable
+class NamesNamespaces(Protocol):
+    """A plugin whose names belong to namespaces of a cluster."""
+
+    name: str
+
+    def owners(self, name: bytes, starts: list[int]) -> list[Owner] | None:
+        """Whose a name is, whether it exists or not; None for names that are no namespace's."""
+
+    def named_zones(self) -> tuple[bytes, ...]:
+        """The zones that such names are in."""
+
+    def absent(self, request: Request) -> Outcome | None:
+        """What the name gets where it does not exist; None: it falls through."""

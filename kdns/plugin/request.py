@@ -20,7 +20,7 @@ from kdns.dns.query import Question
 from kdns.plugin.outcome import Outcome, Pending, RcodeOnly
 
 if TYPE_CHECKING:
-    from kdns.plugin.base import Plugin
+    from kdns.plugin.base import Audience, Plugin
     from kdns.plugin.providers import LabelCollector
 
 # How deep look-ups may lead to look-ups: a chain of CNAMEs (CoreDNS's limit).
@@ -35,6 +35,7 @@ class Server(Protocol):
     """The listener's dispatcher, as far as requests use it. `label` is the metrics' `server` label."""
 
     label: str
+    audiences: tuple[Audience, ...]
 
     def route(self, request: Request) -> Outcome | Pending:
         """Takes a child request through the block that its question belongs to."""
@@ -126,6 +127,14 @@ class Request:
         """The client's socket address: (host, port), or (host, port, flow, scope) over IPv6."""
         self.root.personal = True
         return self._client
+
+    def audience(self, of: Audience) -> int:
+        """The audience that the client is of. Where the listener knows of it, the reply cache keeps audiences apart,
+        and nothing is noted; else the reply is this client's own.
+        """
+        if of not in self.server.audiences:
+            self.root.personal = True
+        return of(self._client)
 
     @property
     def local(self) -> tuple[Any, ...] | None:

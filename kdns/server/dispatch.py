@@ -27,14 +27,14 @@ from kdns.net import Address, Handler, MessageStream
 from kdns.net.certificates import Identity, TlsFiles
 from kdns.net.proxy import ProxyPolicy
 from kdns.net.web import Network
-from kdns.plugin.base import DENIED, IGNORED, PASS, Gate, ListenerOptions, Plugin, ServerCookies
+from kdns.plugin.base import DENIED, IGNORED, PASS, Audience, Gate, ListenerOptions, Plugin, ServerCookies
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
 from kdns.plugin.providers import TakesNotify
 from kdns.plugin.request import Request
 from kdns.server.accept import COOKIE_ALONE, META, MORE, REPLY_FLAGS, check, readable_question
 from kdns.server.block import Block
 from kdns.server.pending import PendingTable
-from kdns.server.replycache import IPV6, TCP, UDP, CachedReply, ReplyCache, entry_for
+from kdns.server.replycache import AUDIENCE, IPV6, TCP, UDP, CachedReply, ReplyCache, entry_for
 
 PANICS: Final = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
 _TRANSPORTS: Final = ("udp", "udp", "tcp", "tcp")  # by UDP and TCP of the reply cache
@@ -42,6 +42,9 @@ _TRANSPORTS: Final = ("udp", "udp", "tcp", "tcp")  # by UDP and TCP of the reply
 # How the COOKIE option of a reply begins, and what of a reply's end it is.
 _COOKIE_HEAD: Final = _edns.COOKIE.to_bytes(2, "big") + _edns.COOKIE_SIZE.to_bytes(2, "big")
 _COOKIE_END: Final = _edns.COOKIE_SIZE + len(_COOKIE_HEAD)
+
+# Combinations of the audiences of several plugins; past that the oldest one gets another number.
+MAX_AUDIENCES: Final = 1 << 14
 
 _log: Final = log.Logger()
 
@@ -65,6 +68,9 @@ class Dispatcher:
         self.exempt: Callable[[str], bool] | None = None
         self.gate: Gate | None = None
         self.cookies: ServerCookies | None = None
+        self.audiences: tuple[Audience, ...] = ()
+        self.combined: dict[tuple[int, ...], int] = {}
+        self.combinations = 0
         self.tls: TlsFiles | None = None
         self.proxy: ProxyPolicy | None = None
         self.identity: Identity | None = None
@@ -100,6 +106,8 @@ class Dispatcher:
         self.client_connections = options.client_connections or self.client_connections
         self.exempt = options.exempt or self.exempt
         self.waiting.limit(options.client_waiting, options.exempt)
+        if options.audience is not None and options.audience not in self.audiences:
+            self.audiences = (*self.audiences, options.audience)
         if options.gate is not None:
             self.gate = options.gate(self.label)
         if options.cookies is not None:
@@ -125,12 +133,15 @@ class Dispatcher:
         self.zones.clear()
         self.dropped.clear()
         self.only = None
+        self.audiences = ()
         self.replies.clear()
 
     def handlers(self) -> tuple[Handler, Handler]:
         """What answers the datagrams, and the messages over TCP. Without a gate none is asked for: it costs nothing
         then.
         """
+        if self.audiences:
+            return self.grouped_datagram, self.grouped_message
         if self.gate is None:
             return self.datagram, self.message
         return self.judged_datagram, self.judged_message
@@ -162,6 +173,48 @@ class Dispatcher:
         if verdict == PASS:
             return self.answer(data, client, local, TCP if len(client) == 2 else TCP | IPV6)
         return _short(data, verdict)
+
+    def grouped_datagram(
+        self, data: bytes, client: Address, local: Address | None
+    ) -> bytes | Pending | MessageStream | None:
+        """The reply to a datagram where clients are told apart."""
+        verdict = self._judge(client, False)
+        if verdict != PASS:
+            return _short(data, verdict)
+        transport = UDP if len(client) == 2 else UDP | IPV6
+        try:
+            transport |= self._audience(client) << AUDIENCE
+        except Exception as error:
+            return self._broken(data, error)
+        return self.answer(data, client, local, transport)
+
+    def grouped_message(
+        self, data: bytes, client: Address, local: Address | None
+    ) -> bytes | Pending | MessageStream | None:
+        """The reply to a message over TCP where clients are told apart."""
+        verdict = self._judge(client, True)
+        if verdict != PASS:
+            return _short(data, verdict)
+        transport = TCP if len(client) == 2 else TCP | IPV6
+        try:
+            transport |= self._audience(client) << AUDIENCE
+        except Exception as error:
+            return self._broken(data, error)
+        return self.answer(data, client, local, transport)
+
+    def _audience(self, client: Address) -> int:
+        """The number of a client's audiences, taken together."""
+        audiences = self.audiences
+        if len(audiences) == 1:
+            return audiences[0](client)
+        key = tuple([audience(client) for audience in audiences])
+        found = self.combined.get(key)
+        if found is None:
+            if len(self.combined) >= MAX_AUDIENCES:
+                del self.combined[next(iter(self.combined))]
+            self.combinations += 1  # a number is never used again
+            found = self.combined[key] = self.combinations
+        return found
 
     def _judge(self, client: Address, tcp: bool) -> int:
         gate = self.gate
@@ -224,7 +277,7 @@ class Dispatcher:
         if question.type in META:
             return reply.refusal(data, iana.FORMERR, False, data[12:end])
         request = Request(
-            self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[transport], monotonic()
+            self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[transport & 3], monotonic()
         )
         if data[2] & 0x78:
             return self._notice(request)
@@ -500,7 +553,7 @@ class Dispatcher:
         question, end, edns, options = parse(data, True)
         flags = reply.flags_of(data) | (REPLY_EDNS if edns is not None else 0)
         request = Request(
-            self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[transport], monotonic()
+            self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[transport & 3], monotonic()
         )
         if entry.question is not None:
             request.question = entry.question

@@ -50,6 +50,7 @@ ORDER: Final[dict[str, str | None]] = {
     "searchpath": "searchpath:Searchpath",
     "acl": "acl:Acl",
     "limits": "limits:Limits",
+    "tenants": "tenants:Tenants",
     "header": "header:Header",
     "dnssec": "dnssec:Dnssec",
     "tls": "tls:Tls",

@@ -4,10 +4,11 @@ What may be given again is decided by the notes of the query that made the reply
 but what the key holds, and every validity still holds. So a reply depends on the data and the question, and never on
 who asked before: the same table serves positive, negative, cached and rotated answers.
 
-Key: transport and address family, RD, AD and CD, the lower-cased name, type and class, and of an OPT its DO and CO
-bits, the octets a reply may have, and which of a few well-known options are there. Other options are left out of it,
-because nobody reads them (RFC 6891, section 6.1.2: an option that is not understood is ignored); once a plugin has read
-one, queries that carry it are answered in full. The question itself is echoed from the query, with its letter case.
+Key: transport and address family, the client's audience (which plugins that tell clients apart work out before), RD, AD
+and CD, the lower-cased name, type and class, and of an OPT its DO and CO bits, the octets a reply may have, and which
+of a few well-known options are there. Other options are left out of it, because nobody reads them (RFC 6891, section
+6.1.2: an option that is not understood is ignored); once a plugin has read one, queries that carry it are answered in
+full. The question itself is echoed from the query, with its letter case.
 
 A query that is unusual in any way has no key and is answered in full: other header bits, client subnets, a TSIG,
 another EDNS version, a malformed option.
@@ -41,6 +42,7 @@ SEEN: Final = 1 << 16
 
 UDP: Final = 0
 TCP: Final = 2
+AUDIENCE: Final = 2  # the bits below an audience's number in the `transport` of a look-up
 IPV6: Final = 1  # beside the transport: an address tuple of IPv6 has four parts
 
 _OPT_TYPE: Final = b"\0\0\x29"
@@ -209,7 +211,7 @@ class ReplyCache:
         else:
             mark = 0
         # Lower-casing the header and the counts is safe: none of their octets is a letter. Type and class may be.
-        tag = ((transport << 4 | form) << 16 | mark).to_bytes(4, "big")
+        tag = ((transport << 4 | form) << 16 | mark).to_bytes(8, "big")
         key = b"".join((tag, data[12:off].lower(), data[off:end]))
         self.key = key
         self.end = end

@@ -50,6 +50,7 @@ from kdns.kube.cluster import ServiceState
 from kdns.kube.objects import HEADLESS, Port
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, then
 from kdns.plugin.base import BlockInfo
+from kdns.plugin.providers import Owner
 from kdns.plugin.readers import Fallthrough
 from kdns.plugins.kubernetes.endpoints import Matched, endpoint_label, matches, port_labels
 from kdns.plugins.kubernetes.index import wire_key
@@ -335,6 +336,46 @@ class K8sExternal(Plugin):
             return self._none(name, zone, iana.NOERROR)
         target = wire_key(entry) + self.primary
         return Answer(iana.NOERROR, _AA, (RRset(name, iana.PTR, self.ttl, (target,)),), local=True, validity=ALWAYS)
+
+    # For who tells clients apart.
+
+    def owners(self, name: bytes, starts: list[int]) -> list[Owner] | None:
+        """Whose a name is, whether it exists or not; None for names that are no namespace's."""
+        zone = self._zone(name, starts)
+        if zone is None:
+            return None
+        if is_reverse(zone):
+            address = address_of(name)
+            assert self.cluster is not None
+            entry = self.cluster.cluster.outside_owner(address) if address is not None else None
+            return [Owner(entry.namespace.lower().encode(), entry.name.lower().encode())] if entry is not None else None
+        count = starts.index(len(name) - len(zone))
+        labels = [name[starts[i] + 1 : starts[i + 1]] for i in range(max(count - 2, 0), count)]
+        if not labels or labels[-1] == self.config.apex:
+            return None
+        return [Owner(labels[-1], labels[0] if count > 1 else b"")]
+
+    def named_zones(self) -> tuple[bytes, ...]:
+        """Its zones."""
+        return self.config.zones
+
+    def absent(self, request: Request) -> Outcome | None:
+        """What a name of its zones gets where it does not exist; None: it falls through."""
+        zone = self._zone(request.question.name, request.question.starts)
+        if zone is None or self.cluster is None:
+            return None
+        request.depends_on(self.cluster.index.changes)
+        if not self.cluster.is_ready():
+            return self._none(request.question.name, zone, iana.SERVFAIL)
+        return self._missing(request, zone)
+
+    def _zone(self, name: bytes, starts: list[int]) -> bytes | None:
+        """The longest of its zones that a name is in."""
+        for zone in self.zones:
+            excess = len(name) - len(zone)
+            if excess >= 0 and excess in starts and name[excess:] == zone:
+                return zone
+        return None
 
     # Transfers.
 

@@ -15,6 +15,7 @@ from kdns.dns.rrset import RRset
 from kdns.kube.cluster import ServiceState
 from kdns.kube.objects import EXTERNAL
 from kdns.plugin.outcome import Outcome, RcodeOnly, then
+from kdns.plugin.providers import NO_SERVICE, Owner
 from kdns.plugin.request import ALWAYS, Request
 from kdns.plugins.kubernetes.index import SVC, Index, Zone
 from kdns.plugins.kubernetes.records import DNS_VERSION, POD, Records, external_target
@@ -192,6 +193,44 @@ class Names:
         if _falls_through(zone, name):
             return None
         return self.records.negative(zone, name, iana.NXDOMAIN)
+
+    # For who tells clients apart.
+
+    def owners(self, name: bytes, starts: list[int]) -> list[Owner] | None:
+        """Whose a name is, whether it exists or not; None for names that are no namespace's."""
+        found = self.zone(name, starts)
+        if found is None:
+            return None
+        zone, count = found
+        if zone.reverse:
+            address = address_of(name)
+            if address is not None:
+                return self.records.address_owners(address) or None
+            ends = range_below(name)
+            ordered = self.cluster.ordered
+            if not count or ordered is None or ends is None:
+                return None
+            below = islice(ordered.between(*ends), MAX_LOOKED_AT)
+            return [owner for each in below for owner in self.records.address_owners(each)] or None
+        if count < 2:
+            return None
+        last = name[starts[count - 1] : starts[count]]
+        if last not in (SVC, POD):
+            return None
+        namespace = name[starts[count - 2] + 1 : starts[count - 1]]
+        if last == POD:
+            return [Owner(namespace, NO_SERVICE)]
+        return [Owner(namespace, name[starts[count - 3] + 1 : starts[count - 2]] if count > 2 else b"")]
+
+    def absent(self, request: Request) -> Outcome | None:
+        """What a name of these zones gets where it does not exist; None: it falls through."""
+        found = self.zone(request.question.name, request.question.starts)
+        if found is None:
+            return None
+        if found[0].reverse:
+            request.depends_on(self.index.changes)
+            return self._missing_below(request, found[0])
+        return self._missing(request, found[0])
 
     def _external(self, request: Request, zone: Zone, entry: ServiceState) -> Handled:
         """An ExternalName Service: a CNAME, and what its target gets for an address query."""

@@ -20,7 +20,7 @@ from kdns.kube.api import ApiConfig
 from kdns.kube.cluster import Cluster, ServiceState
 from kdns.kube.informer import ApiSource, SnapshotFile
 from kdns.kube.manifests import ManifestSource
-from kdns.kube.objects import IMPORT, NAMESPACE, SERVICE, SLICE, Projection
+from kdns.kube.objects import IMPORT, NAMESPACE, POLICY, SERVICE, SLICE, Projection
 from kdns.kube.objects import POD as POD_KIND
 from kdns.kube.podspec import pod_spec
 from kdns.kube.relay import Relay, RelayedSource
@@ -29,7 +29,16 @@ from kdns.metrics import MAX, MIN, REFRESH, Gauge
 from kdns.net.interfaces import addresses
 from kdns.plugin import Outcome, Plugin, Request
 from kdns.plugin.base import BlockInfo
-from kdns.plugin.providers import ExternalAddresses, LabelCollector, SearchBase
+from kdns.plugin.providers import (
+    WATCH_LABELS,
+    WATCH_PODS,
+    WATCH_POLICIES,
+    ExternalAddresses,
+    LabelCollector,
+    Owner,
+    SearchBase,
+    WatchesMore,
+)
 from kdns.plugin.runtime import Crew, Runtime
 from kdns.plugins.kubernetes import config as _config
 from kdns.plugins.kubernetes import labels
@@ -73,6 +82,7 @@ class Kubernetes(Plugin):
         self.key: Hashable = None
         self.waiting: asyncio.Task[None] | None = None
         self.publishes = False  # whether the block has metadata
+        self.wanted: frozenset[str] = frozenset()  # what others of the block want to know of the cluster
         self.external = False  # whether the block serves Services' addresses outside the cluster
         self.source: Source | None = None
         self.invalidating: asyncio.Task[None] | None = None
@@ -116,19 +126,22 @@ class Kubernetes(Plugin):
     def wire(self, block: BlockInfo) -> None:
         self.publishes = bool(block.all(LabelCollector))
         self.external = bool(block.all(ExternalAddresses))
+        self.wanted = frozenset().union(*(each.watches() for each in block.all(WatchesMore)))
 
     async def start(self, runtime: Runtime) -> None:
         config = self.config
         scope = WatchScope(
             slices=not config.noendpoints,
-            pods=config.pods == "verified",
+            pods=config.pods == "verified" or WATCH_PODS in self.wanted,
             imports=bool(config.multicluster),
+            policies=WATCH_POLICIES in self.wanted,
             detail=Projection(
                 pod_names=config.endpoint_pod_names,
                 pod_labels=config.pods == "verified" and self.publishes,
                 zones=config.zonal,
                 outside=self.external,
                 imports=bool(config.multicluster),
+                namespace_labels=WATCH_LABELS in self.wanted,
             ),
             labels=config.labels,
             namespace_labels=config.namespace_labels,
@@ -197,7 +210,7 @@ class Kubernetes(Plugin):
         for kind, count in (
             (SERVICE, sum(entry.service is not None for entry in cluster.entries.values())),
             (SLICE, cluster.slices), (NAMESPACE, len(cluster.namespaces)), (POD_KIND, len(cluster.pods)),
-            (IMPORT, len(cluster.imports)),
+            (IMPORT, len(cluster.imports)), (POLICY, len(cluster.policies)),
         ):  # fmt: skip
             OBJECTS.slot(kind)[0] = count
 
@@ -315,6 +328,23 @@ class Kubernetes(Plugin):
         """All records of a zone; None before the first sync."""
         found = next((known for known in self.index.forward if known.name == zone), None)
         return transfer(self.index, self.records, found) if found is not None and self.cluster.synced else None
+
+    def selects(self) -> str:
+        """Which option keeps part of the cluster from it, or nothing."""
+        config = self.config
+        return "labels" if config.labels.terms else "namespace_labels" if config.namespace_labels.terms else ""
+
+    def owners(self, name: bytes, starts: list[int]) -> list[Owner] | None:
+        """Whose a name is, whether it exists or not; None for names that are no namespace's."""
+        return self.queries.owners(name, starts)
+
+    def named_zones(self) -> tuple[bytes, ...]:
+        """Its zones."""
+        return self.config.zones
+
+    def absent(self, request: Request) -> Outcome | None:
+        """What a name of its zones gets where it does not exist; None: it falls through."""
+        return self.queries.absent(request)
 
     # What k8s_external asks of it.
 

@@ -22,6 +22,7 @@ from kdns.dns.render import MAX_BODY
 from kdns.dns.rrset import RRset
 from kdns.kube.cluster import ServiceState
 from kdns.kube.objects import CLUSTER, EXTERNAL, HEADLESS, Port, Service
+from kdns.plugin.providers import Owner
 from kdns.plugin.request import ALWAYS, Request
 from kdns.plugins.kubernetes.endpoints import Matched, endpoint_label, matches, undashed
 from kdns.plugins.kubernetes.index import MAX_SOA_TTL, SVC, Index, Zone, wire_key
@@ -357,6 +358,15 @@ class Records:
         if owner is not None and self._shown(owner):
             return True
         return any(self._shown(entry) for entry in cluster.owners(address))
+
+    def address_owners(self, address: bytes) -> list[Owner]:
+        """The Services that an address's PTR records point to."""
+        owner = self.index.cluster.cluster_owner(address)
+        if owner is not None and self._shown(owner):
+            found: Iterable[ServiceState] = (owner,)
+        else:
+            found = filter(self._shown, self.index.cluster.owners(address))
+        return [Owner(entry.namespace.lower().encode(), entry.name.lower().encode()) for entry in found]
 
     def _shown(self, entry: ServiceState) -> bool:
         """True if the names of a Service that addresses belong to exist: else no address may point to them."""

@@ -16,6 +16,7 @@ from tests.cli.test_tools import config_map, kubeconfig
 from tests.fixtures import Start
 
 GOOD = ".:53 {\n errors\n kubernetes cluster.local\n forward . 192.0.2.53\n loop\n}\n"
+TENANTS = GOOD.replace(" forward", " tenants {\n isolate\n from networkpolicy\n unknown deny\n }\n forward")
 PORTS = (("dns", "UDP", 53), ("dns-tcp", "TCP", 53))
 DNS = {"k8s-app": "kube-dns"}
 
@@ -127,6 +128,10 @@ NODE_LOCAL = {"kind": "DaemonSet", "metadata": {"name": "node-local-dns", "names
         "error", "forwards to 127.0.0.53, which is the Pod itself"),
     (replaced(config_map("coredns", Corefile=GOOD.replace("192.0.2.53", "10.96.0.10:53"))), [],
         "error", "which is this server's own Service"),
+    (replaced(config_map("coredns", Corefile=TENANTS), {**NODE_LOCAL, "status": {}}), [], "warning",
+        "NodeLocal DNSCache runs in front of tenants"),
+    (lambda api: (api.denied.add(("watch", "networkpolicies")), replaced(config_map("coredns", Corefile=TENANTS))(api)),
+        [], "error", "RBAC: the servers may not watch networkpolicies"),
     (lambda api: api.denied.add(("watch", "endpointslices")), [], "error", "RBAC: the servers may not watch "
         "endpointslices"),
     (replaced(policy("shop/deny", **EGRESS)), [],
