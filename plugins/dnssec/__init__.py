@@ -121,7 +121,7 @@ MISSES: Final = Counter("coredns_dnssec_cache_misses_total", "The count of cache
 
 _log = log.plugin("dnssec")
 
-# What an answer's signing does step by step: None after a signature, or a call for a thread, which gives a signature.
+# What an answer's signing does step by step: None before a signature, or a call for a thread, which gives a signature.
 Steps = Generator[Callable[[], bytes] | None, bytes | None, Answer]
 
 
@@ -158,6 +158,8 @@ class Dnssec(Plugin):
         self.validity = Validity()  # ended when the clock was set
         self.task: asyncio.Task[None] | None = None
         self.threads: ThreadPoolExecutor | None = None
+        self.queue = asyncio.Lock()  # who makes signatures now, where a turn has not been enough
+        self.turn_end = 0.0  # when this turn of the loop has made enough signatures (performance counter)
 
     # Life.
 
@@ -225,31 +227,46 @@ class Dnssec(Plugin):
         if edns.co and self.config.denial == COMPACT:
             request.edns = edns.with_compact()
         steps = _Pass(self, request, answer).run()
-        end = time.perf_counter() + SLICE
         try:
-            work = next(steps)
-            while work is None and time.perf_counter() < end:
+            work = next(steps)  # nothing is left to do where all signatures were kept
+            while work is None and not self.queue.locked() and self._has_time():
                 work = next(steps)
         except StopIteration as done:
             return self._counted(request, done.value)
         return self._later(request, steps, work)
 
     async def _later(self, request: Request, steps: Steps, work: Callable[[], bytes] | None) -> Answer:
-        """Goes on where a turn has ended, or where a signature is made in a thread."""
+        """Makes an answer's signatures when those before it have theirs, in turns; slow ones in a thread."""
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                given = None
-                if work is None:
-                    await asyncio.sleep(0)
-                else:
-                    if self.threads is None:
-                        # One: the machine's processors are there for queries. It gives up the interpreter lock.
-                        self.threads = ThreadPoolExecutor(1, "dnssec")
-                    given = await loop.run_in_executor(self.threads, work)
-                work = steps.send(given)
-        except StopIteration as done:
-            return self._counted(request, done.value)
+        async with self.queue:
+            try:
+                while True:
+                    given = None
+                    if work is not None:
+                        if self.threads is None:
+                            # One: the machine's processors are there for queries. It gives up the interpreter lock.
+                            self.threads = ThreadPoolExecutor(1, "dnssec")
+                        given = await loop.run_in_executor(self.threads, work)
+                    else:
+                        while not self._has_time():
+                            await asyncio.sleep(0)
+                    work = steps.send(given)
+            except StopIteration as done:
+                return self._counted(request, done.value)
+
+    def _has_time(self) -> bool:
+        """Whether this turn of the loop may make one more signature: all of them share a millisecond."""
+        now = time.perf_counter()
+        if now < self.turn_end:
+            return True
+        if self.turn_end:
+            return False
+        self.turn_end = now + SLICE
+        asyncio.get_running_loop().call_soon(self._next_turn)
+        return True
+
+    def _next_turn(self) -> None:
+        self.turn_end = 0.0
 
     def _counted(self, request: Request, answer: Any) -> Answer:
         ENTRIES.slot(request.server.label, "signature")[0] = len(self.table)
@@ -378,19 +395,23 @@ class _Pass:
         made = plugin.table.get(what, self.now)
         label = self.request.server.label
         if made is None:
+            yield None
+            made = plugin.table.get(what, self.now)  # another answer may have needed it meanwhile
+        if made is None:
             MISSES.slot(label)[0] += 1
             octets = dnssec.canonical(rrset, ttl)
             inception = int(self.now) - INCEPTION
             expiration = int(self.now) + LIFE
             rdatas = []
-            for key in plugin.zones[zone].signers(rrset.type):
+            for i, key in enumerate(plugin.zones[zone].signers(rrset.type)):
                 head = dnssec.prefix(rrset, ttl, key.algorithm, key.tag, zone, inception, expiration)
                 if key.slow:
                     given = yield partial(key.sign, head + octets)
                     assert given is not None
                 else:
+                    if i:
+                        yield None
                     given = key.sign(head + octets)
-                    yield None
                 rdatas.append(head + given)
             made = Made(tuple(rdatas), inception, expiration - RENEW)
             plugin.table.put(what, made)

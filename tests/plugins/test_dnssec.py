@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from kdns.corefile import CorefileError
 from kdns.dns import dnssec
 from kdns.dns.name import from_text, to_text
-from kdns.plugins.dnssec import LIFE, RENEW, Dnssec
+from kdns.plugins.dnssec import LIFE, MISSES, RENEW, Dnssec
 from kdns.plugins.dnssec.table import MAX_ENTRY, Made, Signatures
 from kdns.server import build
 from kdns.store.zone_node import canonical_key
@@ -383,6 +384,25 @@ def test_a_slow_key_signs_beside_the_loop(serve: Serve, folder: Path, monkeypatc
     for _ in range(3):
         check(server.ask("xx.example.", "A", want_dnssec=True), key_set(folder, "example."))
     assert plugin_of(server).threads is not None
+
+
+def test_answers_wait_for_their_signatures_where_a_turn_is_not_enough_and_share_them(
+    serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdns.plugins.dnssec.TURN", 0.0)
+    server = serve(corefile(folder))
+    keys = key_set(folder, "example.")
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(10)
+    with sock:
+        queries = [dns.message.make_query(f"n{i % 10}.example.", "A", want_dnssec=True) for i in range(40)]
+        for query in queries:
+            sock.sendto(query.to_wire(), ("127.0.0.1", server.port))
+        replies = [dns.message.from_wire(sock.recv(4096)) for _ in queries]
+    assert {reply.id for reply in replies} == {query.id for query in queries}
+    for reply in replies:
+        check(reply, keys)
+    assert MISSES.slot(f"dns://127.0.0.1:{server.port}")[0] == 11  # ten names, and the SOA
 
 
 def test_split_keys_sign_keys_and_data_apart(serve: Serve, tmp_path: Path) -> None:
