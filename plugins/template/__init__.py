@@ -55,20 +55,17 @@ If the answer to a question for addresses is a CNAME, the records of its target 
   `coredns_template_template_failures_total` and `coredns_template_rr_failures_total`.
 """
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final
-
-from dnslib import RR, DNSHeader, DNSQuestion, DNSRecord
 
 from kdns.corefile import Directive, Line, ServerBlock
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import edns, iana
 from kdns.dns.answer import Answer
 from kdns.dns.errors import FormatError
-from kdns.dns.name import closest, to_text
+from kdns.dns.name import ROOT, closest, to_text
 from kdns.dns.rrset import RRset
 from kdns.expression import RESERVED, EvaluationError, Expression
 from kdns.expression.values import text
@@ -77,12 +74,15 @@ from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, th
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.query_env import WITH_GROUPS, QueryEnv, compiled
 from kdns.plugin.readers import Fallthrough
-from kdns.plugin.records import answer_of
 from kdns.plugins.template.language import BadTemplate, Template
 from kdns.regex import compile_regex
+from kdns.zonefile import types
+from kdns.zonefile.errors import BadRecord
+from kdns.zonefile.fields import ttl as read_ttl
+from kdns.zonefile.words import name as wire_name
+from kdns.zonefile.words import shown, split
 
 TTL: Final = 3600  # seconds of a record whose template has none
-_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|\\.|[()]')
 SECTIONS: Final = ("answer", "additional", "authority")
 _OPTIONS: Final = (*SECTIONS, "match", "rcode", "ederror", "fallthrough", "upstream", "var", "expr")
 _LABELS: Final = ("server", "zone", "view", "class", "type")
@@ -264,17 +264,32 @@ def _fields(request: Request, rule: Config, zone: str, name: str, match: Any) ->
 
 def record(text: str) -> RRset:
     """The record that a line of a zone file holds. Raises FormatError."""
-    # Brackets only let a record go over lines (RFC 1035, section 5.1); dnslib takes them for data where no space is.
-    plain = _BRACKETS.sub(lambda found: " " if found[0] in "()" else found[0], text)
+    data = text.strip().encode()
     try:
-        parsed = RR.fromZone(plain, ttl=TTL)
-    except Exception as error:  # dnslib's parser raises what it happens to meet
-        raise FormatError(f"it is not a record: {error}") from None
-    if len(parsed) != 1:
-        raise FormatError("it is not one record")
-    reply = DNSRecord(DNSHeader(qr=1), q=DNSQuestion("."))
-    reply.add_answer(parsed[0])
-    return answer_of(reply).answer[0]
+        entry = split(data, 0, ROOT)
+        owner = wire_name(entry.next("an owner"), ROOT)
+        ttl, cls = -1, 0
+        while True:
+            word = entry.next("a record type")
+            upper = word.text.decode("ascii", "replace").upper()
+            number = iana.class_number(upper) if upper != "ANY" else None
+            if ttl < 0 and (seconds := read_ttl(word.text)) is not None:
+                ttl = seconds
+            elif not cls and number is not None:
+                cls = number
+            else:
+                break
+        rtype = iana.type_number(upper)
+        if rtype is None or rtype in types.NO_DATA:
+            raise BadRecord(word.at, f'"{shown(word.text)}" is not a type of records')
+        if ttl > iana.MAX_TTL:
+            raise BadRecord(word.at, f"a TTL of {ttl} seconds, at most {iana.MAX_TTL} are allowed")
+        rdata = types.read(rtype, entry)
+        if split(data, entry.end, ROOT).words:
+            raise BadRecord(entry.end, "it is more than one record")
+    except BadRecord as error:
+        raise FormatError(f"it is not a record: {error.message}") from None
+    return RRset(owner, rtype, TTL if ttl < 0 else ttl, (rdata,), cls or iana.IN)
 
 
 # Reading the directive.

@@ -4,6 +4,7 @@ import ipaddress
 import re
 
 import dns.message
+import dns.name
 import pytest
 
 from kdns.corefile import CorefileError
@@ -120,11 +121,46 @@ def test_what_cannot_be_filled_is_an_error_and_no_crash(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "x. A", "x. 60 IN A 999.1.1.1", "x. 60 IN NOPE 1", "a. A 1.2.3.4\nb. A 1.2.3.4"]
+    "text",
+    [
+        "",
+        "x",
+        "x. A",
+        "x. 60 IN A 999.1.1.1",
+        "x. 60 IN NOPE 1",
+        "a. A 1.2.3.4\nb. A 1.2.3.4",
+        "x. 60 IN OPT 1",
+        "x. 99999999999 IN A 1.2.3.4",
+        "x. 60 IN A 1.2.3.4 5",
+        '"x',
+    ],
 )
 def test_what_is_no_record_is_an_error(text: str) -> None:
     with pytest.raises(FormatError):
         record(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [rf"a\{octet:03d}b.lab." for octet in (0, 10, 32, 34, 36, 40, 46, 59, 64, 92, 255)]
+    + [r"\226\130\172.lab.", r"\@.lab."],
+)
+def test_a_name_with_odd_octets_came_back_as_another_or_not_at_all(serve: Serve, name: str) -> None:
+    """A name in a template is in a zone file's form, with its escapes (RFC 1035, section 5.1)."""
+    server = serve(
+        block(
+            'template IN A lab {\n answer "{{ .Name }} 60 IN A 192.0.2.1"\n }',
+            'template IN CNAME lab {\n match ^(.*)[.]lab\n answer "{{ .Name }} IN CNAME {{ index .Match 1 }}.org."\n }',
+            'template IN TXT lab {\n answer "{{ .Name }} 60 IN TXT \\"{{ .Name }}\\""\n }',
+        )
+    )
+    asked = dns.name.from_text(name)
+    for rtype in ("A", "CNAME", "TXT"):
+        reply = server.ask(name, rtype)
+        assert reply.answer[0].name == asked
+        if rtype == "CNAME":
+            assert reply.answer[0][0].target == dns.name.Name((asked.labels[0], b"org", b""))
+    assert reply.answer[0][0].strings == (b".".join(asked.labels),)
 
 
 def test_a_refusal_is_a_reply_like_others(serve: Serve) -> None:
