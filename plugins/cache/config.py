@@ -5,6 +5,7 @@ from typing import Final
 
 from kdns.corefile import Directive, Line, ServerBlock, Token
 from kdns.corefile.keys import plugin_zones
+from kdns.dns import iana
 from kdns.plugin import readers
 
 CAPACITY: Final = 9984
@@ -121,7 +122,7 @@ def _limits(line: Line, limits: Limits) -> Limits:
     if len(line.args) > 1:
         limits = replace(limits, most=readers.integer(line.args[1], 1))
     if len(line.args) > 2:
-        limits = replace(limits, least=readers.integer(line.args[2], 0))
+        limits = replace(limits, least=readers.integer(line.args[2], 0, iana.MAX_TTL))
     return limits
 
 
@@ -165,4 +166,6 @@ def _whole(word: Token) -> int:
     value = readers.seconds(word)
     if value != int(value):
         raise readers.fail(word, f'expected whole seconds, found "{word.text}"')
+    if value > iana.MAX_TTL:
+        raise readers.fail(word, f"a TTL of {int(value)} seconds, at most {iana.MAX_TTL} are allowed")
     return int(value)

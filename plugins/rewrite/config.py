@@ -236,16 +236,16 @@ def _answers(words: list[Token], kind: str) -> tuple[AnswerRule, ...]:
 
 def _bounds(word: Token) -> tuple[int, int]:
     text = word.text
-    most = 0x7FFFFFFF
+    most = iana.MAX_TTL
     low, dash, high = text.partition("-")
     try:
         if text == "-":
             raise ValueError
-        if not dash:
-            return int(text), int(text)
-        bounds = (int(low or 0), int(high or most))
+        bounds = (int(low or 0), int(high or most)) if dash else (int(text), int(text))
     except ValueError:
         raise readers.fail(word, f'expected SECONDS, A-B, A- or -B, found "{text}"') from None
+    if max(bounds) > most:
+        raise readers.fail(word, f"a TTL of {max(bounds)} seconds, at most {most} are allowed (RFC 2181, section 8)")
     if bounds[0] > bounds[1]:
         raise readers.fail(word, f'the bounds "{text}" are the wrong way round')
     return bounds

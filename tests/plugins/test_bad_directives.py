@@ -26,6 +26,11 @@ from tests.fixtures import Serve
     ("any now", "unexpected argument"),
     ("searchpath {\n suffix a\n }", 'did you mean "suffixes"'),
     ("searchpath {\n lookups 0\n }", "out of range"),
+    # A TTL that no message can carry was taken, and each answer it was for became SERVFAIL.
+    ("rewrite ttl a.org 99999999999", "at most 2147483647"),
+    ("rewrite ttl a.org 0-2147483648", "at most 2147483647"),
+    ("cache {\n success 10 99999999999 99999999999\n }", "out of range"),
+    ("cache {\n serve_stale 1h immediate 2000000h\n }", "at most 2147483647"),
 ])  # fmt: skip
 def test_bad_directives_are_named_with_their_place(serve: Serve, text: str, expected: str) -> None:
     with pytest.raises(CorefileError, match=r"^Corefile:\d+:\d+: ") as caught:
