@@ -50,6 +50,7 @@ from kdns.plugin import DROP, Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo, Meter
 
 ACTIONS: Final = ("allow", "block", "filter", "drop")
+_UPDATE: Final = 5  # the opcode (RFC 2136)
 _BLOCKED: Final = edns.extended_error(edns.BLOCKED)
 _FILTERED: Final = edns.extended_error(edns.FILTERED)
 # Clients whose packed address is remembered; a replica serves a few thousand Pods.
@@ -98,6 +99,7 @@ class Acl(Plugin):
     """Handles what may not be asked."""
 
     name: ClassVar[str] = "acl"
+    meets_updates = True
     pure = True
 
     @classmethod
@@ -138,7 +140,7 @@ class Acl(Plugin):
 
     def _refuse(self, request: Request, action: str, zone: bytes) -> Outcome:
         labels = (request.server.label, to_text(zone), self.view)
-        if action == "block":
+        if action == "block" or (action == "filter" and request.opcode == _UPDATE):  # NOERROR would say that it is done
             BLOCKED.slot(*labels)[0] += 1
             return RcodeOnly(iana.REFUSED, options=_BLOCKED)
         if action == "filter":

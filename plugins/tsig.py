@@ -83,6 +83,7 @@ class TsigPlugin(Plugin):
 
     name: ClassVar[str] = "tsig"
     pure = True
+    meets_updates = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
@@ -124,6 +125,10 @@ class TsigPlugin(Plugin):
     def tsig_key(self, name: bytes) -> bytes | None:
         """The secret of a key."""
         return self.secrets.get(name)
+
+    def signer(self, request: Request) -> bytes:
+        """The key that a query was signed with."""
+        return request.slots[self.position] or b""
 
     def handle(self, request: Request) -> Outcome | None:
         config = self.config

@@ -133,6 +133,8 @@ class Plugin:
     # With `multisocket`: whether it is also started in the process that watches over the workers (`Runtime.crew`), for
     # what is done once and not by each of them.
     central: ClassVar[bool] = False
+    # Whether `handle` is called for an UPDATE (RFC 2136) too: its question is the zone's SOA, its opcode 5.
+    meets_updates: bool = False
     # Its place among the block's plugins, and in `Request.slots`.
     position: int = 0
 

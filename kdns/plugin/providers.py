@@ -159,6 +159,23 @@ class TakesNotify(Protocol):
 
 
 @runtime_checkable
+class TakesUpdate(Protocol):
+    """A plugin with zones that clients may change (RFC 2136). It sets `meets_updates`, and is asked by `handle`."""
+
+    @property
+    def update_limit(self) -> int:
+        """The most records, of prerequisites and updates, that a message may have."""
+
+
+@runtime_checkable
+class KnowsSigner(Protocol):
+    """A plugin that checks the signatures of queries."""
+
+    def signer(self, request: Request) -> bytes:
+        """The lower-cased wire name of the key that a query was signed with, its signature good; else nothing."""
+
+
+@runtime_checkable
 class KeyRing(Protocol):
     """A plugin that has keys for transaction signatures (RFC 8945)."""
 

@@ -32,13 +32,18 @@ COOKIE_ALONE: Final = frozenset(header[:3] + b"\0" + header[4:] for header in RE
 META: Final = frozenset((iana.OPT, iana.TSIG, iana.TKEY))
 
 
-def check(data: bytes, notices: bool = False) -> bytes | None:
+UPDATE: Final = 0x28  # the opcode's bits in the third octet (RFC 2136, section 2.2)
+
+
+def check(data: bytes, notices: bool = False, updates: bool = False) -> bytes | None:
     """The checks of a header that is none of the usual ones: None to go on, a reply, or `b""` for none.
 
-    `notices`: NOTIFY is let in (RFC 1996).
+    `notices`: NOTIFY is let in (RFC 1996); `updates`: UPDATE, whose counts are its own (RFC 2136).
     """
     if len(data) < 12 or data[2] & 0x80:
         return b""  # a response is never answered: two servers could go on for ever
+    if updates and data[2] & 0x78 == UPDATE:
+        return None if data[4:6] == b"\0\1" else reply.refusal(data, iana.FORMERR, True)
     if data[2] & 0x78 and not (notices and data[2] & 0x78 == 0x20):
         return reply.refusal(data, iana.NOTIMP, True)
     if data[4:6] != b"\0\1" or data[6:8] > b"\0\1" or data[8:10] > b"\0\1" or data[10:12] > b"\0\2":

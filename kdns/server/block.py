@@ -44,6 +44,7 @@ class Block:
         self.view = ""
         self.siblings: list[Block] = []
         self.chain = Chain(())
+        self.updates = Chain(())  # what an UPDATE meets
         self.observers: tuple[Callable[[Request, Outcome], None], ...] = ()
         self.counting: tuple[Plugin, ...] = ()  # the plugins that meter or observe
         self.metadata: LabelCollector | None = None
@@ -95,6 +96,7 @@ class Block:
         self.observers = tuple([plugin.observe for plugin in upwards if overrides(plugin, "observe")])
         self.counting = tuple([p for p in upwards if overrides(p, "observe") or overrides(p, "meter")])
         self.chain = Chain(self.plugins)
+        self.updates = Chain([plugin for plugin in self.plugins if plugin.meets_updates])
 
     def close(self) -> None:
         """Lets go of the plugins and of the other blocks: they hold this one."""
@@ -105,3 +107,4 @@ class Block:
         self.observers = ()
         self.counting = ()
         self.chain = Chain(())
+        self.updates = Chain(())

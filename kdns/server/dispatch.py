@@ -29,9 +29,9 @@ from kdns.net.proxy import ProxyPolicy
 from kdns.net.web import Network
 from kdns.plugin.base import DENIED, IGNORED, PASS, Audience, Gate, ListenerOptions, Plugin, ServerCookies
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
-from kdns.plugin.providers import TakesNotify
+from kdns.plugin.providers import TakesNotify, TakesUpdate
 from kdns.plugin.request import Request
-from kdns.server.accept import COOKIE_ALONE, META, MORE, REPLY_FLAGS, check, readable_question
+from kdns.server.accept import COOKIE_ALONE, META, MORE, REPLY_FLAGS, UPDATE, check, readable_question
 from kdns.server.block import Block
 from kdns.server.pending import PendingTable
 from kdns.server.replycache import AUDIENCE, IPV6, TCP, UDP, CachedReply, ReplyCache, entry_for
@@ -81,6 +81,7 @@ class Dispatcher:
         self.secure = not label.startswith("dns://")  # encrypted, by us or by a proxy in front
         self.keepalive = b""  # the EDNS option that says how long connections are kept (RFC 7828)
         self.notices = False  # whether anybody wants to be told of new versions of zones
+        self.updates = False  # whether anybody has zones that clients may change
         self.dropped: list[Callable[[Request, Outcome], None]] = []
         self.panics = PANICS.slot()
         self.waiting = PendingTable(label, self.finish, self.give_up)
@@ -122,6 +123,10 @@ class Dispatcher:
     def ready(self) -> None:
         """Called once all is added: finds out whether there is a choice of blocks at all."""
         self.notices = any(block.all(TakesNotify) for found in self.zones.values() for block in found)
+        # Not over HTTP, gRPC or QUIC: RFC 2136 knows datagrams and connections, and TLS is one.
+        self.updates = self.transfers and any(
+            block.all(TakesUpdate) for found in self.zones.values() for block in found
+        )
         blocks = self.zones.get(b"\0", [])
         if len(self.zones) == 1 and len(blocks) == 1 and not blocks[0].admits and not blocks[0].chain.empty:
             self.only = blocks[0]
@@ -258,11 +263,13 @@ class Dispatcher:
         """The reply that the plugins give."""
         flags = REPLY_FLAGS.get(data[2:12], -1)
         if flags < 0:
-            refusal = check(data, self.notices)
+            refusal = check(data, self.notices, self.updates)
             if refusal is not None:
                 if refusal and self.cookies is not None and data[2:12] in COOKIE_ALONE:
                     return self._cookie_alone(data, client)
                 return refusal or None
+            if data[2] & 0x78 == UPDATE:
+                return self._update(data, client, local, transport)
             flags = reply.flags_of(data) | MORE
         try:
             question, end, edns, options = parse(data, flags & MORE != 0)
@@ -302,6 +309,36 @@ class Dispatcher:
         if stored and seen is outcome and type(seen) is Answer and type(made) is bytes:
             self._store(request, seen, key, made)
         return made
+
+    def _update(
+        self, data: bytes, client: Address, local: Address | None, transport: int
+    ) -> bytes | Pending | MessageStream | None:
+        """The reply to an UPDATE (RFC 2136), from those plugins of the zone's block that know what one is."""
+        try:
+            zone, end, edns, options = parse(data, False)
+            request = Request(
+                self, data, end, zone, edns, options, 0, client, local, _TRANSPORTS[transport & 3], monotonic()
+            )
+            block = self.find(request)
+            takers: list[TakesUpdate] = block.all(TakesUpdate) if block is not None else []
+            if block is None or not takers:
+                return reply.refusal(data, iana.NOTIMP, True, data[12:end])
+            # Before any of its records is read: a message has room for 6,000, and reading them would hold the others.
+            records = int.from_bytes(data[6:8], "big") + int.from_bytes(data[8:10], "big")
+            if records > max([taker.update_limit for taker in takers]) or data[10:12] > b"\0\x10":
+                return reply.refusal(data, iana.REFUSED, True, data[12:end])
+            _, _, request.edns, request._options = parse(data)
+        except FormatError:
+            return reply.refusal(data, iana.FORMERR, True, readable_question(data))
+        request.reply_flags = reply.flags_of(data) | (REPLY_EDNS if request.edns is not None else 0)
+        if request.edns is not None and request.edns.version:
+            return reply.bare(data, end, iana.BADVERS, request.edns)
+        request.block = block
+        outcome = block.updates.run(request)
+        if type(outcome) is Pending:
+            waited: bytes | Pending | MessageStream | None = self.waiting.add(request, outcome)
+            return waited
+        return self._packed(request, self._observe(request, outcome))
 
     def _notice(self, request: Request) -> bytes:
         """The reply to a NOTIFY (RFC 1996): of the plugin whose zone it is, REFUSED where there is none."""
@@ -485,7 +522,10 @@ class Dispatcher:
         assert type(outcome) is RcodeOnly
         added, padded = self._added(request)
         options = outcome.options + added
-        return reply.bare(request._data, request._end, outcome.rcode, request.edns, options, request.limit, padded)
+        made = reply.bare(request._data, request._end, outcome.rcode, request.edns, options, request.limit, padded)
+        if request._data[2] & 0x78 == UPDATE:
+            made = made[:2] + bytes((made[2] | iana.AA >> 8,)) + made[3:]
+        return made
 
     def _added(self, request: Request) -> tuple[bytes, bool]:
         """What the way of a query adds to its reply: options, and whether it is padded."""

@@ -57,7 +57,7 @@ ORDER: Final[dict[str, str | None]] = {
     "minimal": "minimal:Minimal",
     "template": "template:TemplatePlugin",
     "transfer": "transfer:TransferPlugin",
-    "dynupdate": None,
+    "dynupdate": "dynupdate:Dynupdate",
     "hosts": "hosts:Hosts",
     "route53": None,
     "azure": None,

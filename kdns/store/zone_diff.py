@@ -23,9 +23,9 @@ def differences(old: Zone, new: Zone) -> Iterator[list[Change]]:
     for before, after in ((old.nodes, new.nodes), (old.hashed, new.hashed)):
         for key, node in after.items():
             other = before.get(key)
-            yield [] if other is not None and other.rrsets == node.rrsets else _of_name(other, node)
+            yield [] if other is not None and other.rrsets == node.rrsets else of_name(other, node)
         for key, node in before.items():
-            yield _of_name(node, None) if key not in after else []
+            yield of_name(node, None) if key not in after else []
 
 
 def diff(old: Zone, new: Zone) -> list[Change]:
@@ -33,7 +33,8 @@ def diff(old: Zone, new: Zone) -> list[Change]:
     return [change for changes in differences(old, new) for change in changes]
 
 
-def _of_name(old: ZoneNode | None, new: ZoneNode | None) -> list[Change]:
+def of_name(old: ZoneNode | None, new: ZoneNode | None) -> list[Change]:
+    """What differs at one name, without the SOA."""
     before = {_kind(rrset): rrset for rrset in old.rrsets} if old is not None else {}
     after = {_kind(rrset): rrset for rrset in new.rrsets} if new is not None else {}
     out = []
