@@ -96,6 +96,7 @@ def test_a_plugins_manual_has_its_parts_and_its_examples_load(
     Site(tmp_path)
     for zone in ("example.org.", "cluster.local."):
         keymaker.make(tmp_path, zone, secret=keymaker.KNOWN)
+    (tmp_path / "db.example.org").write_text("@ 60 SOA ns h 1 2 3 4 5\n@ 60 NS ns\nns 60 A 192.0.2.1\n")
     for example in examples:
         instance = build.build(build.read(example, "example"))
         instance.load()

@@ -150,6 +150,11 @@ EVERYTHING = """
     tsig sec.org {
         secret key.org c2VjcmV0
     }
+    dynupdate dyn.org {
+        file db.file.org
+        database dyn.zone
+        allow key.org * TXT
+    }
     file db.file.org file.org
     auto auto.org {
         directory zones
