@@ -389,7 +389,7 @@ def test_a_slow_key_signs_beside_the_loop(serve: Serve, folder: Path, monkeypatc
 def test_answers_wait_for_their_signatures_where_a_turn_is_not_enough_and_share_them(
     serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdns.plugins.dnssec.TURN", 0.0)
+    monkeypatch.setattr("kdns.plugins.dnssec.SLICE", 0.0)
     server = serve(corefile(folder))
     keys = key_set(folder, "example.")
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

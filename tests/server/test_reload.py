@@ -142,6 +142,10 @@ EVERYTHING = """
     hosts hosts {
         fallthrough
     }
+    tenants cluster.local {
+        isolate
+        unknown allow
+    }
     kubernetes cluster.local in-addr.arpa {
         manifests c.yaml
         fallthrough
