@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, final
 import msgspec
 
 from kdns.kube.cluster import Cluster
-from kdns.kube.objects import IMPORT, NAMESPACE, POD, SERVICE, SLICE, TYPES, Object
+from kdns.kube.objects import IMPORT, NAMESPACE, POD, POLICY, SERVICE, SLICE, TYPES, Object
 from kdns.timeslice import emptied
 
 # Objects of a frame: some 1 ms to apply, slices of a hundred endpoints too.
@@ -27,7 +27,7 @@ LIMIT: Final = 20_000
 # Seconds that a source waits for the state of another process when it starts: 170,000 objects take one or two.
 PATIENCE: Final = 30.0
 
-KINDS: Final = (NAMESPACE, SERVICE, IMPORT, SLICE, POD)
+KINDS: Final = (NAMESPACE, SERVICE, IMPORT, SLICE, POD, POLICY)
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final[dict[str, Callable[[bytes], Any]]] = {
     kind: msgspec.msgpack.Decoder(cls).decode for kind, cls in TYPES.items()

@@ -25,7 +25,8 @@ solvers, from external-dns.
 
 An update is on the disk before it is acknowledged; a crash loses none and leaves none half done. Every change raises
 the serial, tells secondaries (with `transfer`), and can be had by IXFR. At a clean stop the journal is put into the
-database, which may then be edited by hand, but for its first line. One server at a time uses a database.
+database, which may then be edited by hand, but for its first line. One server at a time uses a database; with
+`multisocket` it is an error.
 
 Updates are taken over UDP, TCP and TLS; over HTTP and gRPC the reply is NOTIMP. So it is for DNSSEC's own types, and a
 signed zone is an error: kdns does not sign what it changes. At most 256 updates wait, 128 of one key; one more gets
@@ -60,7 +61,7 @@ from kdns.dns.rrset import RRset
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers, zones
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.outcome import Pending
-from kdns.plugin.providers import KeyRing, KnowsSigner, Notifies, ZoneStep
+from kdns.plugin.providers import KeyRing, KnowsSigner, Notifies, Processes, ZoneStep
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.dynupdate.draft import NOT_TAKEN, Limits, Permission
@@ -150,7 +151,13 @@ class Dynupdate(Plugin):
         self.signers = block.all(KnowsSigner)
         self.notifiers = block.all(Notifies)
         rings = block.all(KeyRing)
+        several = any(found.processes > 1 for found in block.anywhere(Processes))
         for config in self.configs.values():
+            if several:
+                raise CorefileError(
+                    config.at,
+                    "dynupdate: with multisocket each process would change a zone of its own: use one process",
+                )
             for permission in config.allowed:
                 if all(ring.tsig_key(permission.key) is None for ring in rings):
                     raise CorefileError(config.at, f"dynupdate: the block's tsig has no key {to_text(permission.key)}")

@@ -21,7 +21,7 @@ import pytest
 from kdns.plugins.multisocket import processors
 from kdns.testing import data, free_port
 from kdns.testing.apiserver import ApiServer
-from kdns.testing.objects import namespace, service
+from kdns.testing.objects import namespace, pod, service
 from tests.cli.test_commands import Process, kdns
 from tests.cli.test_rollout import asking
 from tests.fixtures import Serve
@@ -531,3 +531,31 @@ def test_one_process_signs_a_zone_and_all_serve_it(several: Callable[..., Severa
     soon(both_answer, 40)
     assert server.end() == 0
     assert sum("Successfully signed zone" in line for line in server.lines) == 1
+
+
+def test_tenants_are_told_apart_by_all_workers(several: Callable[..., Several], api: ApiServer) -> None:
+    for each in (
+        namespace("a"), namespace("b"), service("a/web", "10.0.1.1"), service("b/web", "10.0.1.2"),
+        pod("a/p", "127.0.1.1"), pod("b/p", "127.0.1.2"),
+    ):  # fmt: skip
+        api.put(each)
+    kubernetes = f" kubernetes cluster.local {{\n  endpoint {api.url}\n }}"
+    server = several(f"{kubernetes}\n tenants cluster.local {{\n  isolate\n  from networkpolicy\n  unknown deny\n }}")
+    soon(lambda: server.get("/ready")[0] == 200)
+    for client, own, other in (("127.0.1.1", "a", "b"), ("127.0.1.2", "b", "a")):
+        for name, rcode in ((own, 0), (other, 3)):
+            query = dns.message.make_query(f"web.{name}.svc.cluster.local.", "A")
+            for _ in range(20):
+                reply = dns.query.udp(query, "127.0.0.1", port=server.port, timeout=5, source=client)
+                assert reply.rcode() == rcode, (client, name)
+    assert server.end() == 0
+
+
+def test_updates_and_several_processes_do_not_go_together(tmp_path: Path) -> None:
+    (tmp_path / "db").write_text("@ 60 SOA ns h 1 60 60 60 60\n@ NS ns\nns A 192.0.2.1\n")
+    (tmp_path / "Corefile").write_text(
+        "example.org:1053 {\n bind 127.0.0.1\n multisocket 2\n tsig {\n  secret k. c2VjcmV0\n }\n dynupdate {\n"
+        f"  file {tmp_path}/db\n  database {tmp_path}/zone\n  allow k. * *\n }}\n}}\n"
+    )
+    done = kdns("-conf", str(tmp_path / "Corefile"))
+    assert done.returncode == 1 and "with multisocket each process would change" in done.stderr
