@@ -61,7 +61,8 @@ class Forward(Plugin):
         self.deadlines = Deadlines()
         self.first = 0
         self.concurrent = 0
-        # A question -> its forms in flight, in the order they came: the first MAX_VARIANTS are asked, the others wait.
+        # A question -> its forms in flight, in the order of their turns: the first MAX_VARIANTS are asked, the others
+        # wait.
         self.flights: dict[bytes, list[ForwardAttempt]] = {}
         self.has_next = False
         self.opts = (edns.PLAIN, edns.WITH_DO)
@@ -140,7 +141,8 @@ class Forward(Plugin):
         if config.max_concurrent and self.concurrent >= config.max_concurrent:
             REJECTS.slot()[0] += 1
             return RcodeOnly(iana.REFUSED, f"concurrent queries exceeded maximum {config.max_concurrent}")
-        query = pack_query(0, question, rd=request.rd, cd=request.cd, ad=True, opt=self.opt(request))
+        opt = self.opt(request)
+        query = pack_query(0, question, rd=request.rd, cd=request.cd, ad=True, opt=opt)
         proto = "udp" if config.prefer_udp else request.transport
         variants = self.flights.get(question.wire)
         if variants is not None:
@@ -149,7 +151,7 @@ class Forward(Plugin):
                     COALESCED.slot()[0] += 1
                     request.slots[self.position] = running
                     return running.flight
-            if len(variants) >= MAX_VARIANTS + MAX_QUEUED:
+            if len(variants) >= MAX_VARIANTS + MAX_QUEUED and opt not in self.opts:
                 return too_many_forms()
         if self.concurrent >= MAX_FLIGHTS:
             return RcodeOnly(iana.SERVFAIL, "too many questions in flight")
@@ -159,7 +161,9 @@ class Forward(Plugin):
             self.flights[question.wire] = [running]
             running.begin()
         else:
-            variants.append(running)
+            # The forms without options are few, and are most clients': who asks with ever new options is not before
+            # them.
+            variants.insert(MAX_VARIANTS if opt in self.opts else len(variants), running)
             if len(variants) <= MAX_VARIANTS:
                 running.begin()
             else:

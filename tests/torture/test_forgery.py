@@ -160,6 +160,29 @@ def test_forms_of_a_question_beyond_a_few_wait_for_their_turn(serve: Serve, slow
     eventually(lambda: not forwarder.flights and not forwarder.concurrent)
 
 
+def test_a_client_with_many_subnets_made_a_name_servfail_for_clients_without_any(
+    serve: Serve, slow: tuple[Gate, str]
+) -> None:
+    gate, address = slow
+    server = serve(block(f"forward . {address} {{\n read_timeout 10s\n client_subnet\n }}"))
+    most, queue = forward_module.MAX_VARIANTS, forward_module.MAX_QUEUED
+    dispatcher = next(iter(server.server.instance.dispatchers.values()))  # type: ignore[union-attr]
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as greedy,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        client.settimeout(10)
+        for query in subnets(most + queue):
+            greedy.sendto(query, ("127.0.0.1", server.port))
+        eventually(lambda: len(dispatcher.waiting.table) == most + queue)
+        client.sendto(dns.message.make_query("x.org.", "A").to_wire(), ("127.0.0.1", server.port))
+        eventually(lambda: len(dispatcher.waiting.table) == most + queue + 1)
+        eventually(lambda: len(gate.asked) == most)
+        gate.open.set()
+        assert data(dns.message.from_wire(client.recv(4096))) == ["192.0.2.1"]
+    assert [not dns.message.from_wire(query).options for query in gate.asked].index(True) <= most
+
+
 def test_a_form_whose_turn_does_not_come_is_servfail_in_time(
     serve: Serve, slow: tuple[Gate, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
