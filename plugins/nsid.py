@@ -39,7 +39,10 @@ class Nsid(Plugin):
         directive = readers.once(directives)
         readers.no_block(directive)
         text = " ".join(directive.words()) or socket.gethostname()
-        return [edns.option(edns.NSID, text.encode())]
+        data = text.encode()
+        if len(data) > edns.MAX_CONFIGURED:
+            raise readers.fail(directive, f"an option of {len(data)} octets, at most {edns.MAX_CONFIGURED} are allowed")
+        return [edns.option(edns.NSID, data)]
 
     def on_answer(self, request: Request, answer: Answer) -> Answer:
         if not request.has_option(edns.NSID):

@@ -19,6 +19,8 @@ CO: Final = 0x4000  # Compact Answers OK: RFC 9824, section 5.1
 # Options of one OPT. IANA's list has some twenty, each of which stands in a query once; nobody needs more, and each
 # costs those who wait behind it.
 MAX_OPTIONS: Final = 64
+# Octets of an option that a Corefile gives: larger ones would crowd the question out of an unfragmented datagram.
+MAX_CONFIGURED: Final = 1024
 # Octets of a query's options. A few cookies and a name make some hundred; padding (RFC 8467, section 4.1) fills up to
 # 128. As many as a UDP query may have in all.
 MAX_OPTIONS_SIZE: Final = 4096

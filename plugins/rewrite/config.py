@@ -13,7 +13,6 @@ from kdns.regex import compile_regex
 KINDS: Final = ("exact", "prefix", "suffix", "substring", "regex")
 FIELDS: Final = ("name", "type", "class", "edns0", "ttl", "rcode", "cname")
 VARIABLES: Final = ("qname", "qtype", "client_ip", "client_port", "server_ip", "server_port", "protocol")
-MAX_DATA: Final = 1024  # octets of one option: larger ones would crowd the question out of an unfragmented datagram
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +319,6 @@ def _local(action: str, code: int, word: Token) -> Option:
             raise readers.fail(word, f'"{text}" is not hexadecimal, two digits an octet') from None
     else:
         data = text.encode()
-    if len(data) > MAX_DATA:
-        raise readers.fail(word, f"an option of {len(data)} octets, at most {MAX_DATA} are allowed")
+    if len(data) > edns.MAX_CONFIGURED:
+        raise readers.fail(word, f"an option of {len(data)} octets, at most {edns.MAX_CONFIGURED} are allowed")
     return Option(action, code, data)

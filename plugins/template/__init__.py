@@ -339,6 +339,8 @@ def _option(line: Line, found: dict[str, Any]) -> None:
         readers.arguments(line, 1, 2, "CODE [TEXT]")
         code = readers.integer(line.args[0], 0, 65535)
         text = line.args[1].text.encode() if len(line.args) > 1 else b""
+        if len(text) > edns.MAX_CONFIGURED:
+            raise readers.fail(line, f"a text of {len(text)} octets, at most {edns.MAX_CONFIGURED} are allowed")
         found["options"] = edns.extended_error(code, text)
     elif name == "fallthrough":
         found["fallthrough"] = Fallthrough.parse(line)

@@ -26,6 +26,9 @@ from tests.fixtures import Serve
     ("any now", "unexpected argument"),
     ("searchpath {\n suffix a\n }", 'did you mean "suffixes"'),
     ("searchpath {\n lookups 0\n }", "out of range"),
+    # An option that no message can carry ended `check` with a stack trace.
+    (f"nsid {'x' * 70000}", "at most 1024"),
+    (f"template IN A {{\n ederror 1 {'x' * 70000}\n }}", "at most 1024"),
     # A TTL that no message can carry was taken, and each answer it was for became SERVFAIL.
     ("rewrite ttl a.org 99999999999", "at most 2147483647"),
     ("rewrite ttl a.org 0-2147483648", "at most 2147483647"),
