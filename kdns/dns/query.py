@@ -97,8 +97,16 @@ def _opt(fixed: bytes) -> Edns:
     return known
 
 
-def _search_opt(data: bytes, off: int) -> tuple[Edns | None, bytes]:
-    """The OPT among a query's records, and its options. Raises FormatError."""
+def readable_opt(data: bytes, end: int) -> Edns | None:
+    """The OPT of a query that is not well-formed, whose question ends at `end`; None where it has no single one."""
+    try:
+        return _search_opt(data, end, False)[0]
+    except FormatError:
+        return None
+
+
+def _search_opt(data: bytes, off: int, checked: bool = True) -> tuple[Edns | None, bytes]:
+    """The OPT among a query's records, and its options, which may be malformed unless `checked`. Raises FormatError."""
     budget = wire.Budget()
     answers, authorities, additionals = [int.from_bytes(data[i : i + 2], "big") for i in (6, 8, 10)]
     for record in wire.records(data, off, answers + authorities, budget):
@@ -113,6 +121,7 @@ def _search_opt(data: bytes, off: int) -> tuple[Edns | None, bytes]:
             raise FormatError("a second OPT, or one that the root does not own")
         at = record.fixed
         options = data[at + 10 : record.end]
-        _edns.check_options(options)
+        if checked:
+            _edns.check_options(options)
         found = _opt(data[at + 2 : at + 8])
     return found, options

@@ -20,7 +20,7 @@ from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
 from kdns.dns.answer import REPLY_EDNS, Answer
 from kdns.dns.errors import FormatError
-from kdns.dns.query import parse, parse_opt
+from kdns.dns.query import parse, parse_opt, readable_opt
 from kdns.dns.render import render
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
@@ -274,7 +274,12 @@ class Dispatcher:
         try:
             question, end, edns, options = parse(data, flags & MORE != 0)
         except FormatError:
-            return reply.refusal(data, iana.FORMERR, False, readable_question(data))
+            asked = readable_question(data)
+            edns = readable_opt(data, 12 + len(asked)) if asked else None
+            if edns is not None:
+                # RFC 6891, section 6.1.1: a FORMERR without an OPT says that we know no EDNS (section 7).
+                return reply.bare(data, 12 + len(asked), iana.FORMERR, edns)
+            return reply.refusal(data, iana.FORMERR, False, asked)
         flags &= ~MORE
         if edns is not None:
             flags |= REPLY_EDNS
@@ -282,7 +287,7 @@ class Dispatcher:
                 # RFC 6891, section 6.1.3. Ours is version 0.
                 return reply.bare(data, end, iana.BADVERS, edns)
         if question.type in META:
-            return reply.refusal(data, iana.FORMERR, False, data[12:end])
+            return reply.bare(data, end, iana.FORMERR, edns)
         request = Request(
             self, data, end, question, edns, options, flags, client, local, _TRANSPORTS[transport & 3], monotonic()
         )

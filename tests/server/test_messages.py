@@ -215,6 +215,21 @@ def test_types_that_are_no_data_are_refused_as_questions(server: Server, rtype: 
     assert code(server.ask("web.n1.svc.cluster.local.", rtype)) == "FORMERR"
 
 
+@pytest.mark.parametrize("malformed", [
+    edns.option(edns.SUBNET, b"\0\1\x18\1\x0a\2\3"), edns.option(edns.COOKIE, b"1234567"), b"\0\3\0\x09", b"\0\3\0",
+    b"\xfd\xe9\0\0" * (edns.MAX_OPTIONS + 1),
+])  # fmt: skip
+def test_a_formerr_for_a_malformed_option_had_no_opt(server: Server, malformed: bytes) -> None:
+    """Without one it says that the server knows no EDNS at all (RFC 6891, sections 6.1.1 and 7)."""
+    reply = dns.message.from_wire(server.raw(query(ar=1) + opt(malformed)) or b"")
+    assert code(reply) == "FORMERR" and reply.edns == 0 and not reply.options and reply.question
+
+
+def test_a_formerr_for_a_type_that_is_no_data_had_no_opt(server: Server) -> None:
+    assert server.ask("web.n1.svc.cluster.local.", "TKEY", use_edns=0).edns == 0
+    assert server.ask("web.n1.svc.cluster.local.", "TKEY", use_edns=False).edns < 0
+
+
 @pytest.mark.parametrize("rdclass", ["CH", "HS", "ANY", "NONE"])
 def test_other_classes_are_refused(server: Server, rdclass: str) -> None:
     assert code(server.ask("web.n1.svc.cluster.local.", "A", rdclass=rdclass)) == "REFUSED"
