@@ -4,8 +4,8 @@
 
     bufsize [SIZE]
 
-* SIZE is the maximum size of a UDP reply in octets, and the size that upstreams are told; 512 to 4096. Default: 1232.
-  If a client asks for less, it gets less. kdns never sends a UDP reply of more than 1232 octets.
+* SIZE is the maximum size of a UDP reply in octets, and the size that upstreams are told; 512 to 4096, of which all
+  above 1232 counts as 1232. Default: 1232. A client that asks for less gets less.
 
 ## Examples
 
