@@ -152,11 +152,11 @@ def test_the_default_corefile_builds_unchanged(text: str) -> None:
 
 
 def test_a_plugin_that_is_not_built_is_named_with_its_line() -> None:
-    text = AKS.replace("    loop\n", "    loop\n    dnssec\n")
+    text = AKS.replace("    loop\n", "    loop\n    route53\n")
     with pytest.raises(CorefileError) as caught:
         build.build(build.read(text, "Corefile", environ={}))
     assert str(caught.value).startswith("Corefile:16:5: ")
-    assert 'plugin "dnssec" is known from CoreDNS' in str(caught.value)
+    assert 'plugin "route53" is known from CoreDNS' in str(caught.value)
 
 
 def test_the_chain_is_in_the_fixed_order_whatever_the_corefile_says() -> None:
