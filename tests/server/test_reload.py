@@ -190,7 +190,6 @@ https://.:HTTPS grpc://.:GRPC {
     https
     grpc_server
     proxyproto
-    multisocket 2
     whoami
 }
 e.org:{port} {
