@@ -308,14 +308,14 @@ class _Pass:
                 proof = denial.ds_of(request, plugin, cut)
                 if proof is None:
                     proof = denial.delegation(cut, zone, _CUT, self._ttl(zone))
-                authority += yield from self._signed([proof], set())
+                authority += yield from self._signed([proof], set(), zone)
         elif not cut and not proven:
             name = _last(request.question.name, request.question.type, answer)
             # Where the zone above is none of ours, a DS is denied by the one below.
             zone = (plugin.zone_of(name, request.question.type) or closest(name, plugin.names)) if name else None
             if zone is not None and is_within(name, zone):
                 proofs, wanted = self._proofs(name, zone)
-                made = yield from self._signed(proofs, set())
+                made = yield from self._signed(proofs, set(), zone)
                 if request.question.type in (iana.NSEC, iana.RRSIG) and name == made[0].owner:
                     # The proof is what was asked for; a denial would contradict it.
                     records += made if request.question.type == iana.NSEC else made[1:]
@@ -350,9 +350,11 @@ class _Pass:
         return denial.negative_ttl(self.request, self.plugin, zone, self.answer.authority, NO_SOA_TTL)
 
     def _signed(
-        self, section: Sequence[RRset], left_out: set[tuple[bytes, int]]
+        self, section: Sequence[RRset], left_out: set[tuple[bytes, int]], denied_by: bytes = b""
     ) -> Generator[Callable[[], bytes] | None, bytes | None, list[RRset]]:
-        """A section with signatures behind what they cover."""
+        """A section with signatures behind what they cover. Proofs are signed by the zone that denies, which may be the
+        one above their owners'.
+        """
         out: list[RRset] = []
         done = dnssec.covered(section)
         for rrset in section:
@@ -361,7 +363,7 @@ class _Pass:
             key = (owner, rrset.type)
             if rrset.type == iana.RRSIG or rrset.cls != iana.IN or key in done or key in left_out:
                 continue
-            zone = self.plugin.zone_of(owner, rrset.type)
+            zone = denied_by or self.plugin.zone_of(owner, rrset.type)
             if zone is not None:
                 out.append((yield from self._signatures(rrset, owner, zone)))
         return out

@@ -189,6 +189,22 @@ def test_a_delegation_is_not_signed_but_its_ds_or_that_there_is_none(serve: Serv
     check(server.ask("a.example.", "DS", want_dnssec=True), keys)
 
 
+@pytest.mark.parametrize("kind", ["compact", "nsec"])
+@pytest.mark.parametrize("delegated", [True, False])
+def test_that_a_zone_below_has_no_ds_was_signed_by_that_zone(
+    serve: Serve, folder: Path, kind: str, delegated: bool
+) -> None:
+    """Its key does not prove anything about the zone above, whose denial it is."""
+    if delegated:
+        with (folder / "db.example.").open("a") as file:
+            file.write("more.example. 3600 NS ns.more.example.\n")
+    server = serve(corefile(folder, f"denial {kind}"))
+    reply = server.ask("more.example.", "DS", want_dnssec=True)
+    check(reply, key_set(folder, "example."))
+    signers = {str(record.signer) for rrset in reply.authority if rrset.rdtype == 46 for record in rrset}
+    assert signers == {"example."} and not reply.answer and nsecs(reply)
+
+
 def test_addresses_beside_an_answer_are_signed_and_glue_is_not(serve: Serve, folder: Path) -> None:
     server = serve(corefile(folder))
     reply = server.ask("srv.more.example.", "SRV", want_dnssec=True, payload=4096)

@@ -36,7 +36,7 @@ LEAVES = ("outside", "tocut", "far", "loop1", "loop2", "self")
 def names_of(zone: str, path: Path, chance: random.Random) -> list[str]:
     read = dns.zone.from_file(str(path), zone, relativize=False, check_origin=False)
     names = {name.to_text() for name, node in read.nodes.items() if not all(each.rdtype in (46, 50) for each in node)}
-    for name in list(names):
+    for name in sorted(names):  # the same draws in every process
         names.add(f"{chance.choice('abcxyz*')}{chance.randrange(9)}.{name}")
         names.add(f"x.y{chance.randrange(9)}.{name}")
         names.add(f"*.{name}")
