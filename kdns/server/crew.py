@@ -140,7 +140,7 @@ class Workers:
             raise WorkerFailed(problem or f"worker {number} ended, or said nothing for {SLOW:g} s, while it started")
         hand.serving = True
         self.known.add(number)
-        SERVING.slot()[0] = sum(each.serving for each in self.hands.values())
+        SERVING.slot()[0] = len(self.living())
 
     def living(self) -> list[Hand]:
         """The workers that serve."""

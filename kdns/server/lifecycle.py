@@ -7,45 +7,28 @@ listeners only get another dispatcher, between two datagrams.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 
 from kdns import files, log
-from kdns.corefile import Corefile, CorefileError
-from kdns.kube.pause_gc import set_pause
-from kdns.metrics import MAX, MIN, REFRESH, Counter, Gauge
+from kdns.corefile import Corefile
+from kdns.metrics import MIN, Gauge
 from kdns.net.tcp import TcpListener
 from kdns.net.udp import UdpListener
-from kdns.plugin.base import Plugin
-from kdns.plugin.runtime import Runtime
 from kdns.server import gc_policy
 from kdns.server.build import Group, Instance, build, build_beside
+from kdns.server.life import LOADING, STATE, Life, before_stop, start_plugins, stop_plugins
 from kdns.server.listeners import Listeners, open_group, probe
-from kdns.timeslice import TimeSlice
 
 # Seconds that queries in flight get when the server ends (CoreDNS's).
 DRAIN: Final = 5.0
 # Seconds without a query after which a lame duck need not wait longer: endpoints are taken out within a second or two,
 # and what still comes by then is not there.
 QUIET: Final = 3.0
-# Seconds for reading a Corefile with its imports, and for what plugins load: files, and names of upstreams, which may
-# have to be asked for. What takes longer hangs.
-READING: Final = 60.0
-LOADING: Final = 120.0
 QUIET_STEP: Final = 0.1
 
-STATE: Final = Gauge(
-    "kdns_shutdown_state",
-    "0 while serving, 1 while a lame duck, 2 while the last queries are answered.",
-    across=MAX,
-)
 SILENCE: Final = Gauge("kdns_shutdown_quiet_seconds", "While a lame duck: seconds since the last query.", across=MIN)
-LOST_LINES: Final = Counter(
-    "kdns_log_lines_lost_total",
-    "Log lines that were not written: the reader was slow, or too many complaints a second.",
-    ("reason",),
-)
 
 _log = log.Logger()
 
@@ -58,7 +41,7 @@ class Prepared(NamedTuple):
     before: str
 
 
-class Server:
+class Server(Life):
     """Serves one Corefile, and the ones that follow it.
 
     `reread` reads the Corefile again (raises CorefileError or OSError). `share_port` lets a second process listen on
@@ -66,18 +49,10 @@ class Server:
     """
 
     def __init__(self, reread: Callable[[], Corefile], *, share_port: bool = False, warns: bool = True) -> None:
-        self.reread = reread
-        self.share_port = share_port
+        super().__init__(reread, share_port=share_port)
         self.warns = warns
-        self.runtime = Runtime()
-        set_pause(gc_policy.pause)
-        self.runtime.reload = self.reload
-        self.runtime.fingerprint = lambda: reread().fingerprint
         self.instance: Instance | None = None
         self.listeners: dict[Group, Listeners] = {}
-        self.reloading = asyncio.Lock()
-        # Called when the sockets are open, before the plugins say what they have to say of it.
-        self.opened: Callable[[], None] = lambda: None
 
     async def start(self, corefile: Corefile) -> None:
         """Loads, starts the plugins, opens the sockets. Raises CorefileError or OSError; then nothing is left open."""
@@ -99,28 +74,7 @@ class Server:
             raise
         self.instance = instance
         self.listeners = opened
-        self.opened()
-        self._announce()
-        REFRESH.append(self._refresh)
-        gc_policy.freeze()
-
-    async def reload(self) -> bool:
-        """Reads the Corefile again and serves by it; says whether it worked. If not, all stays as it was."""
-        async with self.reloading:
-            _log.info("Reloading")
-            over = gc_policy.pause()  # a large Corefile makes more objects than a pass may look at
-            try:
-                await self._replace(await files.waiting("reading the Corefile", self.reread, READING))
-            except (CorefileError, OSError) as error:
-                _log.error(f"Restart failed: {error}")
-                return False
-            except Exception as error:
-                _log.error(f"Restart failed: {type(error).__name__}: {error}")
-                return False
-            finally:
-                over()
-            _log.info("Reloading complete")
-            return True
+        self._begun()
 
     async def _replace(self, corefile: Corefile) -> None:
         prepared = await self.prepare(corefile)
@@ -175,17 +129,12 @@ class Server:
 
     async def _bring_up(self, instance: Instance) -> dict[Group, Listeners]:
         """Starts the plugins and opens the sockets that are not open yet; what a failure leaves is undone."""
-        started: list[Plugin] = []
         opened: dict[Group, Listeners] = {}
         wanted = [group for group in instance.dispatchers if group not in self.listeners]
+        for group in wanted if not self.share_port else ():
+            probe(group)
+        await start_plugins(instance.plugins, self.runtime)
         try:
-            for group in wanted if not self.share_port else ():
-                probe(group)
-            slice_ = TimeSlice()
-            for plugin in instance.plugins:
-                started.append(plugin)
-                await plugin.start(self.runtime)
-                await slice_.pause()
             for group in wanted:
                 opened[group] = open_group(group, instance.dispatchers[group])
             for listeners in opened.values():
@@ -193,7 +142,7 @@ class Server:
         except BaseException:
             for listeners in opened.values():
                 listeners.stop()
-            await stop_plugins(started)
+            await stop_plugins(instance.plugins)
             raise
         return opened
 
@@ -202,20 +151,9 @@ class Server:
         more.
         """
         STATE.slot()[0] = 1
-        calls = list(self.runtime.before_stop)
-        if not calls:
+        if not self.runtime.before_stop:
             return
-
-        async def one(call: Callable[[], Awaitable[None]]) -> None:
-            try:
-                await call()
-            except Exception as error:
-                _log.error(f"lameduck: {type(error).__name__}: {error}")
-
-        async def all_of_it() -> None:
-            await asyncio.gather(*(one(call) for call in calls))
-
-        waiting = [asyncio.ensure_future(all_of_it()), asyncio.ensure_future(self._quiet())]
+        waiting = [asyncio.ensure_future(before_stop(self.runtime)), asyncio.ensure_future(self._quiet())]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if waiting[1].done():
             _log.info(f"no query for {QUIET:g} s: the lameduck ends early")
@@ -239,9 +177,7 @@ class Server:
 
     async def stop(self, drain: float = DRAIN) -> None:
         """Accepts no more, gives queries in flight `drain` seconds, closes everything."""
-        if self._refresh in REFRESH:
-            REFRESH.remove(self._refresh)
-        STATE.slot()[0] = 2
+        self._ending()
         for listeners in self.listeners.values():
             for tcp in listeners.tcp:
                 tcp.stop_accepting()
@@ -258,22 +194,15 @@ class Server:
             await stop_plugins(self.instance.plugins)
             self.instance.close()
             self.instance = None
-        STATE.slot()[0] = 0
-        gc_policy.release()
+        self._ended()
 
     def banner(self) -> list[str]:
         """A line for each zone and listener, as CoreDNS prints them."""
         assert self.instance is not None
         return banner(self.instance)
 
-    def _announce(self) -> None:
-        calls, self.runtime.on_serving = self.runtime.on_serving, []
-        for call in calls:
-            call()
-
     def _refresh(self) -> None:
-        LOST_LINES.slot("queue")[0] = log.dropped()
-        LOST_LINES.slot("rate")[0] = log.left_out()
+        super()._refresh()
         for group, listeners in self.listeners.items():
             listeners.refresh(group.label)
 
@@ -287,17 +216,6 @@ def banner(instance: Instance) -> list[str]:
                 on = f" on {host}" if host else ""
                 lines.append(f"{key}{on}")
     return sorted(set(lines))
-
-
-async def stop_plugins(plugins: list[Plugin]) -> None:
-    """Stops them, the last one first; one that fails hinders no other."""
-    slice_ = TimeSlice()
-    for plugin in reversed(plugins):
-        await slice_.pause()
-        try:
-            await plugin.stop()
-        except Exception as error:
-            _log.error(f"stopping plugin/{plugin.name}: {type(error).__name__}: {error}")
 
 
 async def _drain(instance: Instance, limit: float) -> None:

@@ -9,20 +9,18 @@ other.
 
 import asyncio
 import pickle
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, final
 
-from kdns import log
-from kdns.corefile import Corefile, CorefileError
-from kdns.kube.pause_gc import set_pause
-from kdns.metrics import REFRESH
+from kdns import files, log
+from kdns.corefile import Corefile
 from kdns.plugin.base import Plugin
-from kdns.plugin.runtime import Runtime
 from kdns.server import gc_policy
-from kdns.server.build import Group, Instance, build
+from kdns.server.build import Group, Instance, build_beside
 from kdns.server.crew import PAUSE, SLOW, WorkerFailed, Workers
 from kdns.server.forks import ForkServer
-from kdns.server.lifecycle import DRAIN, LOST_LINES, STATE, banner, stop_plugins
+from kdns.server.life import LOADING, STATE, Life, before_stop, start_plugins, stop_plugins
+from kdns.server.lifecycle import DRAIN, banner
 from kdns.server.listeners import probe
 
 # Seconds that a worker may be a lame duck beyond which nobody waits: the longest `lameduck` one would write.
@@ -54,11 +52,11 @@ class Central:
     async def stop(self) -> None:
         """Stops what was started, and takes it apart."""
         await stop_plugins(self.plugins)
-        self.instance.close()
+        await self.instance.close_beside()
 
 
 @final
-class Supervisor:
+class Supervisor(Life):
     """Serves one Corefile by several workers, and the ones that follow it.
 
     `reread` reads the Corefile again (raises CorefileError or OSError). `share_port` lets other processes listen on the
@@ -66,20 +64,12 @@ class Supervisor:
     """
 
     def __init__(self, reread: Callable[[], Corefile], forks: ForkServer, *, share_port: bool = False) -> None:
-        self.reread = reread
-        self.share_port = share_port
-        self.runtime = Runtime()
+        super().__init__(reread, share_port=share_port)
         self.workers = Workers(forks)
-        set_pause(gc_policy.pause)
-        self.runtime.reload = self.reload
-        self.runtime.fingerprint = lambda: reread().fingerprint
         self.runtime.crew = self.workers
         self.current: Central | None = None
         self.stopping = False
-        self.reloading = asyncio.Lock()
         self.replacing: dict[int, asyncio.Task[None]] = {}
-        # Called when the sockets are open, before the plugins say what they have to say of it.
-        self.opened: Callable[[], None] = lambda: None
 
     async def start(self, corefile: Corefile) -> None:
         """Starts the workers, and what is done once for all. Raises CorefileError or OSError; then nothing is left."""
@@ -93,7 +83,7 @@ class Supervisor:
         try:
             central = await self._central(corefile)
             self.runtime.loaded = central.fingerprint
-            await self._start_plugins(central)
+            await start_plugins(central.plugins, self.runtime)
             numbers = range(1, central.count + 1)
             results = await asyncio.gather(
                 *(workers.spawn(number, central.pickled) for number in numbers), return_exceptions=True
@@ -110,25 +100,7 @@ class Supervisor:
             gc_policy.release()
             raise
         self.current = central
-        self.opened()
-        self._announce()
-        REFRESH.append(self._refresh)
-        gc_policy.freeze()
-
-    async def reload(self) -> bool:
-        """Reads the Corefile again and has all workers serve by it; says whether it worked. If not, all stays."""
-        async with self.reloading:
-            _log.info("Reloading")
-            try:
-                await self._replace(self.reread())
-            except (CorefileError, OSError) as error:
-                _log.error(f"Restart failed: {error}")
-                return False
-            except Exception as error:
-                _log.error(f"Restart failed: {type(error).__name__}: {error}")
-                return False
-            _log.info("Reloading complete")
-            return True
+        self._begun()
 
     async def _replace(self, corefile: Corefile) -> None:
         old = self.current
@@ -138,7 +110,7 @@ class Supervisor:
         new = await self._central(corefile, old.groups)
         try:
             self.runtime.loaded = new.fingerprint
-            await self._start_plugins(new)
+            await start_plugins(new.plugins, self.runtime)
             try:
                 # The first step: all build it.
                 said = await workers.ask_each("prepare", new.pickled, limit=SLOW)
@@ -178,24 +150,14 @@ class Supervisor:
 
     async def _central(self, corefile: Corefile, open_already: set[Group] | None = None) -> Central:
         """Builds and loads a configuration as a worker will, so that what is wrong with it is said here, and once."""
-        instance = build(corefile)
+        instance = await build_beside(corefile)
         for warning in (*corefile.warnings, *instance.warnings()):
             _log.warning(warning)
-        await asyncio.to_thread(instance.load)
+        await files.waiting("loading what the Corefile names", instance.load, LOADING)
         for group in instance.dispatchers:
             if not self.share_port and (open_already is None or group not in open_already):
                 probe(group)
         return Central(corefile, instance)
-
-    async def _start_plugins(self, central: Central) -> None:
-        started: list[Plugin] = []
-        try:
-            for plugin in central.plugins:
-                started.append(plugin)
-                await plugin.start(self.runtime)
-        except BaseException:
-            await stop_plugins(started)
-            raise
 
     # Workers that are replaced.
 
@@ -234,16 +196,12 @@ class Supervisor:
         STATE.slot()[0] = 1
         for hand in self.workers.hands.values():
             hand.ending = True
-        await asyncio.gather(
-            self.workers.ask_each("lameduck", limit=_LAMEDUCK), *(_tried(call) for call in self.runtime.before_stop)
-        )
+        await asyncio.gather(self.workers.ask_each("lameduck", limit=_LAMEDUCK), before_stop(self.runtime))
 
     async def stop(self, drain: float = DRAIN) -> None:
         """Ends the workers, which get `drain` seconds for queries in flight, then closes everything."""
         self.stopping = True
-        if self._refresh in REFRESH:
-            REFRESH.remove(self._refresh)
-        STATE.slot()[0] = 2
+        self._ending()
         for task in self.replacing.values():
             task.cancel()
         await self.workers.end(list(self.workers.hands.values()), drain)
@@ -251,26 +209,9 @@ class Supervisor:
             await self.current.stop()
             self.current = None
         self.workers.close()
-        STATE.slot()[0] = 0
-        gc_policy.release()
+        self._ended()
 
     def banner(self) -> list[str]:
         """A line for each zone and listener, as CoreDNS prints them: once for each worker's sockets."""
         assert self.current is not None
         return sorted(self.current.banner * len(self.workers.hands))
-
-    def _announce(self) -> None:
-        calls, self.runtime.on_serving = self.runtime.on_serving, []
-        for call in calls:
-            call()
-
-    def _refresh(self) -> None:
-        LOST_LINES.slot("queue")[0] = log.dropped()
-        LOST_LINES.slot("rate")[0] = log.left_out()
-
-
-async def _tried(call: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await call()
-    except Exception as error:
-        _log.error(f"lameduck: {type(error).__name__}: {error}")

@@ -224,6 +224,21 @@ def test_a_reload_changes_all_workers_and_a_broken_corefile_none(several: Callab
     assert server.end() == 0
 
 
+def test_a_pipe_as_an_import_held_the_process_that_answers_probes(
+    several: Callable[..., Several], tmp_path: Path
+) -> None:
+    """A single process read its Corefile in a waiting thread; the one that watches over workers did not."""
+    os.mkfifo(tmp_path / "pipe")
+    server = several()
+    server.write(more=f" import {tmp_path}/pipe")
+    os.kill(server.pid, signal.SIGUSR1)
+    server.until("Reloading")
+    for _ in range(100):  # much less than the five seconds that a pipe is waited for
+        assert server.get("/health", timeout=3) == (200, "OK")
+    server.until("did not end within 5 s")
+    assert server.ask() is not None and server.end() == 0
+
+
 def test_health_says_which_worker_hangs_and_it_is_replaced(several: Callable[..., Several]) -> None:
     server = several()
     first = server.workers()

@@ -1,0 +1,138 @@
+"""What the life of a server has in common, whether it is one process or several: the Corefile that is read again, the
+plugins that are told, the metrics of its state.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from kdns import files, log
+from kdns.corefile import Corefile, CorefileError
+from kdns.kube.pause_gc import set_pause
+from kdns.metrics import MAX, REFRESH, Counter, Gauge
+from kdns.plugin.base import Plugin
+from kdns.plugin.runtime import Runtime
+from kdns.server import gc_policy
+from kdns.timeslice import TimeSlice
+
+# Seconds for reading a Corefile with its imports, and for what plugins load: files, and names of upstreams, which may
+# have to be asked for. What takes longer hangs.
+READING: Final = 60.0
+LOADING: Final = 120.0
+
+STATE: Final = Gauge(
+    "kdns_shutdown_state",
+    "0 while serving, 1 while a lame duck, 2 while the last queries are answered.",
+    across=MAX,
+)
+LOST_LINES: Final = Counter(
+    "kdns_log_lines_lost_total",
+    "Log lines that were not written: the reader was slow, or too many complaints a second.",
+    ("reason",),
+)
+
+_log = log.Logger()
+
+
+class Life:
+    """Serves one Corefile, and the ones that follow it.
+
+    `reread` reads the Corefile again (raises CorefileError or OSError). `share_port` lets other processes listen on the
+    same ports on purpose.
+    """
+
+    def __init__(self, reread: Callable[[], Corefile], *, share_port: bool = False) -> None:
+        self.reread = reread
+        self.share_port = share_port
+        self.runtime = Runtime()
+        set_pause(gc_policy.pause)
+        self.runtime.reload = self.reload
+        self.runtime.fingerprint = lambda: reread().fingerprint
+        self.reloading = asyncio.Lock()
+        # Called when the sockets are open, before the plugins say what they have to say of it.
+        self.opened: Callable[[], None] = lambda: None
+
+    async def reload(self) -> bool:
+        """Reads the Corefile again and serves by it; says whether it worked. If not, all stays as it was."""
+        async with self.reloading:
+            _log.info("Reloading")
+            over = gc_policy.pause()  # a large Corefile makes more objects than a pass may look at
+            try:
+                await self._replace(await files.waiting("reading the Corefile", self.reread, READING))
+            except (CorefileError, OSError) as error:
+                _log.error(f"Restart failed: {error}")
+                return False
+            except Exception as error:
+                _log.error(f"Restart failed: {type(error).__name__}: {error}")
+                return False
+            finally:
+                over()
+            _log.info("Reloading complete")
+            return True
+
+    async def _replace(self, corefile: Corefile) -> None:
+        """Serves by another Corefile. Raises what it fails for; then all is as it was."""
+        raise NotImplementedError
+
+    def _begun(self) -> None:
+        """It serves: says so, and collects garbage by the policy from now on."""
+        self.opened()
+        self._announce()
+        REFRESH.append(self._refresh)
+        gc_policy.freeze()
+
+    def _ending(self) -> None:
+        """It is to accept no more."""
+        if self._refresh in REFRESH:
+            REFRESH.remove(self._refresh)
+        STATE.slot()[0] = 2
+
+    def _ended(self) -> None:
+        STATE.slot()[0] = 0
+        gc_policy.release()
+
+    def _announce(self) -> None:
+        calls, self.runtime.on_serving = self.runtime.on_serving, []
+        for call in calls:
+            call()
+
+    def _refresh(self) -> None:
+        LOST_LINES.slot("queue")[0] = log.dropped()
+        LOST_LINES.slot("rate")[0] = log.left_out()
+
+
+async def start_plugins(plugins: list[Plugin], runtime: Runtime) -> None:
+    """Starts them in order. Raises what one of them raises; then those before it are stopped."""
+    started: list[Plugin] = []
+    slice_ = TimeSlice()
+    try:
+        for plugin in plugins:
+            started.append(plugin)
+            await plugin.start(runtime)
+            await slice_.pause()
+    except BaseException:
+        await stop_plugins(started)
+        raise
+
+
+async def stop_plugins(plugins: list[Plugin]) -> None:
+    """Stops them, the last one first; one that fails hinders no other."""
+    slice_ = TimeSlice()
+    for plugin in reversed(plugins):
+        await slice_.pause()
+        try:
+            await plugin.stop()
+        except Exception as error:
+            _log.error(f"stopping plugin/{plugin.name}: {type(error).__name__}: {error}")
+
+
+async def before_stop(runtime: Runtime) -> None:
+    """Does what plugins want done while queries are still answered (`health`'s lameduck)."""
+
+    async def one(call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await call()
+        except Exception as error:
+            _log.error(f"lameduck: {type(error).__name__}: {error}")
+
+    await asyncio.gather(*(one(call) for call in runtime.before_stop))
