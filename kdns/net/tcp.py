@@ -16,9 +16,10 @@ from typing import Final, Protocol
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler
+from kdns.net.connection import LOOP_SECONDS
 from kdns.net.proxy import ProxyConnection, ProxyGate
 from kdns.net.shares import Shares
-from kdns.net.tcp_connection import LOOP_SECONDS, TcpConnection
+from kdns.net.tcp_connection import TcpConnection
 from kdns.net.tls import TlsConnection, TlsGate
 
 FIRST_READ: Final = 3.0  # seconds for the first query (CoreDNS's `timeouts read`)

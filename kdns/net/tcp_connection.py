@@ -3,11 +3,11 @@
 The laws are the listener's (net.tcp).
 """
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from kdns.net import Address, MessageStream
+from kdns.net import MessageStream
+from kdns.net.connection import BATCH_FRAMES, BATCH_SECONDS, BatchConnection
 
 if TYPE_CHECKING:
     from kdns.net.tcp import TcpListener
@@ -15,114 +15,36 @@ if TYPE_CHECKING:
 # Octets of a batch. A usual one has some 3,000; the largest message is 64 KiB, and to look at its octets alone takes
 # 0.1 ms.
 BATCH_OCTETS: Final = 64 << 10
-BATCH_FRAMES: Final = 64
-BATCH_SECONDS: Final = 0.001
-# Seconds of batches in one turn of the loop, all connections of a listener: as much as UDP has. With a millisecond for
-# each, 300 connections that pipeline made everybody else wait 300 ms.
-LOOP_SECONDS: Final = 0.001
-# Below that, what was spent is not set back to nothing at once: to come back for it costs a turn of the loop.
-LITTLE: Final = LOOP_SECONDS / 2
 # The clock is looked at after the first frame, then after every fourth, or so many octets. A look costs 0.05 µs, a
 # frame 1 to 5.
 LOOK_FRAMES: Final = 4
 LOOK_OCTETS: Final = 2048
 # Queries of one connection that may wait for an upstream. NodeLocal DNSCache has at most a few hundred.
 MAX_PENDING: Final = 1000
-WRITE_HIGH: Final = 256 << 10  # unsent octets at which reading stops
 
 # The two octets before a message, of most messages: to look them up costs a third of making them.
 _SMALL: Final = 1024
 _LENGTHS: Final = [size.to_bytes(2, "big") for size in range(_SMALL)]
 
 
-class TcpConnection(asyncio.Protocol):
+class TcpConnection(BatchConnection):
     """A connection that speaks DNS messages."""
 
-    __slots__ = (
-        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "queries", "scheduled",
-        "streams", "timer", "transport",
-    )  # fmt: skip
+    __slots__ = ("queries", "streams")
 
     def __init__(self, listener: "TcpListener") -> None:
-        self.listener = listener
-        self.buffer = b""
-        self.pending = 0
-        self.full = False  # unsent octets wait
-        self.paused = False
-        self.scheduled = False
-        self.eof = False
+        super().__init__(listener)
         self.queries = 0
         self.streams: list[MessageStream] = []
-        self.peer: Address = ()
-        self.timer: asyncio.TimerHandle | None = None
-        self.transport: asyncio.Transport | None = None
-
-    # Called by the loop.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-        listener = self.listener
-        self.loop = asyncio.get_running_loop()
-        self.transport = transport  # type: ignore[assignment]
-        self.peer = transport.get_extra_info("peername") or ("", 0)
-        self.deadline = self.loop.time() + listener.first_read
-        if not listener.admit(self, self.peer[0]):
-            self.transport.abort()  # type: ignore[union-attr]
-            return
-        self.transport.set_write_buffer_limits(WRITE_HIGH)  # type: ignore[union-attr]
-        self.timer = self.loop.call_later(listener.first_read, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
-        self.buffer = b""
         self.streams.clear()
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        self.leave()
-
-    def leave(self) -> None:
-        """Gives its place to others."""
-        if self.peer:
-            self.listener.discharge(self, self.peer[0])
-
-    def data_received(self, data: bytes) -> None:
-        self.listener.busy = True
-        self.buffer = self.buffer + data if self.buffer else data
-        if not self.scheduled:
-            listener = self.listener
-            if listener.queue or listener.spent >= LOOP_SECONDS:
-                self._pause()
-                self._schedule()
-            else:
-                self.resume()
-
-    def eof_received(self) -> bool:
-        # Half a close: what was asked is still answered, then we close too (RFC 7766, section 6.2.3).
-        self.eof = True
-        self._close_if_done()
-        return self.transport is not None
-
-    def pause_writing(self) -> None:
-        self.full = True
-        self._pause()
+        super().connection_lost(exc)
 
     def resume_writing(self) -> None:
-        self.full = False
         if self.streams:
             self.loop.call_soon(self._pump)
-        self._schedule()
-
-    # Batches.
-
-    def resume(self) -> None:
-        """Answers what has come, as much as fits into a batch."""
-        began = time.monotonic()
-        self._batch()
-        listener = self.listener
-        listener.spent += time.monotonic() - began
-        if listener.spent >= LITTLE:
-            listener.come_back()
+        super().resume_writing()
 
     def _batch(self) -> None:  # noqa: C901 - one batch, with each way it may end
         self.scheduled = False
@@ -188,17 +110,6 @@ class TcpConnection(asyncio.Protocol):
         if self.eof:
             self._close_if_done()
 
-    def _schedule(self) -> None:
-        if not self.scheduled and self.transport is not None:
-            self.scheduled = True
-            self.listener.queue.append(self)
-            self.listener.come_back()
-
-    def _pause(self) -> None:
-        if not self.paused and self.transport is not None and not self.eof:
-            self.paused = True
-            self.transport.pause_reading()
-
     def _stream(self, frames: MessageStream) -> None:
         self.pending += 1
         self.streams.append(frames)
@@ -253,17 +164,6 @@ class TcpConnection(asyncio.Protocol):
         buffer = self.buffer
         return len(buffer) >= 2 and len(buffer) - 2 >= (buffer[0] << 8 | buffer[1])
 
-    def _expire(self) -> None:
-        left = self.deadline - self.loop.time()
+    def working(self) -> bool:
         # Streams do not count: one that does not move is one that nobody reads.
-        if self.pending > len(self.streams) and left <= 0:
-            left = 1.0  # an upstream is being waited for; its own deadline ends that
-        if left > 0:
-            self.timer = self.loop.call_later(left, self._expire)
-        else:
-            self.abort()
-
-    def abort(self) -> None:
-        """Closes at once."""
-        if self.transport is not None:
-            self.transport.abort()
+        return self.pending > len(self.streams)

@@ -14,14 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from kdns.net import Address, Handler
+from kdns.net.connection import BATCH_FRAMES, BATCH_SECONDS, BatchConnection
 from kdns.net.http1 import Http1, Http1Error
 from kdns.net.http2 import Exchange, Http2
 from kdns.net.http2_frames import PREFACE, Http2Error, field
 from kdns.net.tcp import TcpListener
-from kdns.net.tcp_connection import LITTLE, LOOP_SECONDS, WRITE_HIGH
 
-BATCH_FRAMES: Final = 64
-BATCH_SECONDS: Final = 0.001
 MAX_STREAMS: Final = 256  # of a connection (CoreDNS's)
 MAX_MESSAGE: Final = 65_535  # octets of a DNS message
 # A length and a field number stand before the message in gRPC, with five octets of framing before those.
@@ -55,84 +53,27 @@ class WebListener(TcpListener):
 
 
 @final
-class WebConnection(asyncio.Protocol):
-    """One connection."""
+class WebConnection(BatchConnection):
+    """One connection. `pending` counts requests that have come or begun, and whose answers have not left."""
 
-    __slots__ = (
-        "answering", "buffer", "deadline", "eof", "framing", "full", "listener", "loop", "paused", "peer", "pending",
-        "scheduled",
-        "sending", "timer", "transport",
-    )  # fmt: skip
+    __slots__ = ("answering", "framing", "sending")
+    listener: WebListener
 
     def __init__(self, listener: WebListener) -> None:
-        self.listener = listener
-        self.buffer = b""
+        super().__init__(listener)
         self.framing: Http1 | Http2 | None = None
-        self.full = False
-        self.paused = False
-        self.eof = False
-        self.scheduled = False
         self.answering = False  # a batch is under way: what it sends leaves at its end
         self.sending = False  # what to send leaves at the end of this turn of the loop
-        self.peer: Address = ()
-        self.pending = 0  # requests that have come or begun, and whose answers have not left
-        self.timer: asyncio.TimerHandle | None = None
-        self.transport: asyncio.Transport | None = None
-
-    # Called by the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        listener = self.listener
-        self.loop = asyncio.get_running_loop()
-        self.transport = transport  # type: ignore[assignment]
-        self.peer = transport.get_extra_info("peername") or ("", 0)
-        self.deadline = self.loop.time() + listener.first_read
-        if not listener.admit(self, self.peer[0]):
-            self.abort()
-            return
-        self.transport.set_write_buffer_limits(WRITE_HIGH)  # type: ignore[union-attr]
-        self.timer = self.loop.call_later(listener.first_read, self._expire)
+        super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
-        if tls is not None:
+        if tls is not None and self.timer is not None:  # without a timer there was no room for it
             self._speak(tls.selected_alpn_protocol() == "h2")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
         self.framing = None
-        self.buffer = b""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        self.leave()
-
-    def leave(self) -> None:
-        """Gives its place to others."""
-        if self.peer:
-            self.listener.discharge(self, self.peer[0])
-
-    def data_received(self, data: bytes) -> None:
-        listener = self.listener
-        listener.busy = True
-        self.buffer = self.buffer + data if self.buffer else data
-        if not self.scheduled:
-            if listener.queue or listener.spent >= LOOP_SECONDS:
-                self._pause()
-                self._schedule()
-            else:
-                self.resume()
-
-    def eof_received(self) -> bool:
-        self.eof = True
-        self._close_if_done()
-        return self.transport is not None
-
-    def pause_writing(self) -> None:
-        self.full = True
-        self._pause()
-
-    def resume_writing(self) -> None:
-        self.full = False
-        self._schedule()
+        super().connection_lost(exc)
 
     # Turns.
 
@@ -143,15 +84,6 @@ class WebConnection(asyncio.Protocol):
             self.framing = Http1(self._ask, MAX_BODY)
         else:
             self.abort()
-
-    def resume(self) -> None:
-        """Answers what has come, as much as fits into a batch."""
-        began = time.monotonic()
-        self._batch()
-        listener = self.listener
-        listener.spent += time.monotonic() - began
-        if listener.spent >= LITTLE:
-            listener.come_back()
 
     def _batch(self) -> None:
         self.scheduled = False
@@ -202,17 +134,6 @@ class WebConnection(asyncio.Protocol):
             self.paused = False
             self.transport.resume_reading()
         self._close_if_done()
-
-    def _schedule(self) -> None:
-        if not self.scheduled and self.transport is not None:
-            self.scheduled = True
-            self.listener.queue.append(self)
-            self.listener.come_back()
-
-    def _pause(self) -> None:
-        if not self.paused and self.transport is not None and not self.eof:
-            self.paused = True
-            self.transport.pause_reading()
 
     def _fail(self, error: Http2Error) -> None:
         """Ends a connection of HTTP/2 with the reason."""
@@ -286,26 +207,12 @@ class WebConnection(asyncio.Protocol):
         if self.transport is not None and over and (framing is None or not framing.pending) and not self.scheduled:
             self.transport.close()
 
-    def _expire(self) -> None:
-        left = self.deadline - self.loop.time()
-        if left <= 0 and self.working():
-            left = 1.0  # an upstream is being waited for; its own deadline ends that
-        if left > 0:
-            self.timer = self.loop.call_later(left, self._expire)
-        else:
-            self.abort()
-
     def working(self) -> bool:
         """True if a complete request waits for its answer, and not for the client to send or to read."""
         framing = self.framing
         if isinstance(framing, Http2):
             return any(each.ended and not each.rest for each in framing.streams.values())
         return framing is not None and framing.current is not None
-
-    def abort(self) -> None:
-        """Closes at once."""
-        if self.transport is not None:
-            self.transport.abort()
 
 
 def forwarded(value: bytes, peer: Address, trusted: Sequence[Network]) -> Address:

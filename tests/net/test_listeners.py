@@ -13,8 +13,8 @@ import dns.message
 import pytest
 
 from kdns.metrics import REGISTRY
+from kdns.net import connection, tcp_connection
 from kdns.net import tcp as tcp_module
-from kdns.net import tcp_connection
 from kdns.net import udp as udp_module
 from kdns.testing import Server, Upstream, answer, answers, code, data, eventually, free_port
 from tests.fixtures import Serve
@@ -289,7 +289,8 @@ def test_a_turn_of_queries_that_cost_a_millisecond_each_took_nine(
     """The clock was looked at after every eighth, and ran from there."""
     turns = Turns(monkeypatch)
     now = [0.0]
-    monkeypatch.setattr(tcp_connection, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for module in (tcp_connection, connection):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     (listener,) = _tcp(server)
     handler = listener.handler
 
@@ -310,7 +311,8 @@ def test_large_frames_are_never_many_between_two_looks_at_the_clock(
 ) -> None:
     turns = Turns(monkeypatch)
     now = [0.0]
-    monkeypatch.setattr(tcp_connection, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for module in (tcp_connection, connection):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     (listener,) = _tcp(server)
     handler = listener.handler
 
@@ -333,7 +335,8 @@ def test_connections_that_pipeline_made_others_wait_a_millisecond_for_each_of_th
     now = [0.0]
     handled = [0]
     between: list[int] = []  # queries handled from one turn of the loop to the next
-    monkeypatch.setattr(tcp_connection, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for module in (tcp_connection, connection):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     (listener,) = _tcp(server)
     handler = listener.handler
     loop = server.thread.loop
