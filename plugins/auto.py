@@ -46,17 +46,17 @@ from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.errors import BadName
 from kdns.dns.name import closest, from_text, to_text
-from kdns.dns.rrset import RRset
-from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers, zones
+from kdns.plugin import Outcome, RcodeOnly, Request, readers, zones
 from kdns.plugin.base import BlockInfo, overrides
 from kdns.plugin.outcome import Pending
-from kdns.plugin.providers import Notifies, ZoneStep
+from kdns.plugin.providers import Notifies
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.regex import compile_regex
 from kdns.store.zone import Zone
 from kdns.timeslice import TimeSlice
 from kdns.zonefile.follow import ZoneFile, zone_file
+from kdns.zonefile.history import History
 from kdns.zonefile.load import BrokenZone
 
 DEFAULT_RELOAD: Final = 60.0
@@ -91,11 +91,15 @@ class _Served:
         return self.file.zone
 
     @property
+    def history(self) -> History:
+        return self.file.history
+
+    @property
     def failure(self) -> tuple[int, str]:
         return zones.NOT_READY, f"zone {to_text(self.file.origin)} is not loaded"
 
 
-class Auto(Plugin):
+class Auto(zones.ServesZones):
     """Answers from the master files of a folder."""
 
     name: ClassVar[str] = "auto"
@@ -223,32 +227,9 @@ class Auto(Plugin):
             return RcodeOnly(iana.REFUSED) if self.last else None
         return zones.respond(request, served, _NEVER)
 
-    # Transfers.
-
-    def transfer_zones(self) -> tuple[bytes, ...]:
-        """The zones that may be had whole."""
-        return tuple(self.served)
-
-    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
-        """All records of a zone."""
-        served = self.served.get(zone)
-        return zones.whole(served.zone) if served is not None and served.zone is not None else None
-
-    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[ZoneStep] | None:
-        """The steps that lead from a version to the present one."""
-        served = self.served.get(zone)
-        return served.file.history.since(serial) if served is not None else None
-
     def _changed(self, file: ZoneFile) -> None:
         for each in self.notifiers:
             each.notify(file.origin)
-
-    def explain(self, request: Request) -> str:
-        return zones.explained(request, self.served)
-
-    def label(self, request: Request, name: str) -> str | None:
-        """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""
-        return zones.wildcard(request, self.served) if name == "zone/wildcard" else None
 
 
 _NEVER: Final = Fallthrough()

@@ -39,7 +39,7 @@ example.org:1053 {
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -48,15 +48,15 @@ from kdns.corefile import CorefileError, Directive, ServerBlock
 from kdns.corefile.errors import Position
 from kdns.dns import iana
 from kdns.dns.name import to_text
-from kdns.dns.rrset import RRset
-from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers, zones
+from kdns.plugin import Outcome, RcodeOnly, Request, readers, zones
 from kdns.plugin.base import BlockInfo, overrides
 from kdns.plugin.outcome import Pending
-from kdns.plugin.providers import Notifies, ZoneStep
+from kdns.plugin.providers import Notifies
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.store.zone import Zone
 from kdns.zonefile.follow import ZoneFile, zone_file
+from kdns.zonefile.history import History
 from kdns.zonefile.load import BrokenZone
 
 DEFAULT_RELOAD: Final = 60.0
@@ -90,11 +90,15 @@ class _Served:
         return self.file.zone
 
     @property
+    def history(self) -> History:
+        return self.file.history
+
+    @property
     def failure(self) -> tuple[int, str]:
         return zones.NOT_READY, f"zone {to_text(self.file.origin)} is not loaded"
 
 
-class File(Plugin):
+class File(zones.ServesZones):
     """Answers from master files."""
 
     name: ClassVar[str] = "file"
@@ -167,34 +171,9 @@ class File(Plugin):
             return RcodeOnly(iana.REFUSED) if self.last else None
         return zones.respond(request, served, served.config.fallthrough)
 
-    # Transfers.
-
-    def transfer_zones(self) -> tuple[bytes, ...]:
-        """The zones that may be had whole."""
-        return tuple(self.served)
-
-    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
-        """All records of a zone."""
-        served = self.served.get(zone)
-        return zones.whole(served.zone) if served is not None and served.zone is not None else None
-
-    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[ZoneStep] | None:
-        """The steps that lead from a version to the present one."""
-        served = self.served.get(zone)
-        return served.file.history.since(serial) if served is not None else None
-
     def _changed(self, file: ZoneFile) -> None:
         for each in self.notifiers:
             each.notify(file.origin)
-
-    def explain(self, request: Request) -> str:
-        return zones.explained(request, self.served)
-
-    def label(self, request: Request, name: str) -> str | None:
-        """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""
-        if name != "zone/wildcard":
-            return None
-        return zones.wildcard(request, self.served)
 
 
 async def _follow(served: _Served) -> None:

@@ -1,11 +1,12 @@
-"""Answering from whole zones: what `file`, `auto` and `secondary` do with a query, whatever way their zones come.
+"""Answering from whole zones: what `file`, `auto`, `secondary` and `dynupdate` do with a query, whatever way their
+zones come.
 
 A zone's answer is made for the question and kept by the reply table until another version of the zone takes its place
 (`Zone.validity`). Where a CNAME leads out of the zone, the whole server is asked for what it leads to, as the same
 client.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 from kdns.dns import edns as _edns
@@ -13,7 +14,9 @@ from kdns.dns import iana
 from kdns.dns.answer import Answer, Validity
 from kdns.dns.name import parent, to_text
 from kdns.dns.rrset import RRset
+from kdns.plugin.base import Plugin
 from kdns.plugin.outcome import NoNextPlugin, Outcome, Pending, RcodeOnly, then
+from kdns.plugin.providers import ZoneStep
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.request import Request
 from kdns.store.zone import Found, Zone
@@ -33,7 +36,48 @@ class Served(Protocol):
     def failure(self) -> tuple[int, str]: ...
 
 
+class Steps(Protocol):
+    """The last versions of a zone."""
+
+    def since(self, serial: int) -> Sequence[ZoneStep] | None:
+        """The steps that lead from a version to the present one; None where they are not known."""
+
+
+class Versioned(Served, Protocol):
+    """A zone that is served, and its last versions."""
+
+    @property
+    def history(self) -> Steps: ...
+
+
 S = TypeVar("S", bound=Served)
+
+
+class ServesZones(Plugin):
+    """What a plugin that serves whole zones gives to others: transfers, metadata, explanations."""
+
+    served: Mapping[bytes, Versioned]  # by their names
+
+    def transfer_zones(self) -> tuple[bytes, ...]:
+        """The zones that may be had whole."""
+        return tuple(self.served)
+
+    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
+        """All records of a zone."""
+        served = self.served.get(zone)
+        return whole(served.zone) if served is not None and served.zone is not None else None
+
+    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[ZoneStep] | None:
+        """The steps that lead from a version to the present one."""
+        served = self.served.get(zone)
+        return served.history.since(serial) if served is not None else None
+
+    def explain(self, request: Request) -> str:
+        return explained(request, self.served)
+
+    def label(self, request: Request, name: str) -> str | None:
+        """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""
+        return wildcard(request, self.served) if name == "zone/wildcard" else None
 
 
 def find(name: bytes, qtype: int, zones: Mapping[bytes, S]) -> S | None:

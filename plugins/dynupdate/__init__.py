@@ -49,7 +49,7 @@ example.org:1053 {
 ~~~
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
@@ -57,11 +57,10 @@ from kdns.corefile import CorefileError, Directive, Line, ServerBlock
 from kdns.corefile.errors import Position
 from kdns.dns import edns, iana
 from kdns.dns.name import is_within, to_text
-from kdns.dns.rrset import RRset
-from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers, zones
+from kdns.plugin import Outcome, RcodeOnly, Request, readers, zones
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.outcome import Pending
-from kdns.plugin.providers import KeyRing, KnowsSigner, Notifies, Processes, ZoneStep
+from kdns.plugin.providers import KeyRing, KnowsSigner, Notifies, Processes
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.dynupdate.draft import NOT_TAKEN, Limits, Permission
@@ -90,7 +89,7 @@ class Config:
     limits: Limits
 
 
-class Dynupdate(Plugin):
+class Dynupdate(zones.ServesZones):
     """Answers from zones that clients change, and changes them."""
 
     name: ClassVar[str] = "dynupdate"
@@ -228,23 +227,6 @@ class Dynupdate(Plugin):
     def transfer_zones(self) -> tuple[bytes, ...]:
         """The zones that may be had whole."""
         return tuple(self.configs)
-
-    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
-        """All records of a zone."""
-        served = self.served.get(zone)
-        return zones.whole(served.zone) if served is not None and served.zone is not None else None
-
-    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[ZoneStep] | None:
-        """The steps that lead from a version to the present one."""
-        served = self.served.get(zone)
-        return served.history.since(serial) if served is not None else None
-
-    def explain(self, request: Request) -> str:
-        return zones.explained(request, self.served)
-
-    def label(self, request: Request, name: str) -> str | None:
-        """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""
-        return zones.wildcard(request, self.served) if name == "zone/wildcard" else None
 
 
 def _config(directive: Directive, block: ServerBlock) -> Config:

@@ -38,7 +38,7 @@ example.org:1053 {
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, NamedTuple
 
@@ -48,11 +48,10 @@ from kdns.corefile.errors import Position
 from kdns.dns import iana, tsig
 from kdns.dns.errors import FormatError
 from kdns.dns.name import closest, to_text
-from kdns.dns.rrset import RRset
-from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers, zones
+from kdns.plugin import Outcome, RcodeOnly, Request, readers, zones
 from kdns.plugin.base import BlockInfo, overrides
 from kdns.plugin.outcome import Pending
-from kdns.plugin.providers import KeyRing, Notifies, ZoneStep
+from kdns.plugin.providers import KeyRing, Notifies
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.secondary.zone import SecondaryZone, same_host
@@ -83,7 +82,7 @@ class _Held(NamedTuple):
     key: Hashable
 
 
-class Secondary(Plugin):
+class Secondary(zones.ServesZones):
     """Answers from zones of its primaries."""
 
     name: ClassVar[str] = "secondary"
@@ -282,23 +281,6 @@ class Secondary(Plugin):
     def transfer_zones(self) -> tuple[bytes, ...]:
         """The zones that may be had whole."""
         return (*self.settings, *self.members)
-
-    def transfer(self, zone: bytes) -> Iterator[RRset] | None:
-        """All records of a zone."""
-        served = self.served.get(zone)
-        return zones.whole(served.zone) if served is not None and served.zone is not None else None
-
-    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[ZoneStep] | None:
-        """The steps that lead from a version to the present one."""
-        served = self.served.get(zone)
-        return served.history.since(serial) if served is not None else None
-
-    def explain(self, request: Request) -> str:
-        return zones.explained(request, self.served)
-
-    def label(self, request: Request, name: str) -> str | None:
-        """The metadata `zone/wildcard`: the wildcard that stood in for the name asked."""
-        return zones.wildcard(request, self.served) if name == "zone/wildcard" else None
 
 
 def _config(directive: Directive, block: ServerBlock) -> Config:
