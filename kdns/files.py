@@ -73,7 +73,8 @@ def read_text(path: str, most: int, timeout: float = TIMEOUT) -> str:
 def replace(path: str, parts: Iterable[bytes], mode: int) -> None:
     """Puts a file of these octets and this mode in the place of another: whoever reads it finds one of the two, whole.
 
-    It is on the disk when this returns. Raises OSError; then what was there is as it was.
+    It is on the disk when this returns. Raises OSError, and what making the parts raises; then what was there is as it
+    was.
     """
     partial = f"{path}.{os.getpid()}.new"
     try:
@@ -83,10 +84,20 @@ def replace(path: str, parts: Iterable[bytes], mode: int) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+        sync_folder(path)
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(partial)
         raise
+
+
+def sync_folder(path: str) -> None:
+    """Makes a file's entry in its folder last. Raises OSError."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read_through(path: str, most: int, keep: int, timeout: float = TIMEOUT) -> Content:

@@ -217,10 +217,7 @@ def _network(word: Token, networks: list[Network]) -> bool:
     """Adds a network; True for `*`."""
     if word.text == "*":
         return True
-    try:
-        network = ipaddress.ip_network(word.text, strict=False)
-    except ValueError:
-        raise readers.fail(word, f'expected an address or a network, found "{word.text}"') from None
+    network = readers.network(word)
     shift = network.max_prefixlen - network.prefixlen
     networks.append((network.max_prefixlen // 8, shift, int(network.network_address) >> shift))
     return False

@@ -67,10 +67,7 @@ class Family(Plugin):
         for line in directive.body or ():
             if line.name.text != "ipv6":
                 raise readers.unknown(line, ("ipv6",))
-            word = readers.one(line, "auto, on or off")
-            if word.text not in ("auto", "on", "off"):
-                raise readers.fail(word, f'expected auto, on or off, found "{word.text}"')
-            mode = word.text
+            mode = readers.choice(line, ("auto", "on", "off"))
         return [mode]
 
     def __init__(self, config: str) -> None:

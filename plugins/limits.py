@@ -283,13 +283,7 @@ def _read(line: Line, found: dict[str, Any]) -> None:
     name = line.name.text
     if name == "exempt":
         readers.arguments(line, 1, what="an address or a network")
-        networks = []
-        for word in line.args:
-            try:
-                networks.append(ipaddress.ip_network(word.text, strict=False))
-            except ValueError:
-                raise readers.fail(word, f'expected an address or a network, found "{word.text}"') from None
-        found[name] = found.get(name, ()) + tuple(networks)
+        found[name] = found.get(name, ()) + tuple([readers.network(word) for word in line.args])
     elif name == "prefix":
         readers.arguments(line, 2, 2, "the lengths of an IPv4 and an IPv6 prefix")
         found["prefix"] = None

@@ -61,10 +61,7 @@ class Local(Plugin):
         for line in directive.body or ():
             if line.name.text != "localhost_prefix":
                 raise readers.unknown(line, ("localhost_prefix",))
-            word = readers.one(line, "on or off")
-            if word.text not in ("on", "off"):
-                raise readers.fail(word, f'expected on or off, found "{word.text}"')
-            prefix = word.text == "on"
+            prefix = readers.choice(line, ("on", "off")) == "on"
         return [prefix]
 
     def handle(self, request: Request) -> Answer | None:

@@ -119,10 +119,7 @@ class Ready(Plugin):
         for line in directive.body or ():
             if line.name.text != "monitor":
                 raise readers.unknown(line, ("monitor",))
-            mode = readers.one(line, "until-ready or continuously")
-            if mode.text not in ("until-ready", "continuously"):
-                raise readers.fail(mode, f'expected until-ready or continuously, found "{mode.text}"')
-            continuously = mode.text == "continuously"
+            continuously = readers.choice(line, ("until-ready", "continuously")) == "continuously"
         return [Config(host, port, continuously)]
 
     def __init__(self, config: Config) -> None:

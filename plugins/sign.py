@@ -241,10 +241,7 @@ def _config(directive: Directive, block: ServerBlock) -> Config:
         elif name == "directory":
             folder = readers.one(line, "a folder").text
         elif name == "denial":
-            word = readers.one(line, "nsec, nsec3 or opt-out")
-            if word.text not in DENIALS:
-                raise readers.fail(word, f'expected nsec, nsec3 or opt-out, found "{word.text}"')
-            denial = word.text
+            denial = readers.choice(line, DENIALS)
         else:
             raise readers.unknown(line, _OPTIONS)
     if not keys:

@@ -110,10 +110,7 @@ class Tls(Plugin):
                     )
                 found["clients"] = _CLIENTS[word.text]
             elif name == "min_version":
-                word = readers.one(line, "1.2 or 1.3")
-                if word.text not in _VERSIONS:
-                    raise readers.fail(word, f'expected 1.2 or 1.3, found "{word.text}"')
-                found["minimum"] = _VERSIONS[word.text]
+                found["minimum"] = _VERSIONS[readers.choice(line, tuple(_VERSIONS))]
             elif name == "keylog":
                 found["keylog"] = readers.one(line, "a file").text
             else:

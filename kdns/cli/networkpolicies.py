@@ -7,6 +7,8 @@ direction.
 import ipaddress
 from typing import Any, NamedTuple
 
+from kdns.kube.selector import terms
+
 Object = dict[str, Any]
 
 
@@ -35,17 +37,11 @@ def selects(policy: Object, labels: dict[str, str] | None) -> bool:
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
     """Kubernetes' LabelSelector."""
-    if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
-        return False
-    for each in selector.get("matchExpressions") or ():
-        key, values = each.get("key"), each.get("values") or ()
-        holds = {
-            "In": labels.get(key) in values, "NotIn": labels.get(key) not in values,
-            "Exists": key in labels, "DoesNotExist": key not in labels,
-        }.get(str(each.get("operator")), False)  # fmt: skip
-        if not holds:
-            return False
-    return True
+    expressions = [
+        (str(each.get("key")), str(each.get("operator")), each.get("values") or ())
+        for each in selector.get("matchExpressions") or ()
+    ]
+    return all(term.matches(labels) for term in terms(selector.get("matchLabels"), expressions))
 
 
 def lets_out(policy: Object, protocol: str, targets: Targets) -> bool:

@@ -42,11 +42,7 @@ def canonical_rdata(rtype: int, data: bytes) -> bytes:
     """An rdata in the form that is signed: the names of some types in lower case."""
     layout = _LOWERED.get(rtype)
     if layout is not None:
-        before, names, _ = layout
-        end = before
-        for _ in range(names):
-            end = wire.skip_name(data, end)
-        return data[:before] + data[before:end].lower() + data[end:]
+        return wire.folded(data, layout)
     if rtype == _NAPTR:
         at = 4
         for _ in range(3):

@@ -39,6 +39,7 @@ STALE_ANSWER: Final = 3
 CACHED_ERROR: Final = 13
 BLOCKED: Final = 15
 FILTERED: Final = 17
+PROHIBITED: Final = 18
 NETWORK_ERROR: Final = 23
 
 

@@ -34,6 +34,11 @@ def soa(mname: bytes, rname: bytes, serial: int, refresh: int, retry: int, expir
     return mname + rname + b"".join((n & 0xFFFFFFFF).to_bytes(4, "big") for n in numbers)
 
 
+def is_newer(serial: int, than: int) -> bool:
+    """Whether a serial is that of a later version (RFC 1982, section 3.2)."""
+    return 0 < (serial - than) & 0xFFFFFFFF < 1 << 31
+
+
 def srv(priority: int, weight: int, port: int, target: bytes) -> bytes:
     """An SRV's rdata (RFC 2782)."""
     return priority.to_bytes(2, "big") + weight.to_bytes(2, "big") + port.to_bytes(2, "big") + target

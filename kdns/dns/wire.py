@@ -100,6 +100,15 @@ def read_name(data: bytes, off: int, budget: Budget) -> tuple[bytes, int]:
     return b"".join(parts), off + 1 if end < 0 else end
 
 
+def folded(data: bytes, layout: tuple[int, int, int]) -> bytes:
+    """An rdata with its names in lower case; `layout` says where they are (rdata.NAMES_AT)."""
+    before, names, _ = layout
+    end = before
+    for _ in range(names):
+        end = skip_name(data, end)
+    return data[:before] + data[before:end].lower() + data[end:]
+
+
 def skip_name(data: bytes, off: int) -> int:
     """The offset behind the name at `off`, without following its pointer. Raises FormatError."""
     size = 0

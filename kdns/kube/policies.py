@@ -3,10 +3,11 @@
 A rule whose ports are those of DNS alone is there so that names can be looked up at all; it opens no namespace.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from msgspec import Struct, field
+
+from kdns.kube.selector import Term, terms
 
 _DNS: Final = (53, "53", "dns", "dns-tcp")  # a port of DNS, by its number or by the names that DNS Pods give it
 
@@ -44,25 +45,6 @@ class RawPolicySpec(Struct, rename="camel"):
     egress: list[RawEgress] | None = None
 
 
-class Requirement(NamedTuple):
-    """What a label must be: `operator` is In, NotIn, Exists or DoesNotExist."""
-
-    key: str
-    operator: str
-    values: tuple[str, ...] = ()
-
-    def holds(self, labels: Mapping[str, str]) -> bool:
-        """Whether labels are so (LabelSelectorRequirement in meta/v1)."""
-        value = labels.get(self.key)
-        if self.operator == "In":
-            return value in self.values
-        if self.operator == "NotIn":
-            return value not in self.values
-        if self.operator == "Exists":
-            return value is not None
-        return self.operator == "DoesNotExist" and value is None
-
-
 class Policy(NamedTuple):
     """What a policy lets out. `every_pod`: it is for all Pods of its namespace. `everywhere`: a rule names no
     destination. `peers`: of each destination that is named by the labels of namespaces, what these must be; all of it.
@@ -72,7 +54,7 @@ class Policy(NamedTuple):
     name: str
     every_pod: bool
     everywhere: bool
-    peers: tuple[tuple[Requirement, ...], ...]
+    peers: tuple[tuple[Term, ...], ...]
 
 
 def egress_of(namespace: str, name: str, spec: RawPolicySpec) -> Policy | None:
@@ -81,7 +63,7 @@ def egress_of(namespace: str, name: str, spec: RawPolicySpec) -> Policy | None:
     if "Egress" not in types:
         return None
     everywhere = False
-    peers: list[tuple[Requirement, ...]] = []
+    peers: list[tuple[Term, ...]] = []
     for rule in spec.egress or ():
         if rule.ports and all(port.port in _DNS and port.end_port in (None, 53) for port in rule.ports):
             continue
@@ -90,14 +72,11 @@ def egress_of(namespace: str, name: str, spec: RawPolicySpec) -> Policy | None:
             # Without a namespaceSelector a peer is in the policy's own namespace, which is seen in any case, or it is
             # addresses, which say nothing of namespaces.
             if peer.namespace_selector is not None and peer.ip_block is None:
-                peers.append(_requirements(peer.namespace_selector))
+                peers.append(_terms(peer.namespace_selector))
     selects = not (spec.pod_selector.match_labels or spec.pod_selector.match_expressions)
     return Policy(namespace, name, selects, everywhere, tuple(dict.fromkeys(peers)))
 
 
-def _requirements(selector: RawSelector) -> tuple[Requirement, ...]:
-    labels = [Requirement(key, "In", (value,)) for key, value in sorted((selector.match_labels or {}).items())]
-    expressions = [
-        Requirement(each.key, each.operator, tuple(each.values or ())) for each in selector.match_expressions or ()
-    ]
-    return (*labels, *expressions)
+def _terms(selector: RawSelector) -> tuple[Term, ...]:
+    expressions = [(each.key, each.operator, each.values or ()) for each in selector.match_expressions or ()]
+    return terms(selector.match_labels, expressions)

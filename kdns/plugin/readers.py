@@ -68,6 +68,16 @@ def one(line: Line, what: str = "") -> Token:
     return line.args[0]
 
 
+def choice(line: Line, known: Sequence[str]) -> str:
+    """A line's only argument, which is one of these words."""
+    *others, last = known
+    what = f"{', '.join(others)} or {last}" if others else last
+    word = one(line, what)
+    if word.text not in known:
+        raise fail(word, f'expected {what}, found "{word.text}"')
+    return word.text
+
+
 def unknown(line: Line, known: Sequence[str]) -> CorefileError:
     """The error for an option that a plugin does not have."""
     hint = did_you_mean(line.name.text, known) or f" (it knows: {', '.join(sorted(known))})"
@@ -174,6 +184,14 @@ def ip(word: Token) -> str:
         return str(ipaddress.ip_address(word.text))
     except ValueError:
         raise fail(word, f'expected an IP address, found "{word.text}"') from None
+
+
+def network(word: Token) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """An address, or a network as `10.0.0.0/8`; what is behind the prefix does not count."""
+    try:
+        return ipaddress.ip_network(word.text, strict=False)
+    except ValueError:
+        raise fail(word, f'expected an address or a network, found "{word.text}"') from None
 
 
 def ip_port(word: Token, default: int) -> tuple[str, int]:

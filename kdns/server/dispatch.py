@@ -142,12 +142,10 @@ class Dispatcher:
         self.replies.clear()
 
     def handlers(self) -> tuple[Handler, Handler]:
-        """What answers the datagrams, and the messages over TCP. Without a gate none is asked for: it costs nothing
-        then.
+        """What answers the datagrams, and the messages over TCP. Where clients are neither judged nor told apart, that
+        costs nothing.
         """
-        if self.audiences:
-            return self.grouped_datagram, self.grouped_message
-        if self.gate is None:
+        if self.gate is None and not self.audiences:
             return self.datagram, self.message
         return self.judged_datagram, self.judged_message
 
@@ -164,47 +162,26 @@ class Dispatcher:
     def judged_datagram(
         self, data: bytes, client: Address, local: Address | None
     ) -> bytes | Pending | MessageStream | None:
-        """The reply to a datagram that the gate judges first."""
-        verdict = self._judge(client, False)
-        if verdict == PASS:
-            return self.answer(data, client, local, UDP if len(client) == 2 else UDP | IPV6)
-        return _short(data, verdict)
+        """The reply to a datagram where clients are judged or told apart."""
+        return self._judged(data, client, local, UDP if len(client) == 2 else UDP | IPV6)
 
     def judged_message(
         self, data: bytes, client: Address, local: Address | None
     ) -> bytes | Pending | MessageStream | None:
-        """The reply to a message over TCP that the gate judges first."""
-        verdict = self._judge(client, True)
-        if verdict == PASS:
-            return self.answer(data, client, local, TCP if len(client) == 2 else TCP | IPV6)
-        return _short(data, verdict)
+        """The reply to a message over TCP where clients are judged or told apart."""
+        return self._judged(data, client, local, TCP if len(client) == 2 else TCP | IPV6)
 
-    def grouped_datagram(
-        self, data: bytes, client: Address, local: Address | None
+    def _judged(
+        self, data: bytes, client: Address, local: Address | None, transport: int
     ) -> bytes | Pending | MessageStream | None:
-        """The reply to a datagram where clients are told apart."""
-        verdict = self._judge(client, False)
+        verdict = self._judge(client, transport & TCP != 0)
         if verdict != PASS:
             return _short(data, verdict)
-        transport = UDP if len(client) == 2 else UDP | IPV6
-        try:
-            transport |= self._audience(client) << AUDIENCE
-        except Exception as error:
-            return self._broken(data, error)
-        return self.answer(data, client, local, transport)
-
-    def grouped_message(
-        self, data: bytes, client: Address, local: Address | None
-    ) -> bytes | Pending | MessageStream | None:
-        """The reply to a message over TCP where clients are told apart."""
-        verdict = self._judge(client, True)
-        if verdict != PASS:
-            return _short(data, verdict)
-        transport = TCP if len(client) == 2 else TCP | IPV6
-        try:
-            transport |= self._audience(client) << AUDIENCE
-        except Exception as error:
-            return self._broken(data, error)
+        if self.audiences:
+            try:
+                transport |= self._audience(client) << AUDIENCE
+            except Exception as error:
+                return self._broken(data, error)
         return self.answer(data, client, local, transport)
 
     def _audience(self, client: Address) -> int:

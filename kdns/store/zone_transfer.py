@@ -9,7 +9,7 @@ up to date.
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, final
 
-from kdns.dns import iana, wire
+from kdns.dns import iana, rdata, wire
 from kdns.dns.name import is_within, parent
 from kdns.store.zone import Zone
 from kdns.store.zone_builder import ZoneBuilder
@@ -75,7 +75,7 @@ class Inbound:
             self.up_to_date = self.done = True  # RFC 1995, sections 2 and 4: a single SOA, not newer than ours
 
     def _is_newer(self, serial: int) -> bool:
-        return 0 < (int.from_bytes(self.new_soa[-20:-16], "big") - serial) & 0xFFFFFFFF < 1 << 31
+        return rdata.is_newer(int.from_bytes(self.new_soa[-20:-16], "big"), serial)
 
     def _record(self, record: wire.Record, rdata: bytes) -> None:
         owner, rtype = record.owner.lower(), record.type

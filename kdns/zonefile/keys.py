@@ -27,9 +27,8 @@ from kdns.zonefile.reader import MasterFile
 MAX_FILE: Final = 64 << 10  # octets; an RSA key of 4,096 bits has 4 KB
 SLOW: Final = 0.002  # seconds of a signature: RSA with 2,048 bits takes half of it, with 4,096 bits twice
 _TRIALS: Final = 3  # the first one prepares the key
-LEAST_RSA: Final = (
-    1024  # bits (RFC 3110, section 3: at least 512 for RSASHA1; RFC 5702, section 2.1: 1,024 for SHA-512)
-)
+# Bits (RFC 3110, section 3: at least 512 for RSASHA1; RFC 5702, section 2.1: 1,024 for SHA-512).
+LEAST_RSA: Final = 1024
 _NAMED: Final = re.compile(r"K(.+?)\.?\+(\d{3})\+(\d{5})$")
 _CURVES: Final[dict[int, tuple[ec.EllipticCurve, hashes.HashAlgorithm, int]]] = {
     13: (ec.SECP256R1(), hashes.SHA256(), 32),

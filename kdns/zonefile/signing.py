@@ -13,21 +13,19 @@ extra iterations (RFC 9276); with opt-out the chain leaves out delegations witho
 """
 
 import base64
-import contextlib
 import gc
 import hashlib
 import marshal
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from kdns import child
+from kdns import child, files
 from kdns.child import ChildFailed
-from kdns.dns import dnssec, iana
+from kdns.dns import dnssec, iana, rdata
 from kdns.dns.name import is_within, parent
 from kdns.dns.rrset import RRset
 from kdns.store.zone import Zone
@@ -178,7 +176,7 @@ def run(job: Job) -> Done:
 def next_serial(now: int, last: int | None) -> int:
     """The serial of a version that is signed now: the seconds of the epoch, but after the last one (RFC 1982)."""
     serial = now & 0xFFFFFFFF
-    if last is not None and not 0 < (serial - last) & 0xFFFFFFFF < 1 << 31:
+    if last is not None and not rdata.is_newer(serial, last):
         serial = (last + 1) & 0xFFFFFFFF
     return serial or 1
 
@@ -287,27 +285,19 @@ def _nsec3(origin: bytes, chain: Sequence[tuple[bytes, set[int]]], ttl: int, den
 
 
 def _write(target: str, head: Head, rrsets: Iterator[RRset]) -> None:
-    """Writes a file beside the target and puts it in its place at once. Raises OSError."""
-    folder = os.path.dirname(target) or "."
-    os.makedirs(folder, exist_ok=True)
-    handle, path = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", dir=folder)
-    try:
-        with os.fdopen(handle, "w", encoding="ascii", buffering=1 << 20) as file:
-            file.write(
-                f"; signed by kdns: inception {head.inception}, expiration {head.expiration}, serial {head.serial}, "
-                f"digest {head.digest}\n"
-            )
-            for rrset in rrsets:
-                for line in types.lines(rrset):
-                    file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)  # what a zone holds is public; its keys are not in it
-        os.replace(path, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise
+    """Puts the signed file in its place, whole. Raises OSError."""
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    files.replace(target, _lines(head, rrsets), 0o644)  # what a zone holds is public; its keys are not in it
+
+
+def _lines(head: Head, rrsets: Iterator[RRset]) -> Iterator[bytes]:
+    yield (
+        f"; signed by kdns: inception {head.inception}, expiration {head.expiration}, serial {head.serial}, "
+        f"digest {head.digest}\n"
+    ).encode()
+    for rrset in rrsets:
+        for line in types.lines(rrset):
+            yield line.encode() + b"\n"
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import asyncio
 import os
 from typing import Final
 
+from kdns import files
 from kdns.store.zone import Zone
 from kdns.timeslice import TimeSlice
 from kdns.zonefile.types import lines
@@ -39,7 +40,7 @@ async def save(path: str, zone: Zone, head: str = "") -> None:
             os.close(file)
     finally:
         zone.readers -= 1
-    await asyncio.to_thread(replace, new, path)
+    await asyncio.to_thread(_replace, new, path)
 
 
 def write_all(file: int, data: bytes) -> None:
@@ -54,16 +55,7 @@ def _last(file: int, data: bytes) -> None:
     os.fsync(file)
 
 
-def replace(new: str, path: str) -> None:
+def _replace(new: str, path: str) -> None:
     """Puts a synced file into another one's place, for good. Raises OSError."""
     os.replace(new, path)
-    sync_folder(path)
-
-
-def sync_folder(path: str) -> None:
-    """Makes the entry of a file in its folder last. Raises OSError."""
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    files.sync_folder(path)

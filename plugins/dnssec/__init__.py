@@ -482,10 +482,7 @@ def _config(directive: Directive, block: ServerBlock) -> Config:
         elif name == "cache_capacity":
             capacity = readers.integer(readers.one(line, "a number of RRsets"), 0, MAX_CAPACITY)
         elif name == "denial":
-            word = readers.one(line, "compact or nsec")
-            if word.text not in (COMPACT, WHITE_LIES):
-                raise readers.fail(word, f'expected compact or nsec, found "{word.text}"')
-            kind = word.text
+            kind = readers.choice(line, (COMPACT, WHITE_LIES))
         elif name == "cds":
             readers.arguments(line, 0, 0)
             cds = True

@@ -72,7 +72,7 @@ UPDATE: Final = 5  # the opcode
 NOTAUTH: Final = 9
 MAX_UPDATE_RECORDS: Final = 6000  # a message has room for no more
 _OPTIONS: Final = ("file", "database", "allow", "max_records", "max_bytes", "max_update_records")
-_PROHIBITED: Final = edns.extended_error(18)  # RFC 8914, section 4.19
+_PROHIBITED: Final = edns.extended_error(edns.PROHIBITED)
 _NOTHING: Final = Fallthrough()
 
 

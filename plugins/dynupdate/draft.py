@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from kdns.dns import iana
+from kdns.dns import iana, rdata
 from kdns.dns.errors import FormatError
 from kdns.dns.name import is_within
 from kdns.plugins.dynupdate.message import ANY, NONE, Record, Update, check_update, folded, same
@@ -204,7 +204,7 @@ class Draft:
         if rtype == _SOA:
             serial = int.from_bytes(record.rdata[-20:-16], "big")
             ours = sets.get(_SOA)
-            if ours is None or not serial or not _is_newer(serial, int.from_bytes(ours[1][0][-20:-16], "big")):
+            if ours is None or not serial or not rdata.is_newer(serial, int.from_bytes(ours[1][0][-20:-16], "big")):
                 return  # no apex, or no newer version (RFC 1982); 0 is no serial to begin anew with
         _, rdatas = sets.get(rtype, (0, ()))
         if rtype in _SINGLE:
@@ -249,7 +249,3 @@ class Draft:
             return
         serial = (int.from_bytes(rdatas[0][-20:-16], "big") + 1) & 0xFFFFFFFF or 1
         sets[_SOA] = (ttl, (rdatas[0][:-20] + serial.to_bytes(4, "big") + rdatas[0][-16:],))
-
-
-def _is_newer(serial: int, than: int) -> bool:
-    return 0 < (serial - than) & 0xFFFFFFFF < 1 << 31

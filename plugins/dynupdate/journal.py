@@ -16,7 +16,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from kdns.zonefile.write import sync_folder, write_all
+from kdns import files
+from kdns.zonefile.write import write_all
 
 MARK: Final = b"\xd2kdU"
 _HEAD: Final = 12  # octets: mark, length, CRC-32
@@ -67,7 +68,7 @@ class Journal:
                     raise Damaged(f"{self.path}: damaged at octet {end}, and more follows: restore it from a backup")
                 os.ftruncate(self.file, end)
                 os.fsync(self.file)
-            sync_folder(self.path)
+            files.sync_folder(self.path)
             self.size = end
             os.lseek(self.file, end, os.SEEK_SET)
         except BaseException:

@@ -97,21 +97,10 @@ def same(rtype: int, one: bytes, other: bytes) -> bool:
     """Whether two rdatas are equal (RFC 2136, section 1.1.1): names in them in any case, all else octet by octet."""
     if one == other:
         return True
-    if len(one) != len(other):
-        return False
-    layout = rdata.NAMES_AT.get(rtype)
-    if layout is None:
-        return False
-    return folded(rtype, one) == folded(rtype, other)
+    return len(one) == len(other) and folded(rtype, one) == folded(rtype, other)
 
 
 def folded(rtype: int, data: bytes) -> bytes:
     """An rdata with its names in lower case."""
     layout = rdata.NAMES_AT.get(rtype)
-    if layout is None:
-        return data
-    before, names, _ = layout
-    off = before
-    for _ in range(names):
-        off = wire.skip_name(data, off)
-    return data[:before] + data[before:off].lower() + data[off:]
+    return data if layout is None else wire.folded(data, layout)

@@ -34,9 +34,8 @@ QUEUE: Final = 256  # updates that wait; at 64 KB each 16 MB, and a second or so
 OF_KEY: Final = 128  # of one key, so that no client takes all places
 BATCH: Final = 64  # updates of one write
 LATE: Final = 10.0  # seconds: an update that waited longer is not done, for its client was told SERVFAIL (after 12)
-FOLD: Final = (
-    1 << 20
-)  # octets of the journal at which it is put into the zone's file; twice the zone's, if that is more
+# Octets of the journal at which it is put into the zone's file; twice the zone's, if that is more.
+FOLD: Final = 1 << 20
 _HEAD: Final = "kdns dynupdate"
 
 _log = log.plugin("dynupdate")
@@ -240,7 +239,9 @@ class DynamicZone:
             except FormatError:
                 outcomes.append(RcodeOnly(iana.FORMERR))
             except Refusal as error:
-                options = edns.extended_error(18, str(error).encode()) if error.rcode == iana.REFUSED else b""
+                options = (
+                    edns.extended_error(edns.PROHIBITED, str(error).encode()) if error.rcode == iana.REFUSED else b""
+                )
                 outcomes.append(RcodeOnly(error.rcode, options=options))
             await turn.pause()
         if names:
@@ -303,7 +304,7 @@ async def _with(zone: Zone, names: dict[bytes, Sets]) -> Zone:
 
 
 def _failed(why: str) -> RcodeOnly:
-    return RcodeOnly(iana.SERVFAIL, why, edns.extended_error(0, why.encode()))
+    return RcodeOnly(iana.SERVFAIL, why, edns.extended_error(edns.OTHER_ERROR, why.encode()))
 
 
 def _text(error: Exception, path: str) -> str:

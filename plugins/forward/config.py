@@ -148,10 +148,7 @@ def _option(line: Line, found: dict[str, object], options: dict[str, object]) ->
     elif name == "tls_servername":
         options["server_name"] = readers.one(line, "a name").text
     elif name == "policy":
-        word = readers.one(line, "random, round_robin or sequential")
-        if word.text not in ("random", "round_robin", "sequential"):
-            raise readers.fail(word, f'expected random, round_robin or sequential, found "{word.text}"')
-        found["policy"] = word.text
+        found["policy"] = readers.choice(line, ("random", "round_robin", "sequential"))
     elif name in ("next", "failover"):
         found["next_rcodes" if name == "next" else name] = _rcodes(line)
     elif name == "case_randomization":
@@ -160,18 +157,13 @@ def _option(line: Line, found: dict[str, object], options: dict[str, object]) ->
     elif name == "source_address":
         options["source"] = readers.ip(readers.one(line, "an address"))
     elif name == "source_ports":
-        word = readers.one(line, "fresh")
-        if word.text != "fresh":
-            raise readers.fail(word, f'expected fresh, found "{word.text}"')
+        readers.choice(line, ("fresh",))
         options["fresh_ports"] = True
     elif name == "resolver":
         readers.arguments(line, 1, None, "addresses")
         found["resolver"] = tuple(readers.ip_port(word, 53) for word in line.args)
     elif name == "doh_method":
-        word = readers.one(line, "GET or POST")
-        if word.text not in ("GET", "POST"):
-            raise readers.fail(word, f'expected GET or POST, found "{word.text}"')
-        options["doh_get"] = word.text == "GET"
+        options["doh_get"] = readers.choice(line, ("GET", "POST")) == "GET"
     else:
         raise readers.unknown(line, _OPTIONS)
 

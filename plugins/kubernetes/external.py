@@ -130,19 +130,16 @@ class K8sExternal(Plugin):
 
     def handle(self, request: Request) -> Outcome | Awaitable[Outcome | None] | None:
         question = request.question
-        starts = question.starts
-        for zone in self.zones:
-            excess = len(question.name) - len(zone)
-            if excess >= 0 and excess in starts and question.name[excess:] == zone:
-                if question.cls != iana.IN and question.cls != iana.ANY:
-                    return RcodeOnly(iana.REFUSED)  # no other class has these names
-                assert self.cluster is not None
-                request.depends_on(self.cluster.index.changes)
-                count = starts.index(excess)
-                return self._in_zone(
-                    request, zone, [question.name[starts[i] + 1 : starts[i + 1]] for i in range(count)]
-                )
-        return None
+        name, starts = question.name, question.starts
+        zone = self._zone(name, starts)
+        if zone is None:
+            return None
+        if question.cls != iana.IN and question.cls != iana.ANY:
+            return RcodeOnly(iana.REFUSED)  # no other class has these names
+        assert self.cluster is not None
+        request.depends_on(self.cluster.index.changes)
+        count = starts.index(len(name) - len(zone))
+        return self._in_zone(request, zone, [name[starts[i] + 1 : starts[i + 1]] for i in range(count)])
 
     def _in_zone(
         self, request: Request, zone: bytes, labels: list[bytes]

@@ -7,7 +7,7 @@ import contextlib
 import time
 from typing import Final
 
-from kdns.dns import iana, tsig, wire
+from kdns.dns import iana, rdata, tsig, wire
 from kdns.dns.errors import FormatError
 from kdns.dns.query import Question
 from kdns.store.zone import Zone
@@ -60,7 +60,7 @@ class Primary:
                 if record.type == iana.SOA and record.end - record.fixed >= 32:
                     theirs = int.from_bytes(data[record.end - 20 : record.end - 16], "big")
                     # RFC 1982: newer; at a distance of 2^31 nobody knows.
-                    return 0 < (theirs - serial) & 0xFFFFFFFF < 1 << 31
+                    return rdata.is_newer(theirs, serial)
         raise BadTransfer("the primary has no SOA of the zone")
 
     async def _ask(self, connection: "_Connection", qtype: int, authority: bytes) -> tuple[bytes, tsig.Checker | None]:

@@ -1,6 +1,5 @@
 """The directive `tenants`: how it is read."""
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,15 +55,15 @@ def parse(directives: Sequence[Directive], block: ServerBlock) -> list[Config]:
         elif name == "allow":
             allow.update(_allowed(line))
         elif name == "from":
-            _word(line, ("networkpolicy",))
+            readers.choice(line, ("networkpolicy",))
             found["policies"] = True
         elif name == "deny":
-            found["refuse"] = _word(line, ("nxdomain", "refused")) == "refused"
+            found["refuse"] = readers.choice(line, ("nxdomain", "refused")) == "refused"
         elif name == "exempt":
             readers.arguments(line, 1, None, "addresses or networks")
-            exempt += [_network(word) for word in line.args]
+            exempt += [readers.network(word) for word in line.args]
         elif name == "unknown":
-            found["unknown"] = _word(line, ("allow", "deny")) == "allow"
+            found["unknown"] = readers.choice(line, ("allow", "deny")) == "allow"
         else:
             raise readers.unknown(line, _OPTIONS)
     if "unknown" not in seen:
@@ -110,17 +109,3 @@ def _namespace(word: Token) -> str:
     if not _NAMESPACE.fullmatch(word.text):
         raise readers.fail(word, f'"{word.text}" is no name of a namespace')
     return word.text
-
-
-def _word(line: Line, known: tuple[str, ...]) -> str:
-    word = readers.one(line, " or ".join(known))
-    if word.text not in known:
-        raise readers.fail(word, f'expected {" or ".join(known)}, found "{word.text}"')
-    return word.text
-
-
-def _network(word: Token) -> Network:
-    try:
-        return ipaddress.ip_network(word.text, strict=False)
-    except ValueError:
-        raise readers.fail(word, f'expected an address or a network, found "{word.text}"') from None

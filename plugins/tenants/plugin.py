@@ -41,7 +41,7 @@ from kdns.plugins.tenants.visibility import Visibility
 HIDDEN: Final = Counter(
     "kdns_tenants_hidden_total", "Queries whose name was hidden from the client.", ("server", "client")
 )
-_PROHIBITED: Final = edns.extended_error(18)  # Prohibited: RFC 8914, section 4.19
+_PROHIBITED: Final = edns.extended_error(edns.PROHIBITED)
 # What every Pod needs: the API server's Service, and those of the cluster's DNS as they are usually called.
 _SYSTEM: Final = (Owner(b"default", b"kubernetes"), Owner(b"kube-system", b"kube-dns"))
 _NODE_CACHE: Final = "node-local-dns"

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from kdns.kube.cluster import Cluster
 from kdns.kube.objects import NAMESPACE_NAME
-from kdns.kube.policies import Policy, Requirement
+from kdns.kube.policies import Policy
+from kdns.kube.selector import Term
 from kdns.plugins.tenants.config import Config
 
 Names = frozenset[str]
@@ -21,7 +22,7 @@ class Visibility:
         self.config = config
         self.cluster = cluster
         self.public = config.share
-        self._selected: dict[tuple[Requirement, ...], Names] = {}
+        self._selected: dict[tuple[Term, ...], Names] = {}
         self._policies: dict[str, list[Policy]] = {}
         for policy in cluster.policies.values() if config.policies else ():
             self._policies.setdefault(policy.namespace, []).append(policy)
@@ -53,7 +54,7 @@ class Visibility:
         labels = self.cluster.namespace_labels.get(namespace, {})
         return tuple([labels.get(key) for key in self.config.by])
 
-    def _select(self, peer: tuple[Requirement, ...]) -> Names:
+    def _select(self, peer: tuple[Term, ...]) -> Names:
         found = self._selected.get(peer)
         if found is None:
             labels = self.cluster.namespace_labels
@@ -63,5 +64,5 @@ class Visibility:
         return found
 
 
-def _fits(peer: tuple[Requirement, ...], labels: Mapping[str, str]) -> bool:
-    return all(each.holds(labels) for each in peer)
+def _fits(peer: tuple[Term, ...], labels: Mapping[str, str]) -> bool:
+    return all(each.matches(labels) for each in peer)
