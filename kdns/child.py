@@ -51,6 +51,7 @@ async def output(module: str, *args: str, given: bytes = b"", timeout: float) ->
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            await process.wait()
     if code:
         lines = complaint.decode(errors="replace").strip().splitlines()
         raise ChildFailed(lines[-1] if lines else f"{module} ended with code {code}")

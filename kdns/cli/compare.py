@@ -27,7 +27,7 @@ from kdns.dns.edns import Edns
 from kdns.dns.errors import BadName, FormatError
 from kdns.dns.message import pack_query, parse_reply
 from kdns.dns.query import Question
-from kdns.kube import manifests
+from kdns.kube import manifest_file
 from kdns.kube.api import ApiConfig
 from kdns.plugin.outcome import RcodeOnly
 from kdns.plugins.kubernetes import Kubernetes
@@ -197,9 +197,9 @@ def _from_file(path: str) -> list[questions.Asked]:
 
 def _from_manifests(paths: tuple[str, ...]) -> list[dict[str, Any]]:
     out = []
-    for path in manifests.files_of(paths):
+    for path in manifest_file.files_of(paths):
         with open(path, encoding="utf-8", errors="replace") as file:
-            found, _ = manifests.parse(file.read(), path)
+            found, _ = manifest_file.parse(file.read(), path)
         out += [{**each.mapping, "kind": each.kind} for each in found]
     return out
 

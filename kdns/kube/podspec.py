@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from kdns.kube import manifests
+from kdns.kube import manifest_file
 from kdns.kube.api import ApiConfig, Client
 from kdns.kube.paging import body
 
@@ -30,9 +30,9 @@ async def pod_spec(api: ApiConfig | None, paths: tuple[str, ...], namespace: str
 
 
 def _from_files(paths: tuple[str, ...], namespace: str, name: str) -> dict[str, Any] | None:
-    for path in manifests.files_of(paths):
+    for path in manifest_file.files_of(paths):
         with open(path, encoding="utf-8") as file:
-            found, _ = manifests.parse(file.read(), path)
+            found, _ = manifest_file.parse(file.read(), path)
         for each in found:
             if each.kind == "Pod" and _is(each.mapping, namespace, name):
                 return _spec(each.mapping)

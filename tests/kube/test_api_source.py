@@ -419,6 +419,6 @@ def test_kubectl_accepts_the_test_server(api: ApiServer, tmp_path: Path) -> None
     path = tmp_path / "dump.yaml"
     path.write_text(dump)
     done = subprocess.run(
-        [sys.executable, "-m", "kdns.kube.manifests", str(path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "kdns.kube.manifest_file", str(path)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and '"Service"' in done.stdout

@@ -14,9 +14,11 @@ import dns.zone
 import pytest
 import yaml
 
+from kdns import watchfile
 from kdns.kube import manifests as module
 from kdns.kube.cluster import Cluster
-from kdns.kube.manifests import BrokenManifest, ManifestSource, parse
+from kdns.kube.manifest_file import BrokenManifest, parse
+from kdns.kube.manifests import ManifestSource
 from kdns.kube.source import WatchScope
 from kdns.testing import Server, code, data, eventually
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
@@ -188,7 +190,7 @@ def test_a_file_whose_writer_pauses_after_truncating_it_keeps_its_objects_and_on
             assert a(server, "web.n1") == ["10.0.0.1"]
         file.write(text.replace("10.0.0.1", "10.0.0.2"))
     eventually(lambda: a(server, "web.n1") == ["10.0.0.2"])
-    monkeypatch.setattr(module, "EMPTY", 1)
+    monkeypatch.setattr(watchfile, "EMPTY", 1)
     path.write_text("")
     eventually(lambda: a(server, "web.n1") == "NXDOMAIN")
 

@@ -15,9 +15,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdns.kube import decode, manifests
+from kdns.kube import decode
 from kdns.kube.cluster import Cluster
-from kdns.kube.manifests import BrokenManifest, ManifestSource
+from kdns.kube.manifest_file import BrokenManifest, parse
+from kdns.kube.manifests import ManifestSource
 from kdns.kube.objects import RAW, SERVICE, BadObject, from_mapping, project
 from kdns.kube.paging import ApiError, ResourceVersionRegressed
 from kdns.kube.reflector import Reflector
@@ -218,7 +219,7 @@ tags = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_a_manifest_or_refused_with_its_line(text: str) -> None:
     try:
-        found, odd = manifests.parse(text, "f.yaml")
+        found, odd = parse(text, "f.yaml")
     except BrokenManifest as error:
         assert str(error).startswith("f.yaml:")
         return
@@ -228,7 +229,7 @@ def test_any_text_is_a_manifest_or_refused_with_its_line(text: str) -> None:
 @pytest.mark.parametrize("text", ['!!int ""', '!!float ""', "!!bool maybe", "!!timestamp x", "!!timestamp 2024-13-01"])
 def test_a_value_that_is_not_of_its_tag_ended_the_reading_of_all_files(text: str) -> None:
     with pytest.raises(BrokenManifest, match=r"^f.yaml:\d+: "):
-        manifests.parse(f"kind: Service\nmetadata:\n  name: {text}\n", "f.yaml")
+        parse(f"kind: Service\nmetadata:\n  name: {text}\n", "f.yaml")
 
 
 @given(st.lists(trees, max_size=4))
@@ -239,10 +240,13 @@ def test_manifests_of_any_form_are_served_or_reject(documents: list[dict[str, An
     except (yaml.YAMLError, ValueError):
         return
     with contextlib.suppress(BrokenManifest):
-        found, _ = manifests.parse(text, "f.yaml")
+        found, _ = parse(text, "f.yaml")
         source = ManifestSource((), WatchScope(pods=True, imports=True), Cluster())
-        source._take("f.yaml", found)
-        source._take("f.yaml", [])
+        for held in (found, []):
+            gone: list[tuple[str, str]] = []
+            list(source._apply("f.yaml", held, gone))
+            for kind, key in gone:
+                source.cluster.apply(kind, key, None)
         assert not any(entry.service for entry in source.cluster.entries.values())
 
 
