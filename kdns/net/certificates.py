@@ -10,15 +10,15 @@ one step. A context is never changed: a new one is made, for a certificate of an
 would only be added to an old one.
 """
 
-import os
 import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, NoReturn, final
+from typing import Final, NoReturn, Protocol, final
 
 from kdns import files, log
+from kdns.files import Seen
 from kdns.metrics import Counter, Gauge
 
 MINIMUM: Final = ssl.TLSVersion.TLSv1_2  # RFC 8996 took back the versions before; it is CoreDNS's minimum too
@@ -61,16 +61,14 @@ class TlsFiles:
         """The files that are read."""
         return [path for path in (self.certificate, self.key, self.authority) if path]
 
-    def state(self) -> tuple[tuple[int, int, int], ...]:
+    def state(self) -> tuple[Seen | None, ...]:
         """What changes when a file changes. A file that is not there has no state."""
-        out = []
+        out: list[Seen | None] = []
         for path in self.paths():
             try:
-                stat = os.stat(path)
+                out.append(files.look(path))
             except OSError:
-                out.append((0, 0, 0))
-            else:
-                out.append((stat.st_mtime_ns, stat.st_ino, stat.st_size))
+                out.append(None)
         return tuple(out)
 
     def context(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
@@ -113,11 +111,25 @@ class TlsFiles:
             ) from None
 
 
+class IdentityFiles(Protocol):
+    """What an identity is read from."""
+
+    @property
+    def certificate(self) -> str:
+        """The file with the certificate, for messages."""
+
+    def state(self) -> tuple[Seen | None, ...]:
+        """What changes when a file changes."""
+
+    def context(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
+        """A server's context, offering these protocols. Raises BadCertificate."""
+
+
 @final
 class Identity:
     """A server's identity as its files have it now. `alpn` are the protocols it offers, the best first."""
 
-    def __init__(self, files: TlsFiles, alpn: Sequence[str] = ()) -> None:
+    def __init__(self, files: IdentityFiles, alpn: Sequence[str] = ()) -> None:
         """Raises BadCertificate."""
         self.files = files
         self.alpn = tuple(alpn)

@@ -7,15 +7,20 @@ than none.
 
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import yaml
 
+from kdns import files
 from kdns.corefile import CorefileError
+from kdns.files import Seen
+from kdns.net.certificates import MINIMUM, Identity, TlsFiles
 from kdns.plugins.prometheus.users import Users
 
+MAX_FILE: Final = 1 << 20  # octets; it has some lines, and two for each user
 _VERSIONS: Final = {
     "TLS10": ssl.TLSVersion.TLSv1, "TLS11": ssl.TLSVersion.TLSv1_1, "TLS12": ssl.TLSVersion.TLSv1_2,
     "TLS13": ssl.TLSVersion.TLSv1_3,
@@ -55,50 +60,38 @@ class WebConfig:
     users: Users | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Tls:
-    folder: str
-    values: dict[str, str] = field(default_factory=dict)
-    suites: tuple[str, ...] = ()
-    ours_first: bool = True
+    """An identity's files, and what only this file can say of TLS. `suites` are OpenSSL's names of those before 1.3."""
 
-    def path(self, name: str) -> str:
-        # As with the exporters, beside the file that names it.
-        return os.path.join(self.folder, self.values[name])
+    files: TlsFiles
+    maximum: ssl.TLSVersion
+    suites: tuple[str, ...]
+    ours_first: bool
 
-    def context(self) -> ssl.SSLContext:
-        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        made.minimum_version = _choice(self.values, "min_version", _VERSIONS, ssl.TLSVersion.TLSv1_2)
-        if "max_version" in self.values:
-            made.maximum_version = _choice(self.values, "max_version", _VERSIONS, ssl.TLSVersion.TLSv1_3)
+    @property
+    def certificate(self) -> str:
+        return self.files.certificate
+
+    def state(self) -> tuple[Seen | None, ...]:
+        return self.files.state()
+
+    def context(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
+        made = self.files.context(alpn)
+        made.maximum_version = self.maximum
         if self.suites:
             made.set_ciphers(":".join(self.suites))
         if self.ours_first:
             made.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
         else:
             made.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-        made.load_cert_chain(self.path("cert_file"), self.path("key_file"))
-        made.verify_mode = _choice(self.values, "client_auth_type", _CLIENTS, ssl.CERT_NONE)
-        if "client_ca_file" in self.values:
-            if made.verify_mode == ssl.CERT_NONE:
-                raise ValueError("client_ca_file needs a client_auth_type that verifies (RequireAndVerifyClientCert)")
-            made.load_verify_locations(self.path("client_ca_file"))
-        elif made.verify_mode != ssl.CERT_NONE:
-            raise ValueError("client_auth_type needs client_ca_file")
         return made
-
-    def state(self) -> list[tuple[float, int]]:
-        stats = [
-            os.stat(self.path(name)) for name in ("cert_file", "key_file", "client_ca_file") if name in self.values
-        ]
-        return [(stat.st_mtime, stat.st_ino) for stat in stats]
 
 
 def read(path: str) -> WebConfig:
     """What a file says. Raises CorefileError with the path and what to change."""
     try:
-        with open(path, encoding="utf-8") as file:
-            found = yaml.safe_load(file)
+        found = yaml.safe_load(files.read(path, MAX_FILE).decode())
         return _understand(found or {}, os.path.dirname(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
@@ -113,17 +106,9 @@ def _understand(found: Any, folder: str) -> WebConfig:
         out.users = Users({str(name): str(text) for name, text in users.items()})
     tls = _mapping(top.get("tls_server_config") or {}, "tls_server_config", (*_TLS, *_OTHER))
     if tls:
-        config = _Tls(
-            folder,
-            {name: str(value) for name, value in tls.items() if name in _TLS and value},
-            _suites(tls.get("cipher_suites") or []),
-            bool(tls.get("prefer_server_cipher_suites", True)),
-        )
-        for name in ("cert_file", "key_file"):
-            if name not in config.values:
-                raise ValueError(f"tls_server_config: {name} is missing")
-        out.context = config.context()
-        out.context.sni_callback = _refresher(config)
+        identity = Identity(_tls(tls, folder))
+        out.context = identity.context()
+        out.context.sni_callback = partial(_identify, identity)
     http = _mapping(top.get("http_server_config") or {}, "http_server_config", ("http2", "headers"))
     for name, value in _mapping(http.get("headers") or {}, "headers", _HEADERS).items():
         if not str(value).isprintable():
@@ -132,25 +117,35 @@ def _understand(found: Any, folder: str) -> WebConfig:
     return out
 
 
-def _refresher(config: _Tls) -> Callable[[Any, Any, Any], None]:
-    """Before each handshake: certificates whose files have changed are read again. What cannot be read stays as it
-    was.
-    """
-    known = config.state()
-    current: ssl.SSLContext | None = None
+def _tls(found: dict[str, Any], folder: str) -> _Tls:
+    values = {name: str(value) for name, value in found.items() if name in _TLS and value}
+    paths = {
+        # As with the exporters, beside the file that names it.
+        name: os.path.join(folder, values[name])
+        for name in ("cert_file", "key_file", "client_ca_file")
+        if name in values
+    }
+    for name in ("cert_file", "key_file"):
+        if name not in paths:
+            raise ValueError(f"tls_server_config: {name} is missing")
+    clients = _choice(values, "client_auth_type", _CLIENTS, ssl.CERT_NONE)
+    if "client_ca_file" in paths and clients == ssl.CERT_NONE:
+        raise ValueError("client_ca_file needs a client_auth_type that verifies (RequireAndVerifyClientCert)")
+    if "client_ca_file" not in paths and clients != ssl.CERT_NONE:
+        raise ValueError("client_auth_type needs client_ca_file")
+    minimum = _choice(values, "min_version", _VERSIONS, MINIMUM)
+    identity = TlsFiles(paths["cert_file"], paths["key_file"], paths.get("client_ca_file", ""), clients, minimum)
+    return _Tls(
+        identity,
+        _choice(values, "max_version", _VERSIONS, ssl.TLSVersion.MAXIMUM_SUPPORTED),
+        _suites(found.get("cipher_suites") or []),
+        bool(found.get("prefer_server_cipher_suites", True)),
+    )
 
-    def look(connection: Any, name: Any, context: Any) -> None:
-        nonlocal known, current
-        try:
-            now = config.state()
-            if now != known:
-                current, known = config.context(), now
-        except (OSError, ValueError):
-            pass
-        if current is not None:
-            connection.context = current
 
-    return look
+def _identify(identity: Identity, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+    """Before each handshake: the identity as its files have it now."""
+    connection.context = identity.context()
 
 
 def _suites(found: Any) -> tuple[str, ...]:

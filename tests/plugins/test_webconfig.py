@@ -143,7 +143,7 @@ def test_cipher_suites_are_those_of_the_web_configuration(serve: Serve, tmp_path
     ("tls_server_config:\n  cert_file: x\n  key_file: y\n  cipher_suites: x", "cipher_suites is no list"),
     ("web: {}", "web is not supported by kdns"),
     ("tls_server_config:\n  cert_file: x", "key_file is missing"),
-    ("tls_server_config:\n  cert_file: x\n  key_file: y", "No such file or directory"),
+    ("tls_server_config:\n  cert_file: x\n  key_file: y", "x does not exist"),
     ("tls_server_config:\n  cert_file: x\n  key_file: y\n  min_version: SSL3", '"SSL3" is none of TLS10'),
     ("http_server_config:\n  headers:\n    Server: x", "Server is not supported"),
     ('http_server_config:\n  headers:\n    X-Frame-Options: "a\\nb"', "no header can have"),
