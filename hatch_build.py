@@ -51,6 +51,7 @@ COMPILED = (
     "kdns/plugins/loadbalance.py",
     "kdns/plugins/prometheus/__init__.py",
     "kdns/plugins/prometheus/rows.py",
+    "kdns/plugins/searchpath.py",
     "kdns/server/accept.py",
     "kdns/server/block.py",
     "kdns/server/chain.py",

@@ -7,9 +7,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import final
+from typing import Final, final
 
 from kdns import faults
+
+BATCH: Final = 64  # deadlines met before others run: what one calls takes some 20 to 50 microseconds
 
 
 @final
@@ -33,6 +35,7 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._queues: dict[float, deque[Deadline]] = {}
+        self._armed: set[float] = set()  # the timeouts whose queue has a timer
 
     def add(self, timeout: float, callback: Callable[[], None]) -> Deadline:
         """Calls back in `timeout` seconds, unless cancelled."""
@@ -40,19 +43,25 @@ class Deadlines:
         if queue is None:
             queue = self._queues[timeout] = deque()
         deadline = Deadline(monotonic() + timeout, callback)
-        if not queue:
-            asyncio.get_running_loop().call_later(timeout, self._run, timeout)
         queue.append(deadline)
+        if timeout not in self._armed:
+            self._arm(timeout, timeout)
         return deadline
+
+    def _arm(self, timeout: float, delay: float) -> None:
+        self._armed.add(timeout)
+        asyncio.get_running_loop().call_later(delay, self._run, timeout)
 
     def _run(self, timeout: float) -> None:
         queue = self._queues[timeout]
         now = monotonic()
+        left = BATCH
         while queue:
             first = queue[0]
             if first.callback is None:
                 queue.popleft()
-            elif first.end <= now:
+            elif first.end <= now and left:
+                left -= 1
                 queue.popleft()
                 callback, first.callback = first.callback, None
                 try:
@@ -60,6 +69,7 @@ class Deadlines:
                 except Exception as error:
                     faults.report("a deadline", error)
             else:
-                asyncio.get_running_loop().call_later(first.end - now, self._run, timeout)
+                self._arm(timeout, max(first.end - now, 0))
                 return
+        self._armed.discard(timeout)
         # A queue that is left empty costs a few bytes; timeouts come from configurations, so there are few.

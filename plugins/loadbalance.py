@@ -48,6 +48,7 @@ from kdns.dns import iana
 from kdns.dns.answer import FOREVER, Answer
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
+from kdns.dns.render import RecordSummary
 from kdns.dns.rrset import RRset, Section
 from kdns.plugin import Plugin, Request, readers
 from kdns.plugin.base import BlockInfo
@@ -61,7 +62,6 @@ DEFAULT_RELOAD: Final = 30.0
 MAX_FILE: Final = 4 << 20  # octets; a line has some 20
 _ADDRESSES: Final = frozenset((iana.A, iana.AAAA))
 _SHUFFLED: Final = frozenset((iana.A, iana.AAAA, iana.MX))
-_ORDERED: Final = _SHUFFLED | {iana.CNAME}
 
 _log = log.plugin("loadbalance")
 
@@ -193,7 +193,7 @@ class Loadbalance(Plugin):
         """An answer with the orders its records may have, if there is something to order."""
         prefer = bool(self.config.prefer)
         summary = answer.summary
-        if summary is not None and not prefer and (len(summary) < 2 or not any([s.type in _ORDERED for s in summary])):
+        if summary is not None and not prefer and not _may_be_ordered(summary):
             return Shuffled(None, FOREVER)
         body = answer.rendered(name)
         run = body.address_run() if not prefer and body.counts[1] == 0 == body.counts[2] else None
@@ -263,6 +263,23 @@ class Loadbalance(Plugin):
             return answer
         sections = [tuple(_drawn(rrset, weights) for rrset in _cnames_first(section)) for section in answer.sections]
         return answer.replace(answer=sections[0], authority=sections[1], additional=sections[2])
+
+
+def _may_be_ordered(summary: list[RecordSummary]) -> bool:
+    """Whether records may have another order: two of a type that is shuffled, or a CNAME that is not the first."""
+    if len(summary) < 2:
+        return False
+    seen = 0
+    for i, record in enumerate(summary):
+        rtype = record.type
+        if rtype == iana.CNAME:
+            if i and summary[i - 1].type != iana.CNAME:
+                return True
+        elif rtype in _SHUFFLED:
+            if seen >> rtype & 1:
+                return True
+            seen |= 1 << rtype
+    return False
 
 
 def _orders(count: int) -> list[list[int]]:

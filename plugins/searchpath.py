@@ -54,6 +54,7 @@ to belong into `except`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple
@@ -63,6 +64,7 @@ from kdns.deadlines import Deadlines
 from kdns.dns import iana
 from kdns.dns.answer import Answer, Validity, with_cname_prefix
 from kdns.dns.name import MAX_NAME, closest
+from kdns.dns.render import RecordSummary
 from kdns.dns.rrset import RRset
 from kdns.metrics import Counter, Slot
 from kdns.plugin import ALWAYS, Outcome, Pending, Plugin, Request, readers, then
@@ -134,7 +136,7 @@ class Searchpath(Plugin):
         self.config: Config = config
         self.clusters: list[ClusterNames] = []
         self.deadlines = Deadlines()
-        self.remembered: dict[bytes, Found] = {}
+        self.remembered: OrderedDict[bytes, Found] = OrderedDict()
         self.walking: dict[bytes, SearchListWalk] = {}  # by the name that was asked for
 
     def advice(self) -> Sequence[str]:
@@ -248,7 +250,7 @@ class Searchpath(Plugin):
         if request.root.personal or seconds <= 0:
             return
         if len(self.remembered) >= MAX_REMEMBERED:
-            del self.remembered[next(iter(self.remembered))]
+            self.remembered.popitem(last=False)
         until = request.now + min(seconds, MEMORY)
         self.remembered[request.question.name] = Found(target, until, walk.names)
 
@@ -283,7 +285,11 @@ def answer_after_cname(name: bytes, ttl: int, target: bytes, outcome: Answer) ->
     if outcome.body is not None and outcome.name == target:
         made = with_cname_prefix(name, target, outcome.body, ttl)
         if made is not None:
-            return Answer(iana.NOERROR, iana.AA | iana.RA, local=True, name=name, body=made, validity=ALWAYS)
+            answer = Answer(iana.NOERROR, iana.AA | iana.RA, local=True, name=name, body=made, validity=ALWAYS)
+            if outcome.summary is not None:
+                least = int.from_bytes(made.data[6:10], "big")  # the CNAME's
+                answer.summary = [RecordSummary(name, iana.CNAME, least, target), *outcome.summary]
+            return answer
     # A name that exists but not with this type is NODATA behind its CNAME, never NXDOMAIN.
     ttls = [ttl, *(rrset.ttl for rrset in outcome.answer or outcome.authority)]
     cname = RRset(name, iana.CNAME, min(ttls), (target,))

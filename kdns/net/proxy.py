@@ -11,6 +11,7 @@ believed; what is malformed ends its connection, or drops its datagram, and is c
 import asyncio
 import ipaddress
 import socket
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -137,9 +138,8 @@ class ProxyGate:
         self.rejected = HEADERS.slot(label, "rejected")
         self.malformed = HEADERS.slot(label, "malformed")
         self.waiting: dict[ProxyConnection, None] = {}  # connections without a header, the oldest first
-        self.sessions: dict[
-            Address, tuple[Address, Address | None, float]
-        ] = {}  # by peer; the one not used for longest first
+        # By peer; the one not used for longest first.
+        self.sessions: OrderedDict[Address, tuple[Address, Address | None, float]] = OrderedDict()
 
     def enter(self, connection: "ProxyConnection") -> None:
         """A connection that waits for its header."""
@@ -164,7 +164,7 @@ class ProxyGate:
         """Who asks behind a peer from now on."""
         self.sessions.pop(peer, None)
         if len(self.sessions) >= self.policy.sessions:
-            del self.sessions[next(iter(self.sessions))]
+            self.sessions.popitem(last=False)
         self.sessions[peer] = (source, target, now + self.policy.remember)
 
     def datagrams(self, handler: Handler) -> Handler:

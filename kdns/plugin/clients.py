@@ -7,9 +7,10 @@ share, or that is a node's (`hostNetwork`), says nothing of who asks.
 
 import asyncio
 import ipaddress
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from kdns.address import unmapped
 from kdns.kube.cluster import Cluster
@@ -34,8 +35,9 @@ class Clients:
         self.exempt = tuple(exempt)
         self.clock = clock
         self.pods: dict[bytes, Pod | tuple[Pod, ...]] = {}
-        self.packed: dict[str, bytes] = {}  # of addresses as text; empty: exempt
-        self.strangers: dict[bytes, float] = {}  # addresses that were waited for in vain, and until when that counts
+        self.packed: OrderedDict[str, bytes] = OrderedDict()  # of addresses as text; empty: exempt
+        # Addresses that were waited for in vain, and until when that counts.
+        self.strangers: OrderedDict[bytes, float] = OrderedDict()
         self.waiting: dict[bytes, Pending] = {}
 
     def follow(self, cluster: Cluster) -> None:
@@ -93,7 +95,7 @@ class Clients:
         return packed
 
 
-def _bound(table: dict[str, bytes] | dict[bytes, float]) -> None:
+def _bound(table: OrderedDict[Any, Any]) -> None:
     """Makes place for one entry more: the oldest goes."""
     if len(table) >= MAX_ADDRESSES:
-        del table[next(iter(table))]  # type: ignore[arg-type]
+        table.popitem(last=False)

@@ -10,6 +10,7 @@ What needs no I/O is answered in the same call. What does waits in a bounded tab
 
 import asyncio
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from random import random
 from time import monotonic
@@ -69,7 +70,7 @@ class Dispatcher:
         self.gate: Gate | None = None
         self.cookies: ServerCookies | None = None
         self.audiences: tuple[Audience, ...] = ()
-        self.combined: dict[tuple[int, ...], int] = {}
+        self.combined: OrderedDict[tuple[int, ...], int] = OrderedDict()
         self.combinations = 0
         self.tls: TlsFiles | None = None
         self.proxy: ProxyPolicy | None = None
@@ -193,7 +194,7 @@ class Dispatcher:
         found = self.combined.get(key)
         if found is None:
             if len(self.combined) >= MAX_AUDIENCES:
-                del self.combined[next(iter(self.combined))]
+                self.combined.popitem(last=False)
             self.combinations += 1  # a number is never used again
             found = self.combined[key] = self.combinations
         return found

@@ -22,6 +22,7 @@ MAX_PENDING_CLIENT: Final = MAX_PENDING // 2
 # Seconds a query may wait: an upstream's five and a half, and some for a chain of names. Clients wait five.
 DEADLINE: Final = 12.0
 MAX_DETACHED: Final = 1000
+SWEPT: Final = 64  # that are answered before others run: at some 20 microseconds each, 1.3 ms
 
 OVERFLOWS = Counter(
     "kdns_pending_refused_total", "Queries answered SERVFAIL because too many waited.", ("server", "reason")
@@ -123,16 +124,22 @@ class PendingTable:
         """
         self.timer = None
         now = monotonic()
-        while self.table:
-            result = next(iter(self.table))
-            deadline, request = self.table[result]
-            if deadline > now:
-                self.timer = asyncio.get_running_loop().call_later(deadline - now + 0.01, self._sweep)
-                return
-            del self.table[result]
-            self._leave(request)
-            EXPIRED.slot(self.label)[0] += 1
-            result.resolve(self.give_up(request, "no plugin answered in time"))
+        # Looked for in one pass: each first key of a dict is found by stepping over all that were deleted before it.
+        expired: list[Pending] = []
+        wait = -1.0
+        for result, (deadline, _) in self.table.items():
+            if deadline > now or len(expired) == SWEPT:
+                wait = max(deadline - now + 0.01, 0)
+                break
+            expired.append(result)
+        if wait >= 0:
+            self.timer = asyncio.get_running_loop().call_later(wait, self._sweep)
+        for result in expired:
+            entry = self.table.pop(result, None)
+            if entry is not None:
+                self._leave(entry[1])
+                EXPIRED.slot(self.label)[0] += 1
+                result.resolve(self.give_up(entry[1], "no plugin answered in time"))
 
 
 def _closed(request: Request, value: Any) -> None:
