@@ -15,6 +15,7 @@ from kdns.cli import corefiles
 from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
 from kdns.server import build
+from kdns.server.problems import all_problems
 
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile to check; "-" or "stdin" reads standard input'),
@@ -91,7 +92,7 @@ def examined(each: corefiles.Source, port: int, load: bool) -> tuple[Summary, li
     reader = corefiles.Reader(each.beside)
     try:
         corefile = corefiles.parsed(each, port, reader=reader, errors=parsing)
-        errors += [*parsing, *build.problems(corefile)]
+        errors += [*parsing, *all_problems(corefile)]
         if not errors:
             instance = build.build(corefile)
             if load:

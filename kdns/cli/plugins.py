@@ -10,7 +10,7 @@ from typing import Final
 
 from kdns.cli.flags import Help, misused, usage
 from kdns.corefile.errors import did_you_mean
-from kdns.server import build
+from kdns.server import catalog
 from kdns.server.order import ORDER
 
 HELP: Final = Help(
@@ -29,7 +29,7 @@ def main(words: Sequence[str]) -> int:
         return misused("kdns plugins takes one name", HELP)
     if words:
         return _manual(words[0])
-    for name in build.built():
+    for name in catalog.built():
         print(f"{name:14} {_title(name)}")
     print(f"\nKnown from CoreDNS, not built: {', '.join(not_built())}")
     return 0
@@ -41,9 +41,9 @@ def not_built() -> list[str]:
 
 
 def _manual(name: str) -> int:
-    cls = build.plugin_class(name) if name in build.known() else None
+    cls = catalog.plugin_class(name) if name in catalog.known() else None
     if cls is None:
-        hint = did_you_mean(name, build.built())
+        hint = did_you_mean(name, catalog.built())
         sys.stderr.write(
             f'there is no plugin "{name}"{hint}\n' if name not in ORDER else f'plugin "{name}" is not built yet\n'
         )
@@ -54,7 +54,7 @@ def _manual(name: str) -> int:
 
 def manual(name: str) -> str:
     """A plugin's manual: its module's docstring (a package's, where it is one)."""
-    cls = build.plugin_class(name)
+    cls = catalog.plugin_class(name)
     assert cls is not None
     module = inspect.getmodule(cls)
     package = sys.modules.get(module.__name__.rpartition(".")[0]) if module is not None else None
@@ -83,7 +83,7 @@ def all_manuals() -> str:
     parts = [
         "# The plugins' manuals\n\nMade of the plugins' docstrings by `make docs`; `kdns plugins NAME` prints one."
     ]
-    for name in build.built():
+    for name in catalog.built():
         title, _, rest = manual(name).partition("\n")
         parts.append(f"## {title}\n\n{rest.strip()}".replace("\n## ", "\n### "))
     return "\n\n".join(parts) + "\n"

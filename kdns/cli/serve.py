@@ -14,7 +14,7 @@ from kdns import __version__, faults, log, version
 from kdns.cli.flags import BadFlag, Flag, Help, parse, refuse
 from kdns.corefile import Corefile, CorefileError, source
 from kdns.printable import printable
-from kdns.server import build, gc_policy
+from kdns.server import build, catalog, gc_policy
 from kdns.server.lifecycle import Server, pid_text
 from kdns.server.reading import CorefileOnDisk
 
@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> int:
         print("\n".join(version_lines()))
         return 0
     if values["plugins"]:
-        print("\n".join([*sorted(name for name in build.built() if name != "on"), ""]))
+        print("\n".join([*sorted(name for name in catalog.built() if name != "on"), ""]))
         return 0
     if rest:
         from kdns.cli import suggestion
@@ -126,7 +126,7 @@ def corefile_source(conf: str, port: int) -> Callable[[], Corefile]:
     if not path and not os.path.lexists("Corefile"):
         return lambda: _builtin(port)
     path = path or "Corefile"
-    read = CorefileOnDisk(path, port, build.known)
+    read = CorefileOnDisk(path, port, catalog.known)
     served = False
 
     def reread() -> Corefile:

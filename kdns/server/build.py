@@ -6,20 +6,15 @@ names and looks at interfaces, groups the keys by listener and finds duplicates.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from kdns import log
 from kdns.address import host_port
-from kdns.corefile import Corefile, CorefileError, Directive, Key, Position, Reader, ServerBlock, Token, parse
+from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, ServerBlock, Token, parse
 from kdns.corefile.errors import did_you_mean
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
@@ -28,15 +23,12 @@ from kdns.plugin import readers
 from kdns.plugin.base import Plugin
 from kdns.plugin.endpoint import ServesHttp, one_name
 from kdns.plugin.providers import NamesHosts, Processes
-from kdns.server import plugin_files
+from kdns.server import catalog, plugin_files
 from kdns.server.block import Block
 from kdns.server.dispatch import Dispatcher
-from kdns.server.order import BUILT, ORDER, RANK, place
+from kdns.server.order import ORDER, RANK
 from kdns.server.schemes import SCHEMES
 from kdns.timeslice import TimeSlice
-
-ENTRY_POINTS: Final = "kdns.plugins"
-MAX_PROBLEMS: Final = 100  # errors of one plugin's directives that are looked for: more help nobody
 
 
 class Group(NamedTuple):
@@ -180,7 +172,7 @@ def read(
     errors: list[CorefileError] | None = None,
 ) -> Corefile:
     """A Corefile's blocks; directives must be known. Raises CorefileError (`errors`: see corefile.parse)."""
-    names = known()
+    names = catalog.known()
     return parse(
         text,
         name,
@@ -191,133 +183,6 @@ def read(
         reader=reader,
         errors=errors,
     )
-
-
-def known() -> set[str]:
-    """The directives there are: the fixed order's, and those of installed packages."""
-    return {*ORDER, plugin_files.NAME, *(entry.name for entry in _foreign())}
-
-
-def built() -> list[str]:
-    """The directives that work, in order; those of other packages last."""
-    return [*BUILT, *sorted(entry.name for entry in _foreign())]
-
-
-class _Given:
-    """A plugin class that is used as if its package were installed."""
-
-    def __init__(self, cls: type[Plugin]) -> None:
-        self.name = cls.name
-        self.cls = cls
-
-    def load(self) -> type[Plugin]:
-        return self.cls
-
-
-_given: list[_Given] = []
-
-
-@contextmanager
-def given(*classes: type[Plugin]) -> Iterator[None]:
-    """Inside, Corefiles may use these plugins as if their packages were installed."""
-    before = list(_given)
-    _given.extend(_Given(cls) for cls in classes)
-    try:
-        yield
-    finally:
-        _given[:] = before
-
-
-@cache
-def _installed() -> tuple[importlib.metadata.EntryPoint, ...]:
-    """The plugins of installed packages: to look for them takes 5 ms, and they change with the process only."""
-    return tuple(importlib.metadata.entry_points(group=ENTRY_POINTS))
-
-
-def _foreign() -> list[importlib.metadata.EntryPoint | _Given]:
-    return [*_given, *(entry for entry in _installed() if entry.name not in ORDER)]
-
-
-def plugin_class(name: str) -> type[Plugin] | None:
-    """The class of a plugin; None where the name is known but not built. Raises ImportError for a foreign one that
-    breaks.
-    """
-    if name in ORDER:
-        found = place(name)
-        if found is None:
-            return None
-        module = importlib.import_module(found[0])
-        cls: type[Plugin] = getattr(module, found[1])
-        return cls
-    for entry in _foreign():
-        if entry.name == name:
-            loaded: type[Plugin] = entry.load()
-            return loaded
-    return None
-
-
-def problems(corefile: Corefile) -> list[CorefileError]:
-    """Every error of `build`, in the order of the blocks; after a bad line of a directive the others of it are read
-    too.
-    """
-    found: list[CorefileError] = []
-    for parsed in corefile.blocks:
-        for key in parsed.keys:
-            found += _raised(partial(_check_key, key))
-        folder = ""
-        with contextlib.suppress(CorefileError):
-            folder = _folder(corefile, parsed)
-        for name, directives in parsed.directives.items():
-            if name == plugin_files.NAME:
-                for directive in directives:
-                    found += _raised(partial(plugin_files.load, directive, folder))
-            else:
-                found += _of_directives(name, directives, parsed)
-    return found
-
-
-def _raised(call: Callable[[], object]) -> list[CorefileError]:
-    try:
-        call()
-    except CorefileError as error:
-        return [error]
-    return []
-
-
-def _of_directives(name: str, directives: list[Directive], block: ServerBlock) -> list[CorefileError]:
-    """What is wrong with a plugin's directives: a line that is at fault is left out, and the rest read again.
-
-    Only the first error may be of a directive as a whole: later ones may come of what was left out.
-    """
-    found: list[CorefileError] = []
-    left = list(directives)
-    for _ in range(MAX_PROBLEMS):
-        errors = _raised(partial(_rank, left[0].name)) or _raised(partial(_plugins, name, left, block))
-        if not errors:
-            return found
-        (error,) = errors
-        without = _without(left, error.where)
-        if found and without is None:
-            return found
-        found.append(error)
-        if without is None:
-            return found
-        left = without
-    return found
-
-
-def _without(directives: list[Directive], where: Position | None) -> list[Directive] | None:
-    """The directives without the option that begins on this line; None where no option does."""
-    for at, directive in enumerate(directives):
-        for line in directive.body or ():
-            if where is not None and line.name.line == (where.file, where.line):
-                kept = tuple(each for each in directive.body or () if each is not line)
-                return [
-                    *directives[:at],
-                    Directive(directive.name, directive.args, kept or None),
-                    *directives[at + 1 :],
-                ]
-    return None
 
 
 def build(corefile: Corefile) -> Instance:
@@ -343,17 +208,17 @@ def _steps(corefile: Corefile, instance: Instance) -> Iterator[None]:
     for parsed in corefile.blocks:
         yield
         for key in parsed.keys:
-            _check_key(key)
+            check_key(key)
         block = Block(parsed)
         ranked: list[tuple[tuple[float, str], list[Plugin]]] = []
-        folder = _folder(corefile, parsed)
+        folder = folder_of(corefile, parsed)
         for name, directives in parsed.directives.items():
             if name == plugin_files.NAME:
                 for directive in directives:
                     cls, read_as = plugin_files.load(directive, folder)
                     ranked.append(((_before(cls, directive.args[0]), cls.name), _parsed(cls, [read_as], parsed)))
             else:
-                ranked.append((_rank(directives[0].name), _plugins(name, directives, parsed)))
+                ranked.append((rank(directives[0].name), plugins_of(name, directives, parsed)))
         for _, made in sorted(ranked, key=lambda item: item[0]):
             block.plugins += made
         blocks.append(block)
@@ -363,22 +228,22 @@ def _steps(corefile: Corefile, instance: Instance) -> Iterator[None]:
         yield
 
 
-def _folder(corefile: Corefile, block: ServerBlock) -> str:
+def folder_of(corefile: Corefile, block: ServerBlock) -> str:
     """Where the relative paths of a block's plugin files begin."""
     if "root" in block.directives:
-        (root,) = _plugins("root", block.directives["root"], block)
+        (root,) = plugins_of("root", block.directives["root"], block)
         return str(root.config)
     return os.path.dirname(corefile.name)
 
 
-def _rank(word: Token) -> tuple[float, str]:
+def rank(word: Token) -> tuple[float, str]:
     """Where a directive's plugin stands: by the fixed order, or right before the plugin it names. Raises
     CorefileError.
     """
     name = word.text
     if name in RANK:
         return RANK[name], name
-    cls = plugin_class(name)
+    cls = catalog.plugin_class(name)
     return (_before(cls, word) if cls is not None else float(len(RANK))), name
 
 
@@ -395,8 +260,8 @@ def _before(cls: type[Plugin], word: Token) -> float:
     return rank - 0.5
 
 
-def _plugins(name: str, directives: list[Directive], block: ServerBlock) -> list[Plugin]:
-    cls = plugin_class(name)
+def plugins_of(name: str, directives: list[Directive], block: ServerBlock) -> list[Plugin]:
+    cls = catalog.plugin_class(name)
     if cls is None:
         raise CorefileError(
             directives[0].at,
@@ -414,7 +279,7 @@ def _parsed(cls: type[Plugin], directives: list[Directive], block: ServerBlock) 
     return [cls(config) for config in cls.parse(directives, block)]
 
 
-def _check_key(key: Key) -> None:
+def check_key(key: Key) -> None:
     if key.scheme not in SCHEMES:
         served = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise CorefileError(

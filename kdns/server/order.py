@@ -3,7 +3,7 @@
 A query meets the plugins from top to bottom until one answers it; the answer goes back up through those above. The
 order is that of CoreDNS 1.15.0, with kdns's own plugins put where they belong, and with `cache` below all local data:
 what is ours is never cached. A name without a module is known but not built: using it is an error that says so. Plugins
-of others come through the entry-point group `kdns.plugins` (see server.build).
+of others come through the entry-point group `kdns.plugins` (see server.catalog).
 """
 
 from typing import Final

@@ -14,7 +14,7 @@ import dns.rcode
 import dns.rdatatype
 
 from kdns.plugin import Plugin
-from kdns.server import build, lifecycle
+from kdns.server import build, catalog, lifecycle
 from kdns.testing.loop import LoopThread, free_port
 
 
@@ -46,7 +46,7 @@ class Server:
         self.thread = LoopThread()
         self.server = lifecycle.Server(self.read, share_port=share_port)
         try:
-            with build.given(*plugins):
+            with catalog.given(*plugins):
                 self.thread.run(self.server.start(self.read()))
         except BaseException:
             self.thread.close()
@@ -65,7 +65,7 @@ class Server:
     def reload(self, text: str) -> bool:
         """Serves by another Corefile; says whether that worked."""
         self.text = text
-        with build.given(*self.plugins):
+        with catalog.given(*self.plugins):
             return self.thread.run(self.server.reload())
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from kdns.cli.flags import parse_among
 from kdns.cli.plugins import all_manuals
 from kdns.corefile.format import formatted, same
 from kdns.metrics import REGISTRY
-from kdns.server import build
+from kdns.server import catalog
 from kdns.testing import ApiServer, answer
 from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
 from tests.cli.test_commands import ENV, kdns
@@ -298,7 +298,7 @@ def test_query_says_what_is_wrong() -> None:
 
 def test_plugins_lists_and_prints_manuals() -> None:
     listed = kdns("plugins").stdout
-    assert all(f"\n{name} " in "\n" + listed for name in build.built()) and "not built: geoip" in listed
+    assert all(f"\n{name} " in "\n" + listed for name in catalog.built()) and "not built: geoip" in listed
     assert kdns("plugins", "cache").stdout.startswith("cache - stores answers")
     assert 'no plugin "cahce" (did you mean "cache"?)' in kdns("plugins", "cahce").stderr
     assert kdns("plugins", "route53").returncode == 1
@@ -618,8 +618,8 @@ def test_check_knows_what_coredns_has_removed_or_ignores() -> None:
 
 def test_series_named_as_replacements_are_there() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "migration.md").read_text()
-    for name in build.built():
-        build.plugin_class(name)
+    for name in catalog.built():
+        catalog.plugin_class(name)
     for name in set(re.findall(r"`(kdns_[a-z_]+)`", text)):
         assert name in REGISTRY, name
 

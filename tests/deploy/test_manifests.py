@@ -19,7 +19,7 @@ from kdns.cli import compare
 from kdns.cli.flags import parse_among
 from kdns.cli.plugins import not_built
 from kdns.metrics import REGISTRY
-from kdns.server import build
+from kdns.server import build, catalog
 from kdns.testing import free_port, http_get
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -223,8 +223,8 @@ def test_side_by_side_runs_the_clusters_own_corefile_and_compares_both() -> None
 
 def series() -> set[str]:
     """Every series that kdns has, histograms' parts too."""
-    for name in build.built():
-        build.plugin_class(name)
+    for name in catalog.built():
+        catalog.plugin_class(name)
     out = set(OWN)
     for name, family in REGISTRY.items():
         out |= {name + suffix for suffix in ("", "_bucket", "_sum", "_count")} if family.kind == "histogram" else {name}

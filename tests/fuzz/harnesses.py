@@ -21,7 +21,7 @@ from kdns.dns.query import Question
 from kdns.expression import BadExpression, EvaluationError, compile_expression
 from kdns.net.http import HttpServer, Response
 from kdns.plugin.runtime import Runtime
-from kdns.server import build
+from kdns.server import build, catalog
 from kdns.server.dispatch import PANICS, Dispatcher
 from kdns.upstream.exchange import matching_reply
 from tests.plugin.test_expressions import ENV, FUNCTIONS
@@ -191,7 +191,7 @@ def corefile(data: bytes) -> None:
 @functools.cache
 def _known() -> set[str]:
     """The directives there are: to look for installed packages takes longer than all else."""
-    return build.known()
+    return catalog.known()
 
 
 class _NoDisk:

@@ -11,7 +11,7 @@ import yaml
 
 from kdns.corefile import CorefileError
 from kdns.metrics import REGISTRY
-from kdns.server import build
+from kdns.server import build, catalog
 from kdns.testing import Upstream, answer, block, code, data, eventually
 from tests.fixtures import Serve, Start
 
@@ -122,7 +122,7 @@ def test_a_package_with_the_documented_entry_point_brings_its_directive(
     lines = "".join(f"{name} = {place}\n" for name, place in entries.items())
     (installed / "entry_points.txt").write_text(f"[kdns.plugins]\n{lines}")
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(build, "_installed", build._installed.__wrapped__)  # a process looks for packages once
+    monkeypatch.setattr(catalog, "_installed", catalog._installed.__wrapped__)  # a process looks for packages once
     server = serve(block("hello", "whoami"))
     assert data(server.ask("hello.example.org.", "TXT")) == ['"hello, 127.0.0.1"']
     sys.modules.pop("kdns_hello")

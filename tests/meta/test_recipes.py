@@ -8,6 +8,7 @@ import dns.message
 import pytest
 
 from kdns.server import build
+from kdns.server.problems import all_problems
 from kdns.testing import Upstream, answer, free_port
 from tests.fixtures import Serve, Start
 
@@ -80,10 +81,10 @@ def test_a_recipe_gives_the_answers_that_it_shows(serve: Serve, upstream: Start,
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_a_recipe_is_read_as_it_is_printed(title: str) -> None:
-    assert build.problems(build.read(RECIPES[title][0], "Corefile", environ=dict(os.environ))) == []
+    assert all_problems(build.read(RECIPES[title][0], "Corefile", environ=dict(os.environ))) == []
 
 
 @pytest.mark.parametrize("line", sorted(set(re.findall(r"`((?:forward|hosts|rewrite) [^`]*)`", PAGE))))
 def test_a_directive_in_the_text_is_read_as_it_is_printed(line: str) -> None:
     """The text named an upstream with a path, which is an error."""
-    assert build.problems(build.read(f".:53 {{\n{line}\n}}\n", "Corefile", environ=dict(os.environ))) == []
+    assert all_problems(build.read(f".:53 {{\n{line}\n}}\n", "Corefile", environ=dict(os.environ))) == []

@@ -55,7 +55,7 @@ def test_only_the_command_line_exits_the_process() -> None:
         text = path.read_text()
         exits = re.findall(r"(?:sys|os)\._?exit\(", text)
         # Child processes have exit codes of their own.
-        assert not exits or path.name in ("manifests.py", "forks.py", "hostsfile.py", "reading.py"), path
+        assert not exits or path.name in ("manifest_file.py", "forks.py", "hostsfile.py", "reading.py"), path
 
 
 def test_nothing_is_left_for_later() -> None:

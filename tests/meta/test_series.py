@@ -5,7 +5,7 @@ when they were asked. tests/oracle compares with a running CoreDNS where there i
 """
 
 from kdns.metrics import REGISTRY, Histogram
-from kdns.server import build
+from kdns.server import catalog
 
 # name, kind, labels (in the alphabet's order; - for none)
 SERIES = """
@@ -73,8 +73,8 @@ BUCKETS = {
 
 
 def test_every_series_of_coredns_is_there_by_name_kind_and_labels() -> None:
-    for name in build.built():
-        build.plugin_class(name)
+    for name in catalog.built():
+        catalog.plugin_class(name)
     expected = {line.split()[0]: line for line in SERIES.split("\n") if line}
     found = {
         name: f"{name} {family.kind} {','.join(sorted(family.labels)) or '-'}"
@@ -84,8 +84,8 @@ def test_every_series_of_coredns_is_there_by_name_kind_and_labels() -> None:
 
 
 def test_histograms_have_the_buckets_of_coredns() -> None:
-    for name in build.built():
-        build.plugin_class(name)
+    for name in catalog.built():
+        catalog.plugin_class(name)
     found = {
         name: list(family.bounds)
         for name, family in REGISTRY.items() if isinstance(family, Histogram) and name.startswith("coredns_")

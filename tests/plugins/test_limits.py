@@ -16,7 +16,7 @@ from kdns.metrics import REGISTRY
 from kdns.plugin.base import DENIED, IGNORED, PASS, SHORTENED
 from kdns.plugins import limits as limits_module
 from kdns.plugins.limits import Config, Limiter
-from kdns.server import build
+from kdns.server import build, catalog
 from kdns.testing import Server, answer, block, data, eventually, flags
 from tests.fixtures import Serve, Start
 from tests.net.test_listeners import framed, question, read_frame
@@ -108,7 +108,7 @@ def test_a_prefix_is_one_client_where_it_is_told_so() -> None:
 
 
 def test_exempt_networks_have_no_limit() -> None:
-    config = build.plugin_class("limits").parse(  # type: ignore[union-attr]
+    config = catalog.plugin_class("limits").parse(  # type: ignore[union-attr]
         build.read(
             block(limits("qps 10 5", "exempt 10.0.0.0/8 fd00::1", "exempt 192.0.2.1")).replace("{port}", "53"), "x"
         )

@@ -9,7 +9,7 @@ import pytest
 
 from kdns import files
 from kdns.corefile import CorefileError
-from kdns.server import build, reading
+from kdns.server import build, catalog, reading
 from kdns.server.reading import CorefileOnDisk
 from kdns.testing import block as server_block
 from kdns.testing import data
@@ -17,7 +17,7 @@ from tests.fixtures import Serve
 
 
 def on_disk(path: Path) -> CorefileOnDisk:
-    return CorefileOnDisk(str(path), 53, build.known)
+    return CorefileOnDisk(str(path), 53, catalog.known)
 
 
 def large(count: int) -> str:
