@@ -261,6 +261,7 @@ def _before(cls: type[Plugin], word: Token) -> float:
 
 
 def plugins_of(name: str, directives: list[Directive], block: ServerBlock) -> list[Plugin]:
+    """The plugins that the directives of this name make in a block. Raises CorefileError."""
     cls = catalog.plugin_class(name)
     if cls is None:
         raise CorefileError(
@@ -280,6 +281,7 @@ def _parsed(cls: type[Plugin], directives: list[Directive], block: ServerBlock) 
 
 
 def check_key(key: Key) -> None:
+    """Raises CorefileError for a key that cannot be served."""
     if key.scheme not in SCHEMES:
         served = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise CorefileError(
