@@ -46,12 +46,12 @@ def split_host_port(text: str, default: int | None = None) -> tuple[str, int]:
     host, colon, port = text, "", ""
     if text.startswith("["):
         inner, end, rest = text[1:].partition("]")
-        if not end or not _is_address(inner) or (rest and rest[0] != ":"):
+        if not end or not is_address(inner) or (rest and rest[0] != ":"):
             raise ValueError(f'expected an IP address in brackets and perhaps a colon and a port, found "{text}"')
         host, colon, port = inner, rest[:1], rest[1:]
     elif text.count(":") == 1:
         host, colon, port = text.partition(":")
-    elif ":" in text and not _is_address(text):
+    elif ":" in text and not is_address(text):
         raise ValueError(f'expected host:port, found "{text}" (with a port, an IPv6 address needs brackets: [::1]:53)')
     if default is None and not colon:
         raise ValueError(
@@ -68,7 +68,8 @@ def split_host_port(text: str, default: int | None = None) -> tuple[str, int]:
     return host, number
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether a text is an IP address, perhaps with a zone (`%eth0`)."""
     try:
         ipaddress.ip_address(text.partition("%")[0])
     except ValueError:

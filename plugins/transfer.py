@@ -15,11 +15,11 @@
 * `tsig` signs NOTIFY with a key of the plugin `tsig` in this block. ALGORITHM: hmac-sha256 (the default), another
   hmac-sha, hmac-md5.
 
-AXFR and IXFR (RFC 5936, RFC 1995) are answered over TCP, from the plugins that have the zone whole: `kubernetes` and
-`k8s_external`, `file`, `auto` and `secondary`. An IXFR from a serial that is not older than ours gets our SOA; one from
-a version whose steps to the present one are known gets those; any other gets the whole zone. Over UDP, and for others
-than `to` names, the answer is REFUSED. Those that `to` names by address are notified at start and of every new version
-(RFC 1996), with `tsig` signed.
+AXFR and IXFR (RFC 5936, RFC 1995) are answered over TCP and TLS (RFC 9103), from the plugins that have the zone whole:
+`kubernetes` and `k8s_external`, `file`, `auto`, `secondary` and `dynupdate`. An IXFR from a serial that is not older
+than ours gets our SOA; one from a version whose steps to the present one are known gets those; any other gets the whole
+zone. Over UDP, and for others than `to` names, the answer is REFUSED. Those that `to` names by address are notified at
+start and of every new version (RFC 1996), with `tsig` signed.
 
 ## Examples
 

@@ -33,6 +33,7 @@ _PREFIXES: Final = {b"\0\0": 0, b"\0\1": 32, b"\0\2": 128}  # the longest prefix
 KEEPALIVE: Final = 11  # RFC 7828
 PADDING: Final = 12  # RFC 7830
 PADDING_BLOCK: Final = 468  # octets that replies are padded to a multiple of (RFC 8467, section 4.1)
+QUERY_BLOCK: Final = 128  # and queries
 EDE: Final = 15
 OTHER_ERROR: Final = 0  # extended errors: RFC 8914, section 4
 STALE_ANSWER: Final = 3
@@ -158,7 +159,7 @@ def check_options(raw: bytes, in_reply: bool = False) -> None:
         raise FormatError("an EDNS option runs past its OPT")
 
 
-def padded(raw: bytes, size: int, most: int) -> bytes:
+def padded(raw: bytes, size: int, most: int, block: int = PADDING_BLOCK) -> bytes:
     """Options, with padding behind them that brings a message of `size` octets, these included, to whole blocks.
 
     It has at most `most` octets then; without padding where there is no room (RFC 7830, section 3).
@@ -166,7 +167,7 @@ def padded(raw: bytes, size: int, most: int) -> bytes:
     left = most - size - 4
     if left < 0:
         return raw
-    return raw + option(PADDING, bytes(min(-(size + 4) % PADDING_BLOCK, left)))
+    return raw + option(PADDING, bytes(min(-(size + 4) % block, left)))
 
 
 def within(raw: bytes, room: int) -> bytes:

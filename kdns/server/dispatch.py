@@ -497,7 +497,7 @@ class Dispatcher:
             return None
         if type(outcome) is Transfer:
             if request.transport == "tcp" and self.transfers:
-                return MessageStream(_messages(request, outcome), self._panic)
+                return MessageStream(_messages(request, outcome, self._added(request)[1]), self._panic)
             if request.transport == "tcp":
                 outcome = RcodeOnly(iana.NOTIMP, "a zone transfer needs TCP or TLS")
             else:
@@ -609,10 +609,12 @@ def _short(data: bytes, verdict: int) -> bytes | None:
     return bytes(made)
 
 
-def _messages(request: Request, transfer: Transfer) -> Iterator[bytes]:
-    """The messages of a zone transfer, each with the question (RFC 5936, section 2.2)."""
+def _messages(request: Request, transfer: Transfer, padded: bool) -> Iterator[bytes]:
+    """The messages of a zone transfer, each with the question (RFC 5936, section 2.2), perhaps padded (RFC 9103)."""
     for records in transfer.messages:
         answer = Answer(iana.NOERROR, transfer.flags, records)
         body = answer.rendered(request.asked.name)
-        made = reply.pack(answer, body, request._data, request._end, request.reply_flags, request.edns, 65535)
+        made = reply.pack(
+            answer, body, request._data, request._end, request.reply_flags, request.edns, 65535, padded=padded
+        )
         yield made if request.seal is None else request.seal(made)

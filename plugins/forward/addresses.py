@@ -2,7 +2,6 @@
 
 import ipaddress
 import os
-import ssl
 
 from kdns import files
 from kdns.corefile import Token
@@ -10,7 +9,7 @@ from kdns.dns.resolvconf import MAX_RESOLV_CONF, nameservers
 from kdns.plugin import readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugins.forward.config import Config, target
-from kdns.plugins.forward.lookup import look_up
+from kdns.upstream.lookup import look_up
 from kdns.upstream.upstream import Address
 
 
@@ -55,15 +54,3 @@ def _nameservers(path: str, word: Token) -> list[str]:
         return nameservers(files.read_text(path, MAX_RESOLV_CONF))
     except OSError as error:
         raise readers.fail(word, f"{path}: {error.strerror or error}") from None
-
-
-def tls_context(paths: list[str], transport: str) -> ssl.SSLContext:
-    """The TLS context of `tls` arguments: [CA], [CERT KEY] or [CERT KEY CA]. Raises OSError."""
-    ca = paths[-1] if len(paths) in (1, 3) else None
-    context = ssl.create_default_context(cafile=ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if transport in ("https", "grpc"):
-        context.set_alpn_protocols(["h2"])
-    if len(paths) >= 2:
-        context.load_cert_chain(paths[0], paths[1])
-    return context

@@ -20,9 +20,10 @@ from kdns.plugin.base import BlockInfo, ListenerOptions
 from kdns.plugin.providers import BoundsSize, UpstreamState
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.forward import config as _config
-from kdns.plugins.forward.addresses import addresses, tls_context
+from kdns.plugins.forward.addresses import addresses
 from kdns.plugins.forward.attempt import LIMIT, ForwardAttempt, is_empty, too_many_forms
 from kdns.plugins.forward.config import Config
+from kdns.upstream.context import tls_context
 from kdns.upstream.upstream import Address, Upstream
 
 BAND: Final = 0.01  # seconds; upstreams whose times differ by less count as equally near
@@ -81,7 +82,8 @@ class Forward(Plugin):
         )
         try:
             for transport in transports:
-                self.contexts[transport] = tls_context([block.path(path) for path in config.tls], transport)
+                alpn = ["h2"] if transport == "https" else []
+                self.contexts[transport] = tls_context([block.path(path) for path in config.tls], alpn)
         except OSError as error:
             raise CorefileError(config.at, f"plugin/forward: tls {' '.join(config.tls)}: {error}") from None
 

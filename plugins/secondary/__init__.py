@@ -6,18 +6,33 @@ Zones are transferred (AXFR, then IXFR: RFC 5936, RFC 1995), kept in memory and 
 ## Syntax
 
     secondary [ZONES...] {
-        transfer from ADDRESS...
+        transfer from PRIMARY...
+        tls [CA] | [CERT KEY] | [CERT KEY CA]
+        tls_servername NAME
+        resolver ADDRESS...
         tsig KEY [ALGORITHM]
         catalog [MEMBERS...]
+        directory DIR
         fallthrough [ZONES...]
     }
 
 * ZONES are the zones it has; the block's if there are none. May be given several times.
-* `transfer from` are the primaries: IP addresses, with a port (default 53). They are asked in order. Required.
+* `transfer from` are the primaries, which are asked in order. Required. `IP[:PORT]` is asked over TCP, port 53;
+  `tls://IP[%SERVERNAME][:PORT]` over TLS 1.3, port 853 (RFC 9103): its certificate must be valid for SERVERNAME, else
+  for the address, and no primary is asked unencrypted that is to be asked over TLS. A host name may stand in place of
+  an address (kdns only): it is looked up when the zone is looked at, at most once a minute, and all its addresses are
+  asked in order.
+* `tls`: whom to trust (CA; default: whom this machine trusts), and what to show. `tls_servername`: the name in the
+  certificates of all primaries that have no SERVERNAME.
+* `resolver`: servers, as IP or IP:PORT, that are asked in order for host names; without it this machine's own are.
 * `tsig` signs what is asked of them and wants their answers signed, by a key of the plugin `tsig` in this block.
   ALGORITHM: hmac-sha256 (the default), another hmac-sha, hmac-md5.
 * `catalog` says that ZONES are catalogs (RFC 9432): the zones that they list are had from the same primaries too, come
   and go with them; MEMBERS are those that may be, and what is below them. A catalog that is broken changes nothing.
+* `directory` (kdns only) keeps a copy of each zone in DIR as `db.<zone>copy`: at the next start the zone is served from
+  it at once, until its expire has passed since a primary was last heard (the time of the file's last change). The copy
+  is written whole, some seconds after a change at the latest. A copy that was cut or changed is not used, and a line
+  says so.
 * `fallthrough` passes names that are not in the zone on to the next plugin.
 
 Until the first transfer a zone is SERVFAIL, and so it is once no primary has answered for as long as the SOA's expire
@@ -37,41 +52,31 @@ example.org:1053 {
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Final, NamedTuple
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 from kdns import faults, log
 from kdns.corefile import CorefileError, Directive, ServerBlock
-from kdns.corefile.errors import Position
 from kdns.dns import iana, tsig
 from kdns.dns.errors import FormatError
 from kdns.dns.name import closest, to_text
-from kdns.plugin import Outcome, RcodeOnly, Request, readers, zones
+from kdns.plugin import Outcome, RcodeOnly, Request, zones
 from kdns.plugin.base import BlockInfo, overrides
 from kdns.plugin.outcome import Pending
 from kdns.plugin.providers import KeyRing, Notifies
-from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
-from kdns.plugins.secondary.zone import SecondaryZone, same_host
+from kdns.plugins.secondary import config as _config
+from kdns.plugins.secondary.config import Config
+from kdns.plugins.secondary.zone import SecondaryZone
 from kdns.store.catalog import members
+from kdns.store.zone import Zone
+from kdns.upstream.context import tls_context
+from kdns.zonefile.keep import path_of
 
-_OPTIONS: Final = ("transfer", "tsig", "catalog", "fallthrough")
 _log = log.plugin("secondary")
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """One directive: zones as wire names, primaries as (address, port), the key's name and algorithm as wire names."""
-
-    zones: tuple[bytes, ...]
-    primaries: tuple[tuple[str, int], ...]
-    at: Position
-    key: bytes = b""
-    algorithm: bytes = tsig.SHA256
-    fallthrough: Fallthrough = field(default_factory=Fallthrough)
-    catalog: tuple[bytes, ...] | None = None  # what its members may be; None: it is no catalog
 
 
 class _Held(NamedTuple):
@@ -90,13 +95,15 @@ class Secondary(zones.ServesZones):
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[tuple[Config, ...]]:
-        return [tuple(_config(directive, block) for directive in directives)]
+        return [tuple(_config.parse(directive, block) for directive in directives)]
 
     def __init__(self, config: tuple[Config, ...]) -> None:
         super().__init__(config)
         self.config: tuple[Config, ...] = config
         self.settings: dict[bytes, Config] = {origin: each for each in config for origin in each.zones}
         self.keys: dict[bytes, tsig.Key] = {}
+        self.contexts: dict[tuple[str, ...], ssl.SSLContext] = {}  # by the files of `tls`
+        self.folders: dict[str, str] = {"": ""}  # as written, and where they are
         self.served: dict[bytes, SecondaryZone] = {}
         self.held: list[Hashable] = []
         self.members: dict[bytes, _Held] = {}
@@ -109,6 +116,20 @@ class Secondary(zones.ServesZones):
         self.strangers = 0
 
     # Life.
+
+    def load(self, block: BlockInfo) -> None:
+        for config in self.config:
+            if any(place.secure for place in config.primaries.places):
+                tls = config.primaries.tls
+                try:
+                    # RFC 9103, section 7: TLS 1.3, and the protocol `dot`.
+                    made = tls_context([block.path(path) for path in tls], ["dot"], ssl.TLSVersion.TLSv1_3)
+                except OSError as error:
+                    why = error.strerror or error
+                    raise CorefileError(config.at, f"secondary: tls {' '.join(tls)}: {why}") from None
+                self.contexts[tls] = made
+            if config.directory:
+                self.folders[config.directory] = block.path(config.directory)
 
     def wire(self, block: BlockInfo) -> None:
         self.last = not any(overrides(plugin, "handle") for plugin in block.plugins[self.position + 1 :])
@@ -127,20 +148,36 @@ class Secondary(zones.ServesZones):
         if runtime.link is not None:
             runtime.link.listen("secondary", self._told)
         for origin, config in self.settings.items():
-            key = self.keys.get(config.key)
             accepts = members if config.catalog is not None else None
-            held = ("secondary", origin, config.primaries, key, accepts)
-            await self._hold(held, lambda o=origin, c=config, k=key, a=accepts: SecondaryZone(o, c.primaries, k, a))  # type: ignore[misc]
+            held = ("secondary", origin, *self._how(config), accepts)
+            await self._hold(held, origin, config, accepts)
             self.held.append(held)
         for origin, config in self.settings.items():
             if config.catalog is not None and self.served[origin].current is not None:
                 await self._sync(origin)
 
-    async def _hold(self, held: Hashable, make: Callable[[], SecondaryZone]) -> None:
+    def _how(self, config: Config) -> tuple[Hashable, ...]:
+        """What a zone is followed by: one that is followed in the same way goes on over a reload."""
+        return config.primaries, self.keys.get(config.key), self.folders[config.directory]
+
+    async def _hold(
+        self, held: Hashable, origin: bytes, config: Config, accepts: Callable[[Zone], object] | None = None
+    ) -> None:
         assert self.runtime is not None
-        zone = await self.runtime.acquire(held, make)
+        link = self.runtime.link
+        folder = self.folders[config.directory]
+        copy = path_of(folder, origin) if folder else ""
+        # Of several workers the first writes the copy for all.
+        make = partial(SecondaryZone, origin, accepts, copy, link is None or link.number == 1)
+        zone = await self.runtime.acquire(held, lambda: self._given(make(), config))
+        self._given(zone, config)  # a reload may have brought other certificates
         self.served[zone.origin] = zone
         zone.on_change.append(self._changed)
+
+    def _given(self, zone: SecondaryZone, config: Config) -> SecondaryZone:
+        """A zone that is followed by a directive from now on."""
+        zone.follow(config.primaries, self.keys.get(config.key), self.contexts.get(config.primaries.tls))
+        return zone
 
     async def stop(self) -> None:
         if self.runtime is not None and self.runtime.link is not None:
@@ -201,7 +238,7 @@ class Secondary(zones.ServesZones):
                     _log.info(f"Reset catalog member zone {to_text(name)}")
                 elif held.catalog != catalog:
                     self.members[name] = held._replace(catalog=catalog)
-                    self.served[name].primaries = self.settings[catalog].primaries
+                    self._given(self.served[name], self.settings[catalog])
                     _log.info(f"Migrated catalog member zone {to_text(name)}")
 
     def _moves_to(self, catalog: bytes, name: bytes) -> bytes:
@@ -211,9 +248,8 @@ class Secondary(zones.ServesZones):
 
     async def _take(self, name: bytes, catalog: bytes, label: bytes) -> None:
         config = self.settings[catalog]
-        key = self.keys.get(config.key)
-        held = ("secondary", name, config.primaries, key, label)
-        await self._hold(held, lambda: SecondaryZone(name, config.primaries, key))
+        held = ("secondary", name, *self._how(config), label)
+        await self._hold(held, name, config)
         self.members[name] = _Held(catalog, label, held)
         self.known.changed()
 
@@ -226,6 +262,7 @@ class Secondary(zones.ServesZones):
         self.known.changed()
         assert self.runtime is not None
         await self.runtime.release(held.key)
+        await zone.forget()  # RFC 9432, section 5.4: nothing of a zone that is removed stays
 
     def _setting(self, origin: bytes) -> Config:
         held = self.members.get(origin)
@@ -249,7 +286,7 @@ class Secondary(zones.ServesZones):
         if served is None:
             return None
         host = str(request.client[0])
-        if not any(same_host(host, primary) for primary, _ in served.primaries) or request.question.type != iana.SOA:
+        if not served.has_primary(host) or request.question.type != iana.SOA:
             self.strangers += 1
             if self.strangers == 1:
                 _log.warning(f"notify of {to_text(served.origin)} from {host}, which is no primary of it: refused")
@@ -281,37 +318,3 @@ class Secondary(zones.ServesZones):
     def transfer_zones(self) -> tuple[bytes, ...]:
         """The zones that may be had whole."""
         return (*self.settings, *self.members)
-
-
-def _config(directive: Directive, block: ServerBlock) -> Config:
-    primaries: list[tuple[str, int]] = []
-    key, algorithm, fallthrough = b"", tsig.SHA256, Fallthrough()
-    catalog: tuple[bytes, ...] | None = None
-    for line in directive.body or ():
-        readers.no_block(line)
-        name = line.name.text
-        if name == "transfer":
-            readers.arguments(line, 2, None, "`from` and addresses")
-            if line.args[0].text != "from":
-                raise readers.fail(
-                    line.args[0],
-                    f'expected `from`, found "{line.args[0].text}"; who may have the zone says the plugin transfer',
-                )
-            primaries += [readers.ip_port(word, 53) for word in line.args[1:]]
-        elif name == "tsig":
-            readers.arguments(line, 1, 2, "a key's name")
-            key = readers.name(line.args[0])
-            if len(line.args) == 2:
-                algorithm = readers.tsig_algorithm(line.args[1])
-        elif name == "fallthrough":
-            fallthrough = Fallthrough.parse(line)
-        elif name == "catalog":
-            # Several lines add up; one without names stands for all.
-            named = tuple([readers.name(word) for word in line.args])
-            catalog = () if not named or catalog == () else (*(catalog or ()), *named)
-        else:
-            raise readers.unknown(line, _OPTIONS)
-    if not primaries:
-        raise readers.fail(directive, "secondary needs `transfer from`: the addresses of the zone's primaries")
-    names = readers.zone_names(directive.args, block)
-    return Config(names, tuple(dict.fromkeys(primaries)), directive.at, key, algorithm, fallthrough, catalog)

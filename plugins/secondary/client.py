@@ -1,15 +1,17 @@
-"""What a secondary asks of a primary, over one TCP connection: the SOA, and then what is newer (IXFR, or all of the
+"""What a secondary asks of a primary, over TCP or TLS (RFC 9103): the SOA, and then what is newer (IXFR, or all of the
 zone by AXFR).
 """
 
 import asyncio
 import contextlib
+import ssl
 import time
-from typing import Final
+from typing import Any, Final
 
-from kdns.dns import iana, rdata, tsig, wire
+from kdns.dns import edns, iana, rdata, tsig, wire
 from kdns.dns.errors import FormatError
 from kdns.dns.query import Question
+from kdns.plugins.secondary.primaries import Place
 from kdns.store.zone import Zone
 from kdns.store.zone_builder import ZoneBuilder
 from kdns.store.zone_transfer import BadTransfer, Inbound, changed
@@ -19,6 +21,8 @@ from kdns.zonefile.load import build_beside
 
 PATIENCE: Final = 10.0  # seconds for a connection, and for each message
 WHOLE: Final = 3600.0  # seconds for a transfer in all
+GOODBYE: Final = 1.0  # seconds that a primary has to end TLS in good order
+_DOT: Final = "dot"  # the protocol's name in the handshake (RFC 9103, section 7.1)
 # Codes of a primary that has no IXFR: the zone is then asked for whole (RFC 1995, section 4).
 _NO_IXFR: Final = frozenset((iana.FORMERR, iana.NOTIMP, iana.REFUSED, iana.SERVFAIL))
 
@@ -28,12 +32,13 @@ class Unchanged(Exception):
 
 
 class Primary:
-    """One primary of a zone. `where` is an address and a port."""
+    """One primary of a zone, at an address. `context` is for one that is asked over TLS."""
 
-    def __init__(self, origin: bytes, where: tuple[str, int], key: tsig.Key | None) -> None:
+    def __init__(self, origin: bytes, place: Place, key: tsig.Key | None, context: ssl.SSLContext | None) -> None:
         self.origin = origin
-        self.where = where
+        self.place = place
         self.key = key
+        self.context = context if place.secure else None
         self.how = ""  # the zone has come by
 
     async def newer(self, old: Zone | None) -> Zone:
@@ -49,7 +54,7 @@ class Primary:
             return await self._transfer(None)
 
     async def _has_newer(self, serial: int) -> bool:
-        async with _Connection(self.where) as connection:
+        async with _Connection(self.place, self.context) as connection:
             data, checker = await self._ask(connection, iana.SOA, b"")
             if checker is not None:
                 checker.check(data, time.time(), last=True)
@@ -66,14 +71,11 @@ class Primary:
     async def _ask(self, connection: "_Connection", qtype: int, authority: bytes) -> tuple[bytes, tsig.Checker | None]:
         """Sends a question; gives the first message that comes, and what checks it."""
         qid = new_id()
-        query = (
-            qid
-            + b"\0\0\0\1\0\0"
-            + (b"\0\1" if authority else b"\0\0")
-            + b"\0\0"
-            + Question(self.origin, qtype).wire
-            + authority
-        )
+        content = Question(self.origin, qtype).wire + authority
+        opt = _padding(len(content)) if self.place.secure else b""
+        query = b"".join((
+            qid, b"\0\0\0\1\0\0", b"\0\1" if authority else b"\0\0", b"\0\1" if opt else b"\0\0", content, opt,
+        ))  # fmt: skip
         checker = None
         if self.key is not None:
             query, mac = tsig.signed(query, self.key, time.time())
@@ -89,7 +91,7 @@ class Primary:
         if old is not None:
             rdata = old.soa.rdatas[0]
             authority = self.origin + b"\0\6\0\1\0\0\0\0" + len(rdata).to_bytes(2, "big") + rdata
-        async with _Connection(self.where) as connection:
+        async with _Connection(self.place, self.context) as connection:
             data, checker = await self._ask(connection, iana.IXFR if old is not None else iana.AXFR, authority)
             if old is not None and data[3] & 15 in _NO_IXFR:
                 raise _NoIxfr
@@ -121,17 +123,38 @@ class _NoIxfr(Exception):
     """The primary gives no differences."""
 
 
-class _Connection:
-    """A TCP connection that carries messages behind two octets of length."""
+def _padding(size: int) -> bytes:
+    """An OPT that fills a query whose sections have `size` octets, and asks that the replies are filled, too: how large
+    the zone and its changes are is nobody's business (RFC 9103, section 7.9.1; RFC 8467, section 4.1).
+    """
+    head = 12 + size + len(edns.PLAIN)
+    return edns.opt(options=edns.padded(b"", head, 65535, edns.QUERY_BLOCK))
 
-    def __init__(self, where: tuple[str, int]) -> None:
-        self.where = where
+
+class _Connection:
+    """A connection that carries messages behind two octets of length, over TLS with a context."""
+
+    def __init__(self, place: Place, context: ssl.SSLContext | None) -> None:
+        self.place = place
+        self.context = context
         self.reader: asyncio.StreamReader | None = None
         self.writer: asyncio.StreamWriter | None = None
 
     async def __aenter__(self) -> "_Connection":
-        async with asyncio.timeout(PATIENCE):
-            self.reader, self.writer = await asyncio.open_connection(*self.where)
+        place = self.place
+        options: dict[str, Any] = {}
+        if place.secure:
+            assert self.context is not None
+            options = {"ssl": self.context, "server_hostname": place.server_name, "ssl_shutdown_timeout": GOODBYE}
+        try:
+            async with asyncio.timeout(PATIENCE):
+                self.reader, self.writer = await asyncio.open_connection(place.host, place.port, **options)
+        except TimeoutError:
+            raise TimeoutError(f"no connection within {PATIENCE:g} s") from None
+        tls = self.writer.get_extra_info("ssl_object")
+        if place.secure and tls.selected_alpn_protocol() != _DOT:
+            await self.__aexit__()
+            raise BadTransfer("it does not offer DNS over TLS: its handshake has not chosen the protocol `dot`")
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -149,9 +172,12 @@ class _Connection:
     async def receive(self) -> bytes:
         """The next message. Raises TimeoutError, EOFError, or FormatError for one without a header."""
         assert self.reader is not None
-        async with asyncio.timeout(PATIENCE):
-            size = int.from_bytes(await self.reader.readexactly(2), "big")
-            data = await self.reader.readexactly(size)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                size = int.from_bytes(await self.reader.readexactly(2), "big")
+                data = await self.reader.readexactly(size)
+        except TimeoutError:
+            raise TimeoutError(f"nothing came for {PATIENCE:g} s") from None
         if size < 12:
             raise FormatError("a message without a header")
         return data

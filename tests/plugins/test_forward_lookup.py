@@ -15,8 +15,8 @@ import dns.message
 import pytest
 
 from kdns.corefile import CorefileError
-from kdns.plugins.forward import lookup
 from kdns.testing import answer, data, free_port, soa
+from kdns.upstream import lookup
 from tests.fixtures import Serve, Start
 
 

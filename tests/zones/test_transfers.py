@@ -432,7 +432,14 @@ def test_a_reload_of_the_corefile_keeps_the_zone(serve: Serve, db: Path) -> None
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("secondary", "needs `transfer from`"), ("secondary {\n transfer to *\n }", "expected `from`"),
-    ("secondary {\n transfer from ns.example.\n }", "expected an IP address"),
+    ("secondary {\n transfer from ns..example.\n }", "expected an address or a host name"),
+    ("secondary {\n transfer from 10.0.0\n }", "expected an address or a host name"),
+    ("secondary {\n transfer from https://192.0.2.1\n }", "over TCP or, by tls://, over TLS"),
+    ("secondary {\n transfer from 192.0.2.1\n tls ca.pem\n }", "no primary is asked over TLS"),
+    ("secondary {\n transfer from 192.0.2.1\n tls_servername ns.example\n }", "no primary is asked over TLS"),
+    ("secondary {\n transfer from tls://192.0.2.1\n tls nowhere.pem\n }", "tls nowhere.pem: No such file"),
+    ("secondary {\n transfer from ns.example\n resolver ns.example\n }", "expected an IP address"),
+    ("secondary {\n transfer from 192.0.2.1\n directory\n }", "expected a folder"),
     ("secondary {\n transfer from 127.0.0.1\n tsig k.\n }", "has no key k."),
     ("secondary {\n transfer from 127.0.0.1\n tsig k. md4\n }", "unknown algorithm"),
     ("tsig {\n secret a !!\n }\n whoami", "expected a secret in base64"),

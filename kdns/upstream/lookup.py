@@ -1,6 +1,5 @@
-"""Host names behind `forward FROM`, looked up once while a configuration is loaded: by the system, or by the servers
-that `resolver` names. A name is absolute, with or without its final dot: the search list of this machine is for its own
-names.
+"""Host names of a configuration, looked up by the system, or by the servers that it names for this. A name is absolute,
+with or without its final dot: the search list of this machine is for its own names.
 """
 
 import socket
