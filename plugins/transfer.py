@@ -116,6 +116,10 @@ class TransferPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         self.started = True
+        # A secondary comes at once: before the sockets are open it would find nobody, and stay away for half a minute.
+        runtime.on_serving.append(self._notify_all)
+
+    def _notify_all(self) -> None:
         for zone in dict.fromkeys(zone for source in self.sources for zone in source.transfer_zones()):
             self.notify(zone)
 

@@ -3,6 +3,7 @@
 import shutil
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,30 @@ def test_those_named_by_address_are_notified_at_start(serve: Serve, objects: Pat
 
 
 @pytest.mark.skipif(shutil.which("dig") is None, reason="dig is not installed")
+def test_a_notify_at_start_comes_when_the_zone_can_be_had(serve: Serve, objects: Path) -> None:
+    came: list[bool] = []
+
+    def listen(sock: socket.socket, port: int) -> None:
+        message, where = sock.recvfrom(512)
+        try:
+            socket.create_connection(("127.0.0.1", port), 5).close()
+        except OSError:
+            came.append(False)
+        else:
+            came.append(True)
+        sock.sendto(message[:2] + bytes((message[2] | 0x80,)) + message[3:], where)
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(20)
+        port = free_port()
+        thread = threading.Thread(target=listen, args=(sock, port))
+        thread.start()
+        serve(block(objects, f"transfer {{\n to 127.0.0.1:{sock.getsockname()[1]}\n }}"), port=port)
+        thread.join(20)
+    assert came == [True]
+
+
 def test_dig_reads_the_zone(serve: Serve, objects: Path) -> None:
     server = serve(block(objects))
     words = ["dig", "@127.0.0.1", "-p", str(server.port), "axfr", "cluster.local"]
