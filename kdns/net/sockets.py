@@ -15,6 +15,8 @@ _SO_MEMINFO: Final = 55
 _MEMINFO_DROPS: Final = 8  # SK_MEMINFO_DROPS, linux/sock_diag.h
 IP_PKTINFO: Final = 8
 
+Controls = list[tuple[int, int, bytes]]  # ancillary data of a message: level, type, octets
+
 
 class BindError(OSError):
     """An address could not be bound; the text says what to do."""
@@ -78,6 +80,22 @@ def bind_error(error: OSError, kind: socket.SocketKind, host: str, port: int) ->
     else:
         text = f"cannot listen on {what}: {error.strerror or error}"
     return BindError(error.errno, text)
+
+
+def receive_local(sock: socket.socket) -> None:
+    """Has datagrams come with their packet info: the address they went to (RFC 3542, section 6.1)."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+
+
+def reply_from(info: bytes) -> Controls:
+    """The control data that makes a datagram leave from where another one went to, by its packet info."""
+    if len(info) == 12:
+        # struct in_pktinfo: index, spec_dst, addr. Index 0: the route is free, the source is not.
+        return [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=I4s4s", 0, info[4:8], b"\0" * 4))]
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)] if len(info) == 20 else []
 
 
 def _enlarge(sock: socket.socket) -> None:

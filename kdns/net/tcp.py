@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler
+from kdns.net.certificates import Identity
 from kdns.net.connection import LOOP_SECONDS
 from kdns.net.proxy import ProxyConnection, ProxyGate
 from kdns.net.shares import Shares
@@ -91,6 +92,7 @@ class TcpListener:
         self.sock = sock
         self.tls = tls
         self.proxy: ProxyGate | None = None
+        self.max_streams = 0  # requests at a time of a connection that has several; 0: what its protocol's listener has
         self.handler = handler
         self.defaults = (first_read, idle, max_connections or most_connections())
         self.first_read = first_read
@@ -156,6 +158,17 @@ class TcpListener:
         self.max_connections = most or self.defaults[2]
         self.max_client = min(of_client or max(self.max_connections // CLIENT_SHARE, 1), self.max_connections)
         self.exempt = exempt or nobody
+
+    def identify(self, identity: Identity | None, label: str) -> None:
+        """Shows this certificate from now on; None: connections are not encrypted."""
+        if identity is None:
+            self.tls = None
+        elif self.tls is None:
+            self.tls = TlsGate(identity, label)
+        elif self.tls.identity.files != identity.files:
+            self.tls.identity = (
+                identity  # another one for the same files would forget the sessions that clients may resume
+            )
 
     def admit(self, connection: Connection, host: str) -> bool:
         """Takes a connection in, at another's cost where there is no room; says whether it has."""

@@ -39,7 +39,6 @@ class WebListener(TcpListener):
         self.label = label
         self.service = service
         self.http1 = http1
-        self.max_streams = MAX_STREAMS
         self.trusted: Sequence[Network] = ()
 
     def after_tls(self) -> asyncio.Protocol:
@@ -79,7 +78,7 @@ class WebConnection(BatchConnection):
 
     def _speak(self, http2: bool) -> None:
         if http2:
-            self.framing = Http2(self._ask, self.listener.max_streams, MAX_BODY)
+            self.framing = Http2(self._ask, self.listener.max_streams or MAX_STREAMS, MAX_BODY)
         elif self.listener.http1:
             self.framing = Http1(self._ask, MAX_BODY)
         else:

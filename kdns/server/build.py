@@ -6,6 +6,7 @@ names and looks at interfaces, groups the keys by listener and finds duplicates.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -100,12 +101,13 @@ class Instance:
         """
         _check_duplicates(self.blocks)
         _check_endpoints(self.blocks)
+        _check_quic(self.blocks)
 
     def warnings(self) -> list[str]:
         """What is no error, and of no single plugin."""
         encrypted = {(key.scheme, key.port) for block in self.blocks if _has_tls(block) for key in block.parsed.keys}
         keys = [key for block in self.blocks for key in block.parsed.keys if SCHEMES[key.scheme].alpn]
-        open_ = [key for key in keys if (key.scheme, key.port) not in encrypted]
+        open_ = [key for key in keys if (key.scheme, key.port) not in encrypted and not SCHEMES[key.scheme].quic]
         return [f"{key} is served unencrypted: there is no `tls` in its server block" for key in open_]
 
     def group(self) -> None:
@@ -292,6 +294,24 @@ def check_key(key: Key) -> None:
         from_text(key.zone)
     except BadName as error:
         raise CorefileError(key.token.at, str(error)) from None
+
+
+def _check_quic(blocks: list[Block]) -> None:
+    """Raises CorefileError where QUIC is asked for and cannot be had."""
+    encrypted = {(key.scheme, key.port) for block in blocks if _has_tls(block) for key in block.parsed.keys}
+    for block in blocks:
+        for key in block.parsed.keys:
+            if not SCHEMES[key.scheme].quic:
+                continue
+            if importlib.util.find_spec("aioquic") is None:
+                raise CorefileError(
+                    key.token.at,
+                    f"{key.scheme}:// needs the package aioquic, which is not installed: pip install 'kdns[quic]'",
+                )
+            if (key.scheme, key.port) not in encrypted:
+                raise CorefileError(
+                    key.token.at, f"{key}: QUIC is always encrypted: name a certificate with `tls CERT KEY`"
+                )
 
 
 def _has_tls(block: Block) -> bool:

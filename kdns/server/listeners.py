@@ -11,9 +11,8 @@ from kdns.net import Handler, doh, grpc, sockets
 from kdns.net.interfaces import addresses
 from kdns.net.proxy import ProxyGate
 from kdns.net.tcp import TcpListener
-from kdns.net.tls import TlsGate
 from kdns.net.udp import BUFFER, DROPPED, UdpListener
-from kdns.net.web import MAX_STREAMS, WebListener
+from kdns.net.web import WebListener
 from kdns.server.build import Group
 from kdns.server.dispatch import Dispatcher
 from kdns.server.schemes import SCHEMES
@@ -73,6 +72,11 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
     try:
         wildcard = not group.host
         for host in [group.host] if group.host else sockets.wildcard_hosts():
+            if SCHEMES[group.scheme].quic:
+                sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
+                out.tcp.append(_quic_listener(sock, messages, label, wildcard))
+                _limit(out.tcp[-1], dispatcher)
+                continue
             if socket.SOCK_DGRAM in SCHEMES[group.scheme].kinds:
                 sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
                 out.udp.append(UdpListener(sock, datagrams, label, wildcard=wildcard))
@@ -104,27 +108,31 @@ def _stream_listener(scheme: str, sock: socket.socket, handler: Handler, label: 
     return TcpListener(sock, handler, label)
 
 
+def _quic_listener(sock: socket.socket, handler: Handler, label: str, wildcard: bool) -> TcpListener:
+    """What accepts connections over QUIC. Its library is an extra, and only imported where it is used."""
+    from kdns.net import doq
+    from kdns.net.quic import QuicListener
+
+    return QuicListener(
+        sock, handler, label, doq.Doq, no_error=doq.NO_ERROR, overload=doq.EXCESSIVE_LOAD, wildcard=wildcard
+    )
+
+
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
     """Sets what `timeouts`, `limits`, `tls`, `https`, `grpc_server` and `proxyproto` ask for."""
     tcp.limit(
         dispatcher.read, dispatcher.idle, dispatcher.connections, dispatcher.client_connections, dispatcher.exempt
     )
     tcp.max_queries = dispatcher.max_queries
+    tcp.max_streams = dispatcher.max_streams
     # A second less than it is, as everywhere: the client should be the first to close. In tenths of a second.
     # HTTP has its own ways to say it.
     if dispatcher.transfers:
         dispatcher.keepalive = edns.option(edns.KEEPALIVE, min(int((tcp.idle - 1) * 10), 0xFFFF).to_bytes(2, "big"))
     if isinstance(tcp, WebListener):
-        tcp.max_streams = dispatcher.max_streams or MAX_STREAMS
         tcp.trusted = dispatcher.trusted
     tcp.proxy = ProxyGate(dispatcher.proxy, dispatcher.label) if dispatcher.proxy is not None else None
-    identity = dispatcher.identity
-    if identity is None:
-        tcp.tls = None
-    elif tcp.tls is None:
-        tcp.tls = TlsGate(identity, dispatcher.label)
-    elif tcp.tls.identity.files != identity.files:
-        tcp.tls.identity = identity  # another one for the same files would forget the sessions that clients may resume
+    tcp.identify(dispatcher.identity, dispatcher.label)
 
 
 def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[UdpListener]:
