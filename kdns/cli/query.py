@@ -2,8 +2,8 @@
 
     kdns query [@[SCHEME://]SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS
 
-Over UDP (again over TCP where the reply is cut), TCP, TLS, HTTPS or gRPC, as flags or the server's scheme say. Exit
-code: 0 for any reply, 9 where none came, as dig's.
+Over UDP (again over TCP where the reply is cut), TCP, TLS, HTTPS, gRPC or QUIC, as flags or the server's scheme say.
+Exit code: 0 for any reply, 9 where none came, as dig's.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from kdns import extras
 from kdns.address import split_host_port
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
 from kdns.deadlines import Deadlines
@@ -28,15 +29,16 @@ from kdns.plugin.records import record_of
 from kdns.printable import printable
 from kdns.upstream import oneshot
 from kdns.upstream.exchange import Result, UpstreamError
-from kdns.upstream.upstream import PORTS, Address, Options, Upstream
+from kdns.upstream.upstream import PORTS, Address, Options, Trust, Upstream
 
 FLAGS: Final = (
-    Flag(("p",), 0, "port (default 53; TLS 853; HTTPS and gRPC 443)"),
+    Flag(("p",), 0, "port (default 53; TLS and QUIC 853; HTTPS and gRPC 443)"),
     Flag(("tcp",), False, "ask over TCP"),
     Flag(("tls",), False, "ask over TLS (RFC 7858)"),
     Flag(("https",), False, "ask over HTTPS (RFC 8484)"),
     Flag(("grpc",), False, "ask over gRPC, as CoreDNS speaks it"),
-    Flag(("ca",), "", "file with the authority to trust, for TLS, HTTPS and gRPC"),
+    Flag(("quic",), False, "ask over QUIC (RFC 9250)"),
+    Flag(("ca",), "", "file with the authority to trust, for TLS, HTTPS, gRPC and QUIC"),
     Flag(("name",), "", "name that the server's certificate must bear (default: the server's)"),
     Flag(("x",), "", "address whose name is asked for (PTR)"),
     Flag(("do",), False, "ask for DNSSEC records"),
@@ -87,7 +89,7 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
         name = from_text(rest[0]).lower()
     except BadName as error:
         raise ValueError(str(error)) from None
-    transport = next((kind for kind in ("tls", "https", "grpc") if values[kind]), "dns")
+    transport = next((kind for kind in ("tls", "https", "grpc", "quic") if values[kind]), "dns")
     scheme, separator, place = server.partition("://")
     if separator:
         if scheme not in PORTS:
@@ -107,15 +109,13 @@ def reverse_of(text: str) -> str:
 
 
 async def _ask(question: Question, where: Address, values: dict[str, Value]) -> int:
-    context: ssl.SSLContext | None = None
+    trust: Trust | None = None
     if where.transport != "dns":
         try:
-            context = ssl.create_default_context(cafile=str(values["ca"]) or None)
+            trust = _trust(where.transport, str(values["ca"]) or None)
         except OSError as error:
-            sys.stderr.write(f"{values['ca']}: {error.strerror or error}\n")
+            sys.stderr.write(f"{values['ca']}{': ' if values['ca'] else ''}{error.strerror or error}\n")
             return 1
-        if where.transport in ("https", "grpc"):
-            context.set_alpn_protocols(["h2"])
     sent = Edns(edns.UDP_SIZE, bool(values["do"]))
     query = pack_query(0, question, opt=edns.opt(do=sent.do))
     try:
@@ -123,9 +123,9 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
             answer = await _over_udp(query, question, where)
             if answer.flags & iana.TC:  # cut: again over TCP (RFC 7766, section 5); what came is better than nothing
                 with contextlib.suppress(UpstreamError, OSError):
-                    answer = await _over_stream(query, question, where, context)
+                    answer = await _over_stream(query, question, where, trust)
         else:
-            answer = await _over_stream(query, question, where, context)
+            answer = await _over_stream(query, question, where, trust)
     except UpstreamError as error:
         sys.stderr.write(f"{printable(str(error))}\n")
         return NO_REPLY
@@ -147,6 +147,20 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
     return 0
 
 
+def _trust(transport: str, authority: str | None) -> Trust:
+    """What a server is verified by: a file with authorities, or this machine's. Raises OSError."""
+    context = ssl.create_default_context(cafile=authority)
+    if transport == "quic":
+        if lacking := extras.lacking_quic("quic://"):
+            raise OSError(lacking)
+        from kdns.upstream.quic import configuration
+
+        return configuration(authority, [])
+    if transport in ("https", "grpc"):
+        context.set_alpn_protocols(["h2"])
+    return context
+
+
 async def _over_udp(query: bytes, question: Question, where: Address) -> Answer:
     """The reply over UDP; where the server seems not to know EDNS, that to the bare question (RFC 6891, section 7)."""
     answer = await oneshot.ask(query, question, where.host, where.port, timeout=TIMEOUT)
@@ -156,10 +170,10 @@ async def _over_udp(query: bytes, question: Question, where: Address) -> Answer:
     return answer
 
 
-async def _over_stream(query: bytes, question: Question, where: Address, context: ssl.SSLContext | None) -> Answer:
-    """The reply over TCP, TLS or HTTPS. Raises UpstreamError."""
+async def _over_stream(query: bytes, question: Question, where: Address, trust: Trust | None) -> Answer:
+    """The reply over a connection. Raises UpstreamError."""
     came: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-    upstream = Upstream(where, Options(timeout=TIMEOUT, max_fails=0, force_tcp=True), "query", Deadlines(), context)
+    upstream = Upstream(where, Options(timeout=TIMEOUT, max_fails=0, force_tcp=True), "query", Deadlines(), trust)
     try:
         upstream.exchange(query, question, "tcp", came.set_result)
         result = await came

@@ -116,7 +116,11 @@ class IdentityFiles(Protocol):
 
     @property
     def certificate(self) -> str:
-        """The file with the certificate, for messages."""
+        """The file with the certificate."""
+
+    @property
+    def key(self) -> str:
+        """The file with its private key."""
 
     def state(self) -> tuple[Seen | None, ...]:
         """What changes when a file changes."""

@@ -11,18 +11,12 @@ from typing import Any, Final, final
 from aioquic.quic import events
 
 from kdns.dns import edns
+from kdns.dns.doq import INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
 from kdns.dns.errors import FormatError
 from kdns.dns.query import parse
 from kdns.metrics import Counter
 from kdns.net import MessageStream
 from kdns.net.quic import QuicConnection
-
-# Section 4.3.
-NO_ERROR: Final = 0
-INTERNAL_ERROR: Final = 1
-PROTOCOL_ERROR: Final = 2
-REQUEST_CANCELLED: Final = 3
-EXCESSIVE_LOAD: Final = 4
 
 _KEEPALIVE: Final = edns.KEEPALIVE.to_bytes(2, "big")
 

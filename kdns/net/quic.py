@@ -15,6 +15,7 @@ comes for it is for nobody, and is not answered.
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -55,7 +56,8 @@ MAX_STREAMS: Final = 256  # of a connection at a time (CoreDNS's)
 CID_OCTETS: Final = 8  # of our connection IDs
 SMALLEST_INITIAL: Final = 1200  # octets of a datagram that begins a connection (section 14.1)
 
-# Error codes of DNS over QUIC (RFC 9250, section 4.3) and HTTP/3 (RFC 9114, section 8.1) that a listener itself uses.
+logging.getLogger("quic").disabled = True  # what a stranger sends is nobody's error here
+
 RETRIES: Final = Counter(
     "kdns_quic_retries_total", "Clients asked to prove their address before a handshake.", ("server",)
 )
@@ -290,8 +292,8 @@ class QuicConnection:
     """One connection. `deadline` and `pending` are as net.shares has them."""
 
     __slots__ = (
-        "application", "armed", "came", "closing", "deadline", "expires", "gone", "host", "ids", "listener", "peer",
-        "pending", "quic", "timer",
+        "application", "armed", "came", "closing", "deadline", "expires", "fresh", "gone", "host", "ids", "listener",
+        "peer", "pending", "quic", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -319,6 +321,7 @@ class QuicConnection:
         self.deadline = self.expires = now + HANDSHAKE
         self.closing = False  # it is to end: its farewell is still to be sent
         self.gone = False
+        self.fresh = True  # nothing was sent on it
         self.ids: set[bytes] = {self.quic.host_cid}
         listener.by_id[self.quic.host_cid] = self
         self.timer: asyncio.TimerHandle | None = None
@@ -340,7 +343,12 @@ class QuicConnection:
         now = self.listener.loop.time()
         datagrams = self.quic.datagrams_to_send(now)
         if datagrams:
+            self.fresh = False
             self.listener.send(datagrams, self.came)
+        elif self.fresh:
+            # What seemed to begin a connection could not be decrypted: a packet that can is acknowledged at once.
+            self.forget()
+            return
         if self.closing:
             self.forget()
             return

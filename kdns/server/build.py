@@ -6,14 +6,13 @@ names and looks at interfaces, groups the keys by listener and finds duplicates.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kdns import log
+from kdns import extras, log
 from kdns.address import host_port
 from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, ServerBlock, Token, parse
 from kdns.corefile.errors import did_you_mean
@@ -303,11 +302,8 @@ def _check_quic(blocks: list[Block]) -> None:
         for key in block.parsed.keys:
             if not SCHEMES[key.scheme].quic:
                 continue
-            if importlib.util.find_spec("aioquic") is None:
-                raise CorefileError(
-                    key.token.at,
-                    f"{key.scheme}:// needs the package aioquic, which is not installed: pip install 'kdns[quic]'",
-                )
+            if lacking := extras.lacking_quic(f"{key.scheme}://"):
+                raise CorefileError(key.token.at, lacking)
             if (key.scheme, key.port) not in encrypted:
                 raise CorefileError(
                     key.token.at, f"{key}: QUIC is always encrypted: name a certificate with `tls CERT KEY`"

@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import Final
 
-from kdns.dns import edns
+from kdns.dns import doq, edns
 from kdns.net import Handler, doh, grpc, sockets
 from kdns.net.interfaces import addresses
 from kdns.net.proxy import ProxyGate
@@ -110,11 +110,11 @@ def _stream_listener(scheme: str, sock: socket.socket, handler: Handler, label: 
 
 def _quic_listener(sock: socket.socket, handler: Handler, label: str, wildcard: bool) -> TcpListener:
     """What accepts connections over QUIC. Its library is an extra, and only imported where it is used."""
-    from kdns.net import doq
+    from kdns.net.doq import Doq
     from kdns.net.quic import QuicListener
 
     return QuicListener(
-        sock, handler, label, doq.Doq, no_error=doq.NO_ERROR, overload=doq.EXCESSIVE_LOAD, wildcard=wildcard
+        sock, handler, label, Doq, no_error=doq.NO_ERROR, overload=doq.EXCESSIVE_LOAD, wildcard=wildcard
     )
 
 

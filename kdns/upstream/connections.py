@@ -1,6 +1,7 @@
 """Kept connections to one upstream: which one a query goes out on, and when one is trusted no more.
 
-TCP and TLS (tcp.py) and HTTP/2 (https.py) differ in how a query is written and its reply found; the rest is here.
+TCP and TLS (tcp.py), HTTP/2 (https.py) and QUIC (quic.py) differ in how a query is written and its reply found; the
+rest is here.
 
 Theory of operation. A query goes out on the first connection with room. Where none has, it waits while another is
 dialled. A connection may die without a word: a conntrack entry or the backend of a load balancer is gone, and octets
@@ -170,20 +171,23 @@ class Connections:
         self.dials.add(task)
         task.add_done_callback(self.dials.discard)
 
-    async def _connect(self) -> None:
+    async def dial(self) -> "Connection":
+        """A connection, once it is connected. Raises OSError, or ValueError for a server name that can be none."""
         options: dict[str, Any] = {"local_addr": (self.source, 0)} if self.source else {}
         if self.context is not None:
             options |= {"ssl": self.context, "server_hostname": self.server_name, "ssl_shutdown_timeout": GOODBYE}
+        _, made = await asyncio.get_running_loop().create_connection(self.make, self.host, self.port, **options)
+        return made
+
+    async def _connect(self) -> None:
         error = ""
         try:
-            dial = asyncio.get_running_loop().create_connection(self.make, self.host, self.port, **options)
-            _, made = await asyncio.wait_for(dial, DIAL)
-            error = made.unfit()
+            error = (await asyncio.wait_for(self.dial(), DIAL)).unfit()
         except TimeoutError:
             error = "i/o timeout"
         except OSError as problem:
             error = str(problem) if isinstance(problem, ssl.SSLError) else os_text("connect", problem)
-        except ValueError as problem:  # a server name that can be none
+        except ValueError as problem:
             error = str(problem)
         self.dials.remove(asyncio.current_task())  # type: ignore[arg-type]
         if not error:
@@ -351,6 +355,10 @@ class Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
         self.local = our_end(transport)
         keep_alive(transport, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, UNACKNOWLEDGED)
+        self.join()
+
+    def join(self) -> None:
+        """Takes queries from now on."""
         self.owner.open.append(self)
         self.timer = self.loop.call_later(self.owner.expire, self._idle)
         if self.owner.closed:

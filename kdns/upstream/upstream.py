@@ -10,7 +10,7 @@ import ssl
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Union, final
 
 from kdns import faults
 from kdns.address import host_port
@@ -25,12 +25,14 @@ from kdns.upstream.tcp import TcpConnections
 from kdns.upstream.udp import UdpSockets
 
 if TYPE_CHECKING:
+    from aioquic.quic.configuration import QuicConfiguration
+
     from kdns.upstream.connections import Connections
 
 PROBE_TIMEOUT: Final = 1.0  # seconds (CoreDNS's)
 MAX_ERROR: Final = 200  # characters kept of an error
 MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is no reason to spin
-PORTS: Final = {"dns": 53, "tls": 853, "https": 443, "grpc": 443}
+PORTS: Final = {"dns": 53, "tls": 853, "https": 443, "grpc": 443, "quic": 853}
 
 DURATION = Histogram(
     "coredns_proxy_request_duration_seconds", "Histogram of the time each request took.", TIME_BUCKETS,
@@ -45,6 +47,9 @@ MISMATCHES = Counter(
 FAILURES = Counter(
     "coredns_proxy_healthcheck_failures_total", "Counter of the number of failed healthchecks.", ("proxy_name", "to")
 )
+
+
+Trust = Union[ssl.SSLContext, "QuicConfiguration"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an upstream is. `transport` is dns, tls, https or grpc."""
+    """Where an upstream is. `transport` is dns, tls, https, grpc or quic."""
 
     transport: str
     host: str
@@ -87,8 +92,9 @@ class Upstream:
     """An upstream in use."""
 
     def __init__(
-        self, where: Address, options: Options, name: str, deadlines: Deadlines, context: ssl.SSLContext | None
+        self, where: Address, options: Options, name: str, deadlines: Deadlines, trust: "Trust | None"
     ) -> None:
+        """`trust`: what encrypted upstreams are verified by; for QUIC it has its own form (upstream.quic)."""
         self.where = where
         self.to = where.text
         self.options = options
@@ -108,6 +114,7 @@ class Upstream:
         self.udp = UdpSockets(where.host, where.port, self.to, name, deadlines, fresh=o.fresh_ports, source=o.source)
         server_name = where.server_name or o.server_name
         self.tcp: Connections
+        context = trust if isinstance(trust, ssl.SSLContext) else None
         if where.transport == "https":
             from kdns.upstream import https  # it brings an HTTP/2 implementation, for those who ask by it
 
@@ -116,6 +123,14 @@ class Upstream:
                 where.host, where.port, self.to, name, deadlines,
                 context=context, server_name=server_name, get=o.doh_get, expire=o.expire, max_age=o.max_age,
                 source=o.source,
+            )  # fmt: skip
+        elif where.transport == "quic":
+            from kdns.upstream import quic
+
+            assert trust is not None and not isinstance(trust, ssl.SSLContext)
+            self.tcp = quic.QuicConnections(
+                where.host, where.port, self.to, name, deadlines,
+                configuration=trust, server_name=server_name, expire=o.expire, max_age=o.max_age, source=o.source,
             )  # fmt: skip
         elif where.transport == "grpc":
             from kdns.upstream import grpc

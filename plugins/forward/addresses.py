@@ -9,8 +9,9 @@ from kdns.dns.resolvconf import MAX_RESOLV_CONF, nameservers
 from kdns.plugin import readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugins.forward.config import Config, target
+from kdns.upstream.context import tls_context
 from kdns.upstream.lookup import look_up
-from kdns.upstream.upstream import Address
+from kdns.upstream.upstream import Address, Trust
 
 
 def addresses(config: Config, block: BlockInfo) -> list[Address]:
@@ -54,3 +55,13 @@ def _nameservers(path: str, word: Token) -> list[str]:
         return nameservers(files.read_text(path, MAX_RESOLV_CONF))
     except OSError as error:
         raise readers.fail(word, f"{path}: {error.strerror or error}") from None
+
+
+def trust(paths: list[str], transport: str) -> Trust:
+    """What upstreams are verified by, of `tls` arguments: [CA], [CERT KEY] or [CERT KEY CA]. Raises OSError."""
+    context = tls_context(paths, ["h2"] if transport in ("https", "grpc") else [])
+    if transport == "quic":
+        from kdns.upstream.quic import configuration  # its library is an extra
+
+        return configuration(paths[-1] if len(paths) in (1, 3) else None, paths[:2] if len(paths) >= 2 else [])
+    return context

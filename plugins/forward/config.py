@@ -4,6 +4,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from kdns import extras
 from kdns.corefile import Directive, Line, Position, Token
 from kdns.corefile.keys import plugin_zones
 from kdns.dns import iana
@@ -20,7 +21,7 @@ _OPTIONS: Final = (
     "case_randomization",
 )  # fmt: skip
 
-_SCHEMES: Final = ("dns", "tls", "https")
+_SCHEMES: Final = ("dns", "tls", "https", "quic")
 
 
 class Target(NamedTuple):
@@ -84,7 +85,7 @@ def parse(directive: Directive) -> Config:
     made = Options(**options)  # type: ignore[arg-type]
     if made.max_age and made.max_age < made.expire:
         raise readers.fail(directive, "max_age must not be less than expire")
-    if made.server_name and any("%" in word.text and word.text.startswith("tls://") for word in targets):
+    if made.server_name and any("%" in word.text and word.text.startswith(("tls://", "quic://")) for word in targets):
         raise readers.fail(directive, "tls_servername and a server name after % cannot both be set")
     zone = readers.wire_zones(zones[:1])
     return Config(zone[0], targets, directive.at, options=made, warnings=tuple(warnings), **found)  # type: ignore[arg-type]
@@ -100,7 +101,9 @@ def target(word: Token) -> Target:
             raise readers.fail(word, f'"{word.text}" is not an address: four numbers of 0 to 255 are (10.0.0.1)')
         return Target("dns", host, port, "", True)
     if scheme not in _SCHEMES:
-        raise readers.fail(word, f'unknown scheme "{scheme}": expected dns://, tls:// or https://')
+        raise readers.fail(word, f'unknown scheme "{scheme}": expected dns://, tls://, https:// or quic://')
+    if scheme == "quic" and (lacking := extras.lacking_quic(word.text)):
+        raise readers.fail(word, lacking)
     if scheme == "https" and "/" in rest.rstrip("/"):
         raise readers.fail(word, f'"{word.text}" has a path: queries go to /dns-query always')
     host, port = readers.host_port(word._replace(text=rest.rstrip("/")), PORTS[scheme])

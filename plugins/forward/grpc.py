@@ -47,10 +47,9 @@ from kdns.plugin import readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.readers import Fallthrough
 from kdns.plugins.forward import config as _config
-from kdns.plugins.forward.addresses import addresses
+from kdns.plugins.forward.addresses import addresses, trust
 from kdns.plugins.forward.config import Config
 from kdns.plugins.forward.handler import Forward
-from kdns.upstream.context import tls_context
 from kdns.upstream.upstream import PORTS
 
 _OPTIONS: Final = ("except", "tls", "tls_servername", "policy", "fallthrough")
@@ -81,7 +80,7 @@ class Grpc(Forward):
         self.addresses = [replace(where, transport="grpc") for where in addresses(config, block)]
         if config.encrypted:
             try:
-                self.contexts["grpc"] = tls_context([block.path(path) for path in config.tls], ["h2"])
+                self.contexts["grpc"] = trust([block.path(path) for path in config.tls], "grpc")
             except OSError as error:
                 raise CorefileError(config.at, f"plugin/grpc: tls {' '.join(config.tls)}: {error}") from None
 

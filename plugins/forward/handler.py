@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import Awaitable, Sequence
 from typing import ClassVar, Final
@@ -20,11 +19,10 @@ from kdns.plugin.base import BlockInfo, ListenerOptions
 from kdns.plugin.providers import BoundsSize, UpstreamState
 from kdns.plugin.runtime import Runtime
 from kdns.plugins.forward import config as _config
-from kdns.plugins.forward.addresses import addresses
+from kdns.plugins.forward.addresses import addresses, trust
 from kdns.plugins.forward.attempt import LIMIT, ForwardAttempt, is_empty, too_many_forms
 from kdns.plugins.forward.config import Config
-from kdns.upstream.context import tls_context
-from kdns.upstream.upstream import Address, Upstream
+from kdns.upstream.upstream import Address, Trust, Upstream
 
 BAND: Final = 0.01  # seconds; upstreams whose times differ by less count as equally near
 # Forms of one question (RD, CD, DO, transport, options that the configuration sends) that are asked upstream at the
@@ -57,7 +55,7 @@ class Forward(Plugin):
         super().__init__(config)
         self.config: Config = config
         self.addresses: list[Address] = []
-        self.contexts: dict[str, ssl.SSLContext] = {}
+        self.contexts: dict[str, Trust] = {}
         self.upstreams: list[Upstream] = []
         self.deadlines = Deadlines()
         self.first = 0
@@ -82,8 +80,7 @@ class Forward(Plugin):
         )
         try:
             for transport in transports:
-                alpn = ["h2"] if transport == "https" else []
-                self.contexts[transport] = tls_context([block.path(path) for path in config.tls], alpn)
+                self.contexts[transport] = trust([block.path(path) for path in config.tls], transport)
         except OSError as error:
             raise CorefileError(config.at, f"plugin/forward: tls {' '.join(config.tls)}: {error}") from None
 

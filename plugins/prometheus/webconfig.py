@@ -73,6 +73,10 @@ class _Tls:
     def certificate(self) -> str:
         return self.files.certificate
 
+    @property
+    def key(self) -> str:
+        return self.files.key
+
     def state(self) -> tuple[Seen | None, ...]:
         return self.files.state()
 

@@ -1,0 +1,272 @@
+"""DNS over QUIC to one upstream (RFC 9250): a stream for each query, all on one connection. aioquic does QUIC and TLS.
+
+The id is 0 (section 4.2.1), so a reply is matched by its stream and its question. An upstream that breaks the protocol
+is told so by the connection's end (section 4.3.3). Early data is not sent, and no session is resumed: what a connection
+costs, it costs once in a while.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import ssl
+from dataclasses import replace
+from typing import Any, ClassVar, Final, final
+
+from aioquic.quic import events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+
+from kdns import files
+from kdns.deadlines import Deadlines
+from kdns.dns.doq import NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
+from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
+from kdns.upstream.exchange import matching_reply, our_end
+
+MAX_REPLY: Final = 2 + 65_535  # octets on a stream
+MAX_TRUST: Final = 4 << 20  # octets of a file with authorities
+_HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")  # how OpenSSL finds an authority in a folder
+
+logging.getLogger("quic").disabled = True  # what an upstream does wrong is said in our own words
+
+
+def configuration(authority: str | None, identity: list[str]) -> QuicConfiguration:
+    """What an upstream is verified by: a file with authorities, None for this machine's; `identity` is the certificate
+    and the key to show, if any. Raises OSError.
+    """
+    made = QuicConfiguration(alpn_protocols=["doq"])
+    if authority is not None:
+        made.cadata = files.read(authority, MAX_TRUST)
+    else:
+        # aioquic reads them at each handshake: a folder by one name, a file with all takes milliseconds.
+        paths = ssl.get_default_verify_paths()
+        folder = paths.capath or paths.openssl_capath
+        with contextlib.suppress(OSError):
+            if any(_HASHED.fullmatch(name) for name in os.listdir(folder)):
+                made.capath = folder
+        made.cafile = None if made.capath else paths.cafile
+    if identity:
+        try:
+            made.load_cert_chain(*identity)
+        except (ValueError, TypeError, IndexError) as error:
+            raise OSError(f"{' '.join(identity)} cannot be read for QUIC: {error}") from None
+    return made
+
+
+@final
+class QuicConnections(Connections):
+    """The connection to one upstream; another only while that takes no more queries."""
+
+    proto: ClassVar[str] = "quic"
+    most: ClassVar[int] = 1
+    pipelined: ClassVar[int] = MAX_WAITING
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        to: str,
+        name: str,
+        deadlines: Deadlines,
+        *,
+        configuration: QuicConfiguration,
+        **options: Any,
+    ) -> None:
+        super().__init__(host, port, to, name, deadlines, **options)
+        # A little longer than we keep an idle connection ourselves.
+        self.configuration = replace(configuration, server_name=self.server_name, idle_timeout=self.expire + 1)
+
+    async def dial(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {"local_addr": (self.source, 0)} if self.source else {}
+        _, made = await loop.create_datagram_endpoint(
+            lambda: _Connection(self), remote_addr=(self.host, self.port), **options
+        )
+        try:
+            await made.ready
+        except BaseException:
+            made.abort()
+            raise
+        return made
+
+
+@final
+class _Connection(Connection, asyncio.DatagramProtocol):
+    owner: QuicConnections
+
+    def __init__(self, owner: QuicConnections) -> None:
+        super().__init__(owner)
+        self.quic = QuicConnection(configuration=owner.configuration)
+        self.ready: asyncio.Future[None] = self.loop.create_future()
+        self.parts: dict[int, bytearray] = {}  # what has come on streams
+        self.why = ""  # it ended
+        self.sending = False
+        self.wake: asyncio.TimerHandle | None = None
+        self.wake_at = 0.0
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self.local = our_end(transport)
+        self.quic.connect(transport.get_extra_info("peername"), self.loop.time())
+        self._send()
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.quic.receive_datagram(data, addr, self.loop.time())
+        self._events()
+        self._send()
+        self.owner.flush()
+        self.close_if_idle()
+
+    def error_received(self, exc: Exception) -> None:
+        """The kernel says that nobody is there."""
+        self._ended(exc if isinstance(exc, OSError) else ConnectionAbortedError(str(exc)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.wake is not None:
+            self.wake.cancel()
+        joined = self.ready.done() and not self.ready.cancelled() and self.ready.exception() is None
+        if joined:
+            super().connection_lost(exc or Exception(self.why or "the connection was closed"))
+        else:
+            self.transport = None
+            self._not_ready(ConnectionAbortedError(self.why or "the connection was closed"))
+
+    # What protocols differ in.
+
+    def usable(self, now: float) -> bool:
+        if self.retired or self.transport is None or self.why:
+            return False
+        if self.owner.max_age and now - self.born > self.owner.max_age:
+            self.retire()
+            return False
+        return self.room()
+
+    def room(self) -> bool:
+        # aioquic keeps back what the upstream has no room for, and does not say so.
+        return self.quic.get_next_available_stream_id() // 4 < self.quic._remote_max_streams_bidi
+
+    def put(self, flight: InFlightQuery) -> int:
+        """A stream for one query; its id is 0, and its stream's end follows (section 4.2)."""
+        stream = self.quic.get_next_available_stream_id()
+        self.quic.send_stream_data(stream, len(flight.query).to_bytes(2, "big") + b"\0\0" + flight.query[2:], True)
+        self.parts[stream] = bytearray()
+        self._send_soon()
+        return stream
+
+    def drop(self, key: int) -> None:
+        self.parts.pop(key, None)
+        with contextlib.suppress(ValueError):
+            self.quic.stop_stream(key, REQUEST_CANCELLED)
+        with contextlib.suppress(ValueError):
+            self.quic.reset_stream(key, REQUEST_CANCELLED)
+        self._send_soon()
+
+    # Events.
+
+    def _events(self) -> None:
+        while (event := self.quic.next_event()) is not None:
+            if isinstance(event, events.StreamDataReceived):
+                self._data(event)
+            elif isinstance(event, events.StreamReset):
+                self.parts.pop(event.stream_id, None)
+                flight = self.taken(event.stream_id)
+                if flight is not None:
+                    self.owner.resend(flight, f"the stream was reset (code {event.error_code})")
+            elif isinstance(event, events.HandshakeCompleted):
+                if not self.ready.done():
+                    self.ready.set_result(None)
+                    self.join()
+            elif isinstance(event, events.ConnectionTerminated):
+                reason = f": {event.reason_phrase}" if event.reason_phrase else ""
+                self._ended(ConnectionAbortedError(f"the connection was ended (code {event.error_code}){reason}"))
+
+    def _data(self, event: events.StreamDataReceived) -> None:
+        stream = event.stream_id
+        if stream & 3:
+            self._fail("a stream that a server may not open")
+            return
+        parts = self.parts.get(stream)
+        if parts is None:
+            return  # nobody waits for it any more
+        parts += event.data
+        whole = len(parts) >= 2 and len(parts) == 2 + int.from_bytes(parts[:2], "big")
+        if len(parts) > MAX_REPLY or (event.end_stream and (not whole or len(parts) < 14 or parts[2:4] != b"\0\0")):
+            flight = self.taken(stream)
+            if flight is not None:
+                flight.end(self.owner.broken(flight, "the reply is malformed"))
+            self._fail("a malformed reply")
+        elif event.end_stream:
+            del self.parts[stream]
+            self._reply(stream, bytes(parts[2:]))
+
+    def _reply(self, stream: int, reply: bytes) -> None:
+        flight = self.taken(stream)
+        if flight is not None:
+            self.alive()
+            answer = matching_reply(reply, b"\0\0", flight.question, self.owner.to)
+            flight.end(answer or self.owner.broken(flight, "the reply is to another question"))
+
+    def _fail(self, reason: str) -> None:
+        """The upstream has broken the protocol."""
+        self.retired = True
+        self.why = self.why or reason
+        self._farewell(PROTOCOL_ERROR, reason)
+
+    def _ended(self, error: OSError) -> None:
+        self.retired = True
+        self.why = self.why or error.strerror or str(error)
+        self._not_ready(error)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _not_ready(self, error: OSError) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(error)
+
+    # Octets and time.
+
+    def _send_soon(self) -> None:
+        """What is asked in one turn of the loop leaves together."""
+        if not self.sending:
+            self.sending = True
+            self.loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        self.sending = False
+        transport: Any = self.transport
+        if transport is None or transport.is_closing():
+            return
+        for data, _ in self.quic.datagrams_to_send(self.loop.time()):
+            transport.sendto(data)
+        at = self.quic.get_timer()
+        if at is not None and (self.wake is None or at < self.wake_at):
+            if self.wake is not None:
+                self.wake.cancel()
+            self.wake_at = at
+            self.wake = self.loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self.wake = None
+        now = self.loop.time()
+        at = self.quic.get_timer()
+        if at is not None and now >= at:
+            self.quic.handle_timer(now)
+            self._events()
+        self._send()
+
+    def _farewell(self, code: int, reason: str = "") -> None:
+        self.quic.close(code, reason_phrase=reason)
+        self._send()
+        if self.transport is not None:
+            self.transport.close()
+
+    def close(self) -> None:
+        self.retired = True
+        if self.transport is not None and not self.transport.is_closing():
+            self._farewell(NO_ERROR)
+
+    def abort(self) -> None:
+        self.close()

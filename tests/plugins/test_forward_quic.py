@@ -1,0 +1,173 @@
+"""Upstreams over QUIC (RFC 9250): what goes out, what is verified and kept, and what a broken one comes to."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dns.message
+import pytest
+
+from kdns import extras
+from kdns.corefile import CorefileError
+from kdns.testing import Server, answer, code, data, eventually, free_port
+from tests.fixtures import Serve
+from tests.quicpeers import Upstream
+from tests.securepeers import Authority, Script, Site
+
+Begin = Callable[..., Upstream]
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def upstream(authority: Authority, tmp_path: Path) -> Iterator[Begin]:
+    made: list[Upstream] = []
+
+    def start(script: Script | None = None, raw: Callable[[bytes], bytes] | None = None) -> Upstream:
+        made.append(Upstream(authority, tmp_path, script or (lambda query: answer(query, "A 192.0.2.1")), raw))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+def forward(port: int, authority: Authority, *options: str, name: str = "dns.example.net") -> str:
+    lines = "\n ".join((f"tls {authority.path}", f"tls_servername {name}", *options))
+    return f".:{{port}} {{\n bind 127.0.0.1\n errors\n forward . quic://127.0.0.1:{port} {{\n {lines}\n }}\n}}"
+
+
+def test_queries_go_out_with_the_id_0_on_streams_of_one_connection(
+    serve: Serve, upstream: Begin, authority: Authority
+) -> None:
+    up = upstream()
+    server = serve(forward(up.port, authority))
+    for i in range(5):
+        assert data(server.ask(f"x{i}.org.")) == ["192.0.2.1"]
+    assert len(up.connections) == 1 and [query.id for query in up.queries] == [0] * 5
+    assert all(int.from_bytes(wire[:2], "big") == len(wire) - 2 for wire in up.wires)
+
+
+def test_kdns_asks_kdns_over_quic_for_what_fits_in_no_datagram(serve: Serve, tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    records = "".join(f"192.0.2.{i} big.example.org\n" for i in range(250))
+    (tmp_path / "hosts").write_text(records)
+    below = serve(site.block(scheme="quic").replace("/nowhere", str(tmp_path / "hosts")))
+    above = serve(forward(below.port, site.authority))
+    assert len(data(above.ask("big.example.org.", tcp=True))) == 250
+
+
+def test_a_certificate_for_another_name_is_servfail_and_said_so(
+    serve: Serve, upstream: Begin, authority: Authority, lines: list[str]
+) -> None:
+    server = serve(forward(upstream().port, authority, name="other.example.net"))
+    assert code(server.ask("x.org.")) == "SERVFAIL"
+    assert any("dial quic" in line and "doesn't match" in line for line in lines), lines
+
+
+def test_nobody_there_is_said_at_once(serve: Serve, authority: Authority, lines: list[str]) -> None:
+    server = serve(forward(free_port(), authority, "max_connect_attempts 1"))
+    began = time.monotonic()
+    assert code(server.ask("x.org.")) == "SERVFAIL"
+    assert any("dial quic" in line and "connection refused" in line for line in lines), lines
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_connection_the_upstream_closed_costs_nothing(serve: Serve, upstream: Begin, authority: Authority) -> None:
+    up = upstream()
+    server = serve(forward(up.port, authority))
+    assert code(server.ask("a.org.")) == "NOERROR"
+    up.drop()
+    assert code(server.ask("b.org.")) == "NOERROR"
+    assert len(up.connections) == 1  # the list was cleared: it is another
+
+
+def test_a_silent_connection_is_left_with_the_first_query_that_times_out(
+    serve: Serve, upstream: Begin, authority: Authority
+) -> None:
+    up = upstream()
+    server = serve(forward(up.port, authority, "read_timeout 300ms", "max_connect_attempts 1", "max_fails 0"))
+    assert code(server.ask("a.org.")) == "NOERROR"
+    up.deaf = True
+    assert code(server.ask("b.org.")) == "SERVFAIL"
+    up.deaf = False
+    assert code(server.ask("c.org.")) == "NOERROR"
+    assert len(up.connections) == 2
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        lambda reply: b"\0\1" + reply,
+        lambda reply: len(reply).to_bytes(2, "big") + reply[:-1],
+        lambda reply: b"",
+        lambda reply: len(reply).to_bytes(2, "big") + b"\0\1" + reply[2:],
+    ],
+    ids=["another length", "cut", "empty", "an id"],
+)
+def test_a_malformed_reply_ends_the_connection_with_a_protocol_error(
+    serve: Serve, upstream: Begin, authority: Authority, lines: list[str], raw: Callable[[bytes], bytes]
+) -> None:
+    up = upstream(raw=raw)
+    server = serve(forward(up.port, authority, "max_connect_attempts 1", "max_fails 0"))
+    assert code(server.ask("a.org.")) == "SERVFAIL"
+    assert any("the reply is malformed" in line for line in lines), lines
+    eventually(lambda: up.ended == [2])
+
+
+def test_a_reply_to_another_question_is_not_taken(
+    serve: Serve, upstream: Begin, authority: Authority, lines: list[str]
+) -> None:
+    def other(query: dns.message.Message) -> dns.message.Message:
+        return answer(dns.message.make_query("other.org.", "A", id=query.id), "A 192.0.2.9")
+
+    up = upstream(other)
+    server = serve(forward(up.port, authority, "max_connect_attempts 1", "max_fails 0"))
+    assert code(server.ask("a.org.")) == "SERVFAIL"
+    assert any("the reply is to another question" in line for line in lines), lines
+
+
+def test_a_connection_is_closed_when_it_is_idle_or_too_old(serve: Serve, upstream: Begin, authority: Authority) -> None:
+    up = upstream()
+    server = serve(forward(up.port, authority, "expire 1s"))
+    assert code(server.ask("a.org.")) == "NOERROR"
+    eventually(lambda: up.ended == [0])
+    assert code(server.ask("b.org.")) == "NOERROR"
+
+
+def test_an_upstream_that_is_back_is_found_by_its_probes(serve: Serve, upstream: Begin, authority: Authority) -> None:
+    up = upstream()
+    options = ("read_timeout 200ms", "max_fails 1", "health_check 100ms", "failfast_all_unhealthy_upstreams")
+    server: Server = serve(forward(up.port, authority, *options))
+    up.deaf = True
+    eventually(lambda: code(server.ask("a.org.")) == "SERVFAIL")
+    up.deaf = False
+    eventually(lambda: code(server.ask("b.org.")) == "NOERROR")
+
+
+def test_many_queries_at_once_share_a_connection(serve: Serve, upstream: Begin, authority: Authority) -> None:
+    """Twice as many as aioquic's server lets be open at a time."""
+    up = upstream()
+    server = serve(forward(up.port, authority))
+    replies = 0
+    with server.connect() as sock:
+        for i in range(256):
+            wire = dns.message.make_query(f"x{i}.org.", "A").to_wire()
+            sock.sendall(len(wire).to_bytes(2, "big") + wire)
+        file = sock.makefile("rb")
+        while replies < 256:
+            reply = dns.message.from_wire(file.read(int.from_bytes(file.read(2), "big")))
+            assert data(reply) == ["192.0.2.1"]
+            replies += 1
+    assert len(up.connections) == 1
+
+
+def test_quic_without_its_library_is_an_error_with_its_place(
+    serve: Serve, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CorefileError, match=r":4:.*quic://127.0.0.1:853 needs .* pip install 'kdns\[quic\]'"):
+        serve(forward(853, authority))

@@ -1,0 +1,162 @@
+"""Peers over QUIC, by aioquic's own asyncio classes: an upstream that answers as a script says, and a client that does
+as it is told.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import dns.message
+from aioquic.asyncio import QuicConnectionProtocol, connect, serve
+from aioquic.quic import events
+from aioquic.quic.configuration import QuicConfiguration
+
+from kdns.testing import LoopThread, free_port
+from tests.securepeers import NAME, Authority, Script
+
+
+class Upstream:
+    """A server of DNS over QUIC on loopback. `raw`: what it sends on a stream in place of a framed reply."""
+
+    def __init__(self, authority: Authority, folder: Path, script: Script, raw: Callable[[bytes], bytes] | None = None):
+        self.script = script
+        self.raw = raw
+        self.queries: list[dns.message.Message] = []
+        self.wires: list[bytes] = []
+        self.connections: list[QuicConnectionProtocol] = []
+        self.ended: list[int] = []  # the codes that clients closed with
+        self.deaf = False  # datagrams vanish
+        made = authority.ca.issue_cert(NAME)
+        for name, pem in (("up.key", made.private_key_pem.bytes()), ("up.crt", made.cert_chain_pems[0].bytes())):
+            (folder / name).write_bytes(pem)
+        self.port = free_port()
+        self.thread = LoopThread()
+        self.server = self.thread.run(self._listen(folder))
+
+    async def _listen(self, folder: Path) -> Any:
+        configuration = QuicConfiguration(is_client=False, alpn_protocols=["doq"])
+        configuration.load_cert_chain(str(folder / "up.crt"), str(folder / "up.key"))
+        return await serve(
+            "127.0.0.1", self.port, configuration=configuration, create_protocol=lambda *a, **k: _Served(self, *a, **k)
+        )
+
+    def drop(self, code: int = 0) -> None:
+        """Closes the connections there are."""
+        self.thread.call(lambda: [each.close(code) for each in self.connections])
+        self.connections.clear()
+
+    def close(self) -> None:
+        async def finish() -> None:
+            # aioquic cannot close what never came to a connection.
+            with contextlib.suppress(IndexError):
+                self.server.close()
+            self.server._transport.close()
+            await asyncio.sleep(0)
+
+        self.thread.run(finish())
+        self.thread.close()
+
+
+class _Served(QuicConnectionProtocol):
+    def __init__(self, owner: Upstream, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.owner = owner
+        self.parts: dict[int, bytes] = {}
+        owner.connections.append(self)
+
+    def datagram_received(self, data: Any, addr: Any) -> None:
+        if not self.owner.deaf:
+            super().datagram_received(data, addr)
+
+    def quic_event_received(self, event: events.QuicEvent) -> None:
+        owner = self.owner
+        if isinstance(event, events.ConnectionTerminated):
+            owner.ended.append(event.error_code)
+        if not isinstance(event, events.StreamDataReceived):
+            return
+        wire = self.parts[event.stream_id] = self.parts.get(event.stream_id, b"") + event.data
+        if not event.end_stream:
+            return
+        owner.wires.append(wire)
+        query = dns.message.from_wire(wire[2:])
+        owner.queries.append(query)
+        reply = owner.script(query)
+        if reply is not None:
+            out = reply.to_wire()
+            out = len(out).to_bytes(2, "big") + out if owner.raw is None else owner.raw(out)
+            self._quic.send_stream_data(event.stream_id, out, end_stream=True)
+
+
+class Client(QuicConnectionProtocol):
+    """A client: `got` is what came on each stream, `reset` and `stopped` the codes that streams ended with, `closed`
+    the code of the connection's end.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.got: dict[int, bytes] = {}
+        self.ended: set[int] = set()
+        self.reset: dict[int, int] = {}
+        self.stopped: dict[int, int] = {}
+        self.closed: int | None = None
+        self.reason = ""
+
+    def quic_event_received(self, event: events.QuicEvent) -> None:
+        if isinstance(event, events.StreamDataReceived):
+            self.got[event.stream_id] = self.got.get(event.stream_id, b"") + event.data
+            if event.end_stream:
+                self.ended.add(event.stream_id)
+        elif isinstance(event, events.StreamReset):
+            self.reset[event.stream_id] = event.error_code
+        elif isinstance(event, events.StopSendingReceived):
+            self.stopped[event.stream_id] = event.error_code
+        elif isinstance(event, events.ConnectionTerminated):
+            self.closed, self.reason = event.error_code, event.reason_phrase
+
+    def send(self, data: bytes, end: bool = True, stream: int | None = None) -> int:
+        """Sends octets on a stream, a new one by default; gives its number."""
+        if stream is None:
+            stream = self._quic.get_next_available_stream_id()
+        self._quic.send_stream_data(stream, data, end)
+        self.transmit()
+        return stream
+
+    def query(self, name: str, **options: Any) -> int:
+        """Asks for addresses."""
+        return self.send(framed(dns.message.make_query(name, "A", id=0, **options).to_wire()))
+
+    def reply(self, stream: int) -> dns.message.Message:
+        """The reply on a stream."""
+        got = self.got[stream]
+        assert int.from_bytes(got[:2], "big") == len(got) - 2
+        return dns.message.from_wire(got[2:])
+
+
+def framed(message: bytes) -> bytes:
+    """A message behind its length."""
+    return len(message).to_bytes(2, "big") + message
+
+
+async def until(condition: Callable[[], Any], timeout: float = 20.0) -> None:
+    """Waits until something holds."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def configuration(authority: Path, alpn: str = "doq", **options: Any) -> QuicConfiguration:
+    """What a client trusts."""
+    made = QuicConfiguration(alpn_protocols=[alpn], server_name=NAME, **options)
+    made.load_verify_locations(str(authority))
+    return made
+
+
+@contextlib.asynccontextmanager
+async def client(port: int, authority: Path, alpn: str = "doq", **options: Any) -> AsyncIterator[Client]:
+    """A connected client."""
+    made = configuration(authority, alpn, **options)
+    async with connect("127.0.0.1", port, configuration=made, create_protocol=Client) as protocol:
+        assert isinstance(protocol, Client)
+        yield protocol
