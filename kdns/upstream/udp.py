@@ -21,6 +21,9 @@ from kdns.upstream.exchange import Done, Mismatched, UpstreamError, matching_rep
 
 MAX_USES: Final = 100  # queries through one port
 MAX_AGE: Final = 10.0  # seconds of one port
+# Sockets that wait for a next query. A burst opens one for each query; those it leaves beyond these are closed one by
+# one as they get free, for to close one takes 8 µs, and after a pause all would be too old at the same moment.
+MAX_IDLE: Final = 256
 MAX_REPLY: Final = 4096  # octets; we ask for 1232 at most
 # Datagrams that are no reply to the query in flight, after which the wait ends: somebody who guesses ids has found the
 # port, and would have as many guesses as there is time (RFC 5452, section 9; other resolvers do the same). An honest
@@ -164,17 +167,29 @@ class _Socket:
         self.done = None
         if self.deadline is not None:
             self.deadline.cancel()
-        if self.uses >= self.owner.uses or self.junk:
-            self.close()  # a port that got junk is known to somebody
-        else:
-            self.owner.idle.append(self)
+        self._release()
         done(answer)
 
+    def _release(self) -> None:
+        """Keeps the socket for a next query, or closes it."""
+        owner = self.owner
+        if self.uses >= owner.uses or self.junk or len(owner.idle) >= MAX_IDLE:
+            self.close()  # a port that got junk is known to somebody
+        else:
+            owner.idle.append(self)
+
     def _expire(self) -> None:
-        self.fail(UpstreamError(f"read udp {self._route()}: i/o timeout"))
+        """No reply in time. The socket is kept: a reply that still comes has another id than the next query's, and
+        while an upstream is mute, new sockets would be a third of what its queries cost.
+        """
+        done, self.done = self.done, None
+        if done is not None:
+            error = UpstreamError(f"read udp {self._route()}: i/o timeout")
+            self._release()
+            tell(done, error)
 
     def fail(self, error: UpstreamError) -> None:
-        """Ends the query in flight with an error; the socket is not used again: its reply may still come."""
+        """Ends the query in flight with an error, and closes the socket."""
         done, self.done = self.done, None
         if self.deadline is not None:
             self.deadline.cancel()
