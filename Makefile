@@ -15,7 +15,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generat
 # Test processes: tests wait more than they work.
 WORKERS ?= 2
 
-.PHONY: run image push test test-compiled compiled wheel coverage lint types layers unit fuzz torture soak bench bench-scale bench-files image-proof lock sbom docs tools clean help
+.PHONY: run image push test test-compiled compiled wheel coverage lint types layers unit fuzz torture soak bench bench-scale bench-files bench-overload image-proof lock sbom docs tools clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -96,6 +96,11 @@ bench-scale: $(READY)
 ## make bench-files - a hosts file of 1,000,000 lines and a Corefile of 2,000 blocks read again under load
 bench-files: $(READY)
 	$(BIN)/python -m benchmarks.files
+
+## make bench-overload - five times the queries that can be answered: how many replies come in time, with `shed` and without
+bench-overload: $(READY)
+	sh benchmarks/tools.sh
+	$(BIN)/python -m benchmarks.overload
 
 ## make image-proof - builds the image without an engine, and runs it as a Pod would (root; see docker/prove.sh)
 image-proof:

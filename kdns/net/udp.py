@@ -16,7 +16,8 @@ Where more comes than can be answered, the receive buffer fills. It holds second
 the end each reply would come when its client has given up, and nobody would be served at all. So where a batch leaves
 datagrams behind, the kernel is asked when the last one came (SIOCGSTAMP). If they have been late for a while, all that
 wait are thrown away, unread and counted: what comes then is answered while its client waits. A pause of ours alone
-loses nothing; its backlog is soon worked off.
+loses nothing; its backlog is soon worked off. The plugin `shed` sets an age that is less than a client's patience, and
+lets an overload that goes on be recognised at once.
 """
 
 import asyncio
@@ -28,9 +29,9 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler
@@ -47,6 +48,9 @@ MAX_DATAGRAM: Final = 4096
 LATE: Final = 1.0
 # Seconds for which they must be late, without one that is not, to be thrown away: a pause of a second is over by then.
 LATE_FOR: Final = 0.5
+# Seconds after queries were shed in which another backlog needs no LATE_FOR: the overload goes on. Where a tenth more
+# comes than can be answered, a backlog of 100 ms grows in one.
+OVERLOADED_FOR: Final = 2.0
 MAX_DISCARD: Final = 1000  # datagrams thrown away in a turn of the loop: a millisecond
 SIOCGSTAMP: Final = 0x8906  # socket(7)
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(20)
@@ -71,6 +75,16 @@ DROPPED = Counter(
 )
 
 
+class Shedding(NamedTuple):
+    """What `shed` asks for: datagrams that have waited for longer than `age` (seconds) are late.
+
+    `dropped` is told how many queries were dropped, with the listener's label and a reason.
+    """
+
+    age: float
+    dropped: Callable[[str, str, int], None]
+
+
 class UdpListener:
     """Answers datagrams of one bound, non-blocking socket. `wildcard`: the reply's source must be set by hand."""
 
@@ -86,6 +100,8 @@ class UdpListener:
         self.late_since = 0.0  # since when all that was looked at was late (monotonic seconds); 0: it was not
         self.late_seen = 0.0  # when that was looked at last
         self.discarding = False
+        self.shed: Shedding | None = None
+        self.shed_at = 0.0  # when queries were shed last (monotonic seconds)
         self.late: list[
             tuple[Controls | None, Address, bytes]
         ] = []  # replies that had to wait and leave with this turn
@@ -148,10 +164,14 @@ class UdpListener:
 
     def _check_lateness(self) -> None:
         """A batch has left datagrams behind: looks whether they are so late that nobody waits for them."""
-        if not self._late_by(LATE):
+        shed = self.shed
+        if not self._late_by(LATE if shed is None else shed.age):
             self.late_since = 0.0
             return
         now = time.monotonic()
+        if shed is not None and self.shed_at and now - self.shed_at < OVERLOADED_FOR:
+            self.discarding = True
+            return
         if not self.late_since or now - self.late_seen > LATE_FOR:
             self.late_since = now  # a pause may have ended with a batch, and this be another
         self.late_seen = now
@@ -173,21 +193,26 @@ class UdpListener:
     def _discard(self) -> None:
         """Throws away what waits, a turn's worth."""
         receive = self.sock.recv
-        thrown = LATE_DROPPED.slot(self.label)
+        shed = self.shed
+        thrown = 0
+        empty = False
         for _ in range(MAX_DISCARD):
             try:
                 receive(1)
             except BlockingIOError:
-                self.discarding = False
-                self.late_since = 0.0
-                return
+                empty = True
+                break
             except OSError as error:
                 self._count(RECEIVE_ERRORS, error)
                 continue
-            thrown[0] += 1
-        if not self._late_by(LATE / 10):
+            thrown += 1
+        if empty or not self._late_by((LATE if shed is None else shed.age) / 10):
             self.discarding = False
             self.late_since = 0.0
+        LATE_DROPPED.slot(self.label)[0] += thrown
+        if shed is not None and thrown:
+            self.shed_at = time.monotonic()
+            shed.dropped(self.label, "query", thrown)
 
     def _read(self) -> None:
         self.busy = True

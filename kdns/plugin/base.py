@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdns.corefile import Directive, ServerBlock
     from kdns.net.certificates import TlsFiles
     from kdns.net.proxy import ProxyPolicy
+    from kdns.net.udp import Shedding
     from kdns.net.web import Network
     from kdns.plugin.request import Request
     from kdns.plugin.runtime import Runtime
@@ -87,7 +88,7 @@ class ListenerOptions:
     `audience`: which clients' replies must not be given to others (see `Request.audience`).
     `max_streams`: requests at a time of a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose
     X-Forwarded-For counts there. `proxy`: whose PROXY headers are believed. `cookies` makes, from the listener's label,
-    what makes DNS cookies.
+    what makes DNS cookies. `shed`: from which age on waiting queries are dropped under overload.
     """
 
     any_class: bool = False
@@ -108,6 +109,7 @@ class ListenerOptions:
     trusted: tuple[Network, ...] = ()
     cookies: Callable[[str], ServerCookies] | None = None
     audience: Audience | None = None
+    shed: Shedding | None = None
 
 
 class Plugin:

@@ -27,6 +27,7 @@ from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
 from kdns.net.certificates import Identity, TlsFiles
 from kdns.net.proxy import ProxyPolicy
+from kdns.net.udp import Shedding
 from kdns.net.web import Network
 from kdns.plugin.base import DENIED, IGNORED, PASS, Audience, Gate, ListenerOptions, Plugin, ServerCookies
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
@@ -77,6 +78,7 @@ class Dispatcher:
         self.identity: Identity | None = None
         self.max_streams = 0
         self.trusted: tuple[Network, ...] = ()
+        self.shed: Shedding | None = None
         # Whether a reply may be several messages: a request over HTTP has one answer.
         self.transfers = label.startswith(("dns://", "tls://"))
         self.secure = not label.startswith("dns://")  # encrypted, by us or by a proxy in front
@@ -118,6 +120,7 @@ class Dispatcher:
         self.proxy = options.proxy or self.proxy
         self.max_streams = options.max_streams or self.max_streams
         self.trusted = options.trusted or self.trusted
+        self.shed = self.waiting.shed = options.shed or self.shed
         if options.dropped is not None and options.dropped not in self.dropped:
             self.dropped.append(options.dropped)
 

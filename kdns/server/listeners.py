@@ -33,6 +33,7 @@ class Listeners:
         datagrams, messages = _handlers(dispatcher)
         for udp in self.udp:
             udp.handler = datagrams
+            udp.shed = dispatcher.shed
         for tcp in self.tcp:
             tcp.handler = messages
             _limit(tcp, dispatcher)
@@ -85,6 +86,8 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
             _limit(out.tcp[-1], dispatcher)
         if wildcard and out.udp:
             out.udp += _own_addresses(group, dispatcher, label)
+        for udp in out.udp:
+            udp.shed = dispatcher.shed
     except BaseException:
         out.stop()
         raise

@@ -32,7 +32,7 @@ ORDER: Final[dict[str, str | None]] = {
     "ready": "ready:Ready",
     "health": "health:Health",
     "pprof": None,
-    "shed": None,
+    "shed": "shed:Shed",
     "prometheus": "prometheus:Prometheus",
     "status": "status:Status",
     "errors": "errors:Errors",

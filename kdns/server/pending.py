@@ -12,6 +12,7 @@ from kdns import faults
 from kdns.deadlines import Deadlines
 from kdns.dns import iana
 from kdns.metrics import Counter
+from kdns.net.udp import Shedding
 from kdns.plugin.outcome import DROP, Pending, RcodeOnly, ensure_pending
 from kdns.plugin.request import Request
 
@@ -21,6 +22,8 @@ MAX_PENDING: Final = 20_000
 MAX_PENDING_CLIENT: Final = MAX_PENDING // 2
 # Seconds a query may wait: an upstream's five and a half, and some for a chain of names. Clients wait five.
 DEADLINE: Final = 12.0
+# Seconds after which nobody waits for a reply: glibc, musl and Go ask again after five.
+PATIENCE: Final = 5.0
 MAX_DETACHED: Final = 1000
 SWEPT: Final = 64  # that are answered before others run: at some 20 microseconds each, 1.3 ms
 
@@ -45,6 +48,7 @@ class PendingTable:
         self.clients: dict[Any, int] = {}  # a client's host -> its queries in the table
         self.most_of_client = MAX_PENDING_CLIENT
         self.exempt: Callable[[str], bool] | None = None
+        self.shed: Shedding | None = None
         self.detached: set[Pending] = set()
         self.deadlines = Deadlines()
         self.timer: asyncio.TimerHandle | None = None
@@ -66,7 +70,7 @@ class PendingTable:
             return self.finish(request, pending.value)
         host = request._client[0]
         waiters = self.clients.get(host, 0)
-        full = len(self.table) >= MAX_PENDING
+        full = len(self.table) >= MAX_PENDING and not self._oldest_gave_way(request.now)
         if full or self._too_many(host, waiters):
             OVERFLOWS.slot(self.label, "all" if full else "client")[0] += 1
             return self.give_up(request, "too many queries wait for an upstream")
@@ -79,6 +83,21 @@ class PendingTable:
         if request.timeout and not result.done:
             self.deadlines.add(request.timeout, partial(self._on_done, request, result, DROP))
         return result
+
+    def _oldest_gave_way(self, now: float) -> bool:
+        """Drops the query that has waited longest, where that is asked for and its client has given up by now.
+
+        A younger one stays: who waits for a slow upstream would get nothing if each gave way to the next.
+        """
+        if self.shed is None:
+            return False
+        result = next(iter(self.table))
+        deadline, request = self.table[result]
+        if deadline - DEADLINE + PATIENCE > now:
+            return False
+        self.shed.dropped(self.label, "waiting", 1)
+        self._on_done(request, result, DROP)
+        return True
 
     def close(self) -> None:
         """Ends for good: answers what still waits, and lets go of who finishes replies."""

@@ -54,6 +54,7 @@ coredns_proxy_healthcheck_failures_total counter proxy_name,to
 coredns_proxy_request_duration_seconds histogram proxy_name,rcode,to
 coredns_reload_failed_total counter -
 coredns_reload_version_info gauge hash,value
+coredns_shed_dropped_total counter reason,server
 coredns_siit_requests_translated_total counter server
 coredns_template_matches_total counter class,server,type,view,zone
 coredns_template_rr_failures_total counter class,section,server,template,type,view,zone
