@@ -1,4 +1,4 @@
-"""https - what `https://` listeners allow.
+r"""https - what `https://` listeners allow.
 
 DNS over HTTPS (RFC 8484) is served by the key `https://` alone, with the certificate of `tls`; without `tls` it is
 unencrypted, for a proxy in front. Queries are GET and POST requests to `/dns-query`, over HTTP/2 or HTTP/1.1; answers
@@ -11,6 +11,8 @@ KiB 413, and a malformed query 400.
         max_connections N
         max_streams N
         trusted_proxies CIDR...
+        alt_svc VALUE
+        json
     }
 
 * `max_connections`: the most connections at a time; beyond it the client that holds most loses one. Default, and with
@@ -18,6 +20,22 @@ KiB 413, and a malformed query 400.
 * `max_streams` (kdns only): requests at a time on a connection of HTTP/2. Default 256.
 * `trusted_proxies` (kdns only): for requests from these addresses, the client is the last address in X-Forwarded-For
   that is not a trusted proxy itself. Plugins and the log then see that address. By default the field is ignored.
+* `alt_svc` (kdns only): answers have the field Alt-Svc (RFC 7838) with VALUE, such as `"h3=\":443\"; ma=86400"`, which
+  names where the same is served, and for how many seconds a client may remember it; `clear` makes clients forget it.
+* `json` (kdns only): queries may also be asked in a URL, and are answered in JSON. Off by default.
+
+With `json`, `GET /resolve?name=NAME` gets an answer as Google's public DNS gives it, of the type `application/json`. So
+does `GET /dns-query?name=NAME` with `Accept: application/dns-json` (or `&ct=application/dns-json`), as Cloudflare's, of
+that type. The parameters are
+
+* `name`: a domain name in ASCII; required.
+* `type`: a type or its number. Default: A.
+* `do`, `cd`: `1` or `true` asks for DNSSEC's records, or for an answer that upstreams have not validated.
+* `edns_client_subnet`: an address or a network, passed on in the query (RFC 7871).
+
+Others are ignored. The object has Status (the response code), TC, RD, RA, AD, CD, Question, and where there are any
+Answer, Authority, Additional, edns_client_subnet, and Comment with the extended errors (RFC 8914). What is no such
+query gets 400 and an object with `error`.
 
 `timeouts` applies here too: `read` for a connection's first request, `idle` between requests.
 
@@ -31,10 +49,14 @@ https://.:1443 {
     https {
         max_connections 1000
         trusted_proxies 10.0.0.0/8
+        alt_svc "h3=\":443\"; ma=86400"
+        json
     }
     whoami
 }
 ~~~
+
+    $ curl 'https://dns.example.org/resolve?name=www.example.org&type=AAAA'
 
 ## Metrics
 
@@ -42,15 +64,21 @@ https://.:1443 {
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from kdns.corefile import Directive, ServerBlock, Token
 from kdns.net.web import Network
-from kdns.plugin import Plugin, readers
+from kdns.plugin import Plugin, dns_json, readers
 from kdns.plugin.base import ListenerOptions
 
-_OPTIONS: Final = ("max_connections", "max_streams", "trusted_proxies")
+_OPTIONS: Final = ("max_connections", "max_streams", "trusted_proxies", "alt_svc", "json")
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED: Final = r'"[^"\\\x00-\x1f\x7f-\U0010ffff]*"'
+_ALTERNATIVE: Final = rf"{_TOKEN}={_QUOTED}(?:[ \t]*;[ \t]*{_TOKEN}=(?:{_TOKEN}|{_QUOTED}))*"
+_ALT_SVC: Final = re.compile(rf"clear|{_ALTERNATIVE}(?:[ \t]*,[ \t]*{_ALTERNATIVE})*")  # RFC 7838, section 3
+MAX_ALT_SVC: Final = 1024  # octets, in each answer
 
 
 class Https(Plugin):
@@ -70,6 +98,17 @@ class Https(Plugin):
             if name == "trusted_proxies":
                 readers.arguments(line, 1, None, "networks such as 10.0.0.0/8")
                 found["trusted"] = (*found.get("trusted", ()), *(_network(word) for word in line.args))  # type: ignore[misc]
+            elif name == "json":
+                readers.no_block(line)
+                readers.arguments(line, 0, 0)
+                found[name] = dns_json
+            elif name == "alt_svc":
+                word = readers.one(line, 'alternatives such as "h3=\\":443\\"; ma=86400"')
+                if not _ALT_SVC.fullmatch(word.text) or len(word.text) > MAX_ALT_SVC:
+                    raise readers.fail(
+                        word, f'expected alternatives such as "h3=\\":443\\"; ma=86400", found "{word.text}"'
+                    )
+                found[name] = word.text.encode()
             elif (field := name.removeprefix("max_") if name == "max_connections" else name) in found:
                 raise readers.fail(line, f"{name} is given twice")
             else:

@@ -1,9 +1,9 @@
 """HTTP/1.1 for a server of small requests (RFC 9112): octets in, requests and octets out. It takes no socket, loop or
 clock.
 
-One request at a time: what is pipelined behind it waits. A head has at most MAX_HEAD octets; a body needs a
-Content-Length. Whatever could be understood in two ways (two lengths, a transfer coding, a space before a colon) is an
-error that ends the connection.
+One request at a time: what is pipelined behind it waits. A head has at most MAX_HEAD octets; a body has a
+Content-Length or is chunked. Whatever could be understood in two ways (two lengths, a length and a transfer coding, a
+space before a colon) is an error that ends the connection.
 """
 
 import re
@@ -15,11 +15,16 @@ from kdns.net.http2 import Exchange
 MAX_HEAD: Final = 16_384  # octets of a request's head, as with HTTP/2
 MAX_SKIPPED: Final = 256 << 10  # octets of a body that is too long
 REASONS: Final = {
-    200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 411: b"Length Required",
-    413: b"Content Too Large", 415: b"Unsupported Media Type", 431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error", 505: b"HTTP Version Not Supported",
+    200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 413: b"Content Too Large",
+    415: b"Unsupported Media Type", 417: b"Expectation Failed", 431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error", 501: b"Not Implemented", 505: b"HTTP Version Not Supported",
 }  # fmt: skip
+MAX_SIZE_LINE: Final = (
+    256  # octets of the line before a chunk: a number of eight digits and extensions that nobody uses
+)
 _LINE: Final = re.compile(rb"([A-Z]{1,20}) ([!-~]+) HTTP/1\.([01])")
+_ABSOLUTE: Final = re.compile(rb"(?i:https?)://[^/?#]+(/?[^#]*)")
+_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?")
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
 
 
@@ -41,7 +46,9 @@ class Http1:
         self.out: list[bytes] = []
         self.current: Exchange | None = None  # being answered
         self.head: Exchange | None = None  # whose body is not complete
-        self.length = 0
+        self.length = 0  # octets of the body, or of the chunk, that are still to come; -1: the line before a chunk is
+        self.chunked = False
+        self.trailers = 0  # octets there may still be behind the last chunk; 0: that has not come
         self.skip = 0  # octets of a body that nobody reads: who is still sending it would not see the answer
         self.leaving = False
 
@@ -66,6 +73,8 @@ class Http1:
                 return -1
             self._head(buffer[off:end])
             return end + 4
+        if self.chunked:
+            return self._chunk(self.head, buffer, off)
         exchange = self.head
         if len(buffer) - off < self.length:
             return -1
@@ -87,6 +96,48 @@ class Http1:
         """The answer that is being made is the last one."""
         self.leaving = True
 
+    def _chunk(self, exchange: Exchange, buffer: bytes, off: int) -> int:
+        """Reads the line before a chunk, a chunk, or a line behind the last one (section 7.1); as `take`."""
+        if self.length >= 0 and not self.trailers:
+            end = off + self.length
+            if len(buffer) < end + 2:
+                return -1
+            if not buffer.startswith(b"\r\n", end):
+                raise Http1Error(400)
+            exchange.body += buffer[off:end]
+            self.length = -1
+            return end + 2
+        most = self.trailers or MAX_SIZE_LINE
+        end = buffer.find(b"\r\n", off, off + most)
+        if end < 0:
+            if len(buffer) - off >= most:
+                raise Http1Error(431 if self.trailers else 400)
+            return -1
+        line = buffer[off:end]
+        if self.trailers:
+            self.trailers = max(self.trailers - len(line) - 2, 1)
+            if not line:
+                self.head = None
+                self._complete(exchange)
+            return end + 2
+        found = _CHUNK.fullmatch(line)
+        if found is None:
+            raise Http1Error(400)
+        self.length = int(found[1], 16)
+        if not self.length:
+            self.trailers = MAX_HEAD
+        elif len(exchange.body) + self.length > self.max_body:
+            self.head = None
+            self._too_large(exchange, MAX_SKIPPED)
+        return end + 2
+
+    def _too_large(self, exchange: Exchange, left: int) -> None:
+        """Answers a request whose body nobody reads; so many octets of it may still come."""
+        exchange.large = True
+        self.leaving = True
+        self.skip = min(left, MAX_SKIPPED)
+        self._complete(exchange)
+
     def _head(self, head: bytes) -> None:
         first, *lines = head.split(b"\r\n")
         line = _LINE.fullmatch(first)
@@ -103,23 +154,34 @@ class Http1:
                     raise Http1Error(400)
                 value = fields[name] + b", " + value
             fields[name] = value
+        new = line[3] == b"1"
         length = fields.get(b"content-length", b"0")
-        if b"transfer-encoding" in fields:
-            raise Http1Error(411)
+        coding = fields.get(b"transfer-encoding")
+        # Section 3.2: 1.1 names the host. Section 6.1: a length beside a coding is how requests are smuggled past a
+        # proxy, and 1.0 has no codings.
+        if (new and b"host" not in fields) or (coding is not None and (b"content-length" in fields or not new)):
+            raise Http1Error(400)
+        if coding is not None and coding.lower() != b"chunked":
+            raise Http1Error(501)
         if not length.isdigit() or len(length) > 10:
             raise Http1Error(400)
-        # RFC 9112, section 9.3: 1.0 closes behind each answer; 1.1 when it is told.
-        if line[3] == b"0" or b"close" in fields.get(b"connection", b"").lower():
+        # Section 9.3: 1.0 closes behind each answer; 1.1 when it is told.
+        if not new or b"close" in [each.strip() for each in fields.get(b"connection", b"").lower().split(b",")]:
             self.leaving = True
-        exchange = Exchange(0, line[1], line[2], fields)
-        self.length = int(length)
+        expected = fields.get(b"expect", b"").lower() if new else b""
+        if expected and expected != b"100-continue":
+            raise Http1Error(417)
+        exchange = Exchange(0, line[1], _origin_form(line[2]), fields)
+        self.chunked = coding is not None
+        self.length = -1 if self.chunked else int(length)
+        self.trailers = 0
         if self.length > self.max_body:
-            exchange.large = True
-            self.leaving = True
-            self.skip = min(self.length, MAX_SKIPPED)
-            self._complete(exchange)
+            # Who waits for a word before sending the body does not send it after this one.
+            self._too_large(exchange, 0 if expected else self.length)
         elif self.length:
             self.head = exchange
+            if expected:
+                self.out.append(b"HTTP/1.1 100 Continue\r\n\r\n")  # RFC 9110, section 10.1.1
         else:
             self._complete(exchange)
 
@@ -127,3 +189,15 @@ class Http1:
         exchange.ended = True
         self.current = exchange
         self.ask(exchange)
+
+
+def _origin_form(target: bytes) -> bytes:
+    """A request's target as path and query. RFC 9112, section 3.2.2: a server accepts a whole URL too. Its host is not
+    looked at, as the Host field is not.
+    """
+    if target.startswith(b"/"):
+        return target
+    whole = _ABSOLUTE.fullmatch(target)
+    if whole is None:
+        return target
+    return whole[1] if whole[1].startswith(b"/") else b"/" + whole[1]

@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, final
+from typing import Any, Final, final
 
 from kdns.net import Address, Handler
 from kdns.net.connection import BATCH_FRAMES, BATCH_SECONDS, BatchConnection
@@ -40,6 +40,9 @@ class WebListener(TcpListener):
         self.service = service
         self.http1 = http1
         self.trusted: Sequence[Network] = ()
+        self.alt_svc = b""  # where else the same is served (RFC 7838), as the field says it
+        self.json: Any = None  # a net.doh.JsonForm, where queries may be asked in JSON
+        self.tasks: set[asyncio.Task[None]] = set()  # answers that are being made
 
     def after_tls(self) -> asyncio.Protocol:
         return WebConnection(self)

@@ -19,6 +19,7 @@ from kdns.plugin.outcome import Outcome
 if TYPE_CHECKING:
     from kdns.corefile import Directive, ServerBlock
     from kdns.net.certificates import TlsFiles
+    from kdns.net.doh import JsonForm
     from kdns.net.proxy import ProxyPolicy
     from kdns.net.udp import Shedding
     from kdns.net.web import Network
@@ -89,6 +90,7 @@ class ListenerOptions:
     `max_streams`: requests at a time of a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose
     X-Forwarded-For counts there. `proxy`: whose PROXY headers are believed. `cookies` makes, from the listener's label,
     what makes DNS cookies. `shed`: from which age on waiting queries are dropped under overload.
+    `alt_svc`: the field of that name in answers of https:// (RFC 7838); `json`: how queries are asked in JSON there.
     """
 
     any_class: bool = False
@@ -110,6 +112,8 @@ class ListenerOptions:
     cookies: Callable[[str], ServerCookies] | None = None
     audience: Audience | None = None
     shed: Shedding | None = None
+    alt_svc: bytes = b""
+    json: JsonForm | None = None
 
 
 class Plugin:

@@ -26,6 +26,7 @@ from kdns.dns.render import render
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
 from kdns.net.certificates import Identity, TlsFiles
+from kdns.net.doh import JsonForm
 from kdns.net.proxy import ProxyPolicy
 from kdns.net.udp import Shedding
 from kdns.net.web import Network
@@ -79,6 +80,8 @@ class Dispatcher:
         self.max_streams = 0
         self.trusted: tuple[Network, ...] = ()
         self.shed: Shedding | None = None
+        self.alt_svc = b""
+        self.json: JsonForm | None = None
         # Whether a reply may be several messages: a request over HTTP has one answer.
         self.transfers = label.startswith(("dns://", "tls://"))
         self.secure = not label.startswith("dns://")  # encrypted, by us or by a proxy in front
@@ -120,6 +123,8 @@ class Dispatcher:
         self.proxy = options.proxy or self.proxy
         self.max_streams = options.max_streams or self.max_streams
         self.trusted = options.trusted or self.trusted
+        self.alt_svc = options.alt_svc or self.alt_svc
+        self.json = options.json or self.json
         self.shed = self.waiting.shed = options.shed or self.shed
         if options.dropped is not None and options.dropped not in self.dropped:
             self.dropped.append(options.dropped)

@@ -134,6 +134,8 @@ def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
         dispatcher.keepalive = edns.option(edns.KEEPALIVE, min(int((tcp.idle - 1) * 10), 0xFFFF).to_bytes(2, "big"))
     if isinstance(tcp, WebListener):
         tcp.trusted = dispatcher.trusted
+        tcp.alt_svc = dispatcher.alt_svc
+        tcp.json = dispatcher.json
     tcp.proxy = ProxyGate(dispatcher.proxy, dispatcher.label) if dispatcher.proxy is not None else None
     tcp.identify(dispatcher.identity, dispatcher.label)
 

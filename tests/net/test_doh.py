@@ -1,8 +1,10 @@
 """DNS over HTTPS (RFC 8484) and over gRPC: the listeners, real clients, and clients that mean it badly."""
 
+import asyncio
 import base64
 import contextlib
 import http.client
+import json
 import shutil
 import socket
 import ssl
@@ -12,17 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import dns.edns
 import dns.message
+import dns.rrset
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
 
+from kdns.corefile import CorefileError
 from kdns.dns import grpc
 from kdns.dns.freshness import lifetime
 from kdns.metrics import REGISTRY
 from kdns.net import http2_frames
 from kdns.net.web import forwarded
+from kdns.server import build
 from kdns.testing import Server, Upstream, answer, data, eventually
 from tests.fixtures import Serve
 from tests.securepeers import NAME, Site
@@ -308,12 +315,19 @@ def test_whom_nobody_trusts_names_nobody() -> None:
 
 @pytest.mark.parametrize(("sent", "status"), [
     (b"GET /dns-query HTTP/2.5\r\n\r\n", b"505"), (b"nonsense\r\n\r\n", b"400"),
-    (b"GET / HTTP/1.1\r\nA : b\r\n\r\n", b"400"),
-    (b"POST /dns-query HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"411"),
-    (b"POST /dns-query HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", b"400"),
-    (b"POST /dns-query HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
+    (b"GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n", b"400"), (b"GET / HTTP/1.1\r\nA: b\r\n\r\n", b"400"),
+    (b"POST /dns-query HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", b"501"),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", b"400"),
+    (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", b"400"),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n", b"400"),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * 300, b"400"),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: " + b"x" * 17_000, b"431"),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nExpect: a miracle\r\nContent-Length: 5\r\n\r\n", b"417"),
+    (b"POST /dns-query HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", b"400"),
+    (b"POST /dns-query HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", b"400"),
     (b"GET / HTTP/1.1\r\nA: " + b"x" * 17_000, b"431"),
-    (b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", b"400"), (b"GET / HTTP/1.0\r\n\r\n", b"404"),
+    (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n", b"400"), (b"GET / HTTP/1.0\r\n\r\n", b"404"),
 ])  # fmt: skip
 def test_a_head_that_could_be_two_things_ends_the_connection(
     serve: Serve, site: Site, sent: bytes, status: bytes
@@ -333,8 +347,8 @@ def test_pipelined_requests_are_answered_in_order_also_where_they_wait(serve: Se
         for name in names:
             body = query(name)
             sock.sendall(
-                b"POST /dns-query HTTP/1.1\r\nContent-Type: application/dns-message\r\nContent-Length: %d\r\n\r\n"
-                % len(body)
+                b"POST /dns-query HTTP/1.1\r\nHost: x\r\nContent-Type: application/dns-message\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(body)
             )
             sock.sendall(body)
         file = sock.makefile("rb")
@@ -342,6 +356,222 @@ def test_pipelined_requests_are_answered_in_order_also_where_they_wait(serve: Se
             head = b"".join(iter(file.readline, b"\r\n")).lower()
             size = int(head.partition(b"content-length: ")[2].split()[0])
             assert str(dns.message.from_wire(file.read(size)).question[0].name) == name
+
+
+def exchanged(server: Server, sent: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """The status, head and body of each answer to what is sent, until the server closes."""
+    with server.connect() as sock:
+        sock.sendall(sent)
+        got = b"".join(iter(lambda: sock.recv(65536), b""))
+    out = []
+    while got:
+        head, _, got = got.partition(b"\r\n\r\n")
+        head = head.lower()
+        size = int(found.split(b"\r\n")[0]) if (found := head.partition(b"content-length: ")[2]) else 0
+        out.append((head.split(b" ")[1], head, got[:size]))
+        got = got[size:]
+    return out
+
+
+LAST = b"Host: x\r\nConnection: keep-alive, close\r\n"
+
+
+def test_a_request_that_named_its_whole_url_was_not_found(serve: Serve, site: Site) -> None:
+    """RFC 9112, section 3.2.2: a server accepts the absolute form."""
+    server = serve(site.block(tls="minimal", scheme="https"))
+    encoded = base64.urlsafe_b64encode(query()).rstrip(b"=")
+    for where, status in (
+        (b"http://dns.example", b"200"), (b"HTTPS://dns.example:8443", b"200"), (b"http://[::1]:80", b"200"),
+        (b"ftp://dns.example", b"404"), (b"http://", b"404"), (b"dns.example", b"404"),
+    ):  # fmt: skip
+        ((got, _, body),) = exchanged(server, b"GET %s/dns-query?dns=%s HTTP/1.1\r\n%s\r\n" % (where, encoded, LAST))
+        assert got == status, where
+        if status == b"200":
+            assert data(dns.message.from_wire(body)) == ["192.0.2.1"]
+    assert exchanged(server, b"GET http://dns.example?dns=%s HTTP/1.1\r\n%s\r\n" % (encoded, LAST))[0][0] == b"404"
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return b"".join(b"%X;x=y\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\nA: b\r\n\r\n"
+
+
+def test_a_body_in_chunks_was_refused(serve: Serve, site: Site) -> None:
+    """RFC 9112, section 7.1: a recipient reads the chunked coding."""
+    server = serve(site.block(tls="minimal", scheme="https"))
+    kind = b"Content-Type: application/dns-message\r\nTransfer-Encoding: chunked\r\n"
+    head = b"POST /dns-query HTTP/1.1\r\nHost: x\r\n" + kind
+    last = b"POST /dns-query HTTP/1.1\r\n" + LAST + kind
+    sent = b"".join(head + b"\r\n" + chunked(query(), size) for size in (1, 7, 1000))
+    answers = exchanged(server, sent + last + b"\r\n" + chunked(query(), 5))
+    assert [status for status, _, _ in answers] == [b"200"] * 4
+    assert all(data(dns.message.from_wire(body)) == ["192.0.2.1"] for _, _, body in answers)
+    connection = http1(server, None)
+    connection.request("POST", "/dns-query", iter([query()]), {"Content-Type": MESSAGE}, encode_chunked=True)
+    assert data(dns.message.from_wire(connection.getresponse().read())) == ["192.0.2.1"]
+    connection.request("POST", "/dns-query", iter([bytes(40_000)] * 2), {"Content-Type": MESSAGE}, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_who_waits_for_a_word_before_the_body_is_told_to_go_on(serve: Serve, site: Site) -> None:
+    """RFC 9110, section 10.1.1: clients that sent `Expect: 100-continue` waited for a second or for ever."""
+    server = serve(site.block(tls="minimal", scheme="https"))
+    head = b"POST /dns-query HTTP/1.1\r\nHost: x\r\nContent-Type: application/dns-message\r\nExpect: 100-Continue\r\n"
+    with server.connect() as sock:
+        for body, line in ((query(), b"Content-Length: %d\r\n" % len(query())), (chunked(query(), 9), b"")):
+            sock.sendall(head + (line or b"Transfer-Encoding: chunked\r\n") + b"\r\n")
+            assert sock.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            sock.sendall(body)
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+        sock.sendall(head + b"Content-Length: 70000\r\n\r\n")
+        assert b"".join(iter(lambda: sock.recv(4096), b"")).startswith(b"HTTP/1.1 413 ")
+
+
+def test_other_methods_get_no_body_and_are_told_which_there_are(serve: Serve, site: Site) -> None:
+    server = serve(site.block(tls="minimal", scheme="https"))
+    for line in (b"HEAD /dns-query", b"OPTIONS /dns-query", b"OPTIONS *", b"DELETE /dns-query"):
+        ((status, head, body),) = exchanged(server, line + b" HTTP/1.1\r\n" + LAST + b"\r\n")
+        assert status == b"405" and b"allow: get, post" in head and b"connection: close" in head and not body
+
+
+# JSON, and where else the same is served.
+
+JSON = ' https {\n json\n alt_svc "h3=\\":443\\"; ma=86400"\n }\n'
+
+
+def with_json(site: Site, **options: str) -> str:
+    return site.block(scheme="https", **options).replace("whoami", f"{JSON} whoami")
+
+
+def test_queries_in_a_url_are_answered_in_json_over_both_versions(serve: Serve, site: Site) -> None:
+    server = serve(with_json(site))
+    expected = {
+        "Status": 0, "TC": False, "RD": True, "RA": False, "AD": False, "CD": True,
+        "Question": [{"name": "a.example.org.", "type": 1}],
+        "Answer": [{"name": "a.example.org.", "type": 1, "TTL": 3600, "data": "192.0.2.1"}],
+    }  # fmt: skip
+    with client(server, site) as http:
+        status, fields, body, _ = http.result(http.request("GET", "/resolve?name=A.example.org&cd=1&x=y"))
+        assert status == "200" and json.loads(body.replace(b"A.ex", b"a.ex")) == expected and b"A.ex" in body
+        assert fields["content-type"] == "application/json" and fields["cache-control"] == "max-age=3600"
+        assert fields["alt-svc"] == 'h3=":443"; ma=86400'
+        assert http.post(query())[1]["alt-svc"] == 'h3=":443"; ma=86400'
+        for path, accept in (
+            ("/dns-query?type=1&name=a.example.org.", "text/html, application/dns-json"),
+            ("/dns-query?ct=application/dns-json&name=a.example.org", "*/*"),
+        ):
+            status, fields, body, _ = http.result(http.request("GET", path, accept=accept))
+            assert status == "200" and json.loads(body)["Answer"] == expected["Answer"]
+            assert fields["content-type"] == "application/dns-json"
+    connection = http1(server, site)
+    connection.request("GET", "/resolve?name=a.example.org&type=a&do=true&edns_client_subnet=192.0.2.7")
+    response = connection.getresponse()
+    assert json.loads(response.read())["Answer"] == expected["Answer"]
+    assert response.getheader("Alt-Svc") == 'h3=":443"; ma=86400'
+    connection.close()
+
+
+@pytest.mark.parametrize(("parameters", "said"), [
+    ("", "name is missing"), ("name=", "name is missing"), ("name=a&name=b", "twice"), ("name=a..b", "empty label"),
+    ("name=" + "x" * 64, "label of 64"), ("name=%C3%A4.example", "Punycode"), ("name=a&type=0", "type is neither"),
+    ("name=a&type=NONSENSE", "type is neither"), ("name=a&type=65536", "type is neither"), ("name=a&do=2", "do is not"),
+    ("name=a&cd=yes", "cd is not"), ("name=a&edns_client_subnet=x", "no address"),
+    ("name=a&edns_client_subnet=1.2.3.4/33", "no address"), ("&".join(["a=b"] * 30), "fields"),
+])  # fmt: skip
+def test_what_is_no_query_in_a_url_gets_400_and_the_reason(
+    serve: Serve, site: Site, parameters: str, said: str
+) -> None:
+    server = serve(with_json(site, tls="minimal"))
+    connection = http1(server, None)
+    connection.request("GET", "/resolve?" + parameters)
+    response = connection.getresponse()
+    assert response.status == 400 and said in json.loads(response.read())["error"]
+    connection.request("POST", "/resolve?name=a", b"x")
+    response = connection.getresponse()
+    assert response.status == 405 and response.getheader("Allow") == "GET" and not response.read()
+    connection.close()
+
+
+def test_without_the_option_nothing_is_answered_in_json(serve: Serve, site: Site) -> None:
+    server = serve(site.block(tls="minimal", scheme="https"))
+    connection = http1(server, None)
+    for path, status in (("/resolve?name=a.example.org", 404), ("/dns-query?name=a.example.org", 400)):
+        connection.request("GET", path, headers={"Accept": "application/dns-json"})
+        response = connection.getresponse()
+        assert response.status == status and not response.read() and response.getheader("Alt-Svc") is None
+    connection.close()
+
+
+def test_a_denial_and_its_extended_error_are_in_the_object(serve: Serve, site: Site, upstream: Any) -> None:
+    def script(asked: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = dns.message.make_response(asked)
+        reply.set_rcode(3)
+        soa = "ns.org. admin.org. 1 2 3 4 60"
+        reply.authority.append(dns.rrset.from_text("org.", 900, "IN", "SOA", soa))
+        reply.use_edns(0, options=[dns.edns.EDEOption(15, "on a list")])
+        return reply
+
+    up: Upstream = upstream(script)
+    server = serve(with_json(site, tls="minimal").replace("whoami", f"forward . {up.address}"))
+    connection = http1(server, None)
+    connection.request("GET", "/resolve?name=x.org&type=HTTPS")
+    got = json.loads(connection.getresponse().read())
+    assert got["Status"] == 3 and "Answer" not in got and got["Comment"] == "EDE 15: on a list"
+    assert got["Authority"] == [{"name": "org.", "type": 6, "TTL": 900, "data": "ns.org. admin.org. 1 2 3 4 60"}]
+    connection.close()
+
+
+def test_a_large_answer_in_json_is_made_while_others_are_served(serve: Serve, site: Site, upstream: Any) -> None:
+    def script(asked: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = dns.message.make_response(asked)
+        texts = [f"10.0.{i >> 8}.{i & 255}" for i in range(3000)]
+        reply.answer.append(dns.rrset.from_text(asked.question[0].name, 60, "IN", "A", *texts))
+        return reply
+
+    up: Upstream = upstream(script)
+    server = serve(with_json(site, tls="minimal").replace("whoami", f"forward . {up.address} {{\n force_tcp\n }}"))
+    held: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            began = asyncio.get_running_loop().time()
+            await asyncio.sleep(0)
+            held.append(asyncio.get_running_loop().time() - began)
+
+    watching = asyncio.run_coroutine_threadsafe(watch(), server.thread.loop)
+    connection = http1(server, None)
+    connection.request("GET", "/resolve?name=x.org")
+    got = json.loads(connection.getresponse().read())
+    watching.cancel()
+    assert len({each["data"] for each in got["Answer"]}) == 3000
+    # In many slices: 3000 records take some 30 ms.
+    assert sum(each > 0.0005 for each in held) > 5
+    connection.close()
+
+
+def test_curl_and_aiohttp_read_the_json(serve: Serve, site: Site) -> None:
+    server = serve(with_json(site, tls="minimal"))
+    url = f"http://127.0.0.1:{server.port}/resolve?name=a.example.org"
+
+    async def fetch() -> Any:
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            return await response.json()
+
+    assert asyncio.run(fetch())["Answer"][0]["data"] == "192.0.2.1"
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    for version in ("--http1.1", "--http2-prior-knowledge"):
+        out = subprocess.run(["curl", "-s", version, url], capture_output=True, text=True, timeout=30)
+        assert json.loads(out.stdout)["Answer"][0]["data"] == "192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    "line", ["alt_svc", "alt_svc h3", 'alt_svc "h3=443"', 'alt_svc "h3=\\":443\\"; ma"', "json on", "json {\n x\n }"]
+)
+def test_what_is_no_option_of_https_is_said(line: str) -> None:
+    with pytest.raises(CorefileError, match=r"Corefile:[34]:"):
+        build.build(build.read(f"https://.:1443 {{\n https {{\n  {line}\n }}\n whoami\n}}", "Corefile"))
 
 
 # HTTP/2 under attack.
