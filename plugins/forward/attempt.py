@@ -42,13 +42,14 @@ class ForwardAttempt:
     """One question on its way through the upstreams."""
 
     __slots__ = (
-        "answered", "attempts", "begun", "end", "flight", "forward", "hedge", "last", "left", "list", "over", "passed",
-        "pos",
-        "proto", "query", "question", "subnet", "waiting",
+        "answered", "attempts", "begun", "client", "end", "flight", "forward", "hedge", "last", "left", "list", "over",
+        "passed", "pos", "proto", "query", "question", "subnet", "waiting",
     )  # fmt: skip
 
-    def __init__(self, forward: "Forward", request: Request, query: bytes, proto: str) -> None:
+    def __init__(self, forward: "Forward", request: Request, query: bytes, proto: str, client: bytes = b"") -> None:
+        """`client`: whose form of the question it is; empty where it is everybody's."""
         self.forward = forward
+        self.client = client
         self.question = request.question
         self.query = query
         self.proto = proto

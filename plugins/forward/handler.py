@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 import time
 from collections.abc import Awaitable, Sequence
 from typing import ClassVar, Final
@@ -60,8 +61,8 @@ class Forward(Plugin):
         self.deadlines = Deadlines()
         self.first = 0
         self.concurrent = 0
-        # A question -> its forms in flight, in the order of their turns: the first MAX_VARIANTS are asked, the others
-        # wait.
+        # A question -> its forms in flight. At most MAX_VARIANTS of them have begun, and the others wait; among those,
+        # the ones without options stand before the ones with them.
         self.flights: dict[bytes, list[ForwardAttempt]] = {}
         self.has_next = False
         self.opts = (edns.PLAIN, edns.WITH_DO)
@@ -144,31 +145,51 @@ class Forward(Plugin):
         query = pack_query(0, question, rd=request.rd, cd=request.cd, ad=True, opt=opt)
         proto = "udp" if config.prefer_udp else request.transport
         variants = self.flights.get(question.wire)
+        client = b"" if opt in self.opts else _network(request)
         if variants is not None:
             for running in variants:
                 if running.query == query and running.proto == proto:
                     COALESCED.slot()[0] += 1
                     request.slots[self.position] = running
+                    if not running.begun:
+                        self._shared(running, client, variants)
                     return running.flight
-            if len(variants) >= MAX_VARIANTS + MAX_QUEUED and opt not in self.opts:
+            if client and not _may_wait(variants, client):
                 return too_many_forms()
         if self.concurrent >= MAX_FLIGHTS:
             return RcodeOnly(iana.SERVFAIL, "too many questions in flight")
         self.concurrent += 1
-        running = ForwardAttempt(self, request, query, proto)
+        running = ForwardAttempt(self, request, query, proto, client)
         if variants is None:
             self.flights[question.wire] = [running]
             running.begin()
         else:
             # The forms without options are few, and are most clients': who asks with ever new options is not before
             # them.
-            variants.insert(MAX_VARIANTS if opt in self.opts else len(variants), running)
-            if len(variants) <= MAX_VARIANTS:
+            at = len(variants)
+            if not client:
+                at = next((i for i, each in enumerate(variants) if each.client and not each.begun), at)
+            variants.insert(at, running)
+            if _turn(variants) is running:
                 running.begin()
             else:
                 self.deadlines.add(LIMIT, running.give_up_waiting)
         request.slots[self.position] = running
         return running.flight
+
+    def _shared(self, waiting: ForwardAttempt, client: bytes, variants: list[ForwardAttempt]) -> None:
+        """Another client asks what waits: it counts among the forms of the one that has fewer."""
+        clients = [each.client for each in variants]
+        if clients.count(client) < clients.count(waiting.client):
+            waiting.client = client
+            self._go_on(variants)
+
+    def _go_on(self, variants: list[ForwardAttempt]) -> None:
+        """Begins what waits and whose turn has come."""
+        while (following := _turn(variants)) is not None:
+            # In a turn of the loop of its own: where all fail at once, they would stand on each other.
+            following.begun = True
+            asyncio.get_running_loop().call_soon(following.begin_late)
 
     def label(self, request: Request, name: str) -> str | None:
         """`forward/upstream`: which upstream answered."""
@@ -211,12 +232,8 @@ class Forward(Plugin):
         variants.remove(done)
         if not variants:
             del self.flights[key]
-        elif len(variants) >= MAX_VARIANTS:
-            # The next one is asked in a turn of its own: where all fail at once, they would stand on each other.
-            following = variants[MAX_VARIANTS - 1]
-            if not following.begun:
-                following.begun = True
-                asyncio.get_running_loop().call_soon(following.begin_late)
+        else:
+            self._go_on(variants)
         done.flight.resolve(outcome)
 
     def moves_on(self, question: Question, reply: Answer) -> bool:
@@ -232,3 +249,40 @@ class Forward(Plugin):
     def passes_subnet(self) -> bool:
         """True if a client's ECS option goes upstream."""
         return self.config.client_subnet
+
+
+# The shares of clients in the forms of one question. A client that asks with ever new options has no more forms asked
+# than places are free, nor more waiting: alone it gets half of them, and who comes next half of what is left. So a few
+# places are free for others, whatever one client does.
+
+
+def _turn(variants: list[ForwardAttempt]) -> ForwardAttempt | None:
+    """The form that is asked next, of the client that has the fewest asked; None where there is no room for it."""
+    asked = [each.client for each in variants if each.begun]
+    free = MAX_VARIANTS - len(asked)
+    if free <= 0 or len(asked) == len(variants):
+        return None
+    found, least = None, free
+    for each in variants:
+        if not each.begun:
+            share = asked.count(each.client) if each.client else 0
+            if share < least:
+                found, least = each, share
+    return found
+
+
+def _may_wait(variants: list[ForwardAttempt], client: bytes) -> bool:
+    """True if one more form of a client may wait for its turn, or need not."""
+    waiting = [each.client for each in variants if each.client and not each.begun]
+    if waiting.count(client) < MAX_QUEUED - len(waiting):
+        return True
+    asked = [each.client for each in variants if each.begun]
+    return asked.count(client) < MAX_VARIANTS - len(asked)
+
+
+def _network(request: Request) -> bytes:
+    """Whose form of a question this is: an IPv4 address, or an IPv6 network of 64 bits, all of which one host has."""
+    host: str = request._client[0]
+    if ":" not in host:
+        return host.encode()
+    return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8]

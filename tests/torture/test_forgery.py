@@ -143,7 +143,7 @@ def test_forms_of_a_question_beyond_a_few_wait_for_their_turn(serve: Serve, slow
     gate, address = slow
     server = serve(block(f"forward . {address} {{\n read_timeout 10s\n client_subnet\n }}"))
     refused = total("kdns_forward_variants_refused_total")
-    most, queue = forward_module.MAX_VARIANTS, forward_module.MAX_QUEUED
+    most, queue = forward_module.MAX_VARIANTS // 2, forward_module.MAX_QUEUED // 2  # the share of one client
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(10)
         for query in subnets(most + queue + 5):
@@ -165,7 +165,7 @@ def test_a_client_with_many_subnets_made_a_name_servfail_for_clients_without_any
 ) -> None:
     gate, address = slow
     server = serve(block(f"forward . {address} {{\n read_timeout 10s\n client_subnet\n }}"))
-    most, queue = forward_module.MAX_VARIANTS, forward_module.MAX_QUEUED
+    most, queue = forward_module.MAX_VARIANTS // 2, forward_module.MAX_QUEUED // 2  # the share of one client
     dispatcher = next(iter(server.server.instance.dispatchers.values()))  # type: ignore[union-attr]
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as greedy,
@@ -177,10 +177,48 @@ def test_a_client_with_many_subnets_made_a_name_servfail_for_clients_without_any
         eventually(lambda: len(dispatcher.waiting.table) == most + queue)
         client.sendto(dns.message.make_query("x.org.", "A").to_wire(), ("127.0.0.1", server.port))
         eventually(lambda: len(dispatcher.waiting.table) == most + queue + 1)
-        eventually(lambda: len(gate.asked) == most)
+        eventually(lambda: len(gate.asked) == most + 1)
         gate.open.set()
         assert data(dns.message.from_wire(client.recv(4096))) == ["192.0.2.1"]
     assert [not dns.message.from_wire(query).options for query in gate.asked].index(True) <= most
+
+
+def test_a_client_with_many_subnets_kept_the_clients_of_other_subnets_out(serve: Serve, slow: tuple[Gate, str]) -> None:
+    """It took all places of a name: others waited for it, or got SERVFAIL."""
+    gate, address = slow
+    server = serve(block(f"forward . {address} {{\n read_timeout 10s\n client_subnet\n }}"))
+    refused = total("kdns_forward_variants_refused_total")
+    asked = subnets(1000)
+    with contextlib.ExitStack() as stack:
+
+        def client(number: int) -> socket.socket:
+            made = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            made.bind((f"127.0.3.{number}", 0))
+            made.settimeout(10)
+            return made
+
+        greedy = client(1)
+        for query in asked[:200]:
+            greedy.sendto(query, ("127.0.0.1", server.port))
+        eventually(lambda: total("kdns_forward_variants_refused_total") - refused == 200 - 4 - 28)
+        assert len(gate.asked) == 4
+        others = [client(2 + i) for i in range(3)]
+        for i, other in enumerate(others):
+            for j in range(2):
+                other.sendto(asked[200 + 10 * i + j], ("127.0.0.1", server.port))
+        eventually(lambda: len(gate.asked) == 8)  # each of the others has one at once, while the greedy one's wait
+        # What the greedy one waits for and another asks too has the other's turn.
+        shared, coalesced = client(9), total("kdns_forward_coalesced_total")
+        shared.sendto(asked[31], ("127.0.0.1", server.port))
+        eventually(lambda: total("kdns_forward_coalesced_total") > coalesced)
+        gate.open.set()
+        for other in others:
+            assert [data(dns.message.from_wire(other.recv(4096))) for _ in range(2)] == [["192.0.2.1"]] * 2
+        assert data(dns.message.from_wire(shared.recv(4096))) == ["192.0.2.1"]
+    first = [dns.message.from_wire(query).options[0].to_text() for query in gate.asked]
+    mine = {dns.message.from_wire(asked[200 + 10 * i]).options[0].to_text() for i in range(3)}
+    assert mine <= set(first[4:8])
+    assert dns.message.from_wire(asked[31]).options[0].to_text() in first[8:12]
 
 
 def test_a_form_whose_turn_does_not_come_is_servfail_in_time(
