@@ -161,6 +161,17 @@ class Limits(Plugin):
             gate=self.gate if config.qps else None,
         )
 
+    def limits_told(self) -> Sequence[str]:
+        config: Config = self.config
+        out = []
+        if config.qps:
+            client = "an address" if (config.prefix4, config.prefix6) == (32, 128) else "a client's network"
+            said = f"queries a second of {client}: {config.qps}, at once {config.burst}"
+            out.append(said + (f"; one in {config.slip} of those over it is answered with TC" if config.slip else ""))
+        if config.exempt:
+            out.append(f"clients without limits: {' '.join(str(network) for network in config.exempt)}")
+        return out
+
     def gate(self, label: str) -> Gate:
         """The judge of a listener's queries."""
         return Limiter(self.config, label)

@@ -12,7 +12,7 @@ With it the plugins and the log see the client's address and not the proxy's. It
     }
 
 * `allow` lists the networks of proxies whose headers are trusted. Without it all headers are trusted: anyone who can
-  reach the port can then claim any address.
+  reach the port can then claim any address, so `kdns check` and the log warn of it.
 * `default` says how headers from other addresses are handled: `use` trusts them, `ignore` (default if there is `allow`)
   removes them, `reject` closes the connection or drops the datagram, `skip` does not look for them. A query without a
   header is always answered.
@@ -85,6 +85,12 @@ class Proxyproto(Plugin):
             else:
                 raise readers.unknown(line, _OPTIONS)
         return [replace(found, others=others or ("ignore" if found.trusted else "use"))]
+
+    def warnings(self) -> Sequence[str]:
+        policy: ProxyPolicy = self.config
+        if policy.trusted or policy.others != "use":
+            return ()
+        return ("PROXY headers are believed from everybody: who reaches the port can claim any address. Set `allow`",)
 
     def listener(self) -> ListenerOptions:
         return ListenerOptions(proxy=self.config)

@@ -1,13 +1,14 @@
 """`kdns explain`: how a name is answered, and why.
 
-    kdns explain NAME [TYPE] [--from NAMESPACE[/POD]] [-conf FILE] [--context NAME]
+    kdns explain NAME [TYPE] [--from NAMESPACE[/POD]] [--limits] [-conf FILE] [--context NAME]
 
 Reads the Corefile and what it names (manifests, the API), and takes the question through its plugins without opening a
 listener. Without a file the Corefile is the cluster's own: of the kubeconfig's context, or the one that is named.
 
 With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5; or as that
 Pod does, whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name is looked up in reverse. Of several
-listeners the one on the default port is asked. Exit code: 0 with an answer, 3 without.
+listeners the one on the default port is asked; `--limits` also says what it allows its clients. Exit code: 0 with an
+answer, 3 without.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kdns import log
-from kdns.cli import cluster, corefiles
+from kdns.cli import cluster, corefiles, listenerlimits
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
 from kdns.cli.offline import LEFT_OUT, Offline
 from kdns.cli.query import reverse_of
@@ -43,6 +44,7 @@ FLAGS: Final = (
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
     corefiles.WITH,
     Flag(("from", "namespace", "n"), "", "namespace, or NAMESPACE/POD, that asks: its search list is walked"),
+    Flag(("limits",), False, "also say what the listener that is asked allows its clients"),
     *cluster.FLAGS,
 )
 HELP: Final = Help(
@@ -81,7 +83,13 @@ def main(words: Sequence[str]) -> int:
             raise CorefileError(None, f"{corefile.name} has no server block: nothing to explain")
         instance = build.build(corefile)
         instance.load()
-        return asyncio.run(_explain(instance, name, qtype, str(values["from"]), int(values["dns.port"])))
+        offline = Offline(instance, int(values["dns.port"]))
+        if values["limits"]:
+            print(f"listener {offline.group.label}")
+            for line in listenerlimits.of_listener(instance, offline.group):
+                print(f"  {line}")
+            print()
+        return asyncio.run(_explain(offline, name, qtype, str(values["from"])))
     except BrokenPipeError:
         raise
     except (CorefileError, OSError, BadName, ValueError) as error:
@@ -145,14 +153,13 @@ async def _resolver(instance: build.Instance, place: str) -> Resolver:
     return of_pod(spec, namespace, zone)
 
 
-async def _explain(instance: build.Instance, name: str, qtype: int, place: str, port: int) -> int:
-    resolver = await _resolver(instance, place)
+async def _explain(offline: Offline, name: str, qtype: int, place: str) -> int:
+    resolver = await _resolver(offline.instance, place)
     names = [from_text(each).lower() for each in resolver.names(name)]
     if place:
         print(f"search {' '.join(resolver.search) or '(none)'}; ndots {resolver.ndots}")
     if resolver.note:
         print(resolver.note)
-    offline = Offline(instance, port)
     try:
         await offline.start()
         if offline.others:

@@ -208,6 +208,14 @@ class BoundsSize(Protocol):
 
 
 @runtime_checkable
+class TellsLimits(Protocol):
+    """A plugin that sets limits of its own for its listener."""
+
+    def limits_told(self) -> Sequence[str]:
+        """A line for each, for `kdns explain`."""
+
+
+@runtime_checkable
 class Forwards(Protocol):
     """A plugin that sends names on to others. `passes_subnet`: the client's ECS option goes with them."""
 

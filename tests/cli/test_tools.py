@@ -24,7 +24,7 @@ from kdns.testing import ApiServer, answer
 from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
 from tests.cli.test_commands import ENV, kdns
 from tests.fixtures import Serve, Start
-from tests.securepeers import Authority, Doh, Dot, Peer
+from tests.securepeers import Authority, Doh, Dot, Peer, Site
 
 UGLY = """# a comment
 .:53   {   # of a block
@@ -235,6 +235,69 @@ def test_explain_asks_at_the_default_port_and_names_the_other_listeners(tmp_path
     path.write_text("# nothing\n")
     done = kdns("explain", "-conf", str(path), "a.org")
     assert done.returncode == 1 and done.stderr == f"{path} has no server block: nothing to explain\n"
+
+
+def test_explain_says_what_the_listener_allows(tmp_path: Path) -> None:
+    path = tmp_path / "Corefile"
+    site = Site(tmp_path)
+    path.write_text(
+        f"""a.org:53 {{
+    limits {{
+        qps 100 200
+        slip 3
+        inflight 500
+        connections 200 1000
+        exempt 10.0.0.53
+    }}
+    timeouts {{
+        read 5s
+        maxtcpqueries 9
+    }}
+    shed 50ms
+    bufsize 900
+    proxyproto {{
+        allow 10.0.0.0/8
+    }}
+    hosts /nowhere {{
+        10.0.0.1 a.org
+    }}
+}}
+https://.:443 {{
+    tls {site.folder}/tls.crt {site.folder}/tls.key
+    https {{
+        max_streams 7
+    }}
+    hosts /nowhere {{
+        10.0.0.1 a.org
+    }}
+}}
+"""
+    )
+    assert "listener" not in kdns("explain", "-conf", str(path), "a.org").stdout
+    done = kdns("explain", "-conf", str(path), "--limits", "a.org")
+    for line in (
+        "listener dns://:53",
+        "connections: 1000, of one client 200; the first query within 5s, others within 11s, 9 queries on each",
+        "queries that wait for an upstream: 20000, of one client 500",
+        "queries over UDP are dropped under overload once they have waited for 0.05s",
+        "PROXY headers are believed from: 10.0.0.0/8; of others: ignore",
+        "queries a second of an address: 100, at once 200; one in 3 of those over it is answered with TC",
+        "clients without limits: 10.0.0.53/32",
+        "replies over UDP in a.org.:53: at most 900 octets",
+    ):
+        assert f"{line}\n" in done.stdout, done.stdout + done.stderr
+    done = kdns("explain", "-conf", str(path), "-dns.port", "443", "--limits", "a.org")
+    assert "HTTP/2: 7\n" in done.stdout and f"certificate: {site.folder}/tls.crt, TLS" in done.stdout
+    assert "UDP" not in done.stdout
+
+
+def test_check_warns_of_headers_that_are_believed_from_everybody(tmp_path: Path) -> None:
+    path = tmp_path / "Corefile"
+    for options, warned in (("", True), ("{\n default use\n }", True), ("{\n allow 10.0.0.0/8\n }", False),
+                            ("{\n default reject\n }", False)):  # fmt: skip
+        path.write_text(f".:53 {{\n proxyproto {options}\n whoami\n}}\n")
+        done = kdns("check", str(path))
+        assert done.returncode == 0 and ("can claim any address" in done.stderr) == warned, done.stderr
 
 
 def test_query_asks_over_each_transport(serve: Serve, tmp_path: Path, upstream: Start) -> None:

@@ -1,0 +1,48 @@
+"""What a listener allows: its own limits, and those that the plugins of its blocks set. For `kdns explain`."""
+
+from collections.abc import Iterator
+
+from kdns.dns.edns import UDP_SIZE
+from kdns.net import udp
+from kdns.net.tcp import CLIENT_SHARE, FIRST_READ, IDLE, most_connections
+from kdns.net.web import MAX_STREAMS
+from kdns.plugin.providers import BoundsSize, TellsLimits
+from kdns.server.build import Group, Instance
+from kdns.server.pending import MAX_PENDING
+
+
+def of_listener(instance: Instance, group: Group) -> list[str]:
+    """A line for each limit of a listener."""
+    dispatcher = instance.dispatchers[group]
+    every = dispatcher.connections or most_connections()
+    of_client = min(dispatcher.client_connections or max(every // CLIENT_SHARE, 1), every)
+    read, idle = dispatcher.read or FIRST_READ, dispatcher.idle or IDLE
+    out = [
+        f"connections: {every}, of one client {of_client}; the first query within {read:g}s, others within {idle:g}s"
+    ]
+    if dispatcher.max_queries > 0:
+        out[0] += f", {dispatcher.max_queries} queries on each"
+    if group.scheme in ("https", "grpc"):
+        out.append(f"requests at a time on a connection of HTTP/2: {dispatcher.max_streams or MAX_STREAMS}")
+    if dispatcher.tls is not None:
+        out.append(f"certificate: {dispatcher.tls.certificate}, {dispatcher.tls.minimum.name.replace('v', ' ', 1)}+")
+    out.append(f"queries that wait for an upstream: {MAX_PENDING}, of one client {dispatcher.waiting.most_of_client}")
+    if group.scheme == "dns":
+        late = udp.LATE if dispatcher.shed is None else dispatcher.shed.age
+        out.append(f"queries over UDP are dropped under overload once they have waited for {late:g}s")
+    if dispatcher.proxy is not None:
+        trusted = " ".join(str(each) for each in dispatcher.proxy.trusted) or "everybody"
+        out.append(f"PROXY headers are believed from: {trusted}; of others: {dispatcher.proxy.others}")
+    return [*out, *_told(instance, group)]
+
+
+def _told(instance: Instance, group: Group) -> Iterator[str]:
+    """What the plugins of its blocks say, and how large the replies of those over UDP may be."""
+    for block in instance.blocks:
+        here = any((key.scheme, key.port) == (group.scheme, group.port) for key in block.parsed.keys)
+        if here and (not group.host or group.host in block.hosts):
+            for plugin in block.all(TellsLimits):
+                yield from plugin.limits_told()
+            if group.scheme == "dns":
+                size = min([UDP_SIZE, *(plugin.udp_size for plugin in block.all(BoundsSize))])
+                yield f"replies over UDP in {' '.join(str(key) for key in block.parsed.keys)}: at most {size} octets"
