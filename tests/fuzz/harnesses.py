@@ -185,7 +185,7 @@ def corefile(data: bytes) -> None:
     try:
         build.build(parse(text, "f", known=_known(), environ={"X": "v"}, reader=_NoDisk())).check()
     except CorefileError as error:
-        assert str(error).isprintable() and error.message
+        assert str(error).replace("\t", " ").isprintable() and error.message  # tabs stay: see kdns.printable
 
 
 @functools.cache
