@@ -49,6 +49,7 @@ class PendingTable:
         self.most_of_client = MAX_PENDING_CLIENT
         self.exempt: Callable[[str], bool] | None = None
         self.shed: Shedding | None = None
+        self.full_until = 0.0  # until when nobody in a full table has given up
         self.detached: set[Pending] = set()
         self.deadlines = Deadlines()
         self.timer: asyncio.TimerHandle | None = None
@@ -70,7 +71,7 @@ class PendingTable:
             return self.finish(request, pending.value)
         host = request._client[0]
         waiters = self.clients.get(host, 0)
-        full = len(self.table) >= MAX_PENDING and not self._oldest_gave_way(request.now)
+        full = len(self.table) >= MAX_PENDING and not self._made_room(request.now)
         if full or self._too_many(host, waiters):
             OVERFLOWS.slot(self.label, "all" if full else "client")[0] += 1
             return self.give_up(request, "too many queries wait for an upstream")
@@ -84,20 +85,29 @@ class PendingTable:
             self.deadlines.add(request.timeout, partial(self._on_done, request, result, DROP))
         return result
 
-    def _oldest_gave_way(self, now: float) -> bool:
-        """Drops the query that has waited longest, where that is asked for and its client has given up by now.
+    def _made_room(self, now: float) -> bool:
+        """Drops queries that have waited longest, where that is asked for and their clients have given up by now.
 
-        A younger one stays: who waits for a slow upstream would get nothing if each gave way to the next.
+        Younger ones stay: who waits for a slow upstream would get nothing if each gave way to the next.
         """
-        if self.shed is None:
+        if self.shed is None or now < self.full_until:
             return False
-        result = next(iter(self.table))
-        deadline, request = self.table[result]
-        if deadline - DEADLINE + PATIENCE > now:
-            return False
-        self.shed.dropped(self.label, "waiting", 1)
-        self._on_done(request, result, DROP)
-        return True
+        # Some in one pass, as in `_sweep`.
+        late: list[Pending] = []
+        for result, (deadline, _) in self.table.items():
+            given_up = deadline - DEADLINE + PATIENCE
+            if given_up > now or len(late) == SWEPT:
+                if not late:
+                    self.full_until = given_up
+                break
+            late.append(result)
+        for result in late:
+            entry = self.table.get(result)
+            if entry is not None:
+                self._on_done(entry[1], result, DROP)
+        if late:
+            self.shed.dropped(self.label, "waiting", len(late))
+        return bool(late)
 
     def close(self) -> None:
         """Ends for good: answers what still waits, and lets go of who finishes replies."""
