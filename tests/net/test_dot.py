@@ -1,5 +1,6 @@
 """DNS over TLS (RFC 7858): the listener, its certificates, and clients that mean it badly."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -500,3 +501,30 @@ def test_what_comes_behind_a_goodbye_is_not_kept(serve: Serve, site: Site) -> No
     (listener,) = next(iter(server.server.listeners.values())).tcp
     eventually(lambda: not listener.connections)
     assert data(ask(server, site)) == ["192.0.2.1"]
+
+
+def test_handshakes_that_came_together_were_done_in_one_turn_while_queries_waited() -> None:
+    turns: list[int] = []
+    now = 0
+
+    class Step:
+        def step(self) -> None:
+            turns.append(now)
+            if len(turns) == 3:
+                raise RuntimeError("a fault of one handshake")
+
+        def abort(self) -> None:
+            pass
+
+    async def run() -> None:
+        nonlocal now
+        gate = tls_module.TlsGate(None, "tls://test:853")  # type: ignore[arg-type]
+        for _ in range(10):
+            gate.wants(Step())  # type: ignore[arg-type]
+        while len(turns) < 10:
+            await asyncio.sleep(0)
+            now += 1
+        assert not gate.queue
+
+    asyncio.run(run())
+    assert len(set(turns)) == 10
