@@ -109,7 +109,7 @@ image-proof:
 ## make lock   - docker/requirements.txt and build-requirements.txt: all that the image installs, with hashes
 lock: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
-	$(LOCK) --extra auth pyproject.toml -o docker/requirements.txt
+	$(LOCK) --extra auth --extra quic pyproject.toml -o docker/requirements.txt
 	$(BIN)/python -c 'from hatch_build import NEEDS; print("hatchling>=1.27", *NEEDS, sep="\n")' | $(LOCK) - -o docker/build-requirements.txt
 
 ## make sbom   - dist/kdns.cdx.json: what the image installs, as CycloneDX

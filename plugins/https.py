@@ -69,7 +69,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from kdns.corefile import Directive, ServerBlock, Token
-from kdns.net.web import Network
+from kdns.net.proxy import Network
 from kdns.plugin import Plugin, dns_json, readers
 from kdns.plugin.base import ListenerOptions
 

@@ -1,7 +1,7 @@
-"""tls - the certificate that `tls://`, `https://` and `grpc://` listeners show.
+"""tls - the certificate that `tls://`, `https://`, `grpc://`, `quic://` and `https3://` listeners show.
 
-Without it such a listener serves unencrypted, for a proxy in front that does the encryption, and says so when it
-starts.
+Without it one of the first three serves unencrypted, for a proxy in front that does the encryption, and says so when it
+starts. The last two, over QUIC, must have it.
 
 ## Syntax
 
@@ -19,8 +19,8 @@ starts.
   ignored; `verify_if_given`: a certificate that is shown must be valid; `require_and_verify`: a valid one is required.
   CA holds the authorities to verify by; without CA, this machine's are used.
 * `min_version` (kdns only): the least version of TLS; default 1.2.
-* `keylog` writes the secrets of all connections to FILE, so that Wireshark can read what was sent. For finding faults
-  only.
+* `keylog` writes the secrets of all connections, but those over QUIC, to FILE, so that Wireshark can read what was
+  sent. For finding faults only.
 
 The files are read again when they have changed: new handshakes use the new certificate, and open connections stay open.
 Bad files are an error at start; later, the previous certificate stays in use, and a line in the log says why.

@@ -1,4 +1,6 @@
-"""DNS over HTTPS (RFC 8484): what a request asks, and what its answer says. In JSON too, where that is wanted."""
+"""DNS over HTTPS (RFC 8484): what a request asks, and what its answer says, over each version of HTTP. In JSON too,
+where that is wanted.
+"""
 
 import asyncio
 import base64
@@ -12,9 +14,9 @@ from urllib.parse import unquote_to_bytes
 from kdns import faults
 from kdns.dns.freshness import lifetime
 from kdns.metrics import Counter
-from kdns.net import MessageStream
+from kdns.net import Address, Handler, MessageStream
 from kdns.net.http2 import Exchange
-from kdns.net.web import MAX_MESSAGE, Fields, WebConnection
+from kdns.net.web import MAX_MESSAGE, Fields
 from kdns.timeslice import TimeSlice
 
 PATH: Final = b"/dns-query"
@@ -28,6 +30,11 @@ _BASE64URL: Final = re.compile(rb"[A-Za-z0-9_-]+={0,2}")
 RESPONSES = Counter(
     "coredns_dns_https_responses_total",
     "Counter of DoH responses per server and http status code.",
+    ("server", "status"),
+)
+OVER_HTTP3 = Counter(
+    "coredns_dns_https3_responses_total",
+    "Counter of DoH3 responses per server and http status code.",
     ("server", "status"),
 )
 
@@ -45,7 +52,32 @@ class JsonForm(Protocol):
         """The body that says what is wrong with a request."""
 
 
-def serve(connection: WebConnection, exchange: Exchange) -> None:
+class Listener(Protocol):
+    """What is asked of a connection's listener."""
+
+    handler: Handler
+    label: str
+    local: Address
+    alt_svc: bytes
+    json: JsonForm | None
+    tasks: set[asyncio.Task[None]]
+
+
+class Connection(Protocol):
+    """A connection of HTTP, of whatever version."""
+
+    @property
+    def listener(self) -> Listener:
+        """Its listener."""
+
+    def client(self, exchange: Exchange) -> Address:
+        """Who asks."""
+
+    def respond(self, exchange: Exchange, status: int, fields: Fields, body: bytes) -> None:
+        """Answers a request."""
+
+
+def serve(connection: Connection, exchange: Exchange) -> None:
     """Answers a request, now or when the answer is there."""
     listener = connection.listener
     if listener.json is not None and (kind := _json_kind(exchange)):
@@ -58,7 +90,7 @@ def serve(connection: WebConnection, exchange: Exchange) -> None:
     _ask(connection, exchange, query, None, MESSAGE)
 
 
-def _ask(connection: WebConnection, exchange: Exchange, query: bytes, form: JsonForm | None, kind: bytes) -> None:
+def _ask(connection: Connection, exchange: Exchange, query: bytes, form: JsonForm | None, kind: bytes) -> None:
     listener = connection.listener
     reply = listener.handler(query, connection.client(exchange), listener.local)
     if type(reply) is bytes:
@@ -82,7 +114,7 @@ def _json_kind(exchange: Exchange) -> bytes:
     return DNS_JSON if wanted and not any(word.startswith(b"dns=") for word in each) else b""
 
 
-def _serve_json(connection: WebConnection, exchange: Exchange, form: JsonForm, kind: bytes) -> None:
+def _serve_json(connection: Connection, exchange: Exchange, form: JsonForm, kind: bytes) -> None:
     if exchange.method != b"GET":
         _refuse(connection, exchange, 405, allow=b"GET")
         return
@@ -132,7 +164,7 @@ def _parameter(parameters: bytes) -> bytes:
 
 
 def _answer(
-    connection: WebConnection,
+    connection: Connection,
     exchange: Exchange,
     form: JsonForm | None,
     kind: bytes,
@@ -149,12 +181,12 @@ def _answer(
         _respond(connection, exchange, 200, fields, "".join(form.pieces(reply)).encode())
     else:
         tasks = connection.listener.tasks
-        task = connection.loop.create_task(_render(connection, exchange, form, fields, reply))
+        task = asyncio.get_running_loop().create_task(_render(connection, exchange, form, fields, reply))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
 
-async def _render(connection: WebConnection, exchange: Exchange, form: JsonForm, fields: Fields, reply: bytes) -> None:
+async def _render(connection: Connection, exchange: Exchange, form: JsonForm, fields: Fields, reply: bytes) -> None:
     """Answers with a large reply in JSON, made while others are served."""
     turn = TimeSlice()
     made = []
@@ -170,13 +202,13 @@ async def _render(connection: WebConnection, exchange: Exchange, form: JsonForm,
         _refuse(connection, exchange, 500)
 
 
-def _refuse(connection: WebConnection, exchange: Exchange, status: int, allow: bytes = b"GET, POST") -> None:
+def _refuse(connection: Connection, exchange: Exchange, status: int, allow: bytes = b"GET, POST") -> None:
     _respond(connection, exchange, status, [(b"allow", allow)] if status == 405 else [], b"")
 
 
-def _respond(connection: WebConnection, exchange: Exchange, status: int, fields: Fields, body: bytes) -> None:
+def _respond(connection: Connection, exchange: Exchange, status: int, fields: Fields, body: bytes) -> None:
     listener = connection.listener
-    RESPONSES.slot(listener.label, str(status))[0] += 1
+    (OVER_HTTP3 if listener.label.startswith("https3:") else RESPONSES).slot(listener.label, str(status))[0] += 1
     if listener.alt_svc:
         fields.append((b"alt-svc", listener.alt_svc))  # RFC 7838, section 3
     connection.respond(exchange, status, fields, body)

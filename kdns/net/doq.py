@@ -35,9 +35,7 @@ class Doq:
 
     def __init__(self, connection: QuicConnection) -> None:
         self.connection = connection
-        # Streams whose query has not come whole: what has come, and until when the rest may (loop time). The oldest
-        # first.
-        self.parts: dict[int, tuple[bytes, float]] = {}
+        self.parts: dict[int, bytes] = {}  # what has come on streams whose query has not come whole
         self.asked: set[int] = set()  # streams whose query waits for its reply
         self.leaving = False
 
@@ -48,6 +46,7 @@ class Doq:
         elif isinstance(event, events.StreamReset | events.StopSendingReceived):
             # Section 4.3.1: the client no longer wants a reply. What an upstream was asked for goes on.
             self.parts.pop(event.stream_id, None)
+            self.connection.unfinished.pop(event.stream_id, None)
             self.asked.discard(event.stream_id)
             self.connection.reset(event.stream_id, REQUEST_CANCELLED)
             self._waiting()
@@ -61,19 +60,18 @@ class Doq:
             if data and not self.leaving:
                 self._fail("octets behind a query")
             return
-        now = connection.listener.loop.time()
         before = self.parts.pop(stream, None)
         if before is not None:
-            data = before[0] + data
+            data = before + data
         size = int.from_bytes(data[:2], "big") if len(data) >= 2 else -1
         if size < 0 or len(data) - 2 < size:
             if end or not size:
                 self._fail("a query that is cut")
                 return
-            until = before[1] if before is not None else now + connection.listener.first_read
-            self.parts[stream] = (data, until)
-            connection.wake_at(until)
+            self.parts[stream] = data
+            connection.begun(stream)
             return
+        connection.unfinished.pop(stream, None)
         if not size or len(data) - 2 > size:
             self._fail("an empty query" if not size else "octets behind a query")
             return
@@ -86,9 +84,8 @@ class Doq:
             # Sections 4.2.1 (an ID other than 0) and 5.5.2 (edns-tcp-keepalive).
             self._fail("a message that is no query for QUIC")
             return
-        connection.deadline = listener.loop.time() + listener.idle
         self.asked.add(stream)
-        connection.pending += 1
+        connection.asked()
         reply = listener.handler(query, connection.client(), listener.local)
         if type(reply) is bytes or reply is None or type(reply) is MessageStream:
             self._answer(stream, reply)
@@ -97,7 +94,7 @@ class Doq:
 
     def _answer(self, stream: int, reply: Any) -> None:
         connection = self.connection
-        connection.pending -= 1
+        connection.answered()
         if connection.gone or stream not in self.asked:
             return
         self.asked.discard(stream)
@@ -118,16 +115,10 @@ class Doq:
         if self.leaving and not self.asked:
             self.connection.close(NO_ERROR)
 
-    def expire(self, now: float) -> float:
-        """Ends streams whose query does not come; returns when the next is due."""
-        while self.parts:
-            stream = next(iter(self.parts))
-            until = self.parts[stream][1]
-            if until > now:
-                return until
-            del self.parts[stream]
-            self.connection.reset(stream, REQUEST_CANCELLED)
-        return 0.0
+    def late(self, stream: int) -> None:
+        """Ends a stream whose query does not come."""
+        self.parts.pop(stream, None)
+        self.connection.reset(stream, REQUEST_CANCELLED)
 
     def leave(self) -> None:
         """Answers what was asked, and then closes."""

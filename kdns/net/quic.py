@@ -72,8 +72,8 @@ class Application(Protocol):
     def event(self, event: events.QuicEvent) -> None:
         """Takes an event of the connection: octets of a stream, the end of one."""
 
-    def expire(self, now: float) -> float:
-        """Ends what has waited too long; returns when to be called again (loop time), 0 for not."""
+    def late(self, stream: int) -> None:
+        """What was begun on a stream has not come whole in time."""
 
     def leave(self) -> None:
         """Answers what was asked, takes nothing more, and then closes."""
@@ -149,7 +149,6 @@ class QuicListener(TcpListener):
             connection.abort()
         if self.loop is not None:
             self.loop.remove_reader(self.sock)
-            self.loop = None
         self.sock.close()
 
     # Datagrams.
@@ -272,7 +271,7 @@ class QuicListener(TcpListener):
     def wants_to_send(self, connection: "QuicConnection") -> None:
         """A connection has something to send: it leaves at the end of this turn."""
         self.to_send[connection] = None
-        if not self.sending and self.loop is not None:
+        if not self.sending:
             self.sending = True
             self.loop.call_soon(self._flush)
 
@@ -292,8 +291,8 @@ class QuicConnection:
     """One connection. `deadline` and `pending` are as net.shares has them."""
 
     __slots__ = (
-        "application", "armed", "came", "closing", "deadline", "expires", "fresh", "gone", "host", "ids", "listener",
-        "peer", "pending", "quic", "timer",
+        "application", "armed", "came", "closing", "deadline", "fresh", "gone", "host", "ids", "listener",
+        "peer", "pending", "quic", "timer", "unfinished",
     )  # fmt: skip
 
     def __init__(
@@ -318,7 +317,8 @@ class QuicConnection:
         self.application: Application | None = None
         self.pending = 0
         now = listener.loop.time()
-        self.deadline = self.expires = now + HANDSHAKE
+        self.deadline = now + HANDSHAKE
+        self.unfinished: dict[int, float] = {}  # streams whose request has not come whole, until when; the oldest first
         self.closing = False  # it is to end: its farewell is still to be sent
         self.gone = False
         self.fresh = True  # nothing was sent on it
@@ -352,11 +352,14 @@ class QuicConnection:
         if self.closing:
             self.forget()
             return
-        at = self.quic.get_timer()
-        if self.expires and (at is None or self.expires < at):
-            at = self.expires
+        at = self.deadline
+        if self.unfinished:
+            at = min(at, next(iter(self.unfinished.values())))
+        quic_at = self.quic.get_timer()
+        if quic_at is not None:
+            at = min(at, quic_at)
         # A timer that is early only looks again: to move it at each datagram costs more.
-        if at is not None and (self.timer is None or at < self.armed):
+        if self.timer is None or at < self.armed:
             if self.timer is not None:
                 self.timer.cancel()
             self.armed = at
@@ -368,8 +371,7 @@ class QuicConnection:
             return
         now = self.listener.loop.time()
         try:
-            if self.expires and now >= self.expires:
-                self._expire(now)
+            self._expire(now)
             if not self.gone:
                 at = self.quic.get_timer()
                 if at is not None and now >= at:
@@ -381,11 +383,21 @@ class QuicConnection:
             self.forget()
 
     def _expire(self, now: float) -> None:
-        if self.application is None:
-            self.listener.settled(self, "timeout")
-            self.abort()
-        else:
-            self.expires = self.application.expire(now)
+        application = self.application
+        if now >= self.deadline:
+            if application is None:
+                self.listener.settled(self, "timeout")
+                self.abort()
+            elif self.pending:
+                self.deadline = now + 1.0  # an upstream is being waited for; its own deadline ends that
+            else:
+                self.close(self.listener.no_error)
+        while application is not None and self.unfinished:
+            stream = next(iter(self.unfinished))
+            if self.unfinished[stream] > now:
+                break
+            del self.unfinished[stream]
+            application.late(stream)
 
     def _events(self) -> None:
         while not self.gone and (event := self.quic.next_event()) is not None:
@@ -409,7 +421,6 @@ class QuicConnection:
         self.peer = self.client()
         self.host = self.peer[0]
         self.deadline = listener.loop.time() + listener.first_read
-        self.expires = 0.0
         if not listener.admit(self, self.host):
             self.close(listener.overload, "too many connections")
             return
@@ -427,21 +438,37 @@ class QuicConnection:
             self.quic.send_stream_data(stream, data, end)
         self.listener.wants_to_send(self)
 
+    def stop(self, stream: int, code: int) -> None:
+        """Asks the client to send no more on a stream."""
+        with contextlib.suppress(ValueError):
+            self.quic.stop_stream(stream, code)
+        self.listener.wants_to_send(self)
+
     def reset(self, stream: int, code: int) -> None:
         """Ends a stream in both directions."""
         with contextlib.suppress(ValueError):
-            self.quic.stop_stream(stream, code)
-        with contextlib.suppress(ValueError):
             self.quic.reset_stream(stream, code)
-        self.listener.wants_to_send(self)
+        self.stop(stream, code)
 
-    def wake_at(self, at: float) -> None:
-        """Has `expire` called at a time, or earlier."""
-        if not self.expires or at < self.expires:
-            self.expires = at
+    def begun(self, stream: int) -> None:
+        """A part of a request has come on a stream: the rest has a time limit."""
+        if stream not in self.unfinished:
+            self.unfinished[stream] = self.listener.loop.time() + self.listener.first_read
+
+    def asked(self) -> None:
+        """A request has come whole: only that makes the connection live longer."""
+        self.pending += 1
+        self.deadline = self.listener.loop.time() + self.listener.idle
+
+    def answered(self) -> None:
+        """Its answer is there."""
+        self.pending -= 1
+        self.deadline = self.listener.loop.time() + self.listener.idle
 
     def close(self, code: int, reason: str = "") -> None:
         """Closes with an error code of the application's."""
+        if not self.gone and not self.closing:
+            self.transmit()  # a farewell takes the place of all that waits
         if not self.gone and not self.closing:
             self.closing = True
             self.quic.close(error_code=code, reason_phrase=reason)

@@ -11,13 +11,14 @@ import ipaddress
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, final
+from typing import Final, final
 
 from kdns.net import Address, Handler
 from kdns.net.connection import BATCH_FRAMES, BATCH_SECONDS, BatchConnection
 from kdns.net.http1 import Http1, Http1Error
 from kdns.net.http2 import Exchange, Http2
 from kdns.net.http2_frames import PREFACE, Http2Error, field
+from kdns.net.proxy import Network
 from kdns.net.tcp import TcpListener
 
 MAX_STREAMS: Final = 256  # of a connection (CoreDNS's)
@@ -28,7 +29,6 @@ MAX_FORWARDED: Final = 20  # addresses of an X-Forwarded-For that are looked at
 
 Fields = list[tuple[bytes, bytes]]
 Service = Callable[["WebConnection", Exchange], None]
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class WebListener(TcpListener):
@@ -39,10 +39,6 @@ class WebListener(TcpListener):
         self.label = label
         self.service = service
         self.http1 = http1
-        self.trusted: Sequence[Network] = ()
-        self.alt_svc = b""  # where else the same is served (RFC 7838), as the field says it
-        self.json: Any = None  # a net.doh.JsonForm, where queries may be asked in JSON
-        self.tasks: set[asyncio.Task[None]] = set()  # answers that are being made
 
     def after_tls(self) -> asyncio.Protocol:
         return WebConnection(self)
@@ -154,10 +150,7 @@ class WebConnection(BatchConnection):
 
     def client(self, exchange: Exchange) -> Address:
         """The client: the peer, or the address that a trusted proxy names."""
-        trusted = self.listener.trusted
-        if trusted and b"x-forwarded-for" in exchange.fields:
-            return forwarded(exchange.fields[b"x-forwarded-for"], self.peer, trusted)
-        return self.peer
+        return named(exchange, self.peer, self.listener.trusted)
 
     def respond(self, exchange: Exchange, status: int, fields: Fields, body: bytes, trailers: bytes = b"") -> None:
         """Answers a request. Called in the turn that asked, or later."""
@@ -215,6 +208,13 @@ class WebConnection(BatchConnection):
         if isinstance(framing, Http2):
             return any(each.ended and not each.rest for each in framing.streams.values())
         return framing is not None and framing.current is not None
+
+
+def named(exchange: Exchange, peer: Address, trusted: Sequence[Network]) -> Address:
+    """The client of a request: the peer, or the address that a trusted proxy names."""
+    if trusted and b"x-forwarded-for" in exchange.fields:
+        return forwarded(exchange.fields[b"x-forwarded-for"], peer, trusted)
+    return peer
 
 
 def forwarded(value: bytes, peer: Address, trusted: Sequence[Network]) -> Address:

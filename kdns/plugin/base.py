@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from kdns.corefile import Directive, ServerBlock
     from kdns.net.certificates import TlsFiles
     from kdns.net.doh import JsonForm
-    from kdns.net.proxy import ProxyPolicy
+    from kdns.net.proxy import Network, ProxyPolicy
     from kdns.net.udp import Shedding
-    from kdns.net.web import Network
     from kdns.plugin.request import Request
     from kdns.plugin.runtime import Runtime
 

@@ -7,6 +7,7 @@ names and looks at interfaces, groups the keys by listener and finds duplicates.
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
 from kdns.net.certificates import BadCertificate, Identity
 from kdns.plugin import readers
-from kdns.plugin.base import Plugin
+from kdns.plugin.base import ListenerOptions, Plugin
 from kdns.plugin.endpoint import ServesHttp, one_name
 from kdns.plugin.providers import NamesHosts, Processes
 from kdns.server import catalog, plugin_files
@@ -124,6 +125,8 @@ class Instance:
                     dispatcher.add(from_text(key.zone), block)
                     for option in options:
                         dispatcher.fold(option)
+                        if SCHEMES[key.scheme].quic:
+                            _check_over_quic(key, option)
             time.sleep(0)
         for group, dispatcher in self.dispatchers.items():
             dispatcher.ready()
@@ -293,6 +296,17 @@ def check_key(key: Key) -> None:
         from_text(key.zone)
     except BadName as error:
         raise CorefileError(key.token.at, str(error)) from None
+
+
+def _check_over_quic(key: Key, options: ListenerOptions) -> None:
+    """Raises CorefileError for what a listener over QUIC cannot do."""
+    if options.proxy is not None:
+        raise CorefileError(key.token.at, f"{key}: proxyproto cannot be had over QUIC: serve this key in another block")
+    if options.tls is not None and options.tls.clients != ssl.CERT_NONE:
+        # aioquic asks for no certificate, and a listener that lets everybody in is not what was meant.
+        raise CorefileError(
+            key.token.at, f"{key}: client_auth cannot be had over QUIC: serve this key in another block, without it"
+        )
 
 
 def _check_quic(blocks: list[Block]) -> None:

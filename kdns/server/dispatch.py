@@ -27,9 +27,8 @@ from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
 from kdns.net.certificates import Identity, TlsFiles
 from kdns.net.doh import JsonForm
-from kdns.net.proxy import ProxyPolicy
+from kdns.net.proxy import Network, ProxyPolicy
 from kdns.net.udp import Shedding
-from kdns.net.web import Network
 from kdns.plugin.base import DENIED, IGNORED, PASS, Audience, Gate, ListenerOptions, Plugin, ServerCookies
 from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
 from kdns.plugin.providers import TakesNotify, TakesUpdate

@@ -75,7 +75,7 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
         for host in [group.host] if group.host else sockets.wildcard_hosts():
             if SCHEMES[group.scheme].quic:
                 sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
-                out.tcp.append(_quic_listener(sock, messages, label, wildcard))
+                out.tcp.append(_quic_listener(group.scheme, sock, messages, label, wildcard))
                 _limit(out.tcp[-1], dispatcher)
                 continue
             if socket.SOCK_DGRAM in SCHEMES[group.scheme].kinds:
@@ -111,11 +111,14 @@ def _stream_listener(scheme: str, sock: socket.socket, handler: Handler, label: 
     return TcpListener(sock, handler, label)
 
 
-def _quic_listener(sock: socket.socket, handler: Handler, label: str, wildcard: bool) -> TcpListener:
+def _quic_listener(scheme: str, sock: socket.socket, handler: Handler, label: str, wildcard: bool) -> TcpListener:
     """What accepts connections over QUIC. Its library is an extra, and only imported where it is used."""
     from kdns.net.doq import Doq
+    from kdns.net.http3 import NO_ERROR, OVERLOAD, Http3
     from kdns.net.quic import QuicListener
 
+    if scheme == "https3":
+        return QuicListener(sock, handler, label, Http3, no_error=NO_ERROR, overload=OVERLOAD, wildcard=wildcard)
     return QuicListener(
         sock, handler, label, Doq, no_error=doq.NO_ERROR, overload=doq.EXCESSIVE_LOAD, wildcard=wildcard
     )
@@ -132,10 +135,9 @@ def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
     # HTTP has its own ways to say it.
     if dispatcher.transfers:
         dispatcher.keepalive = edns.option(edns.KEEPALIVE, min(int((tcp.idle - 1) * 10), 0xFFFF).to_bytes(2, "big"))
-    if isinstance(tcp, WebListener):
-        tcp.trusted = dispatcher.trusted
-        tcp.alt_svc = dispatcher.alt_svc
-        tcp.json = dispatcher.json
+    tcp.trusted = dispatcher.trusted
+    tcp.alt_svc = dispatcher.alt_svc
+    tcp.json = dispatcher.json
     tcp.proxy = ProxyGate(dispatcher.proxy, dispatcher.label) if dispatcher.proxy is not None else None
     tcp.identify(dispatcher.identity, dispatcher.label)
 

@@ -22,5 +22,6 @@ SCHEMES: Final = {
     "https": Scheme((socket.SOCK_STREAM,), ("h2", "http/1.1")),  # RFC 8484
     "grpc": Scheme((socket.SOCK_STREAM,), ("h2",)),
     "quic": Scheme((socket.SOCK_DGRAM,), ("doq",), quic=True),  # RFC 9250
+    "https3": Scheme((socket.SOCK_DGRAM,), ("h3",), quic=True),  # RFC 8484 over RFC 9114
     "tls": Scheme((socket.SOCK_STREAM,), ("dot",)),  # RFC 7858; the ALPN name is from IANA's list
 }

@@ -4,6 +4,7 @@ The table is what the code of CoreDNS 1.14.7 and 1.15.0 registers for the plugin
 when they were asked. tests/oracle compares with a running CoreDNS where there is one.
 """
 
+import kdns.net.doq  # noqa: F401 - its library is an extra: nothing brings it in before it is used
 from kdns.metrics import REGISTRY, Histogram
 from kdns.server import catalog
 
@@ -24,7 +25,9 @@ coredns_cache_prefetch_total counter server,view,zones
 coredns_cache_requests_total counter server,view,zones
 coredns_cache_served_stale_total counter server,view,zones
 coredns_dns64_requests_translated_total counter server
+coredns_dns_https3_responses_total counter server,status
 coredns_dns_https_responses_total counter server,status
+coredns_dns_quic_responses_total counter server,status
 coredns_siit_requests_translated_total counter server
 coredns_dns_do_requests_total counter server,view,zone
 coredns_dns_request_duration_seconds histogram server,view,zone

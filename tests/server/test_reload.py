@@ -192,6 +192,13 @@ https://.:HTTPS grpc://.:GRPC {
     proxyproto
     whoami
 }
+quic://.:QUIC https3://.:H3 {
+    bind 127.0.0.1
+    tls FOLDER/tls.crt FOLDER/tls.key
+    quic
+    https3
+    whoami
+}
 e.org:{port} {
     bind 127.0.0.1
     erratic {
@@ -241,7 +248,7 @@ def everything(tmp_path: Path, upstream: Callable[..., Upstream], monkeypatch: p
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     monkeypatch.setattr(up, "queries", deque(maxlen=1))  # what this test counts must not grow by itself
     text = EVERYTHING.replace("FOLDER", str(tmp_path)).replace("UPSTREAM", up.address).replace("KEY", key)
-    for word in ("READY", "HEALTH", "PROMETHEUS", "STATUS", "TLS", "HTTPS", "GRPC"):
+    for word in ("READY", "HEALTH", "PROMETHEUS", "STATUS", "TLS", "HTTPS", "GRPC", "QUIC", "H3"):
         text = text.replace(word, str(free_port()))
     return text
 

@@ -1,0 +1,85 @@
+"""https3 - what `https3://` listeners allow.
+
+DNS over HTTPS by HTTP/3 is served by the key `https3://` alone, on UDP port 443, with the certificate of `tls`, which
+it must have. Requests and answers are those of `https`. It needs the package aioquic: `pip install 'kdns[quic]'`.
+
+## Syntax
+
+    https3 {
+        max_connections N
+        max_streams N
+        trusted_proxies CIDR...
+    }
+
+* `max_connections`: the most connections at a time; beyond it the client that holds most loses one. Default, and with
+  0: 16384, or a quarter of the files that the process may open. See also `limits`.
+* `max_streams`: requests at a time on a connection. Default, and with 0: 256.
+* `trusted_proxies` (kdns only): as with `https`.
+
+What is said of handshakes, of several processes and of what cannot be had under `quic` holds here too.
+
+It applies to the listener, so to all server blocks on the same address and port; the last block counts.
+
+## Examples
+
+~~~ corefile
+https3://.:1443 {
+    tls tls.crt tls.key
+    https3 {
+        max_streams 100
+    }
+    whoami
+}
+~~~
+
+## Metrics
+
+* `coredns_dns_https3_responses_total{server,status}` - answers by HTTP status.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+from kdns.corefile import Directive, ServerBlock
+from kdns.plugin import Plugin, readers
+from kdns.plugin.base import ListenerOptions
+
+_OPTIONS: Final = ("max_connections", "max_streams", "trusted_proxies")
+
+
+class Https3(Plugin):
+    """Asks its listener for other bounds."""
+
+    name: ClassVar[str] = "https3"
+
+    @classmethod
+    def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[ListenerOptions]:
+        directive = readers.once(directives)
+        readers.arguments(directive, 0, 0)
+        numbers: dict[str, int] = {}
+        trusted: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        for line in directive.body or ():
+            name = line.name.text
+            if name not in _OPTIONS:
+                raise readers.unknown(line, _OPTIONS)
+            if name == "trusted_proxies":
+                for word in readers.arguments(line, 1, None, "networks such as 10.0.0.0/8"):
+                    try:
+                        trusted.append(ipaddress.ip_network(word))
+                    except ValueError as error:
+                        raise readers.fail(line, f"{error}") from None
+            elif name in numbers:
+                raise readers.fail(line, f"{name} is given twice")
+            else:
+                numbers[name] = readers.integer(readers.one(line, "a number"), 0, 1_000_000)
+        return [
+            ListenerOptions(
+                connections=numbers.get("max_connections", 0), max_streams=numbers.get("max_streams", 0),
+                trusted=tuple(trusted),
+            )
+        ]  # fmt: skip
+
+    def listener(self) -> ListenerOptions:
+        options: ListenerOptions = self.config
+        return options
