@@ -39,6 +39,7 @@ OTHER_ERROR: Final = 0  # extended errors: RFC 8914, section 4
 STALE_ANSWER: Final = 3
 CACHED_ERROR: Final = 13
 BLOCKED: Final = 15
+CENSORED: Final = 16
 FILTERED: Final = 17
 PROHIBITED: Final = 18
 NETWORK_ERROR: Final = 23

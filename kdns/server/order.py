@@ -55,6 +55,7 @@ ORDER: Final[dict[str, str | None]] = {
     "dnssec": "dnssec:Dnssec",
     "tls": "tls:Tls",
     "minimal": "minimal:Minimal",
+    "blocklist": "blocklist:Blocklist",
     "template": "template:TemplatePlugin",
     "transfer": "transfer:TransferPlugin",
     "dynupdate": "dynupdate:Dynupdate",

@@ -131,6 +131,9 @@ EVERYTHING = """
         response set aa
     }
     minimal
+    blocklist {
+        name blocked.example.org
+    }
     autopath search.conf
     searchpath
     template IN A t.org {
