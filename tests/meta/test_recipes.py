@@ -56,6 +56,7 @@ def local(text: str, up: Upstream, folder: Path) -> str:
     )
     for plugin in ("health", "ready"):
         text = re.sub(rf"^    {plugin}\b", f"    {plugin} 127.0.0.1:{free_port()}", text, flags=re.M)
+    text = text.replace("/etc/coredns/blocked.txt", str(folder / "blocked.txt"))
     return text.replace("/etc/coredns/db.zone.example.com", str(folder / "zone"))
 
 
@@ -70,6 +71,7 @@ def test_a_recipe_gives_the_answers_that_it_shows(serve: Serve, upstream: Start,
     (tmp_path / "zone").write_text(
         "$ORIGIN zone.example.com.\n$TTL 60\n@ SOA ns host 1 60 60 60 60\n@ NS ns\nns A 192.0.2.1\nhost A 192.0.2.44\n"
     )
+    (tmp_path / "blocked.txt").write_text("# trackers\ntracker.example.net\n")
     server = serve(local(corefile, upstream(world), tmp_path))
     for name, kind, expected in ASKED.findall(shown):
         reply = server.ask(f"{name}.", kind)
