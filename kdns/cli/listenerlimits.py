@@ -22,8 +22,8 @@ def of_listener(instance: Instance, group: Group) -> list[str]:
     ]
     if dispatcher.max_queries > 0:
         out[0] += f", {dispatcher.max_queries} queries on each"
-    if group.scheme in ("https", "grpc"):
-        out.append(f"requests at a time on a connection of HTTP/2: {dispatcher.max_streams or MAX_STREAMS}")
+    if group.scheme in ("https", "grpc", "quic"):
+        out.append(f"requests at a time on a connection with streams: {dispatcher.max_streams or MAX_STREAMS}")
     if dispatcher.tls is not None:
         out.append(f"certificate: {dispatcher.tls.certificate}, {dispatcher.tls.minimum.name.replace('v', ' ', 1)}+")
     out.append(f"queries that wait for an upstream: {MAX_PENDING}, of one client {dispatcher.waiting.most_of_client}")

@@ -287,7 +287,7 @@ https://.:443 {{
     ):
         assert f"{line}\n" in done.stdout, done.stdout + done.stderr
     done = kdns("explain", "-conf", str(path), "-dns.port", "443", "--limits", "a.org")
-    assert "HTTP/2: 7\n" in done.stdout and f"certificate: {site.folder}/tls.crt, TLS" in done.stdout
+    assert "with streams: 7\n" in done.stdout and f"certificate: {site.folder}/tls.crt, TLS" in done.stdout
     assert "UDP" not in done.stdout
 
 

@@ -51,6 +51,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp_module, "BATCH_DATAGRAMS", 8)
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_what_has_waited_longest_is_dropped_and_counted_and_the_next_query_is_answered(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, small_batches: None
 ) -> None:
@@ -94,6 +95,7 @@ class Clocked:
         return self.listener.discarding
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_an_overload_must_last_to_be_one_and_is_recognised_at_once_while_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -115,6 +117,7 @@ def test_an_overload_must_last_to_be_one_and_is_recognised_at_once_while_it_goes
         assert clocked.looks(3.3, 0.2)
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_without_it_each_backlog_must_last(monkeypatch: pytest.MonkeyPatch) -> None:
     clocked = Clocked(monkeypatch, None)
     with clocked.listener.sock:
@@ -125,6 +128,7 @@ def test_without_it_each_backlog_must_last(monkeypatch: pytest.MonkeyPatch) -> N
         assert not clocked.looks(3.7, 1.1)
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_a_new_query_takes_the_place_of_one_whose_client_has_given_up(
     serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
