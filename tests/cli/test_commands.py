@@ -339,6 +339,10 @@ def test_check_and_plan_know_the_schemes(tmp_path: Path) -> None:
     assert "tls://.:853 is served unencrypted" in done.stderr and "grpc://.:8443 is served unencrypted" in done.stderr
     assert "the certificate /nowhere does not exist" in kdns("check", "--load", str(path)).stderr
     assert "tls://.:853 https://a.org.:443 grpc://.:8443" in kdns("plan", str(path)).stdout
+    path.write_text("quic://. https3://a.org {\n tls /nowhere /nowhere\n}\n")
+    assert "quic://.:853 https3://a.org.:443" in kdns("plan", str(path)).stdout
+    path.write_text("quic://. {\n whoami\n}\n")
+    assert "quic://.:853: QUIC is always encrypted" in kdns("check", str(path)).stderr
 
 
 def test_check_says_what_is_no_error_and_yet_worth_knowing(tmp_path: Path) -> None:

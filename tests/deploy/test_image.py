@@ -69,7 +69,8 @@ def locked(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["requirements.txt", "build-requirements.txt"])
 def test_what_the_image_installs_is_locked_within_the_bounds_of_the_project(name: str) -> None:
     project = tomllib.loads((TOP / "pyproject.toml").read_text())
-    asked = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["auth"]]
+    extras = project["project"]["optional-dependencies"]
+    asked = [*project["project"]["dependencies"], *extras["auth"], *extras["quic"]]
     if name == "build-requirements.txt":
         asked = [*project["build-system"]["requires"], *hatch_build.NEEDS]
     versions = locked(name)

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -141,6 +142,16 @@ def test_transfers_and_updates_are_refused(serve: Serve, site: Site) -> None:
         assert axfr in peer.reset or code(peer.reply(axfr)) != "NOERROR" or not peer.reply(axfr).answer
 
     play(server, site, script)
+
+
+def test_kdns_query_asks_over_quic(serve: Serve, site: Site) -> None:
+    server = serve(site.block(scheme="quic"))
+    done = subprocess.run(
+        [sys.executable, "-m", "kdns", "query", f"@quic://127.0.0.1:{server.port}", "-ca", str(site.authority.path),
+         "-name", NAME, "-short", "a.example.org"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == ("192.0.2.1\n", "", 0)
 
 
 def test_a_block_of_quic_and_tls_has_both(serve: Serve, site: Site) -> None:
