@@ -81,7 +81,7 @@ class Follower:
         self.keep = keep
         self.known: dict[str, _Known] = {}
         self.hangs = ""
-        self.took = 0.0  # seconds of the last look
+        self.took = 0.0  # seconds of processor time of the last look
 
     def look(self) -> list[Change]:
         """What has changed since the last look, as it is at this moment. Waits, for a pipe too."""
@@ -110,9 +110,7 @@ class Follower:
 
     async def _changes(self) -> list[Change]:
         what = f"looking at {self.what}"
-        began = time.monotonic()
-        now = await files.waiting(what, self._states)
-        self.took = time.monotonic() - began
+        now, self.took = await files.waiting(what, self._timed_states)
         differing = self._differing(now)
         for _ in range(LOOKS):
             if not differing:
@@ -130,7 +128,9 @@ class Follower:
         return []
 
     async def follow(self, interval: float, act: Callable[[Sequence[Change]], Awaitable[None]]) -> None:
-        """Looks every `interval` seconds, and less often where looking would take over a hundredth of the time."""
+        """Looks every `interval` seconds, and less often where looking would take over a hundredth of the processor's
+        time. (What passes meanwhile says nothing: on a busy machine one look would put off the next for half a minute.)
+        """
         while True:
             await asyncio.sleep(max(interval, self.took * 100))
             found = await self.changes()
@@ -170,6 +170,10 @@ class Follower:
         return out
 
     # In a thread: these change nothing.
+
+    def _timed_states(self) -> tuple[dict[str, Seen | Missing], float]:
+        began = time.thread_time()
+        return self._states(), time.thread_time() - began
 
     def _states(self) -> dict[str, Seen | Missing]:
         out: dict[str, Seen | Missing] = {}

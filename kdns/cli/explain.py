@@ -43,7 +43,11 @@ FLAGS: Final = (
     Flag(("conf",), "", 'Corefile; "-" or "stdin" reads standard input'),
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
     corefiles.WITH,
-    Flag(("from", "namespace", "n"), "", "namespace, or NAMESPACE/POD, that asks: its search list is walked"),
+    Flag(
+        ("from", "namespace", "n"),
+        "",
+        "namespace, or NAMESPACE/POD, that asks, with its search list and address",
+    ),
     Flag(("limits",), False, "also say what the listener that is asked allows its clients"),
     *cluster.FLAGS,
 )
@@ -133,28 +137,36 @@ async def _cluster_corefile(config: ApiConfig, values: Mapping[str, Value]) -> c
     return found[0]
 
 
-async def _resolver(instance: build.Instance, place: str) -> Resolver:
-    """How `NAMESPACE` or `NAMESPACE/POD` resolves names. Raises CorefileError where there is no such Pod."""
+async def _resolver(offline: Offline, place: str) -> Resolver:
+    """How `NAMESPACE` or `NAMESPACE/POD` resolves names; from then on a Pod's address is the client's. Raises
+    CorefileError where there is no such Pod.
+    """
     namespace, _, pod = place.partition("/")
     if not namespace:
         return Resolver((), 0)
-    plugin = next((plugin for plugin in instance.plugins if isinstance(plugin, Pods)), None)
+    plugin = next((plugin for plugin in offline.instance.plugins if isinstance(plugin, Pods)), None)
     zone = plugin.search_zone() if plugin is not None else "cluster.local"
     if not pod:
         return of_namespace(namespace, zone)
     if plugin is None:
         raise CorefileError(None, f"--from {place}: no server block has the plugin kubernetes, so it knows no Pods")
     try:
-        spec = await plugin.pod_spec(namespace, pod)
+        found = await plugin.pod_object(namespace, pod)
     except Exception as error:  # of many kinds: the API's, the network's, YAML's
         raise CorefileError(None, f"--from {place}: {error}") from None
-    if spec is None:
+    if found is None:
         raise CorefileError(None, f"--from {place}: namespace {namespace} has no Pod {pod}")
-    return of_pod(spec, namespace, zone)
+    spec, status = (found.get(part) for part in ("spec", "status"))
+    address = str(status.get("podIP") or "") if isinstance(status, dict) else ""
+    if address:
+        offline.client = address
+    else:
+        print(f"Pod {place} has no address yet: it asks as a client of this machine")
+    return of_pod(spec if isinstance(spec, dict) else {}, namespace, zone)
 
 
 async def _explain(offline: Offline, name: str, qtype: int, place: str) -> int:
-    resolver = await _resolver(offline.instance, place)
+    resolver = await _resolver(offline, place)
     names = [from_text(each).lower() for each in resolver.names(name)]
     if place:
         print(f"search {' '.join(resolver.search) or '(none)'}; ndots {resolver.ndots}")

@@ -21,6 +21,7 @@ class Flag:
     names: tuple[str, ...]
     default: str | bool | int
     help: str
+    most: int = 65535  # of a number; a port's, as most are
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ def parse(
                 raise BadFlag(f"flag needs an argument: -{name}")
             text = rest.pop(0)
         if isinstance(flag.default, int):
-            if not text.isascii() or not text.isdecimal() or len(text) > 5 or int(text) > 65535:
-                raise BadFlag(f'invalid value "{text}" for flag -{name}: expected a port, 0 to 65535')
+            if not text.isascii() or not text.isdecimal() or len(text) > 9 or int(text) > flag.most:
+                raise BadFlag(f'invalid value "{text}" for flag -{name}: expected a number, 0 to {flag.most}')
             values[flag.names[0]] = int(text)
         else:
             values[flag.names[0]] = text

@@ -30,6 +30,7 @@ class Offline:
         groups = list(instance.dispatchers)
         self.group = next((group for group in groups if group.port == port), groups[0])
         self.others = [group for group in groups if group != self.group]
+        self.client = "127.0.0.1"  # the address that asks
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -55,12 +56,13 @@ class Offline:
             await self.started.pop().stop()
 
     def request(self, question: Question) -> Request:
-        """A question as a client of this machine asks it."""
+        """A question as the client asks it."""
         query = pack_query(1, question)
         end = 12 + len(question.wire)
         local = (socket.gethostname(), 53)
+        client = (self.client, 0, 0, 0) if ":" in self.client else (self.client, 0)
         return Request(
-            self.dispatcher, query, end, question, None, b"", REPLY_RD, ("127.0.0.1", 0), local, "udp", time.monotonic()
+            self.dispatcher, query, end, question, None, b"", REPLY_RD, client, local, "udp", time.monotonic()
         )
 
     async def route(self, request: Request) -> Any:

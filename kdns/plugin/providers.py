@@ -263,8 +263,8 @@ class Pods(Protocol):
     def search_zone(self) -> str:
         """The zone of Pods' search lists, as text without its final dot."""
 
-    async def pod_spec(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """The `spec` of a Pod; None if there is no such Pod."""
+    async def pod_object(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """A Pod as the API has it; None if there is no such Pod."""
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from kdns.kube.informer import ApiSource, SnapshotFile
 from kdns.kube.manifests import ManifestSource
 from kdns.kube.objects import IMPORT, NAMESPACE, POLICY, SERVICE, SLICE, Projection
 from kdns.kube.objects import POD as POD_KIND
-from kdns.kube.podspec import pod_spec
+from kdns.kube.pod import pod_object
 from kdns.kube.relay import Relay, RelayedSource
 from kdns.kube.source import Source, WatchScope
 from kdns.metrics import MAX, MIN, REFRESH, Gauge
@@ -312,9 +312,9 @@ class Kubernetes(Plugin):
             return ""
         return f"{pod.namespace}/{pod.name}" if pod is not None else ""
 
-    async def pod_spec(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """A Pod's spec, asked for anew."""
-        return await pod_spec(self.api, self.paths, namespace, name)
+    async def pod_object(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """A Pod, asked for anew."""
+        return await pod_object(self.api, self.paths, namespace, name)
 
     def has_ipv6(self) -> bool:
         """True if any Service or endpoint has an IPv6 address; True until that is known."""

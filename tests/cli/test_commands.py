@@ -207,7 +207,7 @@ def test_a_port_below_1024_needs_a_privilege_and_the_error_says_which(tmp_path: 
     (".:1 {\n  kubernetes cluster.local {\n    kubeconfig /nowhere/config\n  }\n}\n", "kubeconfig /nowhere/config: no "
         "such file"),
     (".:1 {\n  kubernetes cluster.local {\n    manifests /nowhere/x.yaml\n  }\n}\n", "no such file or folder"),
-    ("quic://.:1 {\n  whoami\n}\n", "does not have quic:// yet"),
+    ("quic://.:1 {\n  whoami\n}\n", "QUIC is always encrypted: name a certificate"),
     (".:1 {\n  whoami\n}\n.:1 {\n  whoami\n}\n", ":4:1: cannot serve .:1 - it is already defined at"),
     (".:1 {\n  bind 127.0.0.1\n  whoami\n}\n.:1 {\n  whoami\n}\n", "zone overlap"),
     (".:1 {\n  bind 203.0.113.77\n  whoami\n}\n", "this machine does not have the address"),

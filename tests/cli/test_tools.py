@@ -780,3 +780,25 @@ def test_the_exit_codes_of_the_troubleshooting_page_are_those_of_the_help() -> N
     ):
         codes = {code for code, _ in importlib.import_module(f"kdns.cli.{command}").HELP.codes}
         assert zero and {int(number) for number in re.findall(r"\b(\d)\b", others)} <= codes, command
+
+
+def test_explain_asks_as_the_pod_whose_name_it_is_given(tmp_path: Path) -> None:
+    """It asked as 127.0.0.1, so what is decided by the client's address was explained for somebody else."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump_all([
+        namespace("shop"), namespace("other"), service("shop/web", "10.0.0.1"), pod("shop/p", "10.1.0.9"),
+        pod("other/p", "10.1.0.8"),
+    ]))  # fmt: skip
+    path = tmp_path / "Corefile"
+    path.write_text(
+        f".:53 {{\n tenants {{\n isolate\n unknown deny\n }}\n kubernetes cluster.local {{\n pods verified\n manifests "
+        f"{tmp_path / 'c.yaml'}\n }}\n}}\n"
+    )
+    own = kdns("explain", "-conf", str(path), "web.shop.svc.cluster.local", "--from", "shop/p")
+    assert own.returncode == 0 and "A 10.0.0.1" in own.stdout, own.stdout + own.stderr
+    others = kdns("explain", "-conf", str(path), "web.shop.svc.cluster.local", "--from", "other/p")
+    assert others.returncode == 3 and "tenants" in others.stdout, others.stdout + others.stderr
+
+
+def test_a_number_that_is_no_port_was_refused_as_none() -> None:
+    done = kdns("compare", "@127.0.0.1:1", "@127.0.0.1:2", "--limit", "100000", "--file", "/nowhere")
+    assert "expected a port" not in done.stderr and "/nowhere" in done.stderr

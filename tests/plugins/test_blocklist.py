@@ -25,6 +25,7 @@ from kdns.corefile import CorefileError
 from kdns.dns.name import from_text, offsets
 from kdns.namelist import BadList, Builder, Request, Table
 from kdns.server import build
+from kdns.server.problems import all_problems
 from kdns.testing import Server, answer, block, code, data, eventually
 from kdns.testing.objects import namespace, pod, service
 from tests.fixtures import Serve, Start
@@ -410,7 +411,7 @@ def test_namespaces_need_a_cluster_that_is_known_whole() -> None:
 ])  # fmt: skip
 def test_a_wrong_directive_is_an_error_with_its_place(lines_: str, problem: str) -> None:
     text = f".:53 {{\n blocklist {{\n {lines_}\n }}\n}}\n"
-    found = build.problems(build.read(text, "Corefile", environ={}))
+    found = all_problems(build.read(text, "Corefile", environ={}))
     assert len(found) == 1 and problem in str(found[0]) and str(found[0]).startswith("Corefile:")
 
 

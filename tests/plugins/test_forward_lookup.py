@@ -119,7 +119,7 @@ def test_the_system_is_asked_for_absolute_names_after_its_own_hosts(
 
 
 @pytest.mark.parametrize(("to", "option", "said"), [
-    ("quic://192.0.2.1", "", 'unknown scheme "quic"'), ("https://192.0.2.1/q", "", "has a path"),
+    ("sip://192.0.2.1", "", 'unknown scheme "sip"'), ("https://192.0.2.1/q", "", "has a path"),
     ("192.0.2.1:99999", "", '"99999" is not a port'), ("[::1]:x", "", '"x" is not a port'),
     ("tls://[::1]:0", "", '"0" is not a port'),
     ("192.0.2.1", "resolver one.org", "expected an IP address, with or without a port"),

@@ -1,4 +1,4 @@
-"""One Pod's spec, as the API or manifests have it: for tools that want to know how a Pod resolves names."""
+"""One Pod, as the API or manifests have it: for tools that want to know who asks, and how it resolves names."""
 
 import asyncio
 from typing import Any
@@ -12,8 +12,8 @@ from kdns.kube.paging import body
 READ = 10.0  # seconds the API may take
 
 
-async def pod_spec(api: ApiConfig | None, paths: tuple[str, ...], namespace: str, name: str) -> dict[str, Any] | None:
-    """The mapping under `spec`; None where there is no such Pod. Raises OSError, ValueError, ApiError or what aiohttp
+async def pod_object(api: ApiConfig | None, paths: tuple[str, ...], namespace: str, name: str) -> dict[str, Any] | None:
+    """The Pod's mapping; None where there is no such Pod. Raises OSError, ValueError, ApiError or what aiohttp
     raises.
     """
     if api is None:
@@ -26,7 +26,7 @@ async def pod_spec(api: ApiConfig | None, paths: tuple[str, ...], namespace: str
             found = msgspec.json.decode(await body(response))
     finally:
         await client.close()
-    return next((_spec(item) for item in found.get("items") or () if _is(item, namespace, name)), None)
+    return next((item for item in found.get("items") or () if _is(item, namespace, name)), None)
 
 
 def _from_files(paths: tuple[str, ...], namespace: str, name: str) -> dict[str, Any] | None:
@@ -35,15 +35,10 @@ def _from_files(paths: tuple[str, ...], namespace: str, name: str) -> dict[str, 
             found, _ = manifest_file.parse(file.read(), path)
         for each in found:
             if each.kind == "Pod" and _is(each.mapping, namespace, name):
-                return _spec(each.mapping)
+                return each.mapping
     return None
 
 
 def _is(pod: dict[str, Any], namespace: str, name: str) -> bool:
     meta = pod.get("metadata") or {}
     return meta.get("name") == name and (meta.get("namespace") or "default") == namespace
-
-
-def _spec(pod: dict[str, Any]) -> dict[str, Any]:
-    spec = pod.get("spec")
-    return spec if isinstance(spec, dict) else {}
