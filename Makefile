@@ -93,7 +93,7 @@ bench-scale: $(READY)
 	sh benchmarks/tools.sh
 	$(BIN)/python -m benchmarks.scale
 
-## make bench-files - a hosts file of 1,000,000 lines and a Corefile of 2,000 blocks read again under load
+## make bench-files - a hosts file and a list of 1,000,000 lines and a Corefile of 2,000 blocks read again under load
 bench-files: $(READY)
 	$(BIN)/python -m benchmarks.files
 

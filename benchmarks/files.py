@@ -1,4 +1,5 @@
-"""Large files while others are served: a hosts file of 1,000,000 lines read again, and a Corefile of 2,000 blocks.
+"""Large files while others are served: a hosts file and a list of 1,000,000 lines read again, and a Corefile of 2,000
+blocks.
 
     python -m benchmarks.files      prints a table; `make bench-files`
 
@@ -151,6 +152,47 @@ def hosts_table(folder: Path) -> list[str]:
     return out
 
 
+def list_table(folder: Path) -> list[str]:
+    """Memory and stalls with a large list of blocked names."""
+    out = [
+        "| names | ready | MiB without | MiB | MiB after | new after | p50 | p99.9 | worst | lost |",
+        "|---" * 10 + "|",
+    ]
+    path = folder / "list"
+    names = "".join(f"h{i}.ads{i % 977}.example.org\n" for i in range(LINES)) + "still.org\n"
+    path.write_text("still.org\n")
+    port = free_port()
+    corefile = folder / "Corefile"
+    corefile.write_text(
+        f".:{port} {{\n bind 127.0.0.1\n blocklist {{\n file {path}\n reload 1s\n action address 192.0.2.1\n }}\n"
+        " whoami\n}\n"
+    )
+    server = kdns(corefile, port)
+    try:
+        wait(port, STILL)
+        without = server.resident()
+    finally:
+        server.stop()
+    path.write_text(names)
+    began = time.monotonic()
+    server = kdns(corefile, port)
+    try:
+        wait(port, STILL)
+        ready = time.monotonic() - began
+        time.sleep(3)
+        before = server.resident()
+        (folder / "list.new").write_text(names + "new.org\n")
+        (folder / "list.new").rename(path)
+        found = watch(port)
+        out.append(
+            f"| {LINES:,} | {ready:.1f} s | {without:.0f} | {before:.0f} | {server.resident():.0f} "
+            f"| {found.after:.1f} s | {found.p50:.2f} ms | {found.p999:.2f} ms | {found.worst:.1f} ms | {found.lost} |"
+        )
+    finally:
+        server.stop()
+    return out
+
+
 def blocks_table(folder: Path) -> list[str]:
     """Stalls while a large Corefile is read again."""
     out = ["| server | blocks | ready | new after | p50 | p99.9 | worst | lost |", "|---" * 8 + "|"]
@@ -177,9 +219,10 @@ def blocks_table(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the tables."""
     print("\n".join(host()), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory() as name:
+        print("\n".join(list_table(Path(name))), end="\n\n", flush=True)
         print("\n".join(hosts_table(Path(name))), end="\n\n", flush=True)
         print("\n".join(blocks_table(Path(name))), flush=True)
 
