@@ -19,6 +19,7 @@ from kdns.dns.answer import Answer, Validity, negative
 from kdns.dns.name import MAX_NAME, is_within
 from kdns.dns.rrset import RRset
 from kdns.dns.wire import skip_name
+from kdns.store.node_table import NodeTable
 from kdns.store.zone_node import CUT, REDIRECT, WILDCARD, ZoneNode
 from kdns.store.zone_proofs import Proofs
 
@@ -80,8 +81,8 @@ class Zone:
     def __init__(
         self,
         origin: bytes,
-        nodes: dict[bytes, ZoneNode],
-        hashed: dict[bytes, ZoneNode],
+        nodes: NodeTable,
+        hashed: NodeTable,
         count: int,
         apex: ZoneNode,
         soa: RRset,
@@ -164,6 +165,7 @@ class _Look:
         """Adds what there is of one name; gives the name where it goes on, in lower case."""
         zone = self.zone
         nodes = zone.nodes
+        first = nodes.first
         node = zone.apex
         size = len(zone.origin)
         # From the apex down, the offsets of the labels on the way.
@@ -175,7 +177,8 @@ class _Look:
         for off in reversed(offs):
             if node.flags & REDIRECT:
                 return self._redirect(name, node)
-            below = nodes.get(name[off:] if off else name)
+            key = name[off:] if off else name
+            below = first.get(key) or (nodes.get(key) if nodes.parts else None)
             if below is None:
                 return self._wild(name, node)
             node = below

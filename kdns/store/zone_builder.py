@@ -7,6 +7,7 @@ from typing import final
 
 from kdns.dns import iana
 from kdns.dns.rrset import RRset
+from kdns.store.node_table import NodeTable
 from kdns.store.zone import Zone
 from kdns.store.zone_node import NSEC3, NSEC3PARAM, Bare, ZoneNode, made
 from kdns.store.zone_proofs import MAX_ITERATIONS, Nsec3Proofs, NsecProofs, Proofs
@@ -22,9 +23,12 @@ class ZoneBuilder:
 
     def __init__(self, origin: bytes) -> None:
         self.origin = origin
-        self.nodes: dict[bytes, ZoneNode] = {}
+        self.nodes = NodeTable()
         self.nsec: list[bytes] = []
-        self.hashed: dict[bytes, ZoneNode] = {}
+        self.hashed = NodeTable()
+        self.nsec3: list[bytes] = []  # the hashed labels that belong to the chain that is used
+        self.parameters: RRset | None = None
+        self.head = b""  # what the records of that chain have behind their flags
         self.count = 0
 
     def add(self, bare: Bare) -> None:
@@ -43,13 +47,17 @@ class ZoneBuilder:
                 hashed = True
         if hashed:
             # A hashed name is no name of the zone (RFC 5155, section 7.2.8).
-            self.hashed[name[1 : name[0] + 1]] = node
-        else:
-            self.nodes[name] = node
-
-    def sort_hashed(self) -> None:
-        """Brings NSEC3 records into the order of their hashes, where they were not added in it."""
-        self.hashed = dict(sorted(self.hashed.items()))
+            label = name[1 : name[0] + 1]
+            self.hashed.put(label, node)
+            proof = node.rrset(NSEC3)
+            if self.head and proof is not None and proof.rdatas[0].startswith(self.head, 2):
+                self.nsec3.append(label)
+            return
+        self.nodes.put(name, node)
+        if name == self.origin:
+            self.parameters = node.rrset(NSEC3PARAM)
+            if self.parameters is not None:
+                self.head = _chosen(self.parameters)[2:]
 
     def finish(self) -> Zone:
         """The zone. Raises BadZone."""
@@ -58,34 +66,31 @@ class ZoneBuilder:
         if apex is None or soa is None or len(soa.rdatas) != 1 or len(soa.rdatas[0]) < 22:
             raise BadZone("no SOA at the zone's apex")
         proofs: Proofs | None = None
-        parameters = apex.rrset(NSEC3PARAM)
-        if parameters is not None and self.hashed:
-            proofs = self._nsec3(parameters)
+        if self.parameters is not None and len(self.hashed):
+            proofs = self._nsec3(_chosen(self.parameters))
         elif self.nsec:
             proofs = NsecProofs(self.nsec, self.nodes)
         return Zone(self.origin, self.nodes, self.hashed, self.count, apex, soa, proofs)
 
-    def _nsec3(self, parameters: RRset) -> Proofs:
-        # RFC 5155, section 7.3: a chain whose NSEC3PARAM has flags is not whole. Of several whole ones the first
-        # serves.
-        usable = [data for data in parameters.rdatas if len(data) >= 5 and data[0] == 1 and data[1] == 0]
-        if not usable:
+    def _nsec3(self, chosen: bytes) -> Proofs:
+        if not chosen:
             raise BadZone("no NSEC3PARAM of hash algorithm 1 without flags")
-        chosen = usable[0]
         iterations = chosen[2] << 8 | chosen[3]
         if iterations > MAX_ITERATIONS:
             raise BadZone(
                 f"NSEC3 with {iterations} iterations: resolvers take at most {MAX_ITERATIONS} for secure (RFC 9276)"
             )
-        head = chosen[2:]  # iterations, salt length, salt: as in the NSEC3 records behind their flags
-        hashed = {}
-        for label, node in self.hashed.items():
-            rrset = node.rrset(NSEC3)
-            if rrset is not None and rrset.rdatas[0][2:].startswith(head):
-                hashed[label] = node
-        if not hashed:
+        if not self.nsec3:
             raise BadZone("an NSEC3PARAM that no NSEC3 fits")
-        return Nsec3Proofs(self.origin, chosen[5:], iterations, list(hashed), hashed)
+        return Nsec3Proofs(self.origin, chosen[5:], iterations, self.nsec3, self.hashed)
+
+
+def _chosen(parameters: RRset) -> bytes:
+    """The parameters of the chain that is used; empty where none can be.
+
+    RFC 5155, section 7.3: a chain whose NSEC3PARAM has flags is not whole. Of several whole ones the first serves.
+    """
+    return next((data for data in parameters.rdatas if len(data) >= 5 and data[0] == 1 and data[1] == 0), b"")
 
 
 def zone_of(origin: bytes, names: list[Bare]) -> Zone:

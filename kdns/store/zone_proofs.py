@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from kdns.dns import iana
 from kdns.dns.name import parent
+from kdns.store.node_table import NodeTable
 from kdns.store.zone_node import NSEC3, WILDCARD, ZoneNode, canonical_key
 
 # RFC 9276, section 3.1 asks for none; resolvers take up to 150 (or fewer) for secure. More only costs processor time.
@@ -21,7 +22,9 @@ Proof = Callable[[ZoneNode, int], None]  # takes a node and the type of the reco
 
 
 class Proofs(Protocol):
-    """What a signed zone can prove. Each method hands the records to `give`."""
+    """What a signed zone can prove. Each method hands the records to `give`. `chain` are the names in it, in order."""
+
+    chain: list[bytes]
 
     def exists_without(self, name: bytes, give: Proof) -> None:
         """A name exists and has not the type that was asked."""
@@ -42,7 +45,7 @@ class Proofs(Protocol):
 class NsecProofs:
     """Proofs from NSEC records. `chain` are the owners in canonical order, `nodes` the zone's nodes."""
 
-    def __init__(self, chain: list[bytes], nodes: dict[bytes, ZoneNode]) -> None:
+    def __init__(self, chain: list[bytes], nodes: NodeTable) -> None:
         self.chain = chain
         self.nodes = nodes
 
@@ -70,14 +73,15 @@ class NsecProofs:
 
 
 class Nsec3Proofs:
-    """Proofs from NSEC3 records. `chain` are the hashed labels in order, `hashed` the nodes by hashed label."""
+    """Proofs from NSEC3 records. `chain` are the hashed labels in order, `hashed` the nodes by hashed label, perhaps of
+    other chains, too.
+    """
 
-    def __init__(
-        self, origin: bytes, salt: bytes, iterations: int, chain: list[bytes], hashed: dict[bytes, ZoneNode]
-    ) -> None:
+    def __init__(self, origin: bytes, salt: bytes, iterations: int, chain: list[bytes], hashed: NodeTable) -> None:
         self.origin = origin
         self.salt = salt
         self.iterations = iterations
+        self.head = iterations.to_bytes(2, "big") + bytes((len(salt),)) + salt
         self.chain = chain
         self.hashed = hashed
 
@@ -87,9 +91,11 @@ class Nsec3Proofs:
 
     def _match(self, name: bytes, give: Proof) -> bool:
         node = self.hashed.get(self.label(name))
-        if node is not None:
-            give(node, NSEC3)
-        return node is not None
+        rrset = node.rrset(NSEC3) if node is not None else None
+        if node is None or rrset is None or not rrset.rdatas[0].startswith(self.head, 2):
+            return False
+        give(node, NSEC3)
+        return True
 
     def _cover(self, name: bytes, give: Proof) -> None:
         # The last one covers what is before the first. A name that has a record of its own gets that: a wildcard that

@@ -13,7 +13,7 @@ from kdns.dns import iana, rdata, wire
 from kdns.dns.name import is_within, parent
 from kdns.store.zone import Zone
 from kdns.store.zone_builder import ZoneBuilder
-from kdns.store.zone_node import NSEC3, Bare, ZoneNode, canonical_key
+from kdns.store.zone_node import NSEC3, Bare, canonical_key
 
 MAX_OCTETS: Final = 1 << 30  # of one transfer; ten million records have some 400 MB
 _SLICE: Final = 64  # records between two breaths: a third of a millisecond
@@ -176,7 +176,8 @@ def changed(old: Zone, names: Mapping[bytes, Sets], builder: ZoneBuilder) -> Ite
 
     Yields where others may run.
     """
-    new = sorted([name for name, sets in names.items() if sets], key=canonical_key)
+    come = [name for name, sets in names.items() if sets]
+    new = sorted([name for name in come if not _is_hashed(names[name])], key=canonical_key)
     keys = [canonical_key(name) for name in new]
     place = 0
     for i, (name, node) in enumerate(old.nodes.items()):
@@ -196,19 +197,28 @@ def changed(old: Zone, names: Mapping[bytes, Sets], builder: ZoneBuilder) -> Ite
             builder.put(node)
     for name in new[place:]:
         _place(builder, bare(name, names[name]))
-    hashed = {node.name: node for node in old.hashed.values()}
-    gone = {name for name in names if name in hashed}
-    left: list[ZoneNode] = [node for name, node in hashed.items() if name not in gone]
-    for i, node in enumerate(left):
+    # The hashed ones in the order of their hashes: they are on one level.
+    new = sorted([name for name in come if _is_hashed(names[name])])
+    place = 0
+    for i, node in enumerate(old.hashed.values()):
         if i % _SLICE == _SLICE - 1:
             yield
-        builder.put(node)
-    builder.sort_hashed()
+        while place < len(new) and new[place] <= node.name:
+            builder.add(bare(new[place], names[new[place]]))
+            place += 1
+        if node.name not in names:
+            builder.put(node)
+    for name in new[place:]:
+        builder.add(bare(name, names[name]))
+
+
+def _is_hashed(sets: Sets) -> bool:
+    """Whether records are those of a hashed name: its NSEC3 and signatures."""
+    return NSEC3 in sets
 
 
 def _place(builder: ZoneBuilder, name: Bare) -> None:
-    if not any(rtype == NSEC3 for rtype, _, _ in name[1]):
-        _enclose(builder, name[0])
+    _enclose(builder, name[0])
     builder.add(name)
 
 

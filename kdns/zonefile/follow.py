@@ -17,7 +17,6 @@ from weakref import WeakValueDictionary
 from kdns import log, watchfile
 from kdns.dns.name import to_text
 from kdns.store.zone import Zone
-from kdns.timeslice import emptied
 from kdns.zonefile.history import History, changes_of, released
 from kdns.zonefile.load import BrokenZone, Loaded, read_beside, read_paced
 from kdns.zonefile.reader import MAX_OCTETS, Seen
@@ -95,7 +94,7 @@ class ZoneFile:
         changes = await changes_of(old, loaded.zone)
         if loaded.zone.serial == old.serial and loaded.zone.soa == old.soa and changes is not None and not changes:
             self._saw(loaded.seen)  # touched, not edited
-            await emptied(loaded.zone.nodes)
+            await released(loaded.zone)
             return False
         if loaded.zone.serial == old.serial and not self.by_mtime:
             self._saw(loaded.seen)
@@ -104,7 +103,7 @@ class ZoneFile:
                 f"taken. "
                 "Raise the serial, or say reload_by_mtime"
             )
-            await emptied(loaded.zone.nodes)
+            await released(loaded.zone)
             return False
         if (loaded.zone.serial - old.serial) & 0xFFFFFFFF >= 1 << 31:
             self.log.warning(

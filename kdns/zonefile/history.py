@@ -71,3 +71,9 @@ async def released(zone: Zone) -> None:
     while zone.readers:
         await asyncio.sleep(RELEASE)
     await emptied(zone.nodes, zone.hashed)
+    if zone.proofs is not None:
+        turn = TimeSlice()
+        chain = zone.proofs.chain  # holds the names now
+        while chain:
+            del chain[-100:]
+            await turn.pause()
