@@ -1,8 +1,10 @@
-"""What kdns says of signed zones, judged by a validating resolver that has the zone's key: never bogus, never insecure
-without cause.
+"""What kdns says of signed zones, judged by those that validate and have the zone's key, unbound and delv: never bogus,
+never insecure without cause.
 """
 
 import random
+import re
+import subprocess
 from pathlib import Path
 
 import dns.exception
@@ -102,6 +104,65 @@ def judge(server: Server, folder: Path, keys: Path, paths: dict[str, Path], kind
                 if reply.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN) or not secure:
                     odd.append((name, rtype, dns.rcode.to_text(reply.rcode()), dns.flags.to_text(reply.flags)))
     assert judged == 450 and not odd, f"{len(odd)} of {judged}: {odd[:10]}"
+
+
+DELV = 8  # questions of a zone; each is a process of its own
+
+
+def judge_by_delv(server: Server, folder: Path, keys: Path, paths: dict[str, Path], kind: str) -> None:
+    """Has delv, with the keys of a folder as its anchors, ask a server for names of zones."""
+    delv = peers.find("delv")
+    assert delv
+    found = [
+        re.sub(r"^(\S+) .*DNSKEY (\d+) (\d+) (\d+) (.*)$", r'"\1" static-key \2 \3 \4 "\5";', line)
+        for path in keys.glob("K*.key") for line in path.read_text().splitlines() if " 257 " in line
+    ]  # fmt: skip
+    (folder / "bind.keys").write_text("trust-anchors {\n" + "\n".join(found) + "\n};\n")
+    chance = random.Random(f"delv {kind}")
+    odd = []
+    for zone, path in paths.items():
+        words = [
+            delv,
+            "@127.0.0.1",
+            "-p",
+            str(server.port),
+            "-a",
+            str(folder / "bind.keys"),
+            f"+root={zone}",
+            "+nomtrace",
+        ]
+        every = [(name, rtype) for name in names_of(zone, path, chance) for rtype in TYPES if judges(name, rtype)]
+        for name, rtype in chance.sample(every, DELV):
+            done = subprocess.run([*words, name, rtype], capture_output=True, text=True, timeout=30)
+            secure = "fully validated" in done.stdout or kind in ("optout", "opt-out")
+            if done.returncode or not secure or "broken trust" in done.stdout + done.stderr:
+                odd.append((name, rtype, done.stdout, done.stderr))
+    assert not odd, odd[:5]
+
+
+needs_delv = pytest.mark.skipif(not peers.find("delv"), reason="delv is not installed")
+
+
+@needs_delv
+@needs_bind
+@pytest.mark.parametrize("kind", list(SIGNINGS))
+def test_delv_finds_every_answer_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
+    keys = tmp_path / "keys"
+    paths = {zone: peers.signed(keys, zone, text, *SIGNINGS[kind]) for zone, text in ZONES.items()}
+    lines = "\n ".join(f"file {path} {zone}" for zone, path in paths.items())
+    judge_by_delv(serve(f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n}}\n"), tmp_path, keys, paths, kind)
+
+
+@needs_delv
+@needs_bind
+@pytest.mark.parametrize("kind", ["compact", "nsec"])
+def test_delv_finds_what_dnssec_signs_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
+    plain, keys = unsigned(tmp_path)
+    for zone in plain:
+        peers.keygen(keys, zone)
+    lines = "\n ".join(f"file {path} {zone}" for zone, path in plain.items())
+    signing = f"dnssec {' '.join(plain)} {{\n key directory {keys}\n denial {kind}\n }}"
+    judge_by_delv(serve(f".:{{port}} {{\n bind 127.0.0.1\n {signing}\n {lines}\n}}\n"), tmp_path, keys, plain, kind)
 
 
 @needs_unbound
