@@ -70,6 +70,7 @@ def test_a_question_without_rd_led_everybody_to_the_wrong_name(start: Callable[.
     assert answers(reply) == ["api.example.com. A 192.0.2.1", f"api.example.com{S} CNAME api.example.com."]
 
 
+@pytest.mark.interpreted("a function is replaced")
 def test_a_fault_in_a_walk_is_servfail_and_not_a_reply_that_never_comes(
     start: Callable[..., tuple[Server, Upstream]], monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
