@@ -121,6 +121,13 @@ def coredns(corefile: Path, port: int) -> Server:
     return Server("coredns", "coredns", "-conf", str(corefile), port=port)
 
 
+def renewed(path: Path, text: str, port: int) -> Waited:
+    """What clients see while a file is replaced, and read again."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").rename(path)
+    return watch(port)
+
+
 def hosts_table(folder: Path) -> list[str]:
     """Memory and stalls with a large hosts file."""
     out = ["| server | lines | ready | MiB | MiB after | new after | p50 | p99.9 | worst | lost |", "|---" * 10 + "|"]
@@ -139,9 +146,7 @@ def hosts_table(folder: Path) -> list[str]:
             ready = time.monotonic() - began
             time.sleep(3)
             before = server.resident()
-            (folder / "hosts.new").write_text(lines(LINES, "192.0.2.2 new.org\n"))
-            (folder / "hosts.new").rename(path)
-            found = watch(port)
+            found = renewed(path, lines(LINES, "192.0.2.2 new.org\n"), port)
             out.append(
                 f"| {server.name} | {LINES:,} | {ready:.1f} s | {before:.0f} | {server.resident():.0f} | "
                 f"{found.after:.1f} s "
@@ -181,9 +186,7 @@ def list_table(folder: Path) -> list[str]:
         ready = time.monotonic() - began
         time.sleep(3)
         before = server.resident()
-        (folder / "list.new").write_text(names + "new.org\n")
-        (folder / "list.new").rename(path)
-        found = watch(port)
+        found = renewed(path, names + "new.org\n", port)
         out.append(
             f"| {LINES:,} | {ready:.1f} s | {without:.0f} | {before:.0f} | {server.resident():.0f} "
             f"| {found.after:.1f} s | {found.p50:.2f} ms | {found.p999:.2f} ms | {found.worst:.1f} ms | {found.lost} |"

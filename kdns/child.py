@@ -5,19 +5,23 @@ comes of it.
 import asyncio
 import contextlib
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 _PIECE: Final = 256 << 10  # octets taken from the child before others run
 MAX_COMPLAINT: Final = 4096  # octets of what it says is wrong
 
 
+Feed = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
 class ChildFailed(Exception):
     """It ended with an error, or not within its time; the text is one line."""
 
 
-async def output(module: str, *args: str, given: bytes = b"", timeout: float) -> bytearray:
-    """What the module prints. It reads `given` from its standard input. Raises ChildFailed, also after `timeout`
-    seconds.
+async def output(module: str, *args: str, given: bytes | Feed = b"", timeout: float) -> bytearray:
+    """What the module prints. It reads `given` from its standard input, or what that writes there. Raises ChildFailed,
+    also after `timeout` seconds.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module, *args, stdin=asyncio.subprocess.PIPE,
@@ -29,7 +33,10 @@ async def output(module: str, *args: str, given: bytes = b"", timeout: float) ->
 
     async def feed(stdin: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):  # it has ended, and says why
-            stdin.write(given)
+            if isinstance(given, bytes):
+                stdin.write(given)
+            else:
+                await given(stdin)
             await stdin.drain()
         stdin.close()
 

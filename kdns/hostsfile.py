@@ -28,9 +28,10 @@ from zlib import crc32
 
 import msgspec
 
+from kdns import tables
 from kdns.address import unmapped
 from kdns.dns.errors import BadName
-from kdns.dns.name import MAX_LABEL, MAX_NAME, ROOT, closest, from_text
+from kdns.dns.name import ROOT, closest, from_plain, from_text
 
 # A message holds at most 65,535 octets, and a PTR or A record takes 15: more records than these fit in none.
 MAX_RECORDS: Final = 4_400
@@ -43,7 +44,6 @@ _WILDCARD: Final = b"\x01*"
 _HEAD: Final = Struct("=4sIIII")  # magic, entries counted, slots of names, slots of addresses, octets of entries
 _MAGIC: Final = b"kht1"
 _ENTRY: Final = Struct("=IIBB")  # next entry of the name, of the address; octets of the address, of the name
-_LENGTHS: Final = tuple(bytes((size,)) for size in range(MAX_LABEL + 1))
 
 
 class Request(msgspec.Struct):
@@ -88,14 +88,8 @@ def _address(word: str) -> bytes | None:
 
 def _name(word: str) -> bytes:
     """from_text in lower case, quicker for names without escapes."""
-    if "\\" not in word and word.isascii():
-        labels = word.lower().encode().split(b".")
-        if not labels[-1]:
-            labels.pop()
-        sizes = [len(label) for label in labels]
-        if sizes and 0 not in sizes and max(sizes) <= MAX_LABEL and sum(sizes) + len(sizes) < MAX_NAME:
-            return b"".join([_LENGTHS[len(label)] + label for label in labels]) + ROOT
-    return from_text(word).lower()
+    plain = from_plain(word) if "\\" not in word and word.isascii() else None
+    return from_text(word).lower() if plain is None else plain
 
 
 def lines_of(file: BinaryIO) -> Iterator[str]:
@@ -143,7 +137,7 @@ class Builder:
     def link(self) -> Iterator[None]:
         """Chains the entries of each name and of each address."""
         for names in (True, False):
-            slots, tails = _slots(len(self.places)), _slots(len(self.places))
+            slots, tails = tables.slots(len(self.places)), tables.slots(len(self.places))
             if names:
                 self.names = slots
             elif self.reverse:
@@ -177,11 +171,6 @@ class Builder:
         """The table, in pieces."""
         head = _HEAD.pack(_MAGIC, self.count, len(self.names), len(self.addresses), len(self.entries))
         return [head, self.names.tobytes(), self.addresses.tobytes(), self.entries]
-
-
-def _slots(count: int) -> "array[int]":
-    """An empty hash table of a power of two, at most half full."""
-    return array("I", bytes(4 << max(count * 2, 1).bit_length()))
 
 
 def _is(entries: "bytearray | memoryview[int]", place: int, key: bytes, names: bool) -> bool:
@@ -259,10 +248,7 @@ def _child(path: str) -> int:
     except OSError as error:
         sys.stderr.write(f"{error.strerror or error}\n")
         return 1
-    for _ in builder.link():
-        pass
-    for part in builder.parts():
-        sys.stdout.buffer.write(part)
+    tables.print_table(builder)
     return 0
 
 

@@ -28,9 +28,10 @@ from zlib import crc32
 
 import msgspec
 
+from kdns import tables
 from kdns.dns import iana
 from kdns.dns.errors import BadName
-from kdns.dns.name import MAX_LABEL, MAX_NAME, ROOT, from_text, is_within, labels, to_text
+from kdns.dns.name import MAX_NAME, ROOT, from_plain, from_text, is_within, labels, to_text
 from kdns.zonefile.reader import MasterFile
 
 FORMATS: Final = ("auto", "domains", "hosts", "rpz")
@@ -54,7 +55,6 @@ _BELOW: Final = 1  # the flag: some entries are for names below theirs
 _WIDE: Final = 2  # the flag: entries end with the places of records, of the name itself and of those below
 _ENTRY: Final = 3  # octets before the name: its length, what is done with it, what with those below
 _PLACES: Final = Struct("=II")
-_LENGTHS: Final = tuple(bytes((size,)) for size in range(MAX_LABEL + 1))
 _PLAIN: Final = re.compile(r"[a-z0-9_.-]+")
 # Addresses that hosts files lead unwanted names to; a line with another one is an ordinary hosts entry.
 _SINKS: Final = frozenset(("0.0.0.0", "127.0.0.1", "::", "::1", "0:0:0:0:0:0:0:0", "0:0:0:0:0:0:0:1"))
@@ -106,15 +106,7 @@ class Report(msgspec.Struct):
 def name_of(word: str) -> bytes | None:
     """The lower-cased wire name of a word; None where it is none, or could not be a host's."""
     word = word.lower()
-    if not _PLAIN.fullmatch(word):
-        return None
-    parts = word.encode().split(b".")
-    if not parts[-1]:
-        parts.pop()
-    sizes = [len(part) for part in parts]
-    if not sizes or 0 in sizes or max(sizes) > MAX_LABEL or sum(sizes) + len(sizes) >= MAX_NAME:
-        return None
-    return b"".join([_LENGTHS[len(part)] + part for part in parts]) + ROOT
+    return from_plain(word) if _PLAIN.fullmatch(word) else None
 
 
 @final
@@ -285,7 +277,7 @@ class Builder:
 
     def link(self) -> Iterator[None]:
         """Finds each name's place, and makes one entry of those that stand twice."""
-        slots = self.slots = array("I", bytes(4 << max(len(self.places) * 2, 1).bit_length()))
+        slots = self.slots = tables.slots(len(self.places))
         mask = len(slots) - 1
         entries = self.entries
         for number, place in enumerate(self.places, 1):
@@ -391,9 +383,7 @@ def table(entries: Iterable[tuple[bytes, int, int]]) -> Table:
     builder = Builder(Request("domains", False))
     for name, itself, below in entries:
         builder.add(name, itself, below)
-    for _ in builder.link():
-        pass
-    return Table(b"".join(builder.parts()))
+    return Table(tables.finish(builder))
 
 
 def _lines(data: bytes) -> Iterator[bytes]:
@@ -477,10 +467,7 @@ def _child(path: str) -> int:
         sys.stderr.write(f"{getattr(error, 'strerror', None) or error}\n")
         return 1
     del data
-    for _ in builder.link():
-        pass
-    for part in builder.parts():
-        sys.stdout.buffer.write(part)
+    tables.print_table(builder)
     return 0
 
 

@@ -51,12 +51,9 @@ class GrpcServer(Plugin):
         readers.arguments(directive, 0, 0)
         found: dict[str, int] = {}
         for line in directive.body or ():
-            name = line.name.text
-            if name not in _OPTIONS:
+            if line.name.text not in _OPTIONS:
                 raise readers.unknown(line, _OPTIONS)
-            if name in found:
-                raise readers.fail(line, f"{name} is given twice")
-            found[name] = readers.integer(readers.one(line, "a number"), 0, 1_000_000)
+            readers.count_once(line, found)
         return [ListenerOptions(connections=found.get("max_connections", 0), max_streams=found.get("max_streams", 0))]
 
     def listener(self) -> ListenerOptions:

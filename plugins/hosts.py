@@ -51,7 +51,7 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from kdns import child, faults, log, watchfile
+from kdns import child, faults, log, tables, watchfile
 from kdns.child import ChildFailed
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
@@ -66,7 +66,6 @@ from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.runtime import Runtime
-from kdns.timeslice import TimeSlice
 
 DEFAULT_FILE: Final = "/etc/hosts"
 DEFAULT_TTL: Final = 3600
@@ -192,12 +191,7 @@ class Hosts(Plugin):
             encoded = msgspec.msgpack.encode(given)
             return Table(await child.output("kdns.hostsfile", self.path, given=encoded, timeout=CHILD_TIMEOUT))
         builder = Builder(given)
-        slice_ = TimeSlice()
-        for _ in builder.read(lines_of(io.BytesIO(data))):
-            await slice_.pause()
-        for _ in builder.link():
-            await slice_.pause()
-        return Table(b"".join(builder.parts()))
+        return Table(await tables.in_turns(builder, builder.read(lines_of(io.BytesIO(data)))))
 
     def _use(self, table: Table) -> None:
         self.table = table

@@ -63,13 +63,11 @@ https://.:1443 {
 * `coredns_dns_https_responses_total{server,status}` - answers by HTTP status.
 """
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from kdns.corefile import Directive, ServerBlock, Token
-from kdns.net.proxy import Network
+from kdns.corefile import Directive, ServerBlock
 from kdns.plugin import Plugin, dns_json, readers
 from kdns.plugin.base import ListenerOptions
 
@@ -91,13 +89,14 @@ class Https(Plugin):
         directive = readers.once(directives)
         readers.arguments(directive, 0, 0)
         found: dict[str, object] = {}
+        counts: dict[str, int] = {}
         for line in directive.body or ():
             name = line.name.text
             if name not in _OPTIONS:
                 raise readers.unknown(line, _OPTIONS)
             if name == "trusted_proxies":
                 readers.arguments(line, 1, None, "networks such as 10.0.0.0/8")
-                found["trusted"] = (*found.get("trusted", ()), *(_network(word) for word in line.args))  # type: ignore[misc]
+                found["trusted"] = (*found.get("trusted", ()), *map(readers.strict_network, line.args))  # type: ignore[misc]
             elif name == "json":
                 readers.no_block(line)
                 readers.arguments(line, 0, 0)
@@ -109,19 +108,11 @@ class Https(Plugin):
                         word, f'expected alternatives such as "h3=\\":443\\"; ma=86400", found "{word.text}"'
                     )
                 found[name] = word.text.encode()
-            elif (field := name.removeprefix("max_") if name == "max_connections" else name) in found:
-                raise readers.fail(line, f"{name} is given twice")
             else:
-                found[field] = readers.integer(readers.one(line, "a number"), 0, 1_000_000)
-        return [ListenerOptions(**found)]  # type: ignore[arg-type]
+                readers.count_once(line, counts)
+        connections, streams = counts.get("max_connections", 0), counts.get("max_streams", 0)
+        return [ListenerOptions(connections=connections, max_streams=streams, **found)]  # type: ignore[arg-type]
 
     def listener(self) -> ListenerOptions:
         options: ListenerOptions = self.config
         return options
-
-
-def _network(word: Token) -> Network:
-    try:
-        return ipaddress.ip_network(word.text)
-    except ValueError as error:
-        raise readers.fail(word, f"{error}") from None

@@ -37,11 +37,11 @@ https3://.:1443 {
 * `coredns_dns_https3_responses_total{server,status}` - answers by HTTP status.
 """
 
-import ipaddress
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from kdns.corefile import Directive, ServerBlock
+from kdns.net.proxy import Network
 from kdns.plugin import Plugin, readers
 from kdns.plugin.base import ListenerOptions
 
@@ -57,25 +57,20 @@ class Https3(Plugin):
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[ListenerOptions]:
         directive = readers.once(directives)
         readers.arguments(directive, 0, 0)
-        numbers: dict[str, int] = {}
-        trusted: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        counts: dict[str, int] = {}
+        trusted: list[Network] = []
         for line in directive.body or ():
             name = line.name.text
             if name not in _OPTIONS:
                 raise readers.unknown(line, _OPTIONS)
             if name == "trusted_proxies":
-                for word in readers.arguments(line, 1, None, "networks such as 10.0.0.0/8"):
-                    try:
-                        trusted.append(ipaddress.ip_network(word))
-                    except ValueError as error:
-                        raise readers.fail(line, f"{error}") from None
-            elif name in numbers:
-                raise readers.fail(line, f"{name} is given twice")
+                readers.arguments(line, 1, None, "networks such as 10.0.0.0/8")
+                trusted += [readers.strict_network(word) for word in line.args]
             else:
-                numbers[name] = readers.integer(readers.one(line, "a number"), 0, 1_000_000)
+                readers.count_once(line, counts)
         return [
             ListenerOptions(
-                connections=numbers.get("max_connections", 0), max_streams=numbers.get("max_streams", 0),
+                connections=counts.get("max_connections", 0), max_streams=counts.get("max_streams", 0),
                 trusted=tuple(trusted),
             )
         ]  # fmt: skip

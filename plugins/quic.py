@@ -75,12 +75,9 @@ class Quic(Plugin):
         readers.arguments(directive, 0, 0)
         found: dict[str, int] = {}
         for line in directive.body or ():
-            name = line.name.text
-            if name not in _OPTIONS:
+            if line.name.text not in _OPTIONS:
                 raise readers.unknown(line, _OPTIONS)
-            if name in found:
-                raise readers.fail(line, f"{name} is given twice")
-            found[name] = readers.integer(readers.one(line, "a number"), 1, 1_000_000)
+            readers.count_once(line, found, least=1)
         return [found]
 
     def warnings(self) -> Sequence[str]:

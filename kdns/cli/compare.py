@@ -196,12 +196,7 @@ def _from_file(path: str) -> list[questions.Asked]:
 
 
 def _from_manifests(paths: tuple[str, ...]) -> list[dict[str, Any]]:
-    out = []
-    for path in manifest_file.files_of(paths):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            found, _ = manifest_file.parse(file.read(), path)
-        out += [{**each.mapping, "kind": each.kind} for each in found]
-    return out
+    return [{**each.mapping, "kind": each.kind} for each in manifest_file.objects_of(paths)]
 
 
 async def _from_api(config: ApiConfig) -> list[dict[str, Any]]:

@@ -126,6 +126,12 @@ def files_of(paths: tuple[str, ...]) -> Iterator[str]:
             yield path
 
 
+def objects_of(paths: tuple[str, ...]) -> Iterator[Found]:
+    """The objects of all files that paths come to, for tools. Raises OSError or BrokenManifest."""
+    for path in files_of(paths):
+        yield from parse(files.read_text(path, MAX_FILE), path)[0]
+
+
 _found: Final = msgspec.json.Decoder(Found)
 
 

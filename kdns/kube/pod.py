@@ -30,12 +30,9 @@ async def pod_object(api: ApiConfig | None, paths: tuple[str, ...], namespace: s
 
 
 def _from_files(paths: tuple[str, ...], namespace: str, name: str) -> dict[str, Any] | None:
-    for path in manifest_file.files_of(paths):
-        with open(path, encoding="utf-8") as file:
-            found, _ = manifest_file.parse(file.read(), path)
-        for each in found:
-            if each.kind == "Pod" and _is(each.mapping, namespace, name):
-                return each.mapping
+    for each in manifest_file.objects_of(paths):
+        if each.kind == "Pod" and _is(each.mapping, namespace, name):
+            return each.mapping
     return None
 
 

@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, NoReturn, Protocol, final
+from typing import Final, NoReturn, final
 
 from kdns import files, log
 from kdns.files import Seen
@@ -111,29 +111,11 @@ class TlsFiles:
             ) from None
 
 
-class IdentityFiles(Protocol):
-    """What an identity is read from."""
-
-    @property
-    def certificate(self) -> str:
-        """The file with the certificate."""
-
-    @property
-    def key(self) -> str:
-        """The file with its private key."""
-
-    def state(self) -> tuple[Seen | None, ...]:
-        """What changes when a file changes."""
-
-    def context(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
-        """A server's context, offering these protocols. Raises BadCertificate."""
-
-
 @final
 class Identity:
     """A server's identity as its files have it now. `alpn` are the protocols it offers, the best first."""
 
-    def __init__(self, files: IdentityFiles, alpn: Sequence[str] = ()) -> None:
+    def __init__(self, files: TlsFiles, alpn: Sequence[str] = ()) -> None:
         """Raises BadCertificate."""
         self.files = files
         self.alpn = tuple(alpn)

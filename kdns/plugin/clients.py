@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Final
 
 from kdns.address import unmapped
-from kdns.kube.cluster import Cluster
+from kdns.kube.cluster import Cluster, Watcher
 from kdns.kube.objects import Pod
 from kdns.plugin.outcome import Pending
 
@@ -34,16 +34,30 @@ class Clients:
     def __init__(self, exempt: Sequence[Network] = (), clock: Callable[[], float] = monotonic) -> None:
         self.exempt = tuple(exempt)
         self.clock = clock
+        self.cluster: Cluster | None = None
         self.pods: dict[bytes, Pod | tuple[Pod, ...]] = {}
         self.packed: OrderedDict[str, bytes] = OrderedDict()  # of addresses as text; empty: exempt
         # Addresses that were waited for in vain, and until when that counts.
         self.strangers: OrderedDict[bytes, float] = OrderedDict()
         self.waiting: dict[bytes, Pending] = {}
 
+    def attach(self, cluster: Cluster, watcher: Watcher) -> None:
+        """Looks into this cluster from now on; the watcher hears of it, and of no other."""
+        self.detach(watcher)
+        self.cluster = cluster
+        cluster.watchers.append(watcher)
+        self.follow(cluster)
+
     def follow(self, cluster: Cluster) -> None:
         """Looks into this cluster from now on."""
         self.pods = cluster.pod_ips
         self.strangers.clear()
+
+    def detach(self, watcher: Watcher) -> None:
+        """The watcher hears of no cluster any more."""
+        if self.cluster is not None and watcher in self.cluster.watchers:
+            self.cluster.watchers.remove(watcher)
+        self.cluster = None
 
     def namespace(self, host: str) -> str | None:
         """The namespace of a client, NOBODY or EXEMPT; None: it is not known yet, and worth to be waited for."""

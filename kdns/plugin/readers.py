@@ -194,6 +194,22 @@ def network(word: Token) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         raise fail(word, f'expected an address or a network, found "{word.text}"') from None
 
 
+def strict_network(word: Token) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """An address, or a network with nothing behind its prefix."""
+    try:
+        return ipaddress.ip_network(word.text)
+    except ValueError as error:
+        raise fail(word, f"{error}") from None
+
+
+def count_once(line: Line, found: dict[str, int], least: int = 0) -> None:
+    """Adds a line's only argument, a number of at most a million, to what was found, by the line's name."""
+    name = line.name.text
+    if name in found:
+        raise fail(line, f"{name} is given twice")
+    found[name] = integer(one(line, "a number"), least, 1_000_000)
+
+
 def ip_port(word: Token, default: int) -> tuple[str, int]:
     """A word `IP[:PORT]` as address and port."""
     host, port = host_port(word, default)

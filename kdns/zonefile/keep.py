@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import IO, Any, Final
 
-from kdns import files
+from kdns import child, files
+from kdns.child import ChildFailed
 from kdns.dns.name import to_text
 from kdns.dns.rrset import RRset
 from kdns.store.zone import Zone
@@ -59,7 +60,10 @@ async def keep(path: str, zone: Zone) -> None:
     zone.readers += 1  # it is not taken apart meanwhile
     try:
         if zone.count > HERE:
-            await asyncio.wait_for(_keep_beside(path, zone), WRITING)
+            try:
+                await child.output("kdns.zonefile.keep", path, given=partial(_feed, zone), timeout=WRITING)
+            except ChildFailed as error:
+                raise OSError(str(error)) from None
             return
         turn = TimeSlice()
         parts = []
@@ -88,40 +92,18 @@ def _sealed(parts: Iterable[bytes]) -> Iterator[bytes]:
     yield _SEAL + digest.hexdigest().encode() + b"\n"
 
 
-async def _keep_beside(path: str, zone: Zone) -> None:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "kdns.zonefile.keep", path, stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert child.stderr is not None
-    try:
-        with contextlib.suppress(ConnectionError):  # it has ended, and says why
-            await _feed(child, zone)
-        said = (await child.stderr.read(4096)).decode(errors="replace").strip()
-        if await child.wait():
-            raise OSError(said.splitlines()[-1] if said else "the process that wrote it has died")
-    finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
-
-
-async def _feed(child: asyncio.subprocess.Process, zone: Zone) -> None:
-    assert child.stdin is not None
+async def _feed(zone: Zone, stdin: asyncio.StreamWriter) -> None:
     turn = TimeSlice()
     piece: list[tuple[Any, ...]] = []
     for rrset in zone.rrsets():
         piece.append(tuple(rrset))
         if len(piece) >= PIECE:
-            child.stdin.write(_packed(piece))
+            stdin.write(_packed(piece))
             piece = []
-            await child.stdin.drain()
+            await stdin.drain()
             await turn.pause()
     # An empty piece is the end: without it we have died on the way, and nothing is written.
-    child.stdin.write(_packed(piece) + _packed([]) if piece else _packed([]))
-    await child.stdin.drain()
-    child.stdin.close()
+    stdin.write(_packed(piece) + _packed([]) if piece else _packed([]))
 
 
 def _packed(piece: list[tuple[Any, ...]]) -> bytes:

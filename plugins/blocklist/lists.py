@@ -7,17 +7,15 @@ from typing import Final
 
 import msgspec
 
-from kdns import child, faults, log, namelist, watchfile
+from kdns import child, faults, log, namelist, tables, watchfile
 from kdns.child import ChildFailed
 from kdns.metrics import MAX, Counter, Gauge
 from kdns.namelist import BadList, Builder, Hit, Request, Table
 from kdns.plugins.blocklist.config import Config, File
 from kdns.printable import printable
-from kdns.timeslice import TimeSlice
 
-INLINE: Final = (
-    256 << 10
-)  # octets: some 10,000 lines, which take 50 ms in turns; a child process costs as much to begin
+# Octets: some 10,000 lines, which take 50 ms in turns; a child process costs as much to begin.
+INLINE: Final = 256 << 10
 CHILD_TIMEOUT: Final = 120.0  # seconds; one million lines take ten
 COREFILE: Final = "Corefile"  # the list of names that stand in it
 _WILD: Final = b"\1*"
@@ -151,12 +149,7 @@ class Lists:
             made = await child.output("kdns.namelist", path, given=encoded, timeout=CHILD_TIMEOUT)
             return Table(made)
         builder = Builder(given)
-        slice_ = TimeSlice()
-        for _ in builder.read(data):
-            await slice_.pause()
-        for _ in builder.link():
-            await slice_.pause()
-        return Table(b"".join(builder.parts()))
+        return Table(await tables.in_turns(builder, builder.read(data)))
 
 
 def _problem(change: watchfile.Change) -> str:

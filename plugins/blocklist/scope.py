@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from kdns.corefile import CorefileError
-from kdns.kube.cluster import Cluster, ServiceState
+from kdns.kube.cluster import ServiceState
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.clients import EXEMPT, NOBODY, Clients
 from kdns.plugin.outcome import Pending
@@ -22,7 +22,6 @@ class Scope:
         self.config = config
         self.clients = Clients()
         self.source: ServesCluster | None = None
-        self.cluster: Cluster | None = None
 
     def wire(self, block: BlockInfo) -> None:
         """Finds the cluster. Raises CorefileError."""
@@ -38,7 +37,7 @@ class Scope:
     def audience(self, client: tuple[Any, ...]) -> int:
         """Whether the list is for a client, as a number."""
         source = self.source
-        if source is not None and source.cluster is not self.cluster:
+        if source is not None and source.cluster is not self.clients.cluster:
             self.attach()
         namespace = self.clients.namespace(client[0])
         return WAITS if namespace is None else self._verdict(namespace)
@@ -61,18 +60,12 @@ class Scope:
 
     def attach(self) -> None:
         """Follows the cluster that is served now."""
-        if self.source is None:
-            return
-        self.detach()
-        self.cluster = self.source.cluster
-        self.cluster.watchers.append(self)
-        self.clients.follow(self.cluster)
+        if self.source is not None:
+            self.clients.attach(self.source.cluster, self)
 
     def detach(self) -> None:
         """Follows it no more."""
-        if self.cluster is not None and self in self.cluster.watchers:
-            self.cluster.watchers.remove(self)
-        self.cluster = None
+        self.clients.detach(self)
 
     # A watcher of the cluster.
 

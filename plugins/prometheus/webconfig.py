@@ -16,7 +16,6 @@ import yaml
 
 from kdns import files
 from kdns.corefile import CorefileError
-from kdns.files import Seen
 from kdns.net.certificates import MINIMUM, Identity, TlsFiles
 from kdns.plugins.prometheus.users import Users
 
@@ -60,28 +59,16 @@ class WebConfig:
     users: Users | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Tls:
+@dataclass(frozen=True)
+class _Tls(TlsFiles):
     """An identity's files, and what only this file can say of TLS. `suites` are OpenSSL's names of those before 1.3."""
 
-    files: TlsFiles
-    maximum: ssl.TLSVersion
-    suites: tuple[str, ...]
-    ours_first: bool
-
-    @property
-    def certificate(self) -> str:
-        return self.files.certificate
-
-    @property
-    def key(self) -> str:
-        return self.files.key
-
-    def state(self) -> tuple[Seen | None, ...]:
-        return self.files.state()
+    maximum: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED
+    suites: tuple[str, ...] = ()
+    ours_first: bool = True
 
     def context(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
-        made = self.files.context(alpn)
+        made = super().context(alpn)
         made.maximum_version = self.maximum
         if self.suites:
             made.set_ciphers(":".join(self.suites))
@@ -137,13 +124,15 @@ def _tls(found: dict[str, Any], folder: str) -> _Tls:
         raise ValueError("client_ca_file needs a client_auth_type that verifies (RequireAndVerifyClientCert)")
     if "client_ca_file" not in paths and clients != ssl.CERT_NONE:
         raise ValueError("client_auth_type needs client_ca_file")
-    minimum = _choice(values, "min_version", _VERSIONS, MINIMUM)
-    identity = TlsFiles(paths["cert_file"], paths["key_file"], paths.get("client_ca_file", ""), clients, minimum)
     return _Tls(
-        identity,
-        _choice(values, "max_version", _VERSIONS, ssl.TLSVersion.MAXIMUM_SUPPORTED),
-        _suites(found.get("cipher_suites") or []),
-        bool(found.get("prefer_server_cipher_suites", True)),
+        certificate=paths["cert_file"],
+        key=paths["key_file"],
+        authority=paths.get("client_ca_file", ""),
+        clients=clients,
+        minimum=_choice(values, "min_version", _VERSIONS, MINIMUM),
+        maximum=_choice(values, "max_version", _VERSIONS, ssl.TLSVersion.MAXIMUM_SUPPORTED),
+        suites=_suites(found.get("cipher_suites") or []),
+        ours_first=bool(found.get("prefer_server_cipher_suites", True)),
     )
 
 

@@ -18,7 +18,7 @@ from kdns.corefile import CorefileError, Directive, ServerBlock
 from kdns.dns import edns, iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import offsets, to_text
-from kdns.kube.cluster import Cluster, ServiceState
+from kdns.kube.cluster import ServiceState
 from kdns.kube.objects import Pod
 from kdns.metrics import Counter
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, then
@@ -76,7 +76,6 @@ class Tenants(Plugin):
         self.config: Config = config
         self.source: ServesCluster | None = None
         self.namers: list[NamesNamespaces] = []
-        self.cluster: Cluster | None = None
         self.clients = Clients(config.exempt)
         self.state: Visibility | None = None
         self.views: dict[str | None, View] = {}
@@ -124,8 +123,7 @@ class Tenants(Plugin):
         self._attach()
 
     async def stop(self) -> None:
-        if self.cluster is not None and self in self.cluster.watchers:
-            self.cluster.watchers.remove(self)
+        self.clients.detach(self)
         self.source = None
         self.namers = []
         self._forget()
@@ -136,7 +134,7 @@ class Tenants(Plugin):
         """The number of what a client sees."""
         # Asked for every query, so the usual case, a Pod that is known, is written out here.
         source, clients = self.source, self.clients
-        if source is not None and source.cluster is self.cluster:
+        if source is not None and source.cluster is clients.cluster:
             packed = clients.packed.get(client[0])
             pod = clients.pods.get(packed) if packed is not None else None
             if type(pod) is Pod and not pod.host:
@@ -148,7 +146,7 @@ class Tenants(Plugin):
     def view(self, host: str) -> View:
         """What a client sees."""
         source = self.source
-        if source is not None and source.cluster is not self.cluster:
+        if source is not None and source.cluster is not self.clients.cluster:
             self._attach()
         return self._of(self.clients.namespace(host))
 
@@ -157,9 +155,9 @@ class Tenants(Plugin):
         return self._made(namespace) if found is None else found
 
     def _made(self, namespace: str | None) -> View:
-        assert self.cluster is not None
+        assert self.clients.cluster is not None
         if self.state is None:
-            self.state = Visibility(self.config, self.cluster)
+            self.state = Visibility(self.config, self.clients.cluster)
         seen: frozenset[str] | None
         if namespace == EXEMPT:
             seen = None
@@ -187,11 +185,7 @@ class Tenants(Plugin):
         """Follows the cluster that is served now."""
         if self.source is None:
             return
-        if self.cluster is not None and self in self.cluster.watchers:
-            self.cluster.watchers.remove(self)
-        self.cluster = self.source.cluster
-        self.cluster.watchers.append(self)
-        self.clients.follow(self.cluster)
+        self.clients.attach(self.source.cluster, self)
         self._forget()
         self._look_around()
 
@@ -202,7 +196,7 @@ class Tenants(Plugin):
 
     def _look_around(self) -> None:
         """Says what is odd, once there is something to look at."""
-        cluster = self.cluster
+        cluster = self.clients.cluster
         if cluster is None or not cluster.synced or self.warned:
             return
         self.warned = True

@@ -147,32 +147,24 @@ needs_delv = pytest.mark.skipif(not peers.find("delv"), reason="delv is not inst
 @needs_bind
 @pytest.mark.parametrize("kind", list(SIGNINGS))
 def test_delv_finds_every_answer_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
-    keys = tmp_path / "keys"
-    paths = {zone: peers.signed(keys, zone, text, *SIGNINGS[kind]) for zone, text in ZONES.items()}
-    lines = "\n ".join(f"file {path} {zone}" for zone, path in paths.items())
-    judge_by_delv(serve(f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n}}\n"), tmp_path, keys, paths, kind)
+    server, keys, paths = with_signed_files(serve, tmp_path, kind)
+    judge_by_delv(server, tmp_path, keys, paths, kind)
 
 
 @needs_delv
 @needs_bind
 @pytest.mark.parametrize("kind", ["compact", "nsec"])
 def test_delv_finds_what_dnssec_signs_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
-    plain, keys = unsigned(tmp_path)
-    for zone in plain:
-        peers.keygen(keys, zone)
-    lines = "\n ".join(f"file {path} {zone}" for zone, path in plain.items())
-    signing = f"dnssec {' '.join(plain)} {{\n key directory {keys}\n denial {kind}\n }}"
-    judge_by_delv(serve(f".:{{port}} {{\n bind 127.0.0.1\n {signing}\n {lines}\n}}\n"), tmp_path, keys, plain, kind)
+    server, keys, plain = signing_itself(serve, tmp_path, kind, "ECDSAP256SHA256")
+    judge_by_delv(server, tmp_path, keys, plain, kind)
 
 
 @needs_unbound
 @needs_bind
 @pytest.mark.parametrize("kind", list(SIGNINGS))
 def test_a_validating_resolver_finds_every_answer_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
-    keys = tmp_path / "keys"
-    paths = {zone: peers.signed(keys, zone, text, *SIGNINGS[kind]) for zone, text in ZONES.items()}
-    lines = "\n ".join(f"file {path} {zone}" for zone, path in paths.items())
-    judge(serve(f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n}}\n"), tmp_path, keys, paths, kind)
+    server, keys, paths = with_signed_files(serve, tmp_path, kind)
+    judge(server, tmp_path, keys, paths, kind)
 
 
 @needs_unbound
@@ -197,13 +189,26 @@ def test_what_sign_has_signed_is_secure(serve: Serve, tmp_path: Path, kind: str)
 @pytest.mark.parametrize("algorithm", ["ECDSAP256SHA256", "ED25519", "RSASHA256"])
 @pytest.mark.parametrize("kind", ["compact", "nsec"])
 def test_what_dnssec_signs_while_it_is_given_is_secure(serve: Serve, tmp_path: Path, kind: str, algorithm: str) -> None:
-    plain, keys = unsigned(tmp_path)
+    server, keys, plain = signing_itself(serve, tmp_path, kind, algorithm)
+    judge(server, tmp_path, keys, plain, kind)
+
+
+def with_signed_files(serve: Serve, folder: Path, kind: str) -> tuple[Server, Path, dict[str, Path]]:
+    """A server of zones that were signed before, their keys' folder, and their files."""
+    keys = folder / "keys"
+    paths = {zone: peers.signed(keys, zone, text, *SIGNINGS[kind]) for zone, text in ZONES.items()}
+    lines = "\n ".join(f"file {path} {zone}" for zone, path in paths.items())
+    return serve(f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n}}\n"), keys, paths
+
+
+def signing_itself(serve: Serve, folder: Path, kind: str, algorithm: str) -> tuple[Server, Path, dict[str, Path]]:
+    """A server that signs what it says of zones, their keys' folder, and their files."""
+    plain, keys = unsigned(folder)
     for zone in plain:
         peers.keygen(keys, zone, algorithm)
     lines = "\n ".join(f"file {path} {zone}" for zone, path in plain.items())
     signing = f"dnssec {' '.join(plain)} {{\n key directory {keys}\n denial {kind}\n }}"
-    server = serve(f".:{{port}} {{\n bind 127.0.0.1\n {signing}\n {lines}\n}}\n")
-    judge(server, tmp_path, keys, plain, kind)
+    return serve(f".:{{port}} {{\n bind 127.0.0.1\n {signing}\n {lines}\n}}\n"), keys, plain
 
 
 def unsigned(folder: Path) -> tuple[dict[str, Path], Path]:
