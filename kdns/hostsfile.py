@@ -39,6 +39,8 @@ MAX_RECORDS: Final = 4_400
 MAX_NAMES: Final = 2_000
 MAX_FILE: Final = 128 << 20  # octets; block lists have some 5 MB, one million names some 30
 STEP: Final = 100  # lines read, or entries linked, before others may run: half a millisecond
+# Octets of a line. Ten thousand names have room; a file without a line's end would be held whole.
+MAX_LINE: Final = 1 << 20
 _PIECE: Final = 64 << 10  # octets of a file cut into lines at once
 _WILDCARD: Final = b"\x01*"
 _HEAD: Final = Struct("=4sIIII")  # magic, entries counted, slots of names, slots of addresses, octets of entries
@@ -93,14 +95,20 @@ def _name(word: str) -> bytes:
 
 
 def lines_of(file: BinaryIO) -> Iterator[str]:
-    """The lines of an open file, which is never held as a whole; octets that are no UTF-8 are replaced."""
-    rest = b""
+    """The lines of an open file, which is never held as a whole; octets that are no UTF-8 are replaced, and what
+    follows the first MAX_LINE octets of a line is passed over.
+    """
+    rest: list[bytes] = []  # of a line whose end is still to come; joined once, however long it is
+    size = 0
     while piece := file.read(_PIECE):
-        whole, newline, rest_of = (rest + piece).rpartition(b"\n")
-        rest = rest_of
+        whole, newline, beginning = piece.rpartition(b"\n")
         if newline:
-            yield from whole.decode(errors="replace").splitlines()
-    yield from rest.decode(errors="replace").splitlines()
+            yield from b"".join((*rest, whole)).decode(errors="replace").splitlines()
+            rest, size = [beginning], len(beginning)
+        elif size < MAX_LINE:
+            rest.append(piece)
+            size += len(piece)
+    yield from b"".join(rest).decode(errors="replace").splitlines()
 
 
 @final

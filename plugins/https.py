@@ -65,9 +65,11 @@ https://.:1443 {
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Final
 
 from kdns.corefile import Directive, ServerBlock
+from kdns.net.http_options import HttpOptions
 from kdns.plugin import Plugin, dns_json, readers
 from kdns.plugin.base import ListenerOptions
 
@@ -88,7 +90,7 @@ class Https(Plugin):
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[ListenerOptions]:
         directive = readers.once(directives)
         readers.arguments(directive, 0, 0)
-        found: dict[str, object] = {}
+        http = HttpOptions()
         counts: dict[str, int] = {}
         for line in directive.body or ():
             name = line.name.text
@@ -96,22 +98,22 @@ class Https(Plugin):
                 raise readers.unknown(line, _OPTIONS)
             if name == "trusted_proxies":
                 readers.arguments(line, 1, None, "networks such as 10.0.0.0/8")
-                found["trusted"] = (*found.get("trusted", ()), *map(readers.strict_network, line.args))  # type: ignore[misc]
+                http = replace(http, trusted=(*http.trusted, *map(readers.strict_network, line.args)))
             elif name == "json":
                 readers.no_block(line)
                 readers.arguments(line, 0, 0)
-                found[name] = dns_json
+                http = replace(http, json=dns_json)
             elif name == "alt_svc":
                 word = readers.one(line, 'alternatives such as "h3=\\":443\\"; ma=86400"')
                 if not _ALT_SVC.fullmatch(word.text) or len(word.text) > MAX_ALT_SVC:
                     raise readers.fail(
                         word, f'expected alternatives such as "h3=\\":443\\"; ma=86400", found "{word.text}"'
                     )
-                found[name] = word.text.encode()
+                http = replace(http, alt_svc=word.text.encode())
             else:
                 readers.count_once(line, counts)
         connections, streams = counts.get("max_connections", 0), counts.get("max_streams", 0)
-        return [ListenerOptions(connections=connections, max_streams=streams, **found)]  # type: ignore[arg-type]
+        return [ListenerOptions(connections=connections, max_streams=streams, http=http)]
 
     def listener(self) -> ListenerOptions:
         options: ListenerOptions = self.config

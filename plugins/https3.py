@@ -41,6 +41,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from kdns.corefile import Directive, ServerBlock
+from kdns.net.http_options import HttpOptions
 from kdns.net.proxy import Network
 from kdns.plugin import Plugin, readers
 from kdns.plugin.base import ListenerOptions
@@ -70,10 +71,11 @@ class Https3(Plugin):
                 readers.count_once(line, counts)
         return [
             ListenerOptions(
-                connections=counts.get("max_connections", 0), max_streams=counts.get("max_streams", 0),
-                trusted=tuple(trusted),
+                connections=counts.get("max_connections", 0),
+                max_streams=counts.get("max_streams", 0),
+                http=HttpOptions(tuple(trusted)),
             )
-        ]  # fmt: skip
+        ]
 
     def listener(self) -> ListenerOptions:
         options: ListenerOptions = self.config

@@ -14,25 +14,26 @@ from kdns.server.pending import MAX_PENDING
 def of_listener(instance: Instance, group: Group) -> list[str]:
     """A line for each limit of a listener."""
     dispatcher = instance.dispatchers[group]
-    every = dispatcher.connections or most_connections()
-    of_client = min(dispatcher.client_connections or max(every // CLIENT_SHARE, 1), every)
-    read, idle = dispatcher.read or FIRST_READ, dispatcher.idle or IDLE
+    asked = dispatcher.settings
+    every = asked.connections or most_connections()
+    of_client = min(asked.client_connections or max(every // CLIENT_SHARE, 1), every)
+    read, idle = asked.read or FIRST_READ, asked.idle or IDLE
     out = [
         f"connections: {every}, of one client {of_client}; the first query within {read:g}s, others within {idle:g}s"
     ]
-    if dispatcher.max_queries > 0:
-        out[0] += f", {dispatcher.max_queries} queries on each"
+    if asked.max_queries > 0:
+        out[0] += f", {asked.max_queries} queries on each"
     if group.scheme in ("https", "grpc", "quic"):
-        out.append(f"requests at a time on a connection with streams: {dispatcher.max_streams or MAX_STREAMS}")
-    if dispatcher.tls is not None:
-        out.append(f"certificate: {dispatcher.tls.certificate}, {dispatcher.tls.minimum.name.replace('v', ' ', 1)}+")
+        out.append(f"requests at a time on a connection with streams: {asked.max_streams or MAX_STREAMS}")
+    if asked.tls is not None:
+        out.append(f"certificate: {asked.tls.certificate}, {asked.tls.minimum.name.replace('v', ' ', 1)}+")
     out.append(f"queries that wait for an upstream: {MAX_PENDING}, of one client {dispatcher.waiting.most_of_client}")
     if group.scheme == "dns":
-        late = udp.LATE if dispatcher.shed is None else dispatcher.shed.age
+        late = udp.LATE if asked.shed is None else asked.shed.age
         out.append(f"queries over UDP are dropped under overload once they have waited for {late:g}s")
-    if dispatcher.proxy is not None:
-        trusted = " ".join(str(each) for each in dispatcher.proxy.trusted) or "everybody"
-        out.append(f"PROXY headers are believed from: {trusted}; of others: {dispatcher.proxy.others}")
+    if asked.proxy is not None:
+        trusted = " ".join(str(each) for each in asked.proxy.trusted) or "everybody"
+        out.append(f"PROXY headers are believed from: {trusted}; of others: {asked.proxy.others}")
     return [*out, *_told(instance, group)]
 
 

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Iterator
 from functools import partial
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
@@ -16,6 +15,7 @@ from kdns.dns.freshness import lifetime
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
 from kdns.net.http2 import Exchange
+from kdns.net.http_options import HttpOptions, JsonForm
 from kdns.net.web import MAX_MESSAGE, Fields
 from kdns.timeslice import TimeSlice
 
@@ -39,27 +39,13 @@ OVER_HTTP3 = Counter(
 )
 
 
-class JsonForm(Protocol):
-    """How queries are asked and replies are given in JSON."""
-
-    def query(self, parameters: bytes) -> bytes:
-        """The query that a URL's parameters ask for. Raises ValueError with a text for the client."""
-
-    def pieces(self, reply: bytes) -> Iterator[str]:
-        """A reply as JSON, piece by piece. Raises FormatError."""
-
-    def refusal(self, text: str) -> bytes:
-        """The body that says what is wrong with a request."""
-
-
 class Listener(Protocol):
     """What is asked of a connection's listener."""
 
     handler: Handler
     label: str
     local: Address
-    alt_svc: bytes
-    json: JsonForm | None
+    http: HttpOptions
     tasks: set[asyncio.Task[None]]
 
 
@@ -80,8 +66,8 @@ class Connection(Protocol):
 def serve(connection: Connection, exchange: Exchange) -> None:
     """Answers a request, now or when the answer is there."""
     listener = connection.listener
-    if listener.json is not None and (kind := _json_kind(exchange)):
-        _serve_json(connection, exchange, listener.json, kind)
+    if listener.http.json is not None and (kind := _json_kind(exchange)):
+        _serve_json(connection, exchange, listener.http.json, kind)
         return
     status, query = understand(exchange)
     if status != 200:
@@ -209,6 +195,6 @@ def _refuse(connection: Connection, exchange: Exchange, status: int, allow: byte
 def _respond(connection: Connection, exchange: Exchange, status: int, fields: Fields, body: bytes) -> None:
     listener = connection.listener
     (OVER_HTTP3 if listener.label.startswith("https3:") else RESPONSES).slot(listener.label, str(status))[0] += 1
-    if listener.alt_svc:
-        fields.append((b"alt-svc", listener.alt_svc))  # RFC 7838, section 3
+    if listener.http.alt_svc:
+        fields.append((b"alt-svc", listener.http.alt_svc))  # RFC 7838, section 3
     connection.respond(exchange, status, fields, body)

@@ -134,7 +134,7 @@ class Http3:
 
     def client(self, exchange: Exchange) -> Address:
         """The client: the peer, or the address that a trusted proxy names."""
-        return named(exchange, self.connection.client(), self.listener.trusted)
+        return named(exchange, self.connection.client(), self.listener.http.trusted)
 
     def respond(self, exchange: Exchange, status: int, fields: Fields, body: bytes) -> None:
         """Answers a request. Called in the turn that asked, or later."""

@@ -11,14 +11,15 @@ import asyncio
 import resource
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler
 from kdns.net.certificates import Identity
 from kdns.net.connection import LOOP_SECONDS
-from kdns.net.proxy import Network, ProxyConnection, ProxyGate
+from kdns.net.http_options import HttpOptions
+from kdns.net.proxy import ProxyConnection, ProxyGate
 from kdns.net.shares import Shares
 from kdns.net.tcp_connection import TcpConnection
 from kdns.net.tls import TlsConnection, TlsGate
@@ -92,12 +93,8 @@ class TcpListener:
         self.sock = sock
         self.tls = tls
         self.proxy: ProxyGate | None = None
-        # Where HTTP is spoken: proxies whose X-Forwarded-For counts, where else the same is served (Alt-Svc, RFC 7838),
-        # a net.doh.JsonForm where queries may be asked in JSON, and answers that are being made.
-        self.trusted: Sequence[Network] = ()
-        self.alt_svc = b""
-        self.json: Any = None
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.http = HttpOptions()
+        self.tasks: set[asyncio.Task[None]] = set()  # where HTTP is spoken: answers that are being made
         self.max_streams = 0  # requests at a time of a connection that has several; 0: what its protocol's listener has
         self.handler = handler
         self.defaults = (first_read, idle, max_connections or most_connections())

@@ -150,7 +150,7 @@ class WebConnection(BatchConnection):
 
     def client(self, exchange: Exchange) -> Address:
         """The client: the peer, or the address that a trusted proxy names."""
-        return named(exchange, self.peer, self.listener.trusted)
+        return named(exchange, self.peer, self.listener.http.trusted)
 
     def respond(self, exchange: Exchange, status: int, fields: Fields, body: bytes, trailers: bytes = b"") -> None:
         """Answers a request. Called in the turn that asked, or later."""

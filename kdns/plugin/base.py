@@ -10,17 +10,17 @@ An exception in any hook is SERVFAIL for that query, a line in the log and a cou
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 
 from kdns.dns.answer import Answer
+from kdns.net.http_options import HttpOptions
 from kdns.plugin.outcome import Outcome
 
 if TYPE_CHECKING:
     from kdns.corefile import Directive, ServerBlock
     from kdns.net.certificates import TlsFiles
-    from kdns.net.doh import JsonForm
-    from kdns.net.proxy import Network, ProxyPolicy
+    from kdns.net.proxy import ProxyPolicy
     from kdns.net.udp import Shedding
     from kdns.plugin.request import Request
     from kdns.plugin.runtime import Runtime
@@ -86,10 +86,9 @@ class ListenerOptions:
     `exempt` says of a client's address, as text, whether the limits of each client are not for it. `gate` makes, from
     the listener's label, what judges each query before anything else. `tls`: the certificate of encrypted listeners.
     `audience`: which clients' replies must not be given to others (see `Request.audience`).
-    `max_streams`: requests at a time of a connection to https:// and grpc:// (0: not set); `trusted`: the proxies whose
-    X-Forwarded-For counts there. `proxy`: whose PROXY headers are believed. `cookies` makes, from the listener's label,
-    what makes DNS cookies. `shed`: from which age on waiting queries are dropped under overload.
-    `alt_svc`: the field of that name in answers of https:// (RFC 7838); `json`: how queries are asked in JSON there.
+    `max_streams`: requests at a time of a connection to https:// and grpc:// (0: not set). `proxy`: whose PROXY headers
+    are believed. `cookies` makes, from the listener's label, what makes DNS cookies. `shed`: from which age on waiting
+    queries are dropped under overload. `http`: what only listeners that speak HTTP have.
     """
 
     any_class: bool = False
@@ -107,12 +106,10 @@ class ListenerOptions:
     tls: TlsFiles | None = None
     proxy: ProxyPolicy | None = None
     max_streams: int = 0
-    trusted: tuple[Network, ...] = ()
     cookies: Callable[[str], ServerCookies] | None = None
     audience: Audience | None = None
     shed: Shedding | None = None
-    alt_svc: bytes = b""
-    json: JsonForm | None = None
+    http: HttpOptions = field(default_factory=HttpOptions)
 
 
 class Plugin:

@@ -35,7 +35,6 @@ class Server(Protocol):
     """The listener's dispatcher, as far as requests use it. `label` is the metrics' `server` label."""
 
     label: str
-    audiences: tuple[Audience, ...]
 
     def route(self, request: Request) -> Outcome | Pending:
         """Takes a child request through the block that its question belongs to."""
@@ -45,6 +44,9 @@ class Server(Protocol):
 
     def failed(self, request: Request, error: BaseException) -> RcodeOnly:
         """Counts and logs an exception in a plugin; returns the SERVFAIL that the query gets."""
+
+    def tells_apart(self, audience: Audience) -> bool:
+        """Whether the reply cache keeps the audiences apart that this gives."""
 
     def detach(self, awaitable: Any) -> None:
         """Lets bounded work outlive the reply."""
@@ -132,7 +134,7 @@ class Request:
         """The audience that the client is of. Where the listener knows of it, the reply cache keeps audiences apart,
         and nothing is noted; else the reply is this client's own.
         """
-        if of not in self.server.audiences:
+        if not self.server.tells_apart(of):
             self.root.personal = True
         return of(self._client)
 

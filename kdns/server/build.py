@@ -131,9 +131,10 @@ class Instance:
         for group, dispatcher in self.dispatchers.items():
             dispatcher.ready()
             alpn = SCHEMES[group.scheme].alpn
-            if alpn and dispatcher.tls is not None:
+            files = dispatcher.settings.tls
+            if alpn and files is not None:
                 try:
-                    dispatcher.identity = Identity(dispatcher.tls, alpn)
+                    dispatcher.identity = Identity(files, alpn)
                 except BadCertificate as error:
                     raise CorefileError(None, f"tls: {error}") from None
 

@@ -3,16 +3,14 @@
     datagram -> the reply cache: one look-up answers what may be repeated      (server.replycache)
              -> accept checks, question, EDNS; the longest zone -> its block   (server.accept, dns.query)
              -> the block's chain of plugins -> outcome, observed              (server.chain)
-             -> reply: header, question as asked, body, OPT; truncated to fit  (dns.reply)
+             -> reply: header, question as asked, body, OPT; truncated to fit  (server.packing)
 
 What needs no I/O is answered in the same call. What does waits in a bounded table (server.pending).
 """
 
 import asyncio
 import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from random import random
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, final
 
@@ -21,32 +19,24 @@ from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
 from kdns.dns.answer import REPLY_EDNS, Answer
 from kdns.dns.errors import FormatError
-from kdns.dns.query import parse, parse_opt, readable_opt
-from kdns.dns.render import render
+from kdns.dns.query import parse, readable_opt
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
-from kdns.net.certificates import Identity, TlsFiles
-from kdns.net.doh import JsonForm
-from kdns.net.proxy import Network, ProxyPolicy
-from kdns.net.udp import Shedding
-from kdns.plugin.base import DENIED, IGNORED, PASS, Audience, Gate, ListenerOptions, Plugin, ServerCookies
-from kdns.plugin.outcome import Drop, Outcome, Pending, RcodeOnly, Transfer
+from kdns.net.certificates import Identity
+from kdns.plugin.base import PASS, Audience, Gate, ListenerOptions, Plugin
+from kdns.plugin.outcome import Outcome, Pending, RcodeOnly
 from kdns.plugin.providers import TakesNotify, TakesUpdate
 from kdns.plugin.request import Request
 from kdns.server.accept import COOKIE_ALONE, META, MORE, REPLY_FLAGS, UPDATE, check, readable_question
+from kdns.server.audiences import Audiences, turned_away
 from kdns.server.block import Block
+from kdns.server.packing import Packer, ends_with_cookie
 from kdns.server.pending import PendingTable
 from kdns.server.replycache import AUDIENCE, IPV6, TCP, UDP, CachedReply, ReplyCache, entry_for
+from kdns.server.settings import merged
 
 PANICS: Final = Counter("coredns_panics_total", "A metrics that counts the number of panics.")
 _TRANSPORTS: Final = ("udp", "udp", "tcp", "tcp")  # by UDP and TCP of the reply cache
-
-# How the COOKIE option of a reply begins, and what of a reply's end it is.
-_COOKIE_HEAD: Final = _edns.COOKIE.to_bytes(2, "big") + _edns.COOKIE_SIZE.to_bytes(2, "big")
-_COOKIE_END: Final = _edns.COOKIE_SIZE + len(_COOKIE_HEAD)
-
-# Combinations of the audiences of several plugins; past that the oldest one gets another number.
-MAX_AUDIENCES: Final = 1 << 14
 
 _log: Final = log.Logger()
 
@@ -59,32 +49,11 @@ class Dispatcher:
         self.label = label
         self.zones: dict[bytes, list[Block]] = {}
         self.only: Block | None = None
-        self.any_class = False
-        self.debug = False
-        self.stacktrace = False
-        self.read = 0.0
-        self.idle = 0.0
-        self.max_queries = 0
-        self.connections = 0
-        self.client_connections = 0
-        self.exempt: Callable[[str], bool] | None = None
-        self.gate: Gate | None = None
-        self.cookies: ServerCookies | None = None
-        self.audiences: tuple[Audience, ...] = ()
-        self.combined: OrderedDict[tuple[int, ...], int] = OrderedDict()
-        self.combinations = 0
-        self.tls: TlsFiles | None = None
-        self.proxy: ProxyPolicy | None = None
+        self.settings = ListenerOptions()
         self.identity: Identity | None = None
-        self.max_streams = 0
-        self.trusted: tuple[Network, ...] = ()
-        self.shed: Shedding | None = None
-        self.alt_svc = b""
-        self.json: JsonForm | None = None
-        # Whether a reply may be several messages: a request over HTTP has one answer.
-        self.transfers = label.startswith(("dns://", "tls://"))
-        self.secure = not label.startswith("dns://")  # encrypted, by us or by a proxy in front
-        self.keepalive = b""  # the EDNS option that says how long connections are kept (RFC 7828)
+        self.gate: Gate | None = None
+        self.audiences = Audiences()
+        self.packer = Packer(label, self.failed, self._panic)
         self.notices = False  # whether anybody wants to be told of new versions of zones
         self.updates = False  # whether anybody has zones that clients may change
         self.dropped: list[Callable[[Request, Outcome], None]] = []
@@ -101,30 +70,15 @@ class Dispatcher:
 
     def fold(self, options: ListenerOptions) -> None:
         """Adds what a plugin asks of the listener."""
-        self.any_class |= options.any_class
-        self.debug |= options.debug
-        self.stacktrace |= options.stacktrace
-        # The last block that sets one counts, as in CoreDNS.
-        self.read = options.read or self.read
-        self.idle = options.idle or self.idle
-        self.max_queries = options.max_queries or self.max_queries
-        self.connections = options.connections or self.connections
-        self.client_connections = options.client_connections or self.client_connections
-        self.exempt = options.exempt or self.exempt
+        self.settings = merged(options, self.settings)
         self.waiting.limit(options.client_waiting, options.exempt)
-        if options.audience is not None and options.audience not in self.audiences:
-            self.audiences = (*self.audiences, options.audience)
+        self.waiting.shed = self.settings.shed
+        if options.audience is not None:
+            self.audiences.add(options.audience)
         if options.gate is not None:
             self.gate = options.gate(self.label)
         if options.cookies is not None:
-            self.cookies = options.cookies(self.label)
-        self.tls = options.tls or self.tls
-        self.proxy = options.proxy or self.proxy
-        self.max_streams = options.max_streams or self.max_streams
-        self.trusted = options.trusted or self.trusted
-        self.alt_svc = options.alt_svc or self.alt_svc
-        self.json = options.json or self.json
-        self.shed = self.waiting.shed = options.shed or self.shed
+            self.packer.cookies = options.cookies(self.label)
         if options.dropped is not None and options.dropped not in self.dropped:
             self.dropped.append(options.dropped)
 
@@ -132,7 +86,7 @@ class Dispatcher:
         """Called once all is added: finds out whether there is a choice of blocks at all."""
         self.notices = any(block.all(TakesNotify) for found in self.zones.values() for block in found)
         # Not over HTTP, gRPC or QUIC: RFC 2136 knows datagrams and connections, and TLS is one.
-        self.updates = self.transfers and any(
+        self.updates = self.packer.transfers and any(
             block.all(TakesUpdate) for found in self.zones.values() for block in found
         )
         blocks = self.zones.get(b"\0", [])
@@ -142,18 +96,19 @@ class Dispatcher:
     def close(self) -> None:
         """Ends for good: what still waits is answered SERVFAIL, and what holds this dispatcher is let go."""
         self.waiting.close()
+        self.packer.close()
         self.closed = True
         self.zones.clear()
         self.dropped.clear()
         self.only = None
-        self.audiences = ()
+        self.audiences = Audiences()
         self.replies.clear()
 
     def handlers(self) -> tuple[Handler, Handler]:
         """What answers the datagrams, and the messages over TCP. Where clients are neither judged nor told apart, that
         costs nothing.
         """
-        if self.gate is None and not self.audiences:
+        if self.gate is None and not self.audiences.all:
             return self.datagram, self.message
         return self.judged_datagram, self.judged_message
 
@@ -184,27 +139,13 @@ class Dispatcher:
     ) -> bytes | Pending | MessageStream | None:
         verdict = self._judge(client, transport & TCP != 0)
         if verdict != PASS:
-            return _short(data, verdict)
-        if self.audiences:
+            return turned_away(data, verdict)
+        if self.audiences.all:
             try:
-                transport |= self._audience(client) << AUDIENCE
+                transport |= self.audiences.number(client) << AUDIENCE
             except Exception as error:
                 return self._broken(data, error)
         return self.answer(data, client, local, transport)
-
-    def _audience(self, client: Address) -> int:
-        """The number of a client's audiences, taken together."""
-        audiences = self.audiences
-        if len(audiences) == 1:
-            return audiences[0](client)
-        key = tuple([audience(client) for audience in audiences])
-        found = self.combined.get(key)
-        if found is None:
-            if len(self.combined) >= MAX_AUDIENCES:
-                self.combined.popitem(last=False)
-            self.combinations += 1  # a number is never used again
-            found = self.combined[key] = self.combinations
-        return found
 
     def _judge(self, client: Address, tcp: bool) -> int:
         gate = self.gate
@@ -231,8 +172,9 @@ class Dispatcher:
                     if failed:
                         return failed
                 tail = entry.next_tail()
-                if replies.cookie_at and self.cookies is not None:
-                    cookie = self.cookies(data[replies.cookie_at : replies.cookie_end], client)
+                cookies = self.packer.cookies
+                if replies.cookie_at and cookies is not None:
+                    cookie = cookies(data[replies.cookie_at : replies.cookie_end], client)
                     if not cookie:
                         return self._in_full(data, client, local, transport)
                     tail = tail[: -_edns.COOKIE_SIZE] + cookie
@@ -250,8 +192,8 @@ class Dispatcher:
         if flags < 0:
             refusal = check(data, self.notices, self.updates)
             if refusal is not None:
-                if refusal and self.cookies is not None and data[2:12] in COOKIE_ALONE:
-                    return self._cookie_alone(data, client)
+                if refusal and self.packer.cookies is not None and data[2:12] in COOKIE_ALONE:
+                    return self.packer.cookie_alone(data, client)
                 return refusal or None
             if data[2] & 0x78 == UPDATE:
                 return self._update(data, client, local, transport)
@@ -279,7 +221,7 @@ class Dispatcher:
         if data[2] & 0x78:
             return self._notice(request)
         key = self.replies.key if self.replies.wanted() else b""
-        if question.cls != iana.IN and not self.any_class:
+        if question.cls != iana.IN and not self.settings.any_class:
             outcome: Outcome | Pending = self._drop(request, RcodeOnly(iana.REFUSED))
         else:
             outcome = self._route(request)
@@ -295,7 +237,7 @@ class Dispatcher:
             and not request.personal
         )
         seen: Outcome = self._observe(request, outcome)
-        made = self._packed(request, seen)
+        made = self.packer.reply(request, seen)
         if stored and seen is outcome and type(seen) is Answer and type(made) is bytes:
             self._store(request, seen, key, made)
         return made
@@ -328,7 +270,7 @@ class Dispatcher:
         if type(outcome) is Pending:
             waited: bytes | Pending | MessageStream | None = self.waiting.add(request, outcome)
             return waited
-        return self._packed(request, self._observe(request, outcome))
+        return self.packer.reply(request, self._observe(request, outcome))
 
     def _notice(self, request: Request) -> bytes:
         """The reply to a NOTIFY (RFC 1996): of the plugin whose zone it is, REFUSED where there is none."""
@@ -364,6 +306,10 @@ class Dispatcher:
         out: Outcome | Pending = chain.run(request)
         return out
 
+    def tells_apart(self, audience: Audience) -> bool:
+        """Whether the reply cache keeps the audiences apart that this gives."""
+        return audience in self.audiences.all
+
     def detach(self, awaitable: Any) -> None:
         """Lets bounded work outlive the reply."""
         self.waiting.detach(awaitable)
@@ -392,7 +338,7 @@ class Dispatcher:
         except Exception:
             what = type(error).__name__  # its text is an exception too
         text = f'Recovered from panic in server: "{self.label}" {what}'
-        if self.stacktrace or self.debug:
+        if self.settings.stacktrace or self.settings.debug:
             text += " " + "".join(traceback.format_exception(error))
         _log.error(text)
 
@@ -462,7 +408,7 @@ class Dispatcher:
         elif value is None:
             value = RcodeOnly(iana.SERVFAIL, "no outcome")
         try:
-            return self._packed(request, self._observe(request, value))
+            return self.packer.reply(request, self._observe(request, value))
         except Exception as error:
             return self._broken(request._data, error)
 
@@ -484,96 +430,12 @@ class Dispatcher:
                 outcome = self.failed(request, error)
         return outcome
 
-    def _packed(self, request: Request, outcome: Outcome) -> bytes | MessageStream | None:
-        made = self._unsealed(request, outcome)
-        seal = request.seal
-        if seal is None or made is None:
-            return made
-        return seal(made) if type(made) is bytes else made
-
-    def _unsealed(self, request: Request, outcome: Outcome) -> bytes | MessageStream | None:
-        if type(outcome) is Answer:
-            try:
-                rotations = outcome.rotations
-                if rotations:
-                    outcome = rotations[int(random() * len(rotations))]
-                return self._pack(request, outcome)
-            except Exception as error:
-                outcome = self.failed(request, error)
-        if type(outcome) is Drop:
-            return None
-        if type(outcome) is Transfer:
-            if request.transport == "tcp" and self.transfers:
-                return MessageStream(_messages(request, outcome, self._added(request)[1]), self._panic)
-            if request.transport == "tcp":
-                outcome = RcodeOnly(iana.NOTIMP, "a zone transfer needs TCP or TLS")
-            else:
-                outcome = self.failed(request, TypeError("a plugin gave a zone transfer over UDP"))
-        assert type(outcome) is RcodeOnly
-        added, padded = self._added(request)
-        options = outcome.options + added
-        made = reply.bare(request._data, request._end, outcome.rcode, request.edns, options, request.limit, padded)
-        if request._data[2] & 0x78 == UPDATE:
-            made = made[:2] + bytes((made[2] | iana.AA >> 8,)) + made[3:]
-        return made
-
-    def _added(self, request: Request) -> tuple[bytes, bool]:
-        """What the way of a query adds to its reply: options, and whether it is padded."""
-        tcp = request.transport == "tcp"
-        if not request._options or not (tcp or self.cookies is not None):
-            return b"", False
-        options = _edns.options(request._options)
-        codes = [code for code, _ in options]
-        # RFC 7828, section 3.3.2; RFC 7830, section 4: replies are padded where the query was, and only if nobody can
-        # look in.
-        added = self.keepalive if tcp and _edns.KEEPALIVE in codes else b""
-        if self.cookies is not None:
-            added += self._cookie(options, request._client)  # the last: `answer` puts another in its place
-        return added, tcp and self.secure and _edns.PADDING in codes
-
-    def _cookie(self, options: list[tuple[int, bytes]], client: Address) -> bytes:
-        """The COOKIE option for a reply to a query with these options."""
-        sent = next((payload for code, payload in options if code == _edns.COOKIE), b"")
-        made = self.cookies(sent, client) if sent and self.cookies is not None else b""
-        return _edns.option(_edns.COOKIE, made) if made else b""
-
-    def _cookie_alone(self, data: bytes, client: Address) -> bytes:
-        """The reply to a query without a question that asks for a server cookie (RFC 7873, section 5.4)."""
-        try:
-            edns, options = parse_opt(data)
-        except FormatError:
-            return reply.refusal(data, iana.FORMERR, False)
-        cookie = self._cookie(_edns.options(options), client)
-        if not cookie:
-            return reply.refusal(data, iana.FORMERR, False)
-        return reply.bare(data, 12, iana.NOERROR, edns, cookie)
-
-    def _pack(self, request: Request, answer: Answer) -> bytes:
-        """The whole reply of an answer. A body fits one question's name; for another one it is rendered anew."""
-        asked = request.asked
-        if answer.name:
-            body = answer.rendered(asked.name)
-        elif request.question is asked or request.question.name == asked.name:
-            body = answer.body or answer.rendered(asked.name)
-        else:
-            body = render(asked.name, answer.sections)
-        if answer.flags & iana.AD and not request.shows_ad:
-            answer = answer.replace(flags=answer.flags & ~iana.AD)
-        added, padded = self._added(request)
-        return reply.pack(
-            answer, body, request._data, request._end, request.reply_flags, request.edns, request.limit, added, padded
-        )
-
     def _store(self, request: Request, outcome: Answer, key: bytes, made: bytes) -> None:
         """Puts a reply into the cache, if it may be given again."""
-        if (
-            self.replies.cookie_at
-            and self.cookies is not None
-            and made[-_COOKIE_END : -_edns.COOKIE_SIZE] != _COOKIE_HEAD
-        ):
+        if self.replies.cookie_at and self.packer.cookies is not None and not ends_with_cookie(made):
             return  # without a cookie where another's could be put
         rotations = outcome.rotations
-        packed = [self._pack(request, each) for each in rotations] if rotations else [made]
+        packed = [self.packer.answer(request, each) for each in rotations] if rotations else [made]
         entry = entry_for(request, outcome, key, packed, request.block.counting)
         if entry is not None:
             self.replies.put(entry)
@@ -596,32 +458,3 @@ class Dispatcher:
         except Exception as error:
             return reply.bare(data, end, self.failed(request, error).rcode, edns)
         return b""
-
-
-def _short(data: bytes, verdict: int) -> bytes | None:
-    """The reply to a query that a gate has not let pass. What is no well-formed query gets none."""
-    if verdict == IGNORED or check(data) is not None:
-        return None
-    try:
-        _, end, edns, _ = parse(data)
-    except FormatError:
-        return None
-    if verdict == DENIED:
-        return reply.bare(data, end, iana.REFUSED, edns)
-    made = bytearray(reply.bare(data, end, iana.NOERROR, edns))
-    made[2] |= iana.TC >> 8
-    made[3] |= (
-        iana.RA
-    )  # without it an empty reply reads as a lame referral, and a stub resolver looks at that before TC
-    return bytes(made)
-
-
-def _messages(request: Request, transfer: Transfer, padded: bool) -> Iterator[bytes]:
-    """The messages of a zone transfer, each with the question (RFC 5936, section 2.2), perhaps padded (RFC 9103)."""
-    for records in transfer.messages:
-        answer = Answer(iana.NOERROR, transfer.flags, records)
-        body = answer.rendered(request.asked.name)
-        made = reply.pack(
-            answer, body, request._data, request._end, request.reply_flags, request.edns, 65535, padded=padded
-        )
-        yield made if request.seal is None else request.seal(made)

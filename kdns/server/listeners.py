@@ -33,7 +33,7 @@ class Listeners:
         datagrams, messages = _handlers(dispatcher)
         for udp in self.udp:
             udp.handler = datagrams
-            udp.shed = dispatcher.shed
+            udp.shed = dispatcher.settings.shed
         for tcp in self.tcp:
             tcp.handler = messages
             _limit(tcp, dispatcher)
@@ -87,7 +87,7 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
         if wildcard and out.udp:
             out.udp += _own_addresses(group, dispatcher, label)
         for udp in out.udp:
-            udp.shed = dispatcher.shed
+            udp.shed = dispatcher.settings.shed
     except BaseException:
         out.stop()
         raise
@@ -97,8 +97,8 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
 def _handlers(dispatcher: Dispatcher) -> tuple[Handler, Handler]:
     """What answers datagrams, and messages of connections."""
     datagrams, messages = dispatcher.handlers()
-    if dispatcher.proxy is not None:
-        datagrams = ProxyGate(dispatcher.proxy, dispatcher.label).datagrams(datagrams)
+    if dispatcher.settings.proxy is not None:
+        datagrams = ProxyGate(dispatcher.settings.proxy, dispatcher.label).datagrams(datagrams)
     return datagrams, messages
 
 
@@ -126,19 +126,17 @@ def _quic_listener(scheme: str, sock: socket.socket, handler: Handler, label: st
 
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
     """Sets what `timeouts`, `limits`, `tls`, `https`, `grpc_server` and `proxyproto` ask for."""
-    tcp.limit(
-        dispatcher.read, dispatcher.idle, dispatcher.connections, dispatcher.client_connections, dispatcher.exempt
-    )
-    tcp.max_queries = dispatcher.max_queries
-    tcp.max_streams = dispatcher.max_streams
+    asked = dispatcher.settings
+    tcp.limit(asked.read, asked.idle, asked.connections, asked.client_connections, asked.exempt)
+    tcp.max_queries = asked.max_queries
+    tcp.max_streams = asked.max_streams
     # A second less than it is, as everywhere: the client should be the first to close. In tenths of a second.
     # HTTP has its own ways to say it.
-    if dispatcher.transfers:
-        dispatcher.keepalive = edns.option(edns.KEEPALIVE, min(int((tcp.idle - 1) * 10), 0xFFFF).to_bytes(2, "big"))
-    tcp.trusted = dispatcher.trusted
-    tcp.alt_svc = dispatcher.alt_svc
-    tcp.json = dispatcher.json
-    tcp.proxy = ProxyGate(dispatcher.proxy, dispatcher.label) if dispatcher.proxy is not None else None
+    packer = dispatcher.packer
+    if packer.transfers:
+        packer.keepalive = edns.option(edns.KEEPALIVE, min(int((tcp.idle - 1) * 10), 0xFFFF).to_bytes(2, "big"))
+    tcp.http = asked.http
+    tcp.proxy = ProxyGate(asked.proxy, dispatcher.label) if asked.proxy is not None else None
     tcp.identify(dispatcher.identity, dispatcher.label)
 
 

@@ -1,10 +1,11 @@
 """hosts: what files and lines say, however large, however they change."""
 
+import io
 import os
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 from hypothesis import given
@@ -200,6 +201,26 @@ def test_a_table_says_what_its_lines_say(found: list[tuple[str, list[str]]], rev
     for packed, expected in back.items():
         assert made.names(packed) == (expected if reverse else [])
     assert made.addresses(from_text("nobody.example.")) == ([], []) and made.names(b"\1\2\3\4") == []
+
+
+def test_a_file_of_one_endless_line_took_time_by_the_square_of_its_length_and_was_held_whole() -> None:
+    class Endless(io.RawIOBase):
+        """64 MiB without a line's end, and then a line as it should be."""
+
+        left = 1 << 26
+
+        def read(self, size: int = -1) -> bytes:
+            if self.left:
+                self.left -= size
+                return b"10.0.0.1 a.b " * (size // 13) + b" " * (size % 13)
+            end, self.end = self.end, b""
+            return end
+
+        end = b"\n10.0.0.2 c.d\n"
+
+    first, last = hostsfile.lines_of(cast(BinaryIO, Endless()))
+    assert len(first) <= hostsfile.MAX_LINE + (1 << 16)
+    assert last == "10.0.0.2 c.d"
 
 
 @pytest.mark.parametrize("octets", [b"", b"kht1", b"x" * 100, table("192.0.2.1 a").__class__ and b"\0" * 20])
