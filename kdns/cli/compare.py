@@ -11,11 +11,12 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
 from kdns import log
 from kdns.address import split_host_port
-from kdns.cli import cluster, differences, questions
+from kdns.cli import cluster, differences, questionfile, questions
 from kdns.cli.explain import read_corefile
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
 from kdns.cli.offline import Offline
@@ -48,7 +49,7 @@ FLAGS: Final = (
     Flag(("with",), "", "server to compare with, HOST[:PORT]; as @HOST"),
     Flag(("conf",), "", "Corefile to compare with one server (default: ./Corefile, else the cluster's own)"),
     Flag(("dns.port", "p"), 53, "default port of plain DNS"),
-    Flag(("file",), "", 'questions: dnsperf\'s format, or lines of the plugin log; "-" reads standard input'),
+    Flag(("file",), "", 'questions: dnstap, lines of the plugin log, or dnsperf\'s format; "-" reads standard input'),
     Flag(("manifests",), "", "file or folder of YAML whose Services are asked for (default: the cluster's)"),
     Flag(("zone",), "cluster.local", "zone of the cluster"),
     Flag(("limit",), LIMIT, "questions asked at most; of more, an even sample", 10_000_000),
@@ -61,12 +62,13 @@ HELP: Final = Help(
     "compare", "kdns compare @SERVER [@OTHER] [FLAGS] [NAME [TYPE]]",
     "Asks two servers, or this configuration and a server, the same questions, and says where they differ: the names "
     "of the\n"
-    "cluster's objects, those of a file or a log, or one that is given.",
+    "cluster's objects, those of a log or a dnstap file, or one that is given.",
     (
         ("kdns compare @10.96.0.10 @10.96.200.10", "CoreDNS and kdns beside it, by the cluster's own names"),
         ("kdns compare --with 10.96.0.10", "the cluster's Corefile as kdns would serve it, and what serves now"),
         ("kubectl -n kube-system logs -l k8s-app=kube-dns | kdns compare @10.96.0.10 @10.96.200.10 --file -",
             "what Pods truly ask"),
+        ("kdns compare @10.96.0.10 @10.96.200.10 --file queries.dnstap", "or asked, as dnstap wrote it down"),
         ("kdns compare @127.0.0.1:1053 @127.0.0.1:1054 --manifests cluster.yaml", "without a cluster"),
     ),
     (
@@ -175,7 +177,7 @@ async def _questions(values: Mapping[str, Value], instance: build.Instance | Non
     """The questions of a file, of manifests, or of the cluster. Raises OSError, ValueError or CorefileError."""
     path, zone = str(values["file"]), str(values["zone"]).rstrip(".")
     if path:
-        return await asyncio.to_thread(_from_file, path)
+        return await asyncio.to_thread(_from_file, path, int(values["limit"]))
     plugins = [plugin for plugin in instance.plugins if isinstance(plugin, Kubernetes)] if instance is not None else []
     paths = (
         (str(values["manifests"]),)
@@ -188,11 +190,17 @@ async def _questions(values: Mapping[str, Value], instance: build.Instance | Non
     return list(questions.of_objects(await _from_api(config or cluster.access(values)), zone))
 
 
-def _from_file(path: str) -> list[questions.Asked]:
-    file = sys.stdin if path in ("-", "stdin") else open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
-    with file:
-        text = file.read(questions.LARGEST)
-    return list(questions.of_lines(text.splitlines()))
+def _from_file(path: str, limit: int) -> list[questions.Asked]:
+    def note(text: str) -> None:
+        sys.stderr.write(f"{printable(text)}\n")
+
+    is_input = path in ("-", "stdin")
+    name = "stdin" if is_input else path
+    with nullcontext(sys.stdin.buffer) if is_input else open(path, "rb") as file:
+        found = questions.sampled(questionfile.of_file(file, name, note), limit)
+    if not found:
+        raise ValueError(f"{name} has no questions: there is nothing to ask")
+    return found
 
 
 def _from_manifests(paths: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -1,22 +1,17 @@
-"""The questions that a tool asks: those of a file or a log, or the names that a cluster's objects have.
-
-A file has a question a line: `NAME [TYPE]` (dnsperf's form), or lines of the plugin `log` (CoreDNS's and ours, text or
-JSON), in which everything else is passed over.
+"""The questions that a tool asks: the names that a cluster's objects have, or a list's. Files of questions are read in
+questionfile.
 """
 
 import ipaddress
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
+from zlib import crc32
 
 from kdns.dns import iana
-from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
 
-LARGEST: Final = 256 << 20  # octets read of a file of questions
-_LOGGED: Final = re.compile(r'"([A-Z0-9]+) IN (\S+) (?:udp|tcp|dns|tls|https) ')
-_TRANSFERS: Final = frozenset(("AXFR", "IXFR", "ANY"))  # not questions with one answer
+KEPT: Final = 200_000  # different questions held while a sample is drawn: some 60 MB
 # A name that no Service has: what a server says of names that do not exist is half of what can differ.
 ABSENT: Final = "kdns-compare-no-such-name"
 
@@ -33,26 +28,6 @@ class Asked(NamedTuple):
         if number is None:
             raise ValueError(f'"{self.type}" is not a query type')
         return Question(from_text(self.name).lower(), number)
-
-
-def of_lines(lines: Iterable[str]) -> Iterator[Asked]:
-    """The questions of a file's lines; what is none is passed over."""
-    for line in lines:
-        found = _LOGGED.search(line.replace('\\"', '"'))
-        if found is not None:
-            each = Asked(found[2], found[1])
-        else:
-            words = line.split()
-            if not 1 <= len(words) <= 2 or words[0][0] in "#;[{":
-                continue
-            each = Asked(words[0].rstrip(".") + ".", (words[1] if len(words) > 1 else "A").upper())
-        if each.type in _TRANSFERS:
-            continue
-        try:
-            each.question()
-        except (BadName, ValueError):
-            continue
-        yield each
 
 
 def of_objects(objects: Iterable[dict[str, Any]], zone: str) -> Iterator[Asked]:
@@ -110,9 +85,23 @@ def _reverse(address: object) -> str:
         return ""
 
 
-def sampled(found: Iterable[Asked], limit: int) -> list[Asked]:
-    """Each question once, in order; of more than `limit` every so manieth."""
-    once = list(dict.fromkeys(Asked(each.name.lower(), each.type) for each in found))
+def sampled(found: Iterable[Asked], limit: int, kept: int = KEPT) -> list[Asked]:
+    """Each question once, in order; of more than `limit` every so manieth.
+
+    No more than `kept` are held, or `limit` if that is more: of more different ones, those of every second name, every
+    fourth, and so on, chosen by a checksum of the name.
+    """
+    once: dict[Asked, None] = {}
+    share = 1
+    for each in found:
+        name = each.name.lower()
+        if share > 1 and crc32(name.encode(errors="replace")) % share:
+            continue
+        once[Asked(name, each.type)] = None
+        if len(once) > max(limit, kept):
+            share *= 2
+            once = {held: None for held in once if not crc32(held.name.encode(errors="replace")) % share}
     if len(once) <= limit:
-        return once
-    return [once[at * len(once) // limit] for at in range(limit)]
+        return list(once)
+    listed = list(once)
+    return [listed[at * len(listed) // limit] for at in range(limit)]

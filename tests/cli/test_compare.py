@@ -1,5 +1,7 @@
 """compare: two servers asked the same questions; what counts as a difference, what is documented, and bad input."""
 
+import gzip
+import io
 import json
 import re
 import shutil
@@ -8,14 +10,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dns.message
+import dns.name
+import dns.update
 import pytest
 import yaml
 
-from kdns.cli import differences, questions
+from kdns.cli import differences, questionfile, questions
 from kdns.testing import ApiServer, Server, answer, free_port, soa
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.cli.test_commands import kdns
 from tests.cli.test_tools import config_map, kubeconfig
+from tests.dns import dnstapfiles
 from tests.fixtures import Serve, Start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +109,7 @@ def test_real_questions_come_from_a_file_or_a_log(serve: Serve, upstream: Start,
         '{"msg": "10.0.0.1:5 - 1 \\"MX IN f.org. udp 44 false 512\\" NOERROR"}',
         "[ERROR] plugin/errors: 2 g.org. A: timeout",
     ]  # fmt: skip
-    assert [tuple(each) for each in questions.sampled(questions.of_lines(lines), 100)] == [
+    assert [tuple(each) for each in questions.sampled(questionfile.of_lines(lines), 100)] == [
         ("a.org.", "A"), ("b.org.", "A"), ("e.org.", "AAAA"), ("f.org.", "MX")]  # fmt: skip
     path = tmp_path / "log"
     path.write_text("\n".join(lines))
@@ -119,6 +125,93 @@ def test_real_questions_come_from_a_file_or_a_log(serve: Serve, upstream: Start,
     for wrong in ("/nowhere/x", "/dev/null"):
         done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--file", wrong)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+
+
+def dns_query(name: str, rdtype: str = "A", rdclass: str = "IN") -> bytes:
+    return dns.message.make_query(name, rdtype, rdclass, use_edns=0).to_wire()
+
+
+def test_real_questions_come_from_dnstap(serve: Serve, upstream: Start, tmp_path: Path) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    reply = dns.message.make_response(dns.message.make_query("h.org", "A")).to_wire()
+    data = dnstapfiles.stream(
+        dns_query("A.org"), dns_query("b.org", "AAAA"), dns_query("_x._tcp.c\\.d.org", "SRV"), dns_query("a.org"),
+        dns_query("version.bind", "TXT", "CH"), dns_query("e.org", "AXFR"), dns_query("f.org", "TYPE65280"),
+        dns_query("."), b"", b"rubbish that somebody sent", dns_query("g.org")[:20], reply,
+        dns.update.UpdateMessage("i.org").to_wire(),
+    )  # fmt: skip
+    path = tmp_path / "queries.dnstap"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        found = questions.sampled(questionfile.of_file(file, "it", pytest.fail), 100)
+    assert list(map(tuple, found)) == [
+        ("a.org.", "A"), ("b.org.", "AAAA"), ("_x._tcp.c\\.d.org.", "SRV"), ("f.org.", "TYPE65280"), (".", "A"),
+    ]  # fmt: skip
+    assert [each.question().name for each in found][2] == dns.name.from_text("_x._tcp.c\\.d.org.").to_wire()
+    one, other = (serve(f".:{{port}} {{\n bind 127.0.0.1\n forward . {up.address}\n}}\n") for _ in "ab")
+    words = ["compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--file"]
+    done = kdns(*words, str(path))
+    assert done.returncode == 0 and done.stdout.startswith("5 questions") and not done.stderr, done.stdout + done.stderr
+    done = kdns(*words, "-", stdin=data[:-30])  # a server still writes it
+    assert done.returncode == 0 and done.stdout.startswith("5 questions"), done.stdout + done.stderr
+    assert re.fullmatch(
+        r"stdin: octet \d+ is the end, within a frame: the 12 queries before it are used\n", done.stderr
+    )
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    (b"", "FILE has no questions: there is nothing to ask"),
+    (bytes(5000), "FILE: octet 0 begins a control frame of 0 octets: it is no dnstap file"),
+    (dnstapfiles.start()[:20], "FILE: octet 20 is the end, within a frame"),
+    (dnstapfiles.start(), "FILE has no questions: there is nothing to ask"),
+    (dnstapfiles.start(b"protobuf:x"), 'FILE: it holds "protobuf:x", not dnstap'),
+    (dnstapfiles.start() + b"\xff\xff\xff\xff" + bytes(99),
+        "FILE: octet 42 begins a frame of 4294967295 octets, and 1048576 are the most: is the file whole?"),
+    (dnstapfiles.start() + dnstapfiles.frame(b"\xff" * 99),
+        "FILE: the frame at octet 42 is no dnstap message: is the file whole?"),
+    (dnstapfiles.start() + dnstapfiles.frame(dnstapfiles.message(None)) * 2,
+        "FILE: none of its 2 queries has its message: log them whole, with CoreDNS by `dnstap ... full`"),
+    (gzip.compress(dnstapfiles.stream(b"")),
+        "FILE is compressed by gzip: unpack it first, gzip -dc FILE | kdns compare ... --file -"),
+    (b"\xd4\xc3\xb2\xa1" + bytes(99), "FILE is a packet capture: kdns reads dnstap, logs, and lines of NAME TYPE"),
+    (bytes(range(1, 256)) * 2000, "FILE has no questions: there is nothing to ask"),
+], ids=range(11))  # fmt: skip
+def test_a_file_of_questions_that_cannot_be_used_is_one_line_and_the_exit_code_1(
+    data: bytes, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "questions"
+    path.write_bytes(data)
+    done = kdns("compare", "@127.0.0.1:1", "@127.0.0.1:1", "--file", str(path))
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said.replace("FILE", str(path), 1) + "\n")
+
+
+def test_a_file_of_questions_is_read_piece_by_piece_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(data: bytes) -> tuple[list[str], list[str]]:
+        notes: list[str] = []
+        read = [each.name for each in questionfile.of_file(io.BytesIO(data), "it", notes.append)]
+        return read, notes
+
+    long = b"x" * 200_000
+    assert found(b"a.org\n" + long + b" A\r\nb.org A\r\n" + long) == (["a.org.", "b.org."], [])
+    many = b"".join(b"n%d.org\n" % number for number in range(50_000))
+    assert found(many) == ([f"n{number}.org." for number in range(50_000)], [])
+    monkeypatch.setattr(questionfile, "LARGEST", 1 << 20)
+    assert found(b"a.org\n" + b"\n" * ((1 << 20) - 6)) == (["a.org."], [])
+    assert found(b"a.org\n" + b"\n" * (1 << 20)) == (
+        ["a.org."],
+        ["it is larger than 1 MiB: the rest of it was not read"],
+    )
+    message = dns_query("a.org")
+    read, notes = found(dnstapfiles.stream(*[message] * 20_000))
+    assert 8000 < len(read) < 20_000 and notes == ["it is larger than 1 MiB: the rest of it was not read"]
+
+
+def test_a_sample_of_very_many_questions_holds_few_of_them_and_is_even() -> None:
+    found = (questions.Asked(f"n{i % 100_000}.org.", kind) for i in range(200_000) for kind in ("A", "AAAA"))
+    kept = questions.sampled(found, 100, kept=1000)
+    assert len(kept) == len(set(kept)) == 100
+    numbers = [int(each.name[1:-5]) for each in kept]
+    assert numbers[0] < 10_000 and 40_000 < numbers[50] < 60_000 and numbers[-1] > 90_000
 
 
 def test_more_questions_than_the_limit_are_an_even_sample() -> None:
