@@ -20,7 +20,7 @@ from kdns.kube.api import ApiConfig
 from kdns.kube.cluster import Cluster, ServiceState
 from kdns.kube.informer import ApiSource, SnapshotFile
 from kdns.kube.manifests import ManifestSource
-from kdns.kube.objects import IMPORT, NAMESPACE, POLICY, SERVICE, SLICE, Projection
+from kdns.kube.objects import IMPORT, NAMESPACE, POLICY, SERVICE, SLICE, Projection, pack
 from kdns.kube.objects import POD as POD_KIND
 from kdns.kube.pod import pod_object
 from kdns.kube.relay import Relay, RelayedSource
@@ -272,7 +272,7 @@ class Kubernetes(Plugin):
     def search_path(self, host: str) -> list[bytes]:
         """The search list of the Pod with this address, the server's own suffixes behind the cluster's."""
         try:
-            pod = self.cluster.pod_of(ipaddress.ip_address(host.partition("%")[0]).packed)
+            pod = self.cluster.pod_of(pack(host.partition("%")[0]))
         except ValueError:
             return []
         if pod is None:
@@ -307,7 +307,7 @@ class Kubernetes(Plugin):
     def client_name(self, host: str) -> str:
         """`NAMESPACE/POD` of the Pod with this address, where Pods are watched (`pods verified`)."""
         try:
-            pod = self.cluster.pod_of(ipaddress.ip_address(host.partition("%")[0]).packed)
+            pod = self.cluster.pod_of(pack(host.partition("%")[0]))
         except ValueError:
             return ""
         return f"{pod.namespace}/{pod.name}" if pod is not None else ""

@@ -14,6 +14,7 @@ from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.name import to_text
+from kdns.kube.workload import workload
 from kdns.metrics import REGISTRY, TIME_BUCKETS
 from kdns.net.http import Response
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
@@ -147,7 +148,7 @@ class Status(Plugin):
         if rcode == iana.NXDOMAIN and type(outcome) is Answer:
             # A search list's waste shows in what stands behind the first label, and in who sends it.
             ledger.denied.add(name[name[0] + 1 :] if name[0] else name)
-            ledger.wasted.add(client)
+            ledger.wasted.add(self._workload(client))
         elif rcode in _BAD or rcode < 0:
             ledger.failures += 1
             why = str(outcome.error or "") if type(outcome) is RcodeOnly else ""
@@ -221,7 +222,7 @@ class Status(Plugin):
             "names": [[to_text(key), count] for key, count in self.ledger.names.top(SHOWN) if isinstance(key, bytes)],
             "clients": [[self._who(str(key)), count] for key, count in self.ledger.clients.top(SHOWN)],
             "denied": [[to_text(key), count] for key, count in self.ledger.denied.top(SHOWN) if isinstance(key, bytes)],
-            "wasted": [[self._who(str(key)), count] for key, count in self.ledger.wasted.top(SHOWN)],
+            "wasted": [[str(key), count] for key, count in self.ledger.wasted.top(SHOWN)],
         }
 
     def outages(self, ages: list[list[Any]], failing: float) -> list[str]:
@@ -245,10 +246,23 @@ class Status(Plugin):
         text = self.runtime.loaded if self.runtime is not None else ""
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def _pod(self, client: str) -> str:
+        """`NAMESPACE/POD` of the Pod that is known to have an address, or nothing."""
+        return next((found for plugin in self.pods if (found := plugin.client_name(client))), "")
+
     def _who(self, client: str) -> str:
-        """A client's Pod, where one is known to have the address."""
-        pod = next((found for plugin in self.pods if (found := plugin.client_name(client))), "")
+        """A client's Pod and its address, or that alone."""
+        pod = self._pod(client)
         return f"{pod} ({client})" if pod else client
+
+    def _workload(self, client: str) -> str:
+        """`NAMESPACE/WORKLOAD` of a client, or its address.
+
+        Worked out while counting, not when shown: of a thousand Pods none is among those that ask most, though their
+        Deployment may be.
+        """
+        pod = self._pod(client)
+        return workload(pod) if pod else client
 
 
 def _values(name: str) -> list[list[Any]]:

@@ -16,6 +16,11 @@ import pytest
 import yaml
 
 from kdns.corefile import CorefileError
+from kdns.dns import iana
+from kdns.dns.answer import Answer
+from kdns.dns.name import from_text
+from kdns.dns.query import Question
+from kdns.plugin.request import Request
 from kdns.plugins.status.handler import Config, Status
 from kdns.plugins.status.history import History, Totals
 from kdns.plugins.status.topk import SIZE, TopK
@@ -141,7 +146,9 @@ def test_a_website_could_read_the_page_by_a_name_of_its_own_that_leads_here(
 
 
 def test_clients_are_pods_by_name_where_those_are_watched(serve: Serve, tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump_all([namespace("shop"), pod("shop/cart", "127.0.0.1")]))
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump_all([namespace("shop"), pod("shop/cart-7d9f8b6c5d-x2k4p", "127.0.0.1")])
+    )
     port = free_port()
     server = serve(
         f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n kubernetes cluster.local {{\n"
@@ -149,7 +156,29 @@ def test_clients_are_pods_by_name_where_those_are_watched(serve: Serve, tmp_path
     )
     server.ask("nope.shop.svc.cluster.local.")
     found = json.loads(http_get(port, "/status.json")[1])
-    assert found["clients"] == found["wasted"] == [["shop/cart (127.0.0.1)", 1]]
+    assert found["clients"] == [["shop/cart-7d9f8b6c5d-x2k4p (127.0.0.1)", 1]]
+    assert found["wasted"] == [["shop/cart", 1]]
+
+
+def test_waste_is_that_of_workloads_so_that_many_pods_with_a_little_each_are_seen() -> None:
+    class Names:
+        def client_name(self, host: str) -> str:
+            last = host.rpartition(".")[2]
+            return "" if host.startswith("192.") else f"shop/cart-7d9f8b6c5d-x2k{int(last) % 10}p"
+
+    plugin = Status(Config("127.0.0.1", 1))
+    plugin.pods = [Names()]  # type: ignore[list-item]
+    asked = Question(from_text("nope.shop.svc.cluster.local."), iana.A)
+    server: Any = None
+
+    def deny(client: str) -> None:
+        request = Request(server, b"", 0, asked, None, b"", 0, (client, 1), None, "udp", time.monotonic())
+        plugin.observe(request, Answer(iana.NXDOMAIN))
+
+    for number in range(3000):
+        deny(f"10.{number >> 8}.{number & 255}.{(2, 4, 5, 6, 7, 8, 9)[number % 7]}")
+    deny("192.0.2.1")
+    assert plugin.state()["wasted"] == [["shop/cart", 3000], ["192.0.2.1", 1]]
 
 
 @pytest.mark.parametrize(
