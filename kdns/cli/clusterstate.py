@@ -45,6 +45,8 @@ class State:
     nameservers: tuple[str, ...] = ()  # of this machine's resolv.conf, where it is a Pod's
     asked: list[Asked] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
+    wasted: dict[str, int] = field(default_factory=dict)  # by workload: names asked for that do not exist
+    pages_unread: dict[str, str] = field(default_factory=dict)  # by server: why its status page could not be read
 
     @property
     def hides(self) -> bool:

@@ -1,7 +1,8 @@
 """`kdns doctor`: says what is wrong with a cluster's DNS, CoreDNS's or kdns's, from a laptop or inside a Pod.
 
 Looks at the Service, its Pods and EndpointSlices, the Corefile, the servers' rights, NetworkPolicies, NodeLocal
-DNSCache and one Pod's resolver, then asks real queries. It changes nothing. The rules are in findings.
+DNSCache and one Pod's resolver, and at the servers' status pages, then asks real queries. It changes nothing. The rules
+are in findings.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ from typing import Any, Final
 
 from kdns import log
 from kdns.address import split_host_port
-from kdns.cli import cluster
+from kdns.cli import cluster, statuspages
 from kdns.cli.clusterstate import Asked, Object, State
-from kdns.cli.findings import ERROR, WARNING, Finding, diagnosed
+from kdns.cli.finding import ERROR, WARNING, Finding
+from kdns.cli.findings import diagnosed
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse, refuse
 from kdns.deadlines import Deadlines
 from kdns.dns import iana, resolvconf
@@ -133,6 +135,7 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
             )
             state.client = next((each for each in listed or () if each["metadata"]["name"] == pod), None)
         await _read(state, "subjectaccessreviews", _review(state, api))
+        await statuspages.read(state, api)
     finally:
         await api.close()
     if state.inside:

@@ -7,33 +7,24 @@ What the API would not show is None in the State, and is a finding of its own.
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
+from kdns.cli import statuspages
 from kdns.cli.check import examined
 from kdns.cli.clusterstate import Object, State, labels_of, name_of
 from kdns.cli.corefiles import Source
+from kdns.cli.finding import ERROR, INFO, WARNING, Finding
 from kdns.cli.networkpolicies import allows_53, lets_out, selects, types
 from kdns.cli.resolv import of_pod
 from kdns.corefile import Corefile, CorefileError
 from kdns.server import build
 
-ERROR, WARNING, INFO = "error", "warning", "info"
 RESTARTS: Final = 5  # of a container, beyond which it is no accident
 # Top-level domains that many Pods' outside names are in.
 TOP_LEVEL: Final = frozenset(
     "com net org edu gov int io dev app cloud ai co de uk fr nl eu us cn jp in br ru au ca ch".split()
 )
 MAX_NAMESERVERS: Final = 3  # resolv.conf(5), MAXNS; the kubelet cuts what is more
-
-
-class Finding(NamedTuple):
-    """One finding. `means` is its effect on clients; `next` a command that shows more or fixes it."""
-
-    level: str
-    part: str
-    seen: str
-    means: str = ""
-    next: str = ""
 
 
 def diagnosed(state: State) -> list[Finding]:
@@ -520,5 +511,5 @@ def _queries(state: State) -> Iterator[Finding]:
 RULES: Final[tuple[Callable[[State], Iterator[Finding]], ...]] = (
     _unread, _service, _names, _pods, _endpoints, _configuration, _rights, _client, _network_policies, _tenants,
     _node_local,
-    _resolv_conf, _queries,
+    _resolv_conf, _queries, statuspages.findings,
 )  # fmt: skip

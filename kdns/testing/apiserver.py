@@ -11,7 +11,7 @@ import socket
 import ssl
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from kdns.testing.loop import LoopThread, free_port
 
@@ -47,6 +47,7 @@ class ApiServer:
         self.retry_after = ""
         self.forbidden: set[str] = set()  # plurals that nobody may list or watch
         self.denied: set[tuple[str, str]] = set()  # (verb, resource) that access reviews say no to
+        self.pages: dict[str, str] = {}  # "NAMESPACE/POD:PORT" -> the URL that its proxy leads to
         self.behind = 0  # so many watches are told that this server has not seen their resourceVersion yet
         self.streams = True  # whether lists may be streamed (WatchList)
         self.installed: set[str] = {"v1beta1", "v1alpha1"}  # versions of custom kinds
@@ -234,6 +235,8 @@ class ApiServer:
         plural = words[0]
         if plural in self.forbidden:
             return _status(403, f"{plural} is forbidden")
+        if len(words) > 2 and words[2] == "proxy":
+            return await self._proxy(f"{namespace}/{words[1]}", "/".join(words[3:]))
         if len(words) == 2:
             key = f"{namespace}/{words[1]}"
             found = self.objects[plural].get(key)
@@ -243,6 +246,12 @@ class ApiServer:
         if self.page_delay:
             await asyncio.sleep(self.page_delay)
         return self._list(request, plural, namespace)
+
+    async def _proxy(self, to: str, path: str) -> web.Response:
+        if to not in self.pages:
+            return _status(503, f"error trying to reach service: dial tcp {to}: connect: connection refused")
+        async with ClientSession() as session, session.get(f"{self.pages[to]}/{path}") as response:
+            return web.Response(body=await response.read(), status=response.status)
 
     async def _review(self, request: web.Request) -> web.Response:
         self.requests.append(request.path_qs)

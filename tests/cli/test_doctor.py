@@ -1,19 +1,24 @@
 """doctor: each fault planted in a cluster, and what is said of it; a cluster that is well; and an API that says no."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import yaml
 
-from kdns.cli import doctor
+from kdns.cli import doctor, statuspages
+from kdns.cli.clusterstate import State
+from kdns.cli.corefiles import Source
 from kdns.testing import ApiServer, answer, free_port, soa
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.cli.test_commands import kdns
 from tests.cli.test_tools import config_map, kubeconfig
-from tests.fixtures import Start
+from tests.fixtures import Serve, Start
 
 GOOD = ".:53 {\n errors\n kubernetes cluster.local\n forward . 192.0.2.53\n loop\n}\n"
 TENANTS = GOOD.replace(" forward", " tenants {\n isolate\n from networkpolicy\n unknown deny\n }\n forward")
@@ -236,6 +241,65 @@ def test_inside_a_pod_the_service_account_is_used_and_its_own_rights_are_asked(a
         "subjectaccessreviews cannot be read: 403 Forbidden" in done.stdout
         and "may not list services" not in done.stdout
     )
+
+
+STATUS = GOOD.replace(" forward", " status 0.0.0.0:8053\n forward")
+
+
+def test_the_workloads_that_ask_most_for_names_that_do_not_exist_are_named_by_the_status_page(
+    api: ApiServer, tmp_path: Path, serve: Serve
+) -> None:
+    asking = {**client(), "metadata": {"name": "cart-7d9f8b6c5d-x2k4p", "namespace": "shop"}}
+    (tmp_path / "pods.yaml").write_text(
+        yaml.safe_dump_all([namespace("shop"), {**asking, "status": {"podIP": "127.0.0.1", "phase": "Running"}}])
+    )
+    port = free_port()
+    running = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n kubernetes cluster.local {{\n"
+        f" manifests {tmp_path / 'pods.yaml'}\n pods verified\n }}\n}}"
+    )
+    for number in range(120):
+        running.ask(f"x{number}.shop.svc.cluster.local.")
+    api.put(*well(), config_map("coredns", Corefile=STATUS))
+    words = ["doctor", "--kubeconfig", kubeconfig(tmp_path, here=api.url), "--json"]
+    api.pages["kube-system/coredns-a:8053"] = api.pages["kube-system/coredns-b:8053"] = f"http://127.0.0.1:{port}"
+
+    def found() -> list[dict[str, str]]:
+        done = kdns(*words)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        return [each for each in json.loads(done.stdout)["findings"] if each["part"] == "waste"]
+
+    (told,) = found()
+    assert told["level"] == "info" and told["seen"] == "shop/cart asked for 240 names that do not exist, lately"
+    assert told["next"].startswith("kdns doctor --from shop/cart-...")
+    api.pages["kube-system/coredns-a:8053"] += "/nowhere"
+    (told,) = found()
+    assert "shop/cart asked for 120 names" in told["seen"]
+    api.pages.clear()
+    (told,) = found()
+    assert told["seen"].startswith("the status page of coredns-a cannot be read: 503 ")
+
+
+def test_a_status_page_that_only_its_own_pod_can_reach_is_not_asked_for(api: ApiServer, tmp_path: Path) -> None:
+    api.put(*well(), config_map("coredns", Corefile=STATUS.replace("0.0.0.0", "127.0.0.1")))
+    done = kdns("doctor", "--kubeconfig", kubeconfig(tmp_path, here=api.url))
+    assert done.returncode == 0 and "waste" not in done.stdout
+    assert not any("/proxy/" in path for path in api.requests)
+
+
+@pytest.mark.parametrize("said", ["null", "[]", "{", '{"wasted": 5}', '{"wasted": [[5, "x"]]}', '{"wasted": [["a"]]}'])
+def test_a_page_that_is_no_status_page_is_one_finding(said: str, api: ApiServer, tmp_path: Path) -> None:
+    api.put(*well(), config_map("coredns", Corefile=STATUS))
+    state = State("kube-system", corefiles=[Source("it", STATUS, {})], pods=[server("coredns-a")])
+
+    class Says:
+        async def get(self, path: str) -> object:
+            assert path == "/api/v1/namespaces/kube-system/pods/coredns-a:8053/proxy/status.json"
+            return msgspec.json.decode(said)
+
+    asyncio.run(statuspages.read(state, Says()))  # type: ignore[arg-type]
+    (told,) = statuspages.findings(state)
+    assert told.seen.startswith("the status page of coredns-a cannot be read: ") and told.seen.isprintable()
 
 
 @pytest.mark.parametrize(("words", "code", "said"), [
