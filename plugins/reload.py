@@ -138,6 +138,8 @@ class _Watch:
             if now == self.seen:
                 continue
             self.seen = now  # a bad one is tried once, not at every look
+            if now == runtime.loaded:
+                runtime.refused = ""  # the change that was not taken has been taken back
             if now != runtime.loaded and not await runtime.reload():
                 FAILED.slot()[0] += 1
                 _log.error(

@@ -65,6 +65,9 @@ class BlockInfo(Protocol):
     def anywhere(self, protocol: Callable[..., P]) -> list[P]:
         """The plugins of all blocks of this server that follow a protocol."""
 
+    def every_block(self) -> Sequence[BlockInfo]:
+        """All blocks of this server."""
+
     def every_zone(self) -> tuple[bytes, ...]:
         """The zones of all blocks of this server."""
 

@@ -77,8 +77,9 @@ class Runtime:
 
     `before_stop` are awaited, all at once, when the server is told to stop, while it still answers (lameduck).
     `on_serving` are called once the sockets of a configuration are open, and then forgotten. `loaded` is what the
-    configuration that is being started, or is served, comes to. `reload` reads the Corefile again and serves by it;
-    `fingerprint` reads it and says what it comes to; `stop` ends the process with a code.
+    configuration that is being started, or is served, comes to; `refused` is why the Corefile that is there now is not
+    served, empty while it is. `reload` reads the Corefile again and serves by it; `fingerprint` reads it and says what
+    it comes to; `stop` ends the process with a code.
 
     With `multisocket`, `crew` is set in the process that watches over the workers, `link` in each worker.
     """
@@ -88,6 +89,7 @@ class Runtime:
         self.before_stop: list[Callable[[], Awaitable[None]]] = []
         self.on_serving: list[Callable[[], None]] = []
         self.loaded = ""
+        self.refused = ""
         self.reload: Callable[[], Awaitable[bool]] | None = None
         self.fingerprint: Callable[[], str] | None = None
         self.stop: Callable[[int], None] | None = None

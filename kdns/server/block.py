@@ -59,7 +59,7 @@ class Block:
 
     def anywhere(self, protocol: Callable[..., P]) -> list[P]:
         """The plugins of all blocks of this server that follow a protocol."""
-        return [plugin for block in self.siblings or [self] for plugin in block.all(protocol)]
+        return [plugin for block in self.every_block() for plugin in block.all(protocol)]
 
     def path(self, text: str) -> str:
         """A path of the Corefile, joined to `root` where it is relative."""
@@ -70,9 +70,13 @@ class Block:
         zone = closest(name, self.zones)
         return "." if zone is None else to_text(zone)
 
+    def every_block(self) -> list[Block]:
+        """All blocks of this server."""
+        return self.siblings or [self]
+
     def every_zone(self) -> tuple[bytes, ...]:
         """The zones of all blocks of this server."""
-        return tuple(dict.fromkeys([zone for block in self.siblings or [self] for zone in block.zones]))
+        return tuple(dict.fromkeys([zone for block in self.every_block() for zone in block.zones]))
 
     def query_plugins(self) -> list[str]:
         """The names of the plugins that queries meet, in order."""

@@ -59,14 +59,14 @@ class Life:
             over = gc_policy.pause()  # a large Corefile makes more objects than a pass may look at
             try:
                 await self._replace(await files.waiting("reading the Corefile", self.reread, READING))
-            except (CorefileError, OSError) as error:
-                _log.error(f"Restart failed: {error}")
-                return False
             except Exception as error:
-                _log.error(f"Restart failed: {type(error).__name__}: {error}")
+                kind = "" if isinstance(error, CorefileError | OSError) else f"{type(error).__name__}: "
+                self.runtime.refused = f"{kind}{error}"
+                _log.error(f"Restart failed: {self.runtime.refused}")
                 return False
             finally:
                 over()
+            self.runtime.refused = ""
             _log.info("Reloading complete")
             return True
 

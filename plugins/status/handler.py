@@ -1,11 +1,14 @@
 """The plugin `status`: what is counted for the page, and how it is served."""
 
+import base64
 import hashlib
 import ipaddress
 import json
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any, ClassVar, Final
 
@@ -13,27 +16,34 @@ from kdns import __version__, faults, metrics
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer
-from kdns.dns.name import to_text
+from kdns.dns.name import is_within, to_text
 from kdns.kube.workload import workload
 from kdns.metrics import REGISTRY, TIME_BUCKETS
 from kdns.net.http import Response
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.endpoint import HttpEndpoint, bound_hosts
-from kdns.plugin.providers import ClientNames, HasUpstreams
+from kdns.plugin.providers import ClientNames, HasUpstreams, UpstreamState
 from kdns.plugin.runtime import Crew, Runtime
 from kdns.plugins.status import merge
 from kdns.plugins.status.ledger import MINUTE, Failure, Ledger
+from kdns.plugins.status.shared import Shared, as_json
+from kdns.timeslice import TimeSlice
 
 DEFAULT: Final = ("127.0.0.1", 8053)
 SHOWN: Final = 50  # of each table: more than fit on the page, for its search
 ERROR_TEXT: Final = 200  # characters of each
+ZONES: Final = 3  # of an upstream, by name: a block may have thousands
+# Samples of the history that come with the numbers: a page that asks every few seconds, or once a minute while nobody
+# looks at it, needs no more, and asks for the whole history (95 KB) once a minute.
+RECENT: Final = MINUTE + 3
 STALE: Final = 60.0  # seconds without news of the API after which it counts as away
 FAILING: Final = 0.05  # part of a minute's answers that fail, above which the page says so
 _FAILURES: Final = " of the last minute's answers are failures."
-# Only what the page itself holds may run on it.
+# Only the script that the page comes with may run on it.
 _POLICY: Final = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hash}'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
 )
 _BAD: Final = frozenset((iana.SERVFAIL, iana.REFUSED, iana.NOTIMP, iana.FORMERR))
 SERIES: Final = {
@@ -43,6 +53,7 @@ SERIES: Final = {
     "objects": "kdns_kubernetes_objects",
     "healed": "kdns_kubernetes_healed_total", "upstream_failures": "coredns_proxy_healthcheck_failures_total",
 }  # fmt: skip
+_BY_KIND: Final = frozenset(("data_age", "objects", "healed"))  # a row for each kind; of others the sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +86,14 @@ class Status(Plugin):
         super().__init__(config)
         self.config: Config = config
         self.ledger = Ledger()
-        self.forwards: list[HasUpstreams] = []
+        self.forwards: list[tuple[HasUpstreams, tuple[bytes, ...]]] = []  # with the zones of their blocks
         self.pods: list[ClientNames] = []
         self.serves: list[dict[str, Any]] = []
         self.server: HttpEndpoint | None = None
         self.runtime: Runtime | None = None
+        self.began = 0.0  # seconds since the epoch: since when this configuration runs
+        self.shared = Shared()
+        self.shared_past = Shared()
 
     @property
     def http(self) -> tuple[str, int, str]:
@@ -87,14 +101,16 @@ class Status(Plugin):
         return self.config.host, self.config.port, ""
 
     def wire(self, block: BlockInfo) -> None:
-        self.forwards = block.anywhere(HasUpstreams)
+        self.forwards = [(each, found.zones) for found in block.every_block() for each in found.all(HasUpstreams)]
         self.pods = block.anywhere(ClientNames)
         self.serves = [
-            {"keys": [str(key) for key in block.parsed.keys], "plugins": [plugin.name for plugin in block.plugins]}
+            {"keys": [str(key) for key in each.parsed.keys], "plugins": [plugin.name for plugin in each.plugins]}
+            for each in block.every_block()
         ]
 
     async def start(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self.began = time.time()
         if runtime.crew is None:
             self.ledger = await runtime.acquire(self._key, Ledger)
         self.server = await HttpEndpoint.open(runtime, self.http)
@@ -154,26 +170,29 @@ class Status(Plugin):
             why = str(outcome.error or "") if type(outcome) is RcodeOnly else ""
             text = (iana.rcode_text(rcode) if rcode >= 0 else "dropped") + (f": {why}" if why else "")
             asked = to_text(name), iana.type_text(request.asked.type)
-            ledger.errors.append(Failure(int(time.time()), *asked, str(client), text[:ERROR_TEXT]))
+            ledger.errors.append(Failure(int(time.time()), *asked, self._who(str(client)), text[:ERROR_TEXT]))
 
     async def page(self) -> Response:
         """The page itself."""
-        text = resources.files(__package__).joinpath("page.html").read_bytes()
-        return Response(200, text.replace(b"{policy}", _POLICY.encode()), "text/html; charset=utf-8")
+        return Response(200, _page(), "text/html; charset=utf-8")
 
     async def data(self) -> Response:
         """What the page shows."""
-        crew = self.runtime.crew if self.runtime is not None else None
-        state = self.state() if crew is None else await self._state_of(crew)
-        return Response(200, json.dumps(state).encode(), "application/json")
+        return await self.shared.get(self._data)
 
     async def past(self) -> Response:
         """The history: two lists of samples, as History has them."""
+        return await self.shared_past.get(self._past)
+
+    async def _data(self) -> Response:
         crew = self.runtime.crew if self.runtime is not None else None
-        found: Any = {"fine": list(self.ledger.history.fine), "coarse": list(self.ledger.history.coarse)}
+        return await as_json(await (self.state() if crew is None else self._state_of(crew)))
+
+    async def _past(self) -> Response:
+        crew = self.runtime.crew if self.runtime is not None else None
         if crew is not None:
-            found = merge.histories(await self._from(crew, "/history.json"))
-        return Response(200, json.dumps(found).encode(), "application/json")
+            return await as_json(merge.histories(await self._from(crew, "/history.json")))
+        return await as_json({"fine": list(self.ledger.history.fine), "coarse": list(self.ledger.history.coarse)})
 
     async def _from(self, crew: Crew, path: str) -> list[Any]:
         """What the workers that answer have at a path."""
@@ -184,67 +203,83 @@ class Status(Plugin):
     async def _state_of(self, crew: Crew) -> dict[str, Any]:
         """All numbers of all workers."""
         states = await self._from(crew, "/status.json")
-        faults.call_each("the refresh of a metric", metrics.REFRESH)
-        own = {short: _values(name) for short, name in SERIES.items()}
         if not states:
-            return self.state()
-        fine = merge.histories(await self._from(crew, "/history.json"))["fine"]
-        part = merge.failing(fine, MINUTE)
+            return await self.state()
+        faults.call_each("the refresh of a metric", metrics.REFRESH)
+        own = {short: _values(short) for short in SERIES}
+        merged = merge.states(states, SERIES, own, SHOWN)
+        part = merge.failing(merged["recent"], MINUTE)
         outages = [text for state in states for text in state["outages"] if not text.endswith(_FAILURES)]
         outages += self.outages(own["data_age"], part)
-        return {
-            **merge.states(states, SERIES, own, SHOWN), "failing_part": round(part, 4),
-            "outages": list(dict.fromkeys(outages)),
-        }  # fmt: skip
+        return {**merged, "failing_part": round(part, 4), "outages": list(dict.fromkeys(outages))}
 
-    def state(self) -> dict[str, Any]:
-        """All numbers: counters since the start, so that whoever asks twice knows the rate."""
+    async def state(self) -> dict[str, Any]:
+        """All numbers: counters since the start, so that whoever asks twice knows the rate. Made in slices."""
         faults.call_each("the refresh of a metric", metrics.REFRESH)
-        upstreams = [each for plugin in self.forwards for each in plugin.upstream_states()]
-        ages = _values(SERIES["data_age"])
-        return {
+        slice_ = TimeSlice()
+        ledger = self.ledger
+        counted: dict[str, Any] = {
             "version": __version__,
-            "uptime_seconds": round(time.monotonic() - self.ledger.began, 3),
+            "host": socket.gethostname(),
+            "uptime_seconds": round(time.monotonic() - ledger.began, 3),
             "serves": self.serves,
             "configuration": self._configuration(),
-            "outages": self.outages(ages, self.ledger.failing()),
-            "queries": self.ledger.queries,
-            "failures": self.ledger.failures,
-            "failing_part": round(self.ledger.failing(), 4),
+            "configuration_began": round(self.began),
+            "queries": ledger.queries,
+            "failures": ledger.failures,
+            "failing_part": round(ledger.failing(), 4),
             "rcodes": {
                 iana.rcode_text(code) if code >= 0 else "dropped": count
-                for code, count in sorted(self.ledger.rcodes.items())
+                for code, count in sorted(ledger.rcodes.items())
             },
-            "latency_seconds": {"bounds": list(TIME_BUCKETS), "counts": self.ledger.times},
-            "series": {short: _values(name) for short, name in SERIES.items()},
-            "upstreams": [{**each._asdict(), "zone": to_text(each.zone)} for each in upstreams],
-            "errors": [each._asdict() for each in reversed(self.ledger.errors)],
-            "names": [[to_text(key), count] for key, count in self.ledger.names.top(SHOWN) if isinstance(key, bytes)],
-            "clients": [[self._who(str(key)), count] for key, count in self.ledger.clients.top(SHOWN)],
-            "denied": [[to_text(key), count] for key, count in self.ledger.denied.top(SHOWN) if isinstance(key, bytes)],
-            "wasted": [[str(key), count] for key, count in self.ledger.wasted.top(SHOWN)],
+            "latency_seconds": {"bounds": list(TIME_BUCKETS), "counts": list(ledger.times)},
+            "series": {short: _values(short) for short in SERIES},
+            "recent": list(ledger.history.fine)[-RECENT:],
+            "errors": [each._asdict() for each in reversed(ledger.errors)],
         }
+        names, clients, denied, wasted = (
+            top.top(SHOWN) for top in (ledger.names, ledger.clients, ledger.denied, ledger.wasted)
+        )
+        groups = []
+        for plugin, zones in self.forwards:
+            groups.append([(each, _below(each.zone, zones)) for each in plugin.upstream_states()])
+            await slice_.pause()
+        outages = self.outages(counted["series"]["data_age"], ledger.failing(), groups)
+        upstreams = []
+        for group in groups:
+            upstreams += [{**each._asdict(), "zone": below} for each, below in group]
+            await slice_.pause()
+        state = {**counted, "outages": outages, "upstreams": upstreams}
+        for table, rows in (("names", names), ("denied", denied)):
+            state[table] = [[to_text(key), count] for key, count in rows if isinstance(key, bytes)]
+            await slice_.pause()
+        state["clients"] = [[self._who(str(key)), count] for key, count in clients]
+        state["wasted"] = [[str(key), count] for key, count in wasted]
+        return state
 
-    def outages(self, ages: list[list[Any]], failing: float) -> list[str]:
-        """What is wrong now, in sentences; empty in good times. `failing`: the part of the last minute's answers."""
+    def outages(
+        self, ages: list[list[Any]], failing: float, groups: Sequence[Sequence[tuple[UpstreamState, str]]] = ()
+    ) -> list[str]:
+        """What is wrong now, in sentences; empty in good times. `failing`: the part of the last minute's answers;
+        `groups`: for each plugin its upstreams, and the zones whose names they get.
+        """
         out = []
-        for plugin in self.forwards:
-            states = plugin.upstream_states()
-            if states and all(each.state in ("down", "failing") for each in states):
-                names = ", ".join(each.to for each in states)
-                out.append(
-                    f"No upstream of {to_text(states[0].zone)} answers: {names}. Names that are forwarded to them fail."
-                )
+        for states in groups:
+            if states and all(each.state in ("down", "failing") for each, _ in states):
+                names = ", ".join(each.to for each, _ in states)
+                out.append(f"No upstream of {states[0][1]} answers: {names}. Names that are forwarded to them fail.")
         if ages and (oldest := max(age for _, age in ages)) > STALE:
             out.append(f"The API has not been heard of for {int(oldest)} s: what is served of the cluster is that old.")
         if failing > FAILING:
             out.append(f"{failing:.0%}{_FAILURES}")
+        if self.runtime is not None and self.runtime.refused:
+            out.append(f"The Corefile has changed, and is not served: {self.runtime.refused}")
         return out
 
     def _configuration(self) -> str:
-        """The beginning of a hash of the Corefile that runs."""
+        """The beginning of the Corefile's hash, as the log and `coredns_reload_version_info` have it."""
         text = self.runtime.loaded if self.runtime is not None else ""
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hashlib.sha512(text.encode()).hexdigest()[:12]
 
     def _pod(self, client: str) -> str:
         """`NAMESPACE/POD` of the Pod that is known to have an address, or nothing."""
@@ -265,8 +300,26 @@ class Status(Plugin):
         return workload(pod) if pod else client
 
 
-def _values(name: str) -> list[list[Any]]:
-    family = REGISTRY.get(name)
+@cache
+def _page() -> bytes:
+    text = resources.files(__package__).joinpath("page.html").read_bytes()
+    script = text.partition(b'<script type="module">')[2].partition(b"</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script).digest())
+    return text.replace(b"{policy}", _POLICY.encode().replace(b"{hash}", digest))
+
+
+@lru_cache(1024)  # forwards of one server: as many as a large Corefile has
+def _below(zone: bytes, blocks: tuple[bytes, ...]) -> str:
+    """The zones whose names an upstream gets, as text: those of `forward`, as far as they are in those of its block."""
+    both = [zone] if any(is_within(zone, block) for block in blocks) else [e for e in blocks if is_within(e, zone)]
+    more = f" and {len(both) - ZONES} more" if len(both) > ZONES else ""
+    return ", ".join(map(to_text, both[:ZONES])) + more
+
+
+def _values(short: str) -> list[list[Any]]:
+    family = REGISTRY.get(SERIES[short])
     if family is None:
         return []
+    if short not in _BY_KIND:  # a row for each server, zone and type would be thousands
+        return [[{}, sum(slot[0] for slot in family.slots.values())]] if family.slots else []
     return [[dict(zip(family.labels, labels, strict=True)), slot[0]] for labels, slot in family.slots.items()]

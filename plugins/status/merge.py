@@ -40,6 +40,7 @@ def states(found: Sequence[State], names: dict[str, str], own: dict[str, list[li
             short: _series(name, [*(state["series"][short] for state in found), own[short]])
             for short, name in names.items()
         },
+        "recent": _samples([state["recent"] for state in found]),
         "upstreams": list(ups.values()),
         "errors": sorted((each for state in found for each in state["errors"]), key=lambda each: -each["at"])[:shown],
         **{table: _top([state[table] for state in found], shown) for table in _TABLES},
