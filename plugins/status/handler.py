@@ -170,7 +170,7 @@ class Status(Plugin):
             why = str(outcome.error or "") if type(outcome) is RcodeOnly else ""
             text = (iana.rcode_text(rcode) if rcode >= 0 else "dropped") + (f": {why}" if why else "")
             asked = to_text(name), iana.type_text(request.asked.type)
-            ledger.errors.append(Failure(int(time.time()), *asked, self._who(str(client)), text[:ERROR_TEXT]))
+            ledger.errors.append(Failure(int(time.time()), *asked, self._who(client), text[:ERROR_TEXT]))
 
     async def page(self) -> Response:
         """The page itself."""
@@ -250,10 +250,11 @@ class Status(Plugin):
             upstreams += [{**each._asdict(), "zone": below} for each, below in group]
             await slice_.pause()
         state = {**counted, "outages": outages, "upstreams": upstreams}
-        for table, rows in (("names", names), ("denied", denied)):
-            state[table] = [[to_text(key), count] for key, count in rows if isinstance(key, bytes)]
-            await slice_.pause()
-        state["clients"] = [[self._who(str(key)), count] for key, count in clients]
+        for table, rows, text in (("names", names, _text), ("denied", denied, _text), ("clients", clients, self._who)):
+            state[table] = shown = []
+            for key, count in rows:
+                shown.append([text(key), count])
+                await slice_.pause()
         state["wasted"] = [[str(key), count] for key, count in wasted]
         return state
 
@@ -285,8 +286,9 @@ class Status(Plugin):
         """`NAMESPACE/POD` of the Pod that is known to have an address, or nothing."""
         return next((found for plugin in self.pods if (found := plugin.client_name(client))), "")
 
-    def _who(self, client: str) -> str:
+    def _who(self, host: object) -> str:
         """A client's Pod and its address, or that alone."""
+        client = str(host)
         pod = self._pod(client)
         return f"{pod} ({client})" if pod else client
 
@@ -298,6 +300,11 @@ class Status(Plugin):
         """
         pod = self._pod(client)
         return workload(pod) if pod else client
+
+
+def _text(name: object) -> str:
+    assert isinstance(name, bytes)
+    return to_text(name)
 
 
 @cache
