@@ -227,15 +227,23 @@ def pack_head(flags: int, rcode: int, reply_flags: int, counts: tuple[int, int, 
 
 
 def negative(
-    name: bytes, zone: bytes, rcode: int, flags: int, ttl: int, soa_rdata: bytes, validity: Validity | None = None
+    name: bytes,
+    zone: bytes,
+    rcode: int,
+    flags: int,
+    ttl: int,
+    soa_rdata: bytes,
+    validity: Validity | None = None,
+    signed: Section = (),
 ) -> Answer:
-    """A negative answer of ours with the zone's SOA (RFC 2308, section 3), rendered for all names of this length in the
-    zone.
+    """A negative answer of ours with the zone's SOA (RFC 2308, section 3) and perhaps its signatures, rendered for all
+    names of this length in the zone.
 
     Its `name` is empty: the caller vouches that it is used for such names only. Its pointers lead into the zone's own
     suffix of the question and nowhere else, since that is all that these names share.
     """
-    made = Answer(rcode, flags, (), (RRset(zone, iana.SOA, ttl, (soa_rdata,)),), (), local=True, validity=validity)
+    authority = (RRset(zone, iana.SOA, ttl, (soa_rdata,)), *signed)
+    made = Answer(rcode, flags, (), authority, (), local=True, validity=validity)
     made.body = render(name, made.sections, zone)
     return made
 

@@ -4,16 +4,17 @@ Law: a rendered body may point into the question it was rendered for, or into wh
 provably share, never to more (RFC 1035, section 4.1.4).
 """
 
+import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple, final
 
 from kdns.dns import rdata, wire
-from kdns.dns.name import offsets
 from kdns.dns.rrset import RRset, Section
 
 # A body over this is not rendered further: no transport carries more (RFC 1035, section 4.2.2).
 MAX_BODY: Final = 65535
+_fixed: Final = struct.Struct("!HHI").pack  # type, class, TTL
 _A: Final = b"\0\1\0\1"  # type and class of address records
 _AAAA: Final = b"\0\x1c\0\1"
 
@@ -108,35 +109,67 @@ def render(name: bytes, sections: tuple[Section, Section, Section], shared: byte
     name is looked up label by label in one table. `shared` is a suffix of the name: if given, pointers lead to no
     other part of the question, so the body also fits other names of this length that end in it.
     """
+    known = _question_names(name, len(name) - len(shared) if shared else 0)
     base = 12 + len(name) + 4
-    least = len(name) - len(shared) if shared else 0
-    known: dict[bytes, int] = {}
-    for off in offsets(name)[:-1]:
-        if off >= least:
-            known[name[off:]] = 12 + off
     out = bytearray()
     ends: list[int] = []
     ttls: list[int] = []
     counts: list[int] = []
     for section in sections:
         before = len(ends)
-        for owner, rtype, ttl, rdatas, cls in section:
-            fixed = rtype.to_bytes(2, "big") + cls.to_bytes(2, "big") + ttl.to_bytes(4, "big")
-            layout = rdata.NAMES_AT[rtype] if rtype in rdata.COMPRESSIBLE else None
-            for data in rdatas:
-                if len(out) > MAX_BODY:
-                    break
-                _put_name(out, owner, base, known)
-                ttls.append(len(out) + 4)
-                out += fixed
-                if layout is None:
-                    out += len(data).to_bytes(2, "big")
-                    out += data
-                else:
-                    _put_rdata(out, data, layout, base, known)
-                ends.append(len(out))
+        for rrset in section:
+            _put_rrset(out, rrset, base, known, ends, ttls)
         counts.append(len(ends) - before)
     return Body(bytes(out), (counts[0], counts[1], counts[2]), ends, ttls)
+
+
+def with_authority(body: Body, name: bytes, more: Sequence[RRset]) -> Body:
+    """A body for a question of this lower-cased name with more RRsets behind it, in the authority section.
+
+    `body` fits the name and has no additional section.
+    """
+    known = _question_names(name, 0)
+    out = bytearray(body.data)
+    ends, ttls = list(body.ends), list(body.ttls)
+    for rrset in more:
+        _put_rrset(out, rrset, 12 + len(name) + 4, known, ends, ttls)
+    answers = body.counts[0]
+    return Body(bytes(out), (answers, len(ends) - answers, 0), ends, ttls)
+
+
+def _question_names(name: bytes, least: int) -> dict[bytes, int]:
+    """Where in a message the question's name stands, and the names above it, from octet `least` of it on."""
+    known: dict[bytes, int] = {}
+    off = 0
+    while size := name[off]:
+        if off >= least:
+            known[name[off:]] = 12 + off
+        off += size + 1
+    return known
+
+
+def _put_rrset(
+    out: bytearray, rrset: RRset, base: int, known: dict[bytes, int], ends: list[int], ttls: list[int]
+) -> None:
+    owner, rtype, ttl, rdatas, cls = rrset
+    fixed = _fixed(rtype, cls, ttl)
+    layout = rdata.NAMES_AT[rtype] if rtype in rdata.COMPRESSIBLE else None
+    for data in rdatas:
+        if len(out) > MAX_BODY:
+            break
+        at = known.get(owner)
+        if at is None:
+            _put_name(out, owner, base, known)
+        else:
+            out += (0xC000 | at).to_bytes(2, "big")
+        ttls.append(len(out) + 4)
+        out += fixed
+        if layout is None:
+            out += len(data).to_bytes(2, "big")
+            out += data
+        else:
+            _put_rdata(out, data, layout, base, known)
+        ends.append(len(out))
 
 
 def _put_name(out: bytearray, name: bytes, base: int, known: dict[bytes, int]) -> None:

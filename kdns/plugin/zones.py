@@ -143,8 +143,9 @@ def respond(request: Request, served: Served, fallthrough: Fallthrough) -> Outco
 
 def _answer(request: Request, zone: Zone, found: Found) -> Answer:
     authority = found.authority
-    if len(authority) == 1 and not found.answer and authority[0] is zone.denial:
-        return zone.denied(request.question.name, found.rcode)
+    if authority and authority[0] is zone.denial and not found.answer:
+        name = request.question.name
+        return zone.denied(name, found.rcode) if len(authority) == 1 else zone.proven(name, found)
     if found.zone_ns and _fits(request, found):
         authority = [*authority, *found.zone_ns]
     flags = iana.AA if found.authoritative else 0

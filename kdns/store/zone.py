@@ -17,7 +17,8 @@ from typing import Final, final
 from kdns.dns import iana
 from kdns.dns.answer import Answer, Validity, negative
 from kdns.dns.name import MAX_NAME, is_within
-from kdns.dns.rrset import RRset
+from kdns.dns.render import with_authority
+from kdns.dns.rrset import RRset, Section
 from kdns.dns.wire import skip_name
 from kdns.store.node_table import NodeTable
 from kdns.store.zone_node import CUT, REDIRECT, WILDCARD, ZoneNode
@@ -74,8 +75,8 @@ class Zone:
     """A zone's nodes by name, and the chain of its proofs. Made by `ZoneBuilder` or `zone_of` (store.zone_builder)."""
 
     __slots__ = (
-        "_denials", "apex", "count", "denial", "hashed", "negative_ttl", "nodes", "origin", "proofs", "readers",
-        "serial", "soa", "validity",
+        "_denials", "_signed_denials", "apex", "count", "denial", "denial_signed", "hashed", "negative_ttl", "nodes",
+        "origin", "proofs", "readers", "serial", "soa", "validity",
     )  # fmt: skip
 
     def __init__(
@@ -101,18 +102,33 @@ class Zone:
         self.negative_ttl = min(soa.ttl, int.from_bytes(soa.rdatas[0][-4:], "big"))
         self.denial = soa._replace(ttl=self.negative_ttl)
         self.validity = Validity()
-        # What was rendered of denials without proofs, by response code and octets of the name: at most 2 x 255.
+        signed = apex.signatures(iana.SOA)
+        self.denial_signed: Section = () if signed is None else (signed._replace(ttl=self.negative_ttl),)
+        # How denials begin, by response code and octets of the name: at most 2 x 255. Without DO, and with it.
         self._denials: dict[tuple[int, int], Answer] = {}
+        self._signed_denials: dict[tuple[int, int], Answer] = {}
 
     def denied(self, name: bytes, rcode: int) -> Answer:
         """The denial of a name of this zone, without proofs."""
+        return self._denied(self._denials, name, rcode, ())
+
+    def proven(self, name: bytes, found: Found) -> Answer:
+        """The denial of a name of this zone with its proofs, which stand behind the SOA and its signatures."""
+        signed = self.denial_signed
+        authority = found.authority
+        head = self._denied(self._signed_denials, name, found.rcode, signed).rendered(name)
+        made = Answer(found.rcode, iana.AA, (), authority, (), local=True, name=name, validity=self.validity)
+        made.body = with_authority(head, name, authority[1 + len(signed) :])
+        return made
+
+    def _denied(self, known: dict[tuple[int, int], Answer], name: bytes, rcode: int, signed: Section) -> Answer:
         key = (rcode, len(name))
-        known = self._denials.get(key)
-        if known is None:
+        made = known.get(key)
+        if made is None:
             soa = self.denial
-            known = negative(name, self.origin, rcode, iana.AA, soa.ttl, soa.rdatas[0], self.validity)
-            self._denials[key] = known
-        return known
+            made = negative(name, self.origin, rcode, iana.AA, soa.ttl, soa.rdatas[0], self.validity, signed)
+            known[key] = made
+        return made
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -143,7 +159,7 @@ class _Look:
         self.qtype = qtype
         self.do = do
         self.found = Found()
-        self.put: set[tuple[bytes, int, bytes]] = set()  # what stands in the authority section
+        self.put: list[ZoneNode] = []  # whose proofs stand in the authority section
 
     def run(self, name: bytes) -> Found:
         found = self.found
@@ -317,23 +333,22 @@ class _Look:
         zone, authority = self.zone, self.found.authority
         authority.append(zone.denial)
         if self.do:
-            signed = zone.apex.signatures(iana.SOA)
-            if signed is not None:
-                authority.append(signed._replace(ttl=zone.negative_ttl))
+            authority += zone.denial_signed
 
     def _prove(self, node: ZoneNode, rtype: int) -> None:
         """Adds a record that proves something to the authority section, once."""
-        rrset = node.rrset(rtype)
-        key = (node.name, rtype, b"")
-        if rrset is None or key in self.put:
+        if node in self.put:
             return
-        self.put.add(key)
+        rrset = node.rrset(rtype)
+        if rrset is None:
+            return
+        self.put.append(node)
         authority = self.found.authority
         ttl = min(rrset.ttl, self.zone.negative_ttl)  # RFC 9077, section 3
-        authority.append(rrset._replace(ttl=ttl))
+        authority.append(rrset if rrset.ttl == ttl else rrset._replace(ttl=ttl))
         signed = node.signatures(rtype)
         if signed is not None:
-            authority.append(signed._replace(ttl=ttl))
+            authority.append(signed if signed.ttl == ttl else signed._replace(ttl=ttl))
 
     def _addresses(self, rrset: RRset, owner: bytes, depth: int = 0) -> None:
         """The addresses of the names in an RRset's data, as far as this zone has them (RFC 1035, 3.3.9; RFC 2782; RFC

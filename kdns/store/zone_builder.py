@@ -9,7 +9,7 @@ from kdns.dns import iana
 from kdns.dns.rrset import RRset
 from kdns.store.node_table import NodeTable
 from kdns.store.zone import Zone
-from kdns.store.zone_node import NSEC3, NSEC3PARAM, Bare, ZoneNode, made
+from kdns.store.zone_node import NSEC3, NSEC3PARAM, Bare, ZoneNode, canonical_key, made
 from kdns.store.zone_proofs import MAX_ITERATIONS, Nsec3Proofs, NsecProofs, Proofs
 
 
@@ -24,7 +24,8 @@ class ZoneBuilder:
     def __init__(self, origin: bytes) -> None:
         self.origin = origin
         self.nodes = NodeTable()
-        self.nsec: list[bytes] = []
+        self.chain: list[bytes] = []  # what the owners of NSEC records are sorted by
+        self.nsec: list[ZoneNode] = []  # these owners
         self.hashed = NodeTable()
         self.nsec3: list[bytes] = []  # the hashed labels that belong to the chain that is used
         self.parameters: RRset | None = None
@@ -42,7 +43,8 @@ class ZoneBuilder:
         for rrset in node.rrsets:
             self.count += len(rrset.rdatas)
             if rrset.type == iana.NSEC:
-                self.nsec.append(name)
+                self.chain.append(canonical_key(name, len(self.origin)))
+                self.nsec.append(node)
             elif rrset.type == NSEC3:
                 hashed = True
         if hashed:
@@ -69,7 +71,7 @@ class ZoneBuilder:
         if self.parameters is not None and len(self.hashed):
             proofs = self._nsec3(_chosen(self.parameters))
         elif self.nsec:
-            proofs = NsecProofs(self.nsec, self.nodes)
+            proofs = NsecProofs(self.origin, self.chain, self.nsec)
         return Zone(self.origin, self.nodes, self.hashed, self.count, apex, soa, proofs)
 
     def _nsec3(self, chosen: bytes) -> Proofs:

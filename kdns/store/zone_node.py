@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, final
 
 from kdns.dns import iana
-from kdns.dns.name import labels, parent
+from kdns.dns.name import parent
 from kdns.dns.rrset import RRset
 
 CUT: Final = 1  # a delegation: what is below belongs to another zone
@@ -51,9 +51,24 @@ class ZoneNode:
 Bare = tuple[bytes, tuple[tuple[int, int, tuple[bytes, ...]], ...]]
 
 
-def canonical_key(name: bytes) -> list[bytes]:
-    """What lower-cased names are sorted by: their labels from the root on (RFC 4034, section 6.1)."""
-    return labels(name)[::-1]
+def canonical_key(name: bytes, shared: int = 1) -> bytes:
+    """What lower-cased names are sorted by: their labels from the root on (RFC 4034, section 6.1), as octets.
+
+    `shared` are the octets at the end of all names that are compared: the root's, or a zone's name.
+    """
+    end = len(name) - shared
+    parts: list[bytes] = []
+    off = 0
+    while off < end:
+        stop = off + 1 + name[off]
+        parts.append(name[off + 1 : stop])
+        off = stop
+    parts.reverse()
+    key = b"\0".join(parts)
+    if b"\1" in key or key.count(b"\0") >= max(1, len(parts)):
+        # Between two labels stands what is less than all that a label may hold.
+        key = b"\0".join([part.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1") for part in parts])
+    return key
 
 
 def arranged(origin: bytes, names: Mapping[bytes, Mapping[int, Sequence[Any]]]) -> list[Bare]:

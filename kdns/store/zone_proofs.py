@@ -8,7 +8,7 @@ from base64 import b32encode
 from bisect import bisect_right
 from collections.abc import Callable
 from hashlib import sha1
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from kdns.dns import iana
 from kdns.dns.name import parent
@@ -25,6 +25,11 @@ class Proofs(Protocol):
     """What a signed zone can prove. Each method hands the records to `give`. `chain` are the names in it, in order."""
 
     chain: list[bytes]
+
+    def __len__(self) -> int: ...
+
+    def popitem(self) -> Any:
+        """Takes the last name out of the chain: the zone is let go, piece by piece."""
 
     def exists_without(self, name: bytes, give: Proof) -> None:
         """A name exists and has not the type that was asked."""
@@ -43,16 +48,24 @@ class Proofs(Protocol):
 
 
 class NsecProofs:
-    """Proofs from NSEC records. `chain` are the owners in canonical order, `nodes` the zone's nodes."""
+    """Proofs from NSEC records. `nodes` are their owners in canonical order, `chain` what they are sorted by."""
 
-    def __init__(self, chain: list[bytes], nodes: NodeTable) -> None:
+    def __init__(self, origin: bytes, chain: list[bytes], nodes: list[ZoneNode]) -> None:
+        self.shared = len(origin)
         self.chain = chain
         self.nodes = nodes
 
     def _before(self, name: bytes, give: Proof) -> None:
         """The NSEC of the name, or of the last one before it."""
-        place = bisect_right(self.chain, canonical_key(name), key=canonical_key)
-        give(self.nodes[self.chain[place - 1]], iana.NSEC)
+        give(self.nodes[bisect_right(self.chain, canonical_key(name, self.shared)) - 1], iana.NSEC)
+
+    def __len__(self) -> int:
+        return len(self.chain)
+
+    def popitem(self) -> Any:
+        """Takes the last name out of the chain."""
+        self.nodes.pop()
+        return self.chain.pop()
 
     def exists_without(self, name: bytes, give: Proof) -> None:
         self._before(name, give)  # an empty non-terminal: the one before it has a next name below it
@@ -84,6 +97,13 @@ class Nsec3Proofs:
         self.head = iterations.to_bytes(2, "big") + bytes((len(salt),)) + salt
         self.chain = chain
         self.hashed = hashed
+
+    def __len__(self) -> int:
+        return len(self.chain)
+
+    def popitem(self) -> Any:
+        """Takes the last name out of the chain."""
+        return self.chain.pop()
 
     def label(self, name: bytes) -> bytes:
         """The hashed label of a lower-cased name (RFC 5155, section 5)."""

@@ -72,8 +72,4 @@ async def released(zone: Zone) -> None:
         await asyncio.sleep(RELEASE)
     await emptied(zone.nodes, zone.hashed)
     if zone.proofs is not None:
-        turn = TimeSlice()
-        chain = zone.proofs.chain  # holds the names now
-        while chain:
-            del chain[-100:]
-            await turn.pause()
+        await emptied(zone.proofs)  # hold the last names, and their nodes
