@@ -32,6 +32,7 @@ ELSEWHERE = (
     "sister.more.example.",
     "other.more.example.",
 )
+SIGN_KINDS = ("nsec", "nsec3", "opt-out")  # of the plugin `sign`
 LEAVES = ("outside", "tocut", "far", "loop1", "loop2", "self")
 
 
@@ -167,20 +168,19 @@ def test_a_validating_resolver_finds_every_answer_secure(serve: Serve, tmp_path:
     judge(server, tmp_path, keys, paths, kind)
 
 
+@needs_delv
+@needs_bind
+@pytest.mark.parametrize("kind", SIGN_KINDS)
+def test_delv_finds_what_sign_has_signed_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
+    server, keys, plain = signed_by_sign(serve, tmp_path, kind)
+    judge_by_delv(server, tmp_path, keys, plain, kind)
+
+
 @needs_unbound
 @needs_bind
-@pytest.mark.parametrize("kind", ["nsec", "nsec3", "opt-out"])
+@pytest.mark.parametrize("kind", SIGN_KINDS)
 def test_what_sign_has_signed_is_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
-    plain, keys = unsigned(tmp_path)
-    for zone in plain:
-        peers.keygen(keys, zone)
-    lines = "\n ".join(
-        f"file {tmp_path}/db.{zone}signed {zone}\n sign {path} {zone} {{\n key directory {keys}\n"
-        f" directory {tmp_path}\n denial {kind}\n }}"
-        for zone, path in plain.items()
-    )
-    server = serve(f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n}}\n")
-    eventually(lambda: all(server.ask(zone, "DNSKEY").answer for zone in plain))
+    server, keys, plain = signed_by_sign(serve, tmp_path, kind)
     judge(server, tmp_path, keys, plain, kind)
 
 
@@ -199,6 +199,21 @@ def with_signed_files(serve: Serve, folder: Path, kind: str) -> tuple[Server, Pa
     paths = {zone: peers.signed(keys, zone, text, *SIGNINGS[kind]) for zone, text in ZONES.items()}
     lines = "\n ".join(f"file {path} {zone}" for zone, path in paths.items())
     return serve(f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n}}\n"), keys, paths
+
+
+def signed_by_sign(serve: Serve, folder: Path, kind: str) -> tuple[Server, Path, dict[str, Path]]:
+    """A server of zones that it has signed before (`sign`), their keys' folder, and their files as they were."""
+    plain, keys = unsigned(folder)
+    for zone in plain:
+        peers.keygen(keys, zone)
+    lines = "\n ".join(
+        f"file {folder}/db.{zone}signed {zone}\n sign {path} {zone} {{\n key directory {keys}\n"
+        f" directory {folder}\n denial {kind}\n }}"
+        for zone, path in plain.items()
+    )
+    server = serve(f".:{{port}} {{\n bind 127.0.0.1\n {lines}\n}}\n")
+    eventually(lambda: all(server.ask(zone, "DNSKEY").answer for zone in plain))
+    return server, keys, plain
 
 
 def signing_itself(serve: Serve, folder: Path, kind: str, algorithm: str) -> tuple[Server, Path, dict[str, Path]]:
