@@ -1,8 +1,9 @@
-"""Peers over QUIC, by aioquic's own asyncio classes: an upstream that answers as a script says, and a client that does
+"""Peers over QUIC, by aioquic's own asyncio classes: upstreams that answer as a script says, and a client that does
 as it is told.
 """
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import dns.message
 from aioquic.asyncio import QuicConnectionProtocol, connect, serve
+from aioquic.h3.connection import H3Connection
+from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 
@@ -19,6 +22,8 @@ from tests.securepeers import NAME, Authority, Script
 
 class Upstream:
     """A server of DNS over QUIC on loopback. `raw`: what it sends on a stream in place of a framed reply."""
+
+    alpn = "doq"
 
     def __init__(self, authority: Authority, folder: Path, script: Script, raw: Callable[[bytes], bytes] | None = None):
         self.script = script
@@ -36,11 +41,12 @@ class Upstream:
         self.server = self.thread.run(self._listen(folder))
 
     async def _listen(self, folder: Path) -> Any:
-        configuration = QuicConfiguration(is_client=False, alpn_protocols=["doq"])
+        configuration = QuicConfiguration(is_client=False, alpn_protocols=[self.alpn])
         configuration.load_cert_chain(str(folder / "up.crt"), str(folder / "up.key"))
-        return await serve(
-            "127.0.0.1", self.port, configuration=configuration, create_protocol=lambda *a, **k: _Served(self, *a, **k)
-        )
+        return await serve("127.0.0.1", self.port, configuration=configuration, create_protocol=self._served)
+
+    def _served(self, *args: Any, **options: Any) -> QuicConnectionProtocol:
+        return _Served(self, *args, **options)
 
     def drop(self, code: int = 0) -> None:
         """Closes the connections there are."""
@@ -87,6 +93,64 @@ class _Served(QuicConnectionProtocol):
             out = reply.to_wire()
             out = len(out).to_bytes(2, "big") + out if owner.raw is None else owner.raw(out)
             self._quic.send_stream_data(event.stream_id, out, end_stream=True)
+
+
+class Http3Upstream(Upstream):
+    """A server of DNS over HTTP/3. `respond`: what it does on a stream in place of its answer. `requests` are the
+    fields that came.
+    """
+
+    alpn = "h3"
+
+    def __init__(
+        self, authority: Authority, folder: Path, script: Script,
+        respond: Callable[[H3Connection, int, bytes], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.respond = respond or _respond
+        self.requests: list[dict[bytes, bytes]] = []
+        super().__init__(authority, folder, script)
+
+    def _served(self, *args: Any, **options: Any) -> QuicConnectionProtocol:
+        return _Served3(self, *args, **options)
+
+
+def _respond(http: H3Connection, stream: int, reply: bytes) -> None:
+    fields = [(b":status", b"200"), (b"content-type", b"application/dns-message")]
+    http.send_headers(stream, fields)
+    http.send_data(stream, reply, end_stream=True)
+
+
+class _Served3(_Served):
+    owner: Http3Upstream
+
+    def __init__(self, owner: Http3Upstream, *args: Any, **options: Any) -> None:
+        super().__init__(owner, *args, **options)
+        self.http: H3Connection | None = None
+
+    def quic_event_received(self, event: events.QuicEvent) -> None:
+        owner = self.owner
+        if isinstance(event, events.ProtocolNegotiated):
+            self.http = H3Connection(self._quic)
+        if isinstance(event, events.ConnectionTerminated):
+            owner.ended.append(event.error_code)
+        for each in self.http.handle_event(event) if self.http is not None else ():
+            if isinstance(each, HeadersReceived):
+                owner.requests.append(dict(each.headers))
+            elif isinstance(each, DataReceived):
+                self.parts[each.stream_id] = self.parts.get(each.stream_id, b"") + each.data
+            if getattr(each, "stream_ended", False):
+                self._asked(each.stream_id)
+
+    def _asked(self, stream: int) -> None:
+        owner = self.owner
+        path = owner.requests[-1][b":path"].decode()
+        _, get, text = path.partition("?dns=")
+        wire = base64.urlsafe_b64decode(text + "==") if get else self.parts.pop(stream)
+        owner.wires.append(wire)
+        owner.queries.append(dns.message.from_wire(wire))
+        reply = owner.script(owner.queries[-1])
+        if reply is not None:
+            owner.respond(self.http, stream, reply.to_wire())
 
 
 class Client(QuicConnectionProtocol):

@@ -2,7 +2,8 @@
 
     kdns query [@[SCHEME://]SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS
 
-Over UDP (again over TCP where the reply is cut), TCP, TLS, HTTPS, gRPC or QUIC, as flags or the server's scheme say.
+Over UDP (again over TCP where the reply is cut), TCP, TLS, HTTPS (by HTTP/2 or HTTP/3), gRPC or QUIC, as flags or the
+server's scheme say.
 Exit code: 0 for any reply, 9 where none came, as dig's.
 """
 
@@ -29,13 +30,14 @@ from kdns.plugin.records import record_of
 from kdns.printable import printable
 from kdns.upstream import oneshot
 from kdns.upstream.exchange import Result, UpstreamError
-from kdns.upstream.upstream import PORTS, Address, Options, Trust, Upstream
+from kdns.upstream.upstream import ALPN, PORTS, Address, Options, Trust, Upstream
 
 FLAGS: Final = (
     Flag(("p",), 0, "port (default 53; TLS and QUIC 853; HTTPS and gRPC 443)"),
     Flag(("tcp",), False, "ask over TCP"),
     Flag(("tls",), False, "ask over TLS (RFC 7858)"),
     Flag(("https",), False, "ask over HTTPS (RFC 8484)"),
+    Flag(("https3",), False, "ask over HTTPS by HTTP/3 (RFC 9114)"),
     Flag(("grpc",), False, "ask over gRPC, as CoreDNS speaks it"),
     Flag(("quic",), False, "ask over QUIC (RFC 9250)"),
     Flag(("ca",), "", "file with the authority to trust, for TLS, HTTPS, gRPC and QUIC"),
@@ -89,7 +91,7 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
         name = from_text(rest[0]).lower()
     except BadName as error:
         raise ValueError(str(error)) from None
-    transport = next((kind for kind in ("tls", "https", "grpc", "quic") if values[kind]), "dns")
+    transport = next((kind for kind in ("tls", "https", "https3", "grpc", "quic") if values[kind]), "dns")
     scheme, separator, place = server.partition("://")
     if separator:
         if scheme not in PORTS:
@@ -150,12 +152,12 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
 def _trust(transport: str, authority: str | None) -> Trust:
     """What a server is verified by: a file with authorities, or this machine's. Raises OSError."""
     context = ssl.create_default_context(cafile=authority)
-    if transport == "quic":
-        if lacking := extras.lacking_quic("quic://"):
+    if transport in ALPN:
+        if lacking := extras.lacking_quic(f"{transport}://"):
             raise OSError(lacking)
         from kdns.upstream.quic import configuration
 
-        return configuration(authority, [])
+        return configuration(authority, [], ALPN[transport])
     if transport in ("https", "grpc"):
         context.set_alpn_protocols(["h2"])
     return context

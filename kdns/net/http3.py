@@ -5,11 +5,9 @@ come whole in time is reset alone; a request and its fields are bounded, and so 
 requests; no table of fields is kept for a client (QPACK's dynamic table), by which a few octets could stand for many.
 """
 
-import logging
 from typing import Final, final
 
-import pylsqpack
-from aioquic.h3.connection import ErrorCode, H3Connection
+from aioquic.h3.connection import ErrorCode
 from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.h3.exceptions import H3Error
 from aioquic.quic import events
@@ -18,6 +16,7 @@ from kdns.net import Address, doh
 from kdns.net.http2 import MAX_HEADERS, Exchange
 from kdns.net.quic import QuicConnection, QuicListener
 from kdns.net.web import MAX_MESSAGE, Fields, named
+from kdns.quicmachine import Http3 as Frames
 
 NO_ERROR: Final = int(ErrorCode.H3_NO_ERROR)
 OVERLOAD: Final = int(ErrorCode.H3_EXCESSIVE_LOAD)
@@ -26,18 +25,6 @@ MAX_REQUEST: Final = MAX_HEADERS + MAX_MESSAGE + 1024
 # Octets on a client's own streams, for settings and the like: some 100 are usual, and a few more for each request.
 ALLOWANCE: Final = 16 << 10
 PER_REQUEST: Final = 1024
-
-logging.getLogger("http3").disabled = True  # what a stranger sends is nobody's error here
-
-
-@final
-class _Frames(H3Connection):
-    """aioquic's, without a dynamic table, for which it has no setting."""
-
-    def _init_connection(self) -> None:
-        self._max_table_capacity = self._blocked_streams = 0
-        self._decoder = pylsqpack.Decoder(0, 0)
-        super()._init_connection()
 
 
 @final
@@ -49,7 +36,7 @@ class Http3:
     def __init__(self, connection: QuicConnection) -> None:
         self.connection = connection
         self.listener: QuicListener = connection.listener
-        self.frames = _Frames(connection.quic)
+        self.frames = Frames(connection.quic)
         self.requests: dict[int, Exchange] = {}  # by stream: those that come, and those that wait for their answer
         self.received: dict[int, int] = {}  # octets of requests that have not come whole
         self.ended: set[int] = set()  # streams that we have reset, until the client ends them too
@@ -152,13 +139,14 @@ class Http3:
         if exchange.large:
             connection.stop(exchange.stream, NO_ERROR)  # RFC 9114, section 4.1: the rest is not wanted
             self.ended.add(exchange.stream)
-        self.listener.wants_to_send(connection)
+        connection.wrote()
         self._close_if_done()
 
     def _end(self, stream: int, code: ErrorCode) -> None:
         """Resets a stream, and takes no more of it."""
         self.ended.add(stream)
         self.connection.reset(stream, int(code))
+        self.frames.forget(stream)
         self.requests.pop(stream, None)
         self.received.pop(stream, None)
         self.connection.unfinished.pop(stream, None)

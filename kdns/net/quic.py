@@ -15,7 +15,6 @@ comes for it is for nobody, and is not answered.
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 import time
@@ -42,6 +41,7 @@ from kdns.net.quic_identity import QuicIdentity
 from kdns.net.sockets import Controls, receive_local, reply_from
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import HALF_OPEN, HANDSHAKES, MAX_HALF_OPEN
+from kdns.quicmachine import acknowledge_now, allow_streams
 
 BATCH_DATAGRAMS: Final = 64  # of a turn, as over UDP
 BATCH_SECONDS: Final = 0.001
@@ -55,8 +55,6 @@ RETRY_FROM: Final = 32
 MAX_STREAMS: Final = 256  # of a connection at a time (CoreDNS's)
 CID_OCTETS: Final = 8  # of our connection IDs
 SMALLEST_INITIAL: Final = 1200  # octets of a datagram that begins a connection (section 14.1)
-
-logging.getLogger("quic").disabled = True  # what a stranger sends is nobody's error here
 
 RETRIES: Final = Counter(
     "kdns_quic_retries_total", "Clients asked to prove their address before a handshake.", ("server",)
@@ -154,7 +152,7 @@ class QuicListener(TcpListener):
     # Datagrams.
 
     def _read(self) -> None:
-        self.busy = True
+        self.busy = self.sending = True  # what is to be sent leaves at the end of this
         end = time.monotonic() + BATCH_SECONDS
         receive = self.sock.recvmsg
         size = CONTROL_SIZE if self.wildcard else 0
@@ -292,7 +290,7 @@ class QuicConnection:
 
     __slots__ = (
         "application", "armed", "came", "closing", "deadline", "fresh", "gone", "host", "ids", "listener",
-        "peer", "pending", "quic", "timer", "unfinished",
+        "peer", "pending", "quic", "timer", "unfinished", "written",
     )  # fmt: skip
 
     def __init__(
@@ -308,9 +306,7 @@ class QuicConnection:
         self.quic = machine.QuicConnection(
             configuration=configuration, original_destination_connection_id=original, retry_source_connection_id=retried
         )
-        # aioquic has no setting for this: it lets 128 streams be open at a time.
-        limit = self.quic._local_max_streams_bidi
-        limit.value = limit.sent = listener.max_streams or MAX_STREAMS
+        allow_streams(self.quic, listener.max_streams or MAX_STREAMS)
         self.peer = peer
         self.host = peer[0]
         self.came = b""  # the packet info of what came last: where replies leave from
@@ -324,6 +320,7 @@ class QuicConnection:
         self.fresh = True  # nothing was sent on it
         self.ids: set[bytes] = {self.quic.host_cid}
         listener.by_id[self.quic.host_cid] = self
+        self.written = False  # a reply waits to be sent
         self.timer: asyncio.TimerHandle | None = None
         self.armed = 0.0
 
@@ -341,6 +338,9 @@ class QuicConnection:
         if self.gone:
             return
         now = self.listener.loop.time()
+        if self.written:
+            self.written = False
+            acknowledge_now(self.quic, now)
         datagrams = self.quic.datagrams_to_send(now)
         if datagrams:
             self.fresh = False
@@ -352,10 +352,13 @@ class QuicConnection:
         if self.closing:
             self.forget()
             return
+        self._arm(self.quic.get_timer())
+
+    def _arm(self, quic_at: float | None) -> None:
+        """Arms the timer for what is due first. `quic_at`: when QUIC wants to be told of the time."""
         at = self.deadline
         if self.unfinished:
             at = min(at, next(iter(self.unfinished.values())))
-        quic_at = self.quic.get_timer()
         if quic_at is not None:
             at = min(at, quic_at)
         # A timer that is early only looks again: to move it at each datagram costs more.
@@ -372,15 +375,22 @@ class QuicConnection:
         now = self.listener.loop.time()
         try:
             self._expire(now)
-            if not self.gone:
-                at = self.quic.get_timer()
-                if at is not None and now >= at:
-                    self.quic.handle_timer(now)
-                    self._events()
-                self.transmit()
+            self._tell_time(now)
         except Exception as error:
             faults.report("a QUIC connection", error)
             self.forget()
+
+    def _tell_time(self, now: float) -> None:
+        """Tells QUIC the time where it wants to know; a timer that was early is armed again."""
+        if self.gone:
+            return
+        at = self.quic.get_timer()
+        if at is not None and now >= at:
+            self.quic.handle_timer(now)
+            self._events()
+            self.transmit()
+        else:
+            self._arm(at)
 
     def _expire(self, now: float) -> None:
         application = self.application
@@ -436,6 +446,11 @@ class QuicConnection:
         """Sends octets on a stream."""
         with contextlib.suppress(ValueError, RuntimeError):  # the client has ended the stream meanwhile
             self.quic.send_stream_data(stream, data, end)
+        self.wrote()
+
+    def wrote(self) -> None:
+        """A reply has been written: what has come is acknowledged with it."""
+        self.written = True
         self.listener.wants_to_send(self)
 
     def stop(self, stream: int, code: int) -> None:

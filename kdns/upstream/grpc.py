@@ -4,8 +4,9 @@ from typing import ClassVar, Final, final
 
 from kdns.dns import grpc
 from kdns.upstream.connections import InFlightQuery
+from kdns.upstream.doh import Response, matched
 from kdns.upstream.exchange import Result
-from kdns.upstream.https import HttpsConnections, Response
+from kdns.upstream.https import HttpsConnections
 
 MAX_SAID: Final = 200  # characters of what an upstream says of a call that failed
 
@@ -32,6 +33,6 @@ class GrpcConnections(HttpsConnections):
             said = response.fields.get("grpc-message", "")[:MAX_SAID]
             return self.broken(flight, f"gRPC status {code or 'missing'}{': ' if said else ''}{said}")
         try:
-            return self.matched(grpc.unpacked(bytes(response.body)), flight)
+            return matched(self, grpc.unpacked(bytes(response.body)), flight)
         except grpc.BadPacket as error:
             return self.broken(flight, str(error))

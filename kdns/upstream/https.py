@@ -1,14 +1,13 @@
 """DNS over HTTPS (RFC 8484): a stream of HTTP/2 for each query, all on one connection.
 
 HTTP/2 only, which is the least that RFC 8484, section 5.2 recommends: queries share a connection without waiting for
-each other. The id is 0 (section 4.1), so a reply is matched by its stream and its question.
+each other.
 """
 
 import asyncio
-import base64
 import contextlib
 import ssl
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, final
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -16,14 +15,11 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
 from h2.exceptions import ProtocolError
 
-from kdns.address import host_port
 from kdns.deadlines import Deadlines
+from kdns.upstream import doh
 from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
-from kdns.upstream.exchange import Result, UpstreamError, matching_reply
-
-MAX_BODY: Final = 65535 + 9  # octets of a reply: no DNS message is larger; gRPC puts nine before it
-PATH: Final = "/dns-query"
-MESSAGE: Final = "application/dns-message"
+from kdns.upstream.doh import MAX_BODY, Response
+from kdns.upstream.exchange import Result, UpstreamError
 
 
 class HttpsConnections(Connections):
@@ -50,51 +46,19 @@ class HttpsConnections(Connections):
         **options: Any,
     ) -> None:
         super().__init__(host, port, to, name, deadlines, context=context, **options)
-        self.authority = self.server_name if port == 443 else host_port(self.server_name, port)
+        self.authority = doh.authority(self.server_name, port)
         self.get = get
 
     def make(self) -> Connection:
         return _Connection(self)
 
     def request(self, query: bytes) -> tuple[list[tuple[str, str]], bytes]:
-        """The fields and the body of the request for a query (RFC 8484, section 4.1)."""
-        path = PATH
-        if self.get:
-            path += "?dns=" + base64.urlsafe_b64encode(query).rstrip(b"=").decode()
-        fields = [
-            (":method", "GET" if self.get else "POST"), (":scheme", "https"), (":authority", self.authority),
-            (":path", path),
-            ("accept", MESSAGE),
-        ]  # fmt: skip
-        if self.get:
-            return fields, b""
-        return [*fields, ("content-type", MESSAGE), ("content-length", str(len(query)))], query
+        """The fields and the body of the request for a query."""
+        return doh.request(query, self.authority, self.get)
 
-    def result(self, response: "Response", flight: InFlightQuery) -> Result:
+    def result(self, response: Response, flight: InFlightQuery) -> Result:
         """What a complete response comes to."""
-        if response.status != "200":
-            return self.broken(flight, f"HTTP status {response.status or 'missing'}")
-        if response.type.partition(";")[0].strip() != MESSAGE or len(response.body) > MAX_BODY:
-            return self.broken(flight, f"the reply is no {MESSAGE}")
-        return self.matched(bytes(response.body), flight)
-
-    def matched(self, message: bytes, flight: InFlightQuery) -> Result:
-        """A reply, if it is to the question."""
-        answer = matching_reply(message, message[:2], flight.question, self.to)
-        return answer if answer is not None else self.broken(flight, "the reply is to another question")
-
-
-@final
-class Response:
-    """What has come on a stream. `fields` are the last that came: the response's, or the trailers."""
-
-    __slots__ = ("body", "fields", "status", "type")
-
-    def __init__(self) -> None:
-        self.status = ""
-        self.type = ""
-        self.fields: dict[str, str] = {}
-        self.body = bytearray()
+        return doh.result(self, response, flight)
 
 
 @final

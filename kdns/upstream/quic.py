@@ -1,13 +1,13 @@
-"""DNS over QUIC to one upstream (RFC 9250): a stream for each query, all on one connection. aioquic does QUIC and TLS.
+"""Queries over QUIC to one upstream: a stream for each, all on one connection. aioquic does QUIC and TLS. Here is what
+DNS over QUIC (RFC 9250) and HTTP/3 (upstream.http3) share, and the former.
 
-The id is 0 (section 4.2.1), so a reply is matched by its stream and its question. An upstream that breaks the protocol
-is told so by the connection's end (section 4.3.3). Early data is not sent, and no session is resumed: what a connection
-costs, it costs once in a while.
+Over DNS over QUIC the id is 0 (section 4.2.1), so a reply is matched by its stream and its question. An upstream that
+breaks the protocol is told so by the connection's end (section 4.3.3). Early data is not sent, and no session is
+resumed: what a connection costs, it costs once in a while.
 """
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 import ssl
@@ -21,6 +21,7 @@ from aioquic.quic.connection import QuicConnection
 from kdns import files
 from kdns.deadlines import Deadlines
 from kdns.dns.doq import NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
+from kdns.quicmachine import may_open
 from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
 from kdns.upstream.exchange import matching_reply, our_end
 
@@ -28,14 +29,12 @@ MAX_REPLY: Final = 2 + 65_535  # octets on a stream
 MAX_TRUST: Final = 4 << 20  # octets of a file with authorities
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")  # how OpenSSL finds an authority in a folder
 
-logging.getLogger("quic").disabled = True  # what an upstream does wrong is said in our own words
 
-
-def configuration(authority: str | None, identity: list[str]) -> QuicConfiguration:
+def configuration(authority: str | None, identity: list[str], alpn: str) -> QuicConfiguration:
     """What an upstream is verified by: a file with authorities, None for this machine's; `identity` is the certificate
-    and the key to show, if any. Raises OSError.
+    and the key to show, if any; `alpn` is what is spoken, `doq` or `h3`. Raises OSError.
     """
-    made = QuicConfiguration(alpn_protocols=["doq"])
+    made = QuicConfiguration(alpn_protocols=[alpn])
     if authority is not None:
         made.cadata = files.read(authority, MAX_TRUST)
     else:
@@ -54,7 +53,6 @@ def configuration(authority: str | None, identity: list[str]) -> QuicConfigurati
     return made
 
 
-@final
 class QuicConnections(Connections):
     """The connection to one upstream; another only while that takes no more queries."""
 
@@ -77,12 +75,13 @@ class QuicConnections(Connections):
         # A little longer than we keep an idle connection ourselves.
         self.configuration = replace(configuration, server_name=self.server_name, idle_timeout=self.expire + 1)
 
+    def make(self) -> "QuicUpstream":
+        return _Doq(self)
+
     async def dial(self) -> Connection:
         loop = asyncio.get_running_loop()
         options: dict[str, Any] = {"local_addr": (self.source, 0)} if self.source else {}
-        _, made = await loop.create_datagram_endpoint(
-            lambda: _Connection(self), remote_addr=(self.host, self.port), **options
-        )
+        _, made = await loop.create_datagram_endpoint(self.make, remote_addr=(self.host, self.port), **options)
         try:
             await made.ready
         except BaseException:
@@ -91,15 +90,19 @@ class QuicConnections(Connections):
         return made
 
 
-@final
-class _Connection(Connection, asyncio.DatagramProtocol):
+class QuicUpstream(Connection, asyncio.DatagramProtocol):
+    """A connection over QUIC. `no_error` and `cancelled` are the protocol's codes for a farewell, and for a stream
+    whose reply nobody waits for any more.
+    """
+
+    no_error: ClassVar[int]
+    cancelled: ClassVar[int]
     owner: QuicConnections
 
     def __init__(self, owner: QuicConnections) -> None:
         super().__init__(owner)
         self.quic = QuicConnection(configuration=owner.configuration)
         self.ready: asyncio.Future[None] = self.loop.create_future()
-        self.parts: dict[int, bytearray] = {}  # what has come on streams
         self.why = ""  # it ended
         self.sending = False
         self.wake: asyncio.TimerHandle | None = None
@@ -116,7 +119,7 @@ class _Connection(Connection, asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: Any) -> None:
         self.quic.receive_datagram(data, addr, self.loop.time())
         self._events()
-        self._send()
+        self.send_soon()  # once for all datagrams of this turn
         self.owner.flush()
         self.close_if_idle()
 
@@ -145,75 +148,44 @@ class _Connection(Connection, asyncio.DatagramProtocol):
         return self.room()
 
     def room(self) -> bool:
-        # aioquic keeps back what the upstream has no room for, and does not say so.
-        return self.quic.get_next_available_stream_id() // 4 < self.quic._remote_max_streams_bidi
+        return may_open(self.quic)
 
-    def put(self, flight: InFlightQuery) -> int:
-        """A stream for one query; its id is 0, and its stream's end follows (section 4.2)."""
-        stream = self.quic.get_next_available_stream_id()
-        self.quic.send_stream_data(stream, len(flight.query).to_bytes(2, "big") + b"\0\0" + flight.query[2:], True)
-        self.parts[stream] = bytearray()
-        self._send_soon()
-        return stream
+    def event(self, event: events.QuicEvent) -> None:
+        """Takes an event of a stream."""
+        raise NotImplementedError
 
     def drop(self, key: int) -> None:
-        self.parts.pop(key, None)
         with contextlib.suppress(ValueError):
-            self.quic.stop_stream(key, REQUEST_CANCELLED)
+            self.quic.stop_stream(key, self.cancelled)
         with contextlib.suppress(ValueError):
-            self.quic.reset_stream(key, REQUEST_CANCELLED)
-        self._send_soon()
+            self.quic.reset_stream(key, self.cancelled)
+        self.send_soon()
 
     # Events.
 
     def _events(self) -> None:
         while (event := self.quic.next_event()) is not None:
-            if isinstance(event, events.StreamDataReceived):
-                self._data(event)
-            elif isinstance(event, events.StreamReset):
-                self.parts.pop(event.stream_id, None)
-                flight = self.taken(event.stream_id)
-                if flight is not None:
-                    self.owner.resend(flight, f"the stream was reset (code {event.error_code})")
-            elif isinstance(event, events.HandshakeCompleted):
+            if isinstance(event, events.HandshakeCompleted):
                 if not self.ready.done():
                     self.ready.set_result(None)
                     self.join()
             elif isinstance(event, events.ConnectionTerminated):
                 reason = f": {event.reason_phrase}" if event.reason_phrase else ""
                 self._ended(ConnectionAbortedError(f"the connection was ended (code {event.error_code}){reason}"))
+            else:
+                self.event(event)
 
-    def _data(self, event: events.StreamDataReceived) -> None:
-        stream = event.stream_id
-        if stream & 3:
-            self._fail("a stream that a server may not open")
-            return
-        parts = self.parts.get(stream)
-        if parts is None:
-            return  # nobody waits for it any more
-        parts += event.data
-        whole = len(parts) >= 2 and len(parts) == 2 + int.from_bytes(parts[:2], "big")
-        if len(parts) > MAX_REPLY or (event.end_stream and (not whole or len(parts) < 14 or parts[2:4] != b"\0\0")):
-            flight = self.taken(stream)
-            if flight is not None:
-                flight.end(self.owner.broken(flight, "the reply is malformed"))
-            self._fail("a malformed reply")
-        elif event.end_stream:
-            del self.parts[stream]
-            self._reply(stream, bytes(parts[2:]))
-
-    def _reply(self, stream: int, reply: bytes) -> None:
-        flight = self.taken(stream)
+    def unanswered(self, event: events.StreamReset) -> None:
+        """The upstream has ended a stream."""
+        flight = self.taken(event.stream_id)
         if flight is not None:
-            self.alive()
-            answer = matching_reply(reply, b"\0\0", flight.question, self.owner.to)
-            flight.end(answer or self.owner.broken(flight, "the reply is to another question"))
+            self.owner.resend(flight, f"the stream was reset (code {event.error_code})")
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, code: int, reason: str) -> None:
         """The upstream has broken the protocol."""
         self.retired = True
         self.why = self.why or reason
-        self._farewell(PROTOCOL_ERROR, reason)
+        self._farewell(code, reason)
 
     def _ended(self, error: OSError) -> None:
         self.retired = True
@@ -228,7 +200,7 @@ class _Connection(Connection, asyncio.DatagramProtocol):
 
     # Octets and time.
 
-    def _send_soon(self) -> None:
+    def send_soon(self) -> None:
         """What is asked in one turn of the loop leaves together."""
         if not self.sending:
             self.sending = True
@@ -266,7 +238,62 @@ class _Connection(Connection, asyncio.DatagramProtocol):
     def close(self) -> None:
         self.retired = True
         if self.transport is not None and not self.transport.is_closing():
-            self._farewell(NO_ERROR)
+            self._farewell(self.no_error)
 
     def abort(self) -> None:
         self.close()
+
+
+@final
+class _Doq(QuicUpstream):
+    no_error: ClassVar[int] = NO_ERROR
+    cancelled: ClassVar[int] = REQUEST_CANCELLED
+
+    def __init__(self, owner: QuicConnections) -> None:
+        super().__init__(owner)
+        self.parts: dict[int, bytearray] = {}  # what has come on streams
+
+    def put(self, flight: InFlightQuery) -> int:
+        """A stream for one query; its id is 0, and its stream's end follows (section 4.2)."""
+        stream = self.quic.get_next_available_stream_id()
+        self.quic.send_stream_data(stream, len(flight.query).to_bytes(2, "big") + b"\0\0" + flight.query[2:], True)
+        self.parts[stream] = bytearray()
+        self.send_soon()
+        return stream
+
+    def drop(self, key: int) -> None:
+        self.parts.pop(key, None)
+        super().drop(key)
+
+    def event(self, event: events.QuicEvent) -> None:
+        if isinstance(event, events.StreamDataReceived):
+            self._data(event)
+        elif isinstance(event, events.StreamReset):
+            self.parts.pop(event.stream_id, None)
+            self.unanswered(event)
+
+    def _data(self, event: events.StreamDataReceived) -> None:
+        stream = event.stream_id
+        if stream & 3:
+            self.fail(PROTOCOL_ERROR, "a stream that a server may not open")
+            return
+        parts = self.parts.get(stream)
+        if parts is None:
+            return  # nobody waits for it any more
+        parts += event.data
+        whole = len(parts) >= 2 and len(parts) == 2 + int.from_bytes(parts[:2], "big")
+        if len(parts) > MAX_REPLY or (event.end_stream and (not whole or len(parts) < 14 or parts[2:4] != b"\0\0")):
+            flight = self.taken(stream)
+            if flight is not None:
+                flight.end(self.owner.broken(flight, "the reply is malformed"))
+            self.fail(PROTOCOL_ERROR, "a malformed reply")
+        elif event.end_stream:
+            del self.parts[stream]
+            self._reply(stream, bytes(parts[2:]))
+
+    def _reply(self, stream: int, reply: bytes) -> None:
+        flight = self.taken(stream)
+        if flight is not None:
+            self.alive()
+            answer = matching_reply(reply, b"\0\0", flight.question, self.owner.to)
+            flight.end(answer or self.owner.broken(flight, "the reply is to another question"))

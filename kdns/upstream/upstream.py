@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 PROBE_TIMEOUT: Final = 1.0  # seconds (CoreDNS's)
 MAX_ERROR: Final = 200  # characters kept of an error
 MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is no reason to spin
-PORTS: Final = {"dns": 53, "tls": 853, "https": 443, "grpc": 443, "quic": 853}
+PORTS: Final = {"dns": 53, "tls": 853, "https": 443, "https3": 443, "grpc": 443, "quic": 853}
+ALPN: Final = {"quic": "doq", "https3": "h3"}  # the transports over QUIC, and what is spoken there
 
 DURATION = Histogram(
     "coredns_proxy_request_duration_seconds", "Histogram of the time each request took.", TIME_BUCKETS,
@@ -74,7 +75,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an upstream is. `transport` is dns, tls, https, grpc or quic."""
+    """Where an upstream is. `transport` is dns, tls, https, https3, grpc or quic."""
 
     transport: str
     host: str
@@ -131,6 +132,15 @@ class Upstream:
             self.tcp = quic.QuicConnections(
                 where.host, where.port, self.to, name, deadlines,
                 configuration=trust, server_name=server_name, expire=o.expire, max_age=o.max_age, source=o.source,
+            )  # fmt: skip
+        elif where.transport == "https3":
+            from kdns.upstream import http3
+
+            assert trust is not None and not isinstance(trust, ssl.SSLContext)
+            self.tcp = http3.Http3Connections(
+                where.host, where.port, self.to, name, deadlines,
+                configuration=trust, server_name=server_name, get=o.doh_get, expire=o.expire, max_age=o.max_age,
+                source=o.source,
             )  # fmt: skip
         elif where.transport == "grpc":
             from kdns.upstream import grpc

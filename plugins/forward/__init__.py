@@ -31,8 +31,9 @@
 
 * FROM is the zone whose names are sent on; TO are up to 15 upstreams: `IP[:PORT]`, `dns://IP[:PORT]`,
   `tls://IP[%SERVERNAME][:PORT]`, `https://IP[%SERVERNAME][:PORT]` (HTTP/2, path `/dns-query`),
-  `quic://IP[%SERVERNAME][:PORT]` (RFC 9250; it needs `pip install 'kdns[quic]'`), a file like
-  /etc/resolv.conf (its nameserver lines), or a host name, which is looked up when the server is loaded.
+  `quic://IP[%SERVERNAME][:PORT]` (RFC 9250), `https3://IP[%SERVERNAME][:PORT]` (kdns only: HTTP/3; both need
+  `pip install 'kdns[quic]'`), a file like /etc/resolv.conf (its nameserver lines), or a host name, which is looked up
+  when the server is loaded.
 * `except`: these names and names below them fall through to the next plugin.
 * `force_tcp` always asks over TCP; `prefer_udp` asks over UDP even if the client used TCP. A truncated reply is asked
   for again over TCP, from the same upstream, in any case.
@@ -43,9 +44,9 @@
 * `expire` (10s), `max_age` (no end), `max_idle_conns` (no limit): when kept TCP connections are closed. One on which a
   query times out without any answer meanwhile takes no more queries; those in flight on it are asked on a new one as
   well.
-* `tls`, `tls_servername`: certificates, and the name to verify, for `tls://`, `https://` and `quic://` upstreams.
-  `doh_method`: how `https://` upstreams are asked; default POST. Proxies of the environment (HTTPS_PROXY) are not used:
-  upstreams are asked directly.
+* `tls`, `tls_servername`: certificates, and the name to verify, for upstreams over TLS and QUIC.
+  `doh_method`: how `https://` and `https3://` upstreams are asked; default POST. Proxies of the environment
+  (HTTPS_PROXY) are not used: upstreams are asked directly.
 * `policy`: in which order upstreams are asked. `random` (default) prefers those that answer sooner, by chance among
   those that are alike, and asks a second one when the first is late; `round_robin` and `sequential` keep their order
   and move on by failure only.

@@ -11,7 +11,7 @@ from kdns.plugin.base import BlockInfo
 from kdns.plugins.forward.config import Config, target
 from kdns.upstream.context import tls_context
 from kdns.upstream.lookup import look_up
-from kdns.upstream.upstream import Address, Trust
+from kdns.upstream.upstream import ALPN, Address, Trust
 
 
 def addresses(config: Config, block: BlockInfo) -> list[Address]:
@@ -60,8 +60,9 @@ def _nameservers(path: str, word: Token) -> list[str]:
 def trust(paths: list[str], transport: str) -> Trust:
     """What upstreams are verified by, of `tls` arguments: [CA], [CERT KEY] or [CERT KEY CA]. Raises OSError."""
     context = tls_context(paths, ["h2"] if transport in ("https", "grpc") else [])
-    if transport == "quic":
+    if transport in ALPN:
         from kdns.upstream.quic import configuration  # its library is an extra
 
-        return configuration(paths[-1] if len(paths) in (1, 3) else None, paths[:2] if len(paths) >= 2 else [])
+        authority = paths[-1] if len(paths) in (1, 3) else None
+        return configuration(authority, paths[:2] if len(paths) >= 2 else [], ALPN[transport])
     return context

@@ -10,7 +10,7 @@ from kdns.corefile.keys import plugin_zones
 from kdns.dns import iana
 from kdns.plugin import readers
 from kdns.plugin.readers import Fallthrough
-from kdns.upstream.upstream import PORTS, Options
+from kdns.upstream.upstream import ALPN, PORTS, Options
 
 MAX_UPSTREAMS: Final = 15
 _OPTIONS: Final = (
@@ -21,7 +21,7 @@ _OPTIONS: Final = (
     "case_randomization",
 )  # fmt: skip
 
-_SCHEMES: Final = ("dns", "tls", "https", "quic")
+_SCHEMES: Final = ("dns", "tls", "https", "https3", "quic")
 
 
 class Target(NamedTuple):
@@ -101,10 +101,11 @@ def target(word: Token) -> Target:
             raise readers.fail(word, f'"{word.text}" is not an address: four numbers of 0 to 255 are (10.0.0.1)')
         return Target("dns", host, port, "", True)
     if scheme not in _SCHEMES:
-        raise readers.fail(word, f'unknown scheme "{scheme}": expected dns://, tls://, https:// or quic://')
-    if scheme == "quic" and (lacking := extras.lacking_quic(word.text)):
+        expected = ", ".join(f"{known}://" for known in _SCHEMES)
+        raise readers.fail(word, f'unknown scheme "{scheme}": expected {expected}')
+    if scheme in ALPN and (lacking := extras.lacking_quic(word.text)):
         raise readers.fail(word, lacking)
-    if scheme == "https" and "/" in rest.rstrip("/"):
+    if scheme in ("https", "https3") and "/" in rest.rstrip("/"):
         raise readers.fail(word, f'"{word.text}" has a path: queries go to /dns-query always')
     host, port = readers.host_port(word._replace(text=rest.rstrip("/")), PORTS[scheme])
     if host.replace(".", "").isdecimal() and not _is_address(host):

@@ -232,3 +232,28 @@ def test_a_query_without_a_reply_is_500_and_a_shutdown_answers_what_was_asked(
         assert peer.closed == 0x100
 
     play(server, site, script)
+
+
+def test_requests_that_are_reset_leave_nothing_behind(serve: Serve, site: Site) -> None:
+    server = serve(site.block(scheme="https3"))
+
+    async def script(peer: Browser) -> None:
+        for _ in range(5):
+            streams = [peer.ask(b"POST", b"/dns-query", QUERY[:5], end=False) for _ in range(40)]
+            await until(lambda: len(connection(server).application.requests) >= 40)
+            for stream in streams:
+                peer._quic.reset_stream(stream, 0x10C)
+            peer.transmit()
+            await until(lambda streams=streams: set(streams) <= set(peer.reset))
+        good = peer.ask(b"GET", get(QUERY))
+        await until(lambda: good in peer.ended)
+        spoken = connection(server).application
+        assert not spoken.requests and not spoken.received and not spoken.ended
+        assert len(spoken.frames._stream) <= 8  # those of both sides' settings and tables
+
+    play(server, site, script)
+
+
+def connection(server: Server) -> Any:
+    """The server's side of the only connection."""
+    return next(iter(next(iter(server.server.listeners.values())).tcp[0].connections))

@@ -104,6 +104,33 @@ def test_streams_of_one_connection_are_answered_as_their_answers_are_there(
     play(server, site, script)
 
 
+def test_an_acknowledgement_goes_with_the_reply_and_not_in_a_packet_and_by_a_timer_of_its_own(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(site.block(scheme="quic"))
+    sent: list[int] = []
+    ticks: list[None] = []
+
+    async def script(peer: Client) -> None:
+        await until(lambda: listener(server).connections)
+        connection = next(iter(listener(server).connections))
+        send, tick = quic_module.QuicListener.send, quic_module.QuicConnection._tick
+        monkeypatch.setattr(
+            quic_module.QuicListener, "send",
+            lambda self, datagrams, came: (sent.append(len(datagrams)), send(self, datagrams, came))[1],
+        )  # fmt: skip
+        monkeypatch.setattr(quic_module.QuicConnection, "_tick", lambda self: (ticks.append(None), tick(self))[1])
+        for _ in range(60):
+            stream = peer.query("a.example.org.")
+            await until(lambda stream=stream: stream in peer.ended)
+        assert not connection.gone
+
+    play(server, site, script)
+    # One for each reply, and a few for what aioquic's client tells beside its queries.
+    assert 60 <= sum(sent) <= 75, sum(sent)
+    assert len(ticks) <= 30, len(ticks)
+
+
 def test_a_reply_is_whole_whatever_the_size_in_its_opt(serve: Serve, site: Site, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("".join(f"192.0.{i >> 8}.{i & 255} big.example.org\n" for i in range(3000)))
     server = serve(site.block(scheme="quic").replace("/nowhere", str(tmp_path / "hosts")))
@@ -144,14 +171,21 @@ def test_transfers_and_updates_are_refused(serve: Serve, site: Site) -> None:
     play(server, site, script)
 
 
-def test_kdns_query_asks_over_quic(serve: Serve, site: Site) -> None:
-    server = serve(site.block(scheme="quic"))
+@pytest.mark.parametrize("scheme", ["quic", "https3"])
+def test_kdns_query_asks_over_quic(serve: Serve, site: Site, scheme: str) -> None:
+    server = serve(site.block(scheme=scheme))
     done = subprocess.run(
-        [sys.executable, "-m", "kdns", "query", f"@quic://127.0.0.1:{server.port}", "-ca", str(site.authority.path),
+        [sys.executable, "-m", "kdns", "query", f"@{scheme}://127.0.0.1:{server.port}", "-ca", str(site.authority.path),
          "-name", NAME, "-short", "a.example.org"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.stdout, done.stderr, done.returncode) == ("192.0.2.1\n", "", 0)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdns", "query", "@127.0.0.1", f"-{scheme}", "-p", str(server.port), "-ca",
+         str(site.authority.path), "-name", "other.example.net", "a.example.org"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 9 and "doesn't match" in done.stderr and not done.stdout, done.stderr
 
 
 def test_a_block_of_quic_and_tls_has_both(serve: Serve, site: Site) -> None:

@@ -1,0 +1,57 @@
+"""The state machines of QUIC and HTTP/3: aioquic's, with what it has no public name for.
+
+Law: nothing else in kdns touches a private attribute of aioquic, and a test pins each of those used here
+(tests/test_quicmachine.py), so that a release of aioquic that changes one fails there and not in a cluster.
+"""
+
+import logging
+from typing import Final, final
+
+import pylsqpack
+from aioquic.h3.connection import H3Connection
+from aioquic.quic.connection import QuicConnection
+from aioquic.tls import Epoch
+
+ONE_RTT: Final = Epoch.ONE_RTT
+
+# What a stranger sends is nobody's error here, and what an upstream does wrong is said in our own words.
+logging.getLogger("quic").disabled = True
+logging.getLogger("http3").disabled = True
+
+
+def allow_streams(quic: QuicConnection, most: int) -> None:
+    """Lets the peer have `most` bidirectional streams open at a time. Before the handshake; aioquic's own are 128."""
+    limit = quic._local_max_streams_bidi
+    limit.value = limit.sent = most
+
+
+def may_open(quic: QuicConnection) -> bool:
+    """True if the peer lets another bidirectional stream be opened now: aioquic keeps back what it does not, and does
+    not say so.
+    """
+    return quic.get_next_available_stream_id() // 4 < quic._remote_max_streams_bidi
+
+
+def acknowledge_now(quic: QuicConnection, now: float) -> None:
+    """Lets the next packet acknowledge what has come (RFC 9000, section 13.2.1), which aioquic puts off for a
+    millisecond: an acknowledgement that goes with a reply needs no packet, and no timer, of its own.
+    """
+    space = quic._spaces.get(ONE_RTT)
+    if space is not None and space.ack_at is not None and space.ack_at > now:
+        space.ack_at = now
+
+
+@final
+class Http3(H3Connection):
+    """HTTP/3 without a table of fields that the peer fills (QPACK's dynamic table), by which a few octets could stand
+    for many.
+    """
+
+    def _init_connection(self) -> None:
+        self._max_table_capacity = self._blocked_streams = 0
+        self._decoder = pylsqpack.Decoder(0, 0)
+        super()._init_connection()
+
+    def forget(self, stream: int) -> None:
+        """Keeps nothing of a stream that we have reset: aioquic waits for an end that nobody will send."""
+        self._stream.pop(stream, None)
