@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from kdns.cli import statuspages
+from kdns.cli import serverneeds, statuspages
 from kdns.cli.check import examined
 from kdns.cli.clusterstate import Object, State, labels_of, name_of
 from kdns.cli.corefiles import Source
@@ -511,5 +511,5 @@ def _queries(state: State) -> Iterator[Finding]:
 RULES: Final[tuple[Callable[[State], Iterator[Finding]], ...]] = (
     _unread, _service, _names, _pods, _endpoints, _configuration, _rights, _client, _network_policies, _tenants,
     _node_local,
-    _resolv_conf, _queries, statuspages.findings,
+    _resolv_conf, serverneeds.findings, _queries, statuspages.findings,
 )  # fmt: skip

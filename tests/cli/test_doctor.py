@@ -11,9 +11,10 @@ import msgspec
 import pytest
 import yaml
 
-from kdns.cli import doctor, statuspages
+from kdns.cli import doctor, serverneeds, statuspages
 from kdns.cli.clusterstate import State
 from kdns.cli.corefiles import Source
+from kdns.cli.finding import Finding
 from kdns.testing import ApiServer, answer, free_port, soa
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.cli.test_commands import kdns
@@ -241,6 +242,26 @@ def test_inside_a_pod_the_service_account_is_used_and_its_own_rights_are_asked(a
         "subjectaccessreviews cannot be read: 403 Forbidden" in done.stdout
         and "may not list services" not in done.stdout
     )
+
+
+def workers(words: str, limit: str, image: str = "kdns:0.1.0") -> list[Finding]:
+    pod = server("coredns-a")
+    pod["spec"]["containers"] = [{"image": image, "resources": {"limits": {"memory": limit}}}]
+    text = GOOD.replace(" loop", f" loop\n multisocket {words}")
+    return list(serverneeds.findings(State("kube-system", corefiles=[Source("it", text, {})], pods=[pod])))
+
+
+@pytest.mark.parametrize(("words", "limit"), [("3", "170Mi"), ("8", "268435456"), ("8", "0.3Gi"), ("", "4Gi")])
+def test_a_memory_limit_that_is_too_small_for_the_workers_is_a_warning(words: str, limit: str) -> None:
+    (told,) = workers(words, limit)
+    assert told.level == "warning" and f"multisocket {words}".strip() in told.seen and "memory limit of" in told.seen
+    assert not workers(words, limit, "coredns/coredns:1.14")
+
+
+@pytest.mark.parametrize(("words", "limit"), [("1", "70Mi"), ("2", "170Mi"), ("8", "400M"), ("8", ""), ("8", "x"),
+    ("nonsense", "170Mi"), ("8", "1Gi")])  # fmt: skip
+def test_a_memory_limit_that_fits_the_workers_is_no_finding(words: str, limit: str) -> None:
+    assert not workers(words, limit)
 
 
 STATUS = GOOD.replace(" forward", " status 0.0.0.0:8053\n forward")

@@ -192,11 +192,85 @@ def test_values_that_cannot_be_or_would_do_nothing_are_refused_by_name(setting: 
     assert f"- {named}: " in done.stderr or f"'/{named.replace('.', '/')}'" in done.stderr, done.stderr
 
 
+def container(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+def with_plugins(*plugins: dict[str, Any], **values: Any) -> dict[str, Any]:
+    return {"servers": [{"zones": [{"zone": "example.org"}], "port": 53, "plugins": list(plugins)}], **values}
+
+
+SIGN = {"name": "sign", "parameters": "/etc/coredns/db.example.org", "configBlock": "key directory /etc/keys"}
+SECONDARY = {"name": "secondary", "configBlock": "transfer from 10.0.0.1\ndirectory /var/lib/coredns"}
+DYNUPDATE = {
+    "name": "dynupdate",
+    "configBlock": "file /etc/coredns/db\ndatabase /var/lib/coredns/db\nallow k. * TXT",
+}
+SNAPSHOT = {"name": "kubernetes", "parameters": "cluster.local", "configBlock": "snapshot /var/lib/coredns/state"}
+
+
+@pytest.mark.parametrize("plugin", [SIGN, SECONDARY, SNAPSHOT], ids=lambda each: str(each["name"]))
+def test_plugins_that_write_have_a_folder_for_it_and_nothing_else_is_writable(
+    tmp_path: Path, plugin: dict[str, Any]
+) -> None:
+    objects = rendered(tmp_path, with_plugins(plugin, writable={"enabled": True}))
+    pod = one(objects, "Deployment")["spec"]["template"]["spec"]
+    (folder,) = [each for each in container(objects)["volumeMounts"] if not each.get("readOnly")]
+    assert folder == {"name": "writable", "mountPath": "/var/lib/coredns"}
+    assert [each for each in pod["volumes"] if each["name"] == "writable"] == [
+        {"name": "writable", "emptyDir": {"sizeLimit": "256Mi"}}
+    ]
+    assert container(objects)["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["securityContext"]["fsGroup"] == pod["containers"][0]["securityContext"]["runAsGroup"]
+
+
+def test_the_folder_that_is_written_to_may_be_a_claim_that_outlives_its_pods(tmp_path: Path) -> None:
+    writable = {"enabled": True, "existingClaim": "zones", "mountPath": "/data"}
+    values = with_plugins(
+        {**DYNUPDATE, "configBlock": DYNUPDATE["configBlock"].replace("/var/lib/coredns", "/data")},
+        writable=writable, replicaCount=1, rollingUpdate={"maxUnavailable": 1, "maxSurge": 0},
+    )  # fmt: skip
+    objects = rendered(tmp_path, values)
+    assert {"name": "writable", "mountPath": "/data"} in container(objects)["volumeMounts"]
+    assert {"name": "writable", "persistentVolumeClaim": {"claimName": "zones"}} in one(objects, "Deployment")["spec"][
+        "template"
+    ]["spec"]["volumes"]
+    plain = rendered(tmp_path)
+    assert "writable" not in json.dumps(plain)
+
+
+def workers(parameters: Any, **values: Any) -> dict[str, Any]:
+    return with_plugins({"name": "multisocket", "parameters": parameters}, {"name": "whoami"}, **values)
+
+
+@pytest.mark.parametrize(("values", "limit", "request_"), [
+    (workers(1), "170Mi", "70Mi"), (workers(2), "290Mi", "130Mi"), (workers("8"), "650Mi", "310Mi"),
+    (workers(8, resources={"limits": {"memory": "300Mi"}}), "300Mi", "310Mi"),
+    (workers("", resources={"limits": {"memory": "4Gi"}, "requests": {"memory": "1Gi"}}), "4Gi", "1Gi"),
+])  # fmt: skip
+def test_the_memory_fits_the_workers_unless_it_was_chosen(
+    tmp_path: Path, values: dict[str, Any], limit: str, request_: str
+) -> None:
+    found = container(rendered(tmp_path, values))["resources"]
+    assert (found["limits"]["memory"], found["requests"]["memory"]) == (limit, request_)
+
+
 @pytest.mark.parametrize(("values", "said"), [
     ({"servers": [{"zones": [{"zone": ".", "scheme": "tls://"}], "port": 853}]}, "kdns serves plain DNS over UDP and "
         "TCP, not tls:// (zone .)"),
     ({"servers": [{"zones": [{"zone": "."}], "port": 53, "plugins": [{"name": NOT_BUILT}]}]}, f"kdns has no plugin "
         f"{NOT_BUILT} yet"),
+    (with_plugins(SIGN), "sign writes to a folder, and everything in the container is read-only: set writable.enabled"),
+    (with_plugins(SECONDARY), "secondary writes to a folder"),
+    (with_plugins(SNAPSHOT), "kubernetes writes to a folder"),
+    (with_plugins(DYNUPDATE, writable={"enabled": True}, replicaCount=1),
+        "dynupdate keeps what clients changed in its folder: set writable.existingClaim"),
+    (with_plugins(DYNUPDATE, writable={"enabled": True, "existingClaim": "zones"}),
+        "one server at a time uses dynupdate's folder: set replicaCount to 1 and rollingUpdate.maxSurge to 0"),
+    (workers(""), "multisocket without a number makes as many workers as its node has processors"),
+    ({"terminationGracePeriodSeconds": 9}, "terminationGracePeriodSeconds: 9 s are less than health's lameduck of 5 s "
+        "and the 5 s"),
 ])  # fmt: skip
 def test_what_kdns_cannot_serve_is_a_sentence_and_not_a_pod_that_crashes(
     tmp_path: Path, values: dict[str, Any], said: str

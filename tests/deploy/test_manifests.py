@@ -3,6 +3,7 @@ serves.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -271,3 +272,22 @@ def test_promtool_reads_all_metrics_and_finds_no_fault_of_ours(serve: Any) -> No
     # CoreDNS's names stay, also where promtool would have others.
     ours = [line for line in done.stderr.splitlines() if line.startswith("kdns_")]
     assert not ours, ours
+
+
+def test_a_component_gives_the_servers_a_folder_to_write_to(tmp_path: Path) -> None:
+    base, component = (os.path.relpath(DEPLOY / path, tmp_path) for path in ("base", "components/writable"))
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [base], "components": [component]}))
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (deployment,) = (each for each in yaml.safe_load_all(done.stdout) if each["kind"] == "Deployment")
+    kubernetes_validate.validate(deployment, "1.31", strict=True)
+    spec = deployment["spec"]["template"]["spec"]
+    writable = [each for each in spec["containers"][0]["volumeMounts"] if not each.get("readOnly")]
+    assert writable == [{"name": "writable", "mountPath": "/var/lib/coredns"}]
+    assert {"name": "writable", "emptyDir": {"sizeLimit": "256Mi"}} in spec["volumes"]
+    assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
+    assert spec["securityContext"] == {
+        "fsGroup": 65532, "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}
+    }  # fmt: skip
