@@ -5,10 +5,10 @@
 Reads the Corefile and what it names (manifests, the API), and takes the question through its plugins without opening a
 listener. Without a file the Corefile is the cluster's own: of the kubeconfig's context, or the one that is named.
 
-With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5; or as that
-Pod does, whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name is looked up in reverse. Of several
-listeners the one on the default port is asked; `--limits` also says what it allows its clients. Exit code: 0 with an
-answer, 3 without.
+With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5, from the
+address of one that runs; or as that Pod does, whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name
+is looked up in reverse. Of several listeners the one on the default port is asked; `--limits` also says what it allows
+its clients. Exit code: 0 with an answer, 3 without.
 """
 
 import asyncio
@@ -139,7 +139,7 @@ async def _cluster_corefile(config: ApiConfig, values: Mapping[str, Value]) -> c
 
 async def _resolver(offline: Offline, place: str) -> Resolver:
     """How `NAMESPACE` or `NAMESPACE/POD` resolves names; from then on a Pod's address is the client's. Raises
-    CorefileError where there is no such Pod.
+    CorefileError where there is no such Pod, or none where there must be one.
     """
     namespace, _, pod = place.partition("/")
     if not namespace:
@@ -147,7 +147,7 @@ async def _resolver(offline: Offline, place: str) -> Resolver:
     plugin = next((plugin for plugin in offline.instance.plugins if isinstance(plugin, Pods)), None)
     zone = plugin.search_zone() if plugin is not None else "cluster.local"
     if not pod:
-        return of_namespace(namespace, zone)
+        return of_namespace(namespace, zone)._replace(note=await _ask_as_any(offline, plugin, namespace))
     if plugin is None:
         raise CorefileError(None, f"--from {place}: no server block has the plugin kubernetes, so it knows no Pods")
     try:
@@ -165,13 +165,35 @@ async def _resolver(offline: Offline, place: str) -> Resolver:
     return of_pod(spec if isinstance(spec, dict) else {}, namespace, zone)
 
 
+async def _ask_as_any(offline: Offline, plugin: Pods | None, namespace: str) -> str:
+    """Makes a Pod of the namespace the client, where one is known, and says who asks. Raises CorefileError where that
+    decides the answer and none is known.
+    """
+    found, why = None, f"no running Pod of the namespace {namespace} is known"
+    try:
+        found = await plugin.some_pod(namespace) if plugin is not None else None
+    except Exception as error:  # of many kinds: the API's, the network's, YAML's
+        why = cluster.explained(error)
+    if found is not None:
+        offline.client = str(found["status"]["podIP"])
+        return (
+            f"asks as the Pod {namespace}/{found['metadata']['name']} ({offline.client}), the first by name; another "
+            f"with --from {namespace}/POD"
+        )
+    if any(each.name == "tenants" for each in offline.instance.plugins):
+        raise CorefileError(
+            None, f"--from {namespace}: {why}, and tenants answers by who asks: name a Pod, --from NAMESPACE/POD"
+        )
+    return f"asks as this machine: {why}"
+
+
 async def _explain(offline: Offline, name: str, qtype: int, place: str) -> int:
     resolver = await _resolver(offline, place)
     names = [from_text(each).lower() for each in resolver.names(name)]
     if place:
         print(f"search {' '.join(resolver.search) or '(none)'}; ndots {resolver.ndots}")
     if resolver.note:
-        print(resolver.note)
+        print(printable(resolver.note))
     try:
         await offline.start()
         if offline.others:

@@ -266,6 +266,9 @@ class Pods(Protocol):
     async def pod_object(self, namespace: str, name: str) -> dict[str, Any] | None:
         """A Pod as the API has it; None if there is no such Pod."""
 
+    async def some_pod(self, namespace: str) -> dict[str, Any] | None:
+        """The first Pod of a namespace, by name, that runs and has an address of its own; None if there is none."""
+
 
 @runtime_checkable
 class SearchPath(Protocol):

@@ -22,7 +22,7 @@ from kdns.kube.informer import ApiSource, SnapshotFile
 from kdns.kube.manifests import ManifestSource
 from kdns.kube.objects import IMPORT, NAMESPACE, POLICY, SERVICE, SLICE, Projection, pack
 from kdns.kube.objects import POD as POD_KIND
-from kdns.kube.pod import pod_object
+from kdns.kube.pod import pod_object, some_pod
 from kdns.kube.relay import Relay, RelayedSource
 from kdns.kube.source import Source, WatchScope
 from kdns.metrics import MAX, MIN, REFRESH, Gauge
@@ -315,6 +315,10 @@ class Kubernetes(Plugin):
     async def pod_object(self, namespace: str, name: str) -> dict[str, Any] | None:
         """A Pod, asked for anew."""
         return await pod_object(self.api, self.paths, namespace, name)
+
+    async def some_pod(self, namespace: str) -> dict[str, Any] | None:
+        """A Pod of a namespace that runs."""
+        return await some_pod(self.api, self.paths, namespace)
 
     def has_ipv6(self) -> bool:
         """True if any Service or endpoint has an IPv6 address; True until that is known."""

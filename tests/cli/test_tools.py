@@ -799,6 +799,43 @@ def test_explain_asks_as_the_pod_whose_name_it_is_given(tmp_path: Path) -> None:
     assert others.returncode == 3 and "tenants" in others.stdout, others.stdout + others.stderr
 
 
+def test_explain_asked_as_this_machine_for_a_namespace(tmp_path: Path) -> None:
+    """`--from NAMESPACE` asked as 127.0.0.1, so tenants hid from it what every Pod of the namespace sees."""
+    file = tmp_path / "c.yaml"
+    ended = {**pod("shop/a", "10.1.0.7"), "status": {"podIP": "10.1.0.7", "phase": "Succeeded"}}
+    host = {**pod("shop/b", "192.0.2.1"), "spec": {"hostNetwork": True}}
+    objects = [namespace("shop"), namespace("other"), namespace("empty"), service("shop/web", "10.0.0.1"), ended, host]
+    file.write_text(yaml.safe_dump_all([*objects, pod("shop/q", "10.1.0.9"), pod("shop/p", "10.1.0.8")]))
+    path = tmp_path / "Corefile"
+    rest = f" kubernetes cluster.local {{\n pods verified\n manifests {file}\n }}\n}}\n"
+    path.write_text(f".:53 {{\n tenants {{\n isolate\n unknown deny\n }}\n{rest}")
+    done = kdns("explain", "-conf", str(path), "web", "--from", "shop")
+    assert done.returncode == 0 and "A 10.0.0.1" in done.stdout, done.stdout + done.stderr
+    assert "\nasks as the Pod shop/p (10.1.0.8), the first by name; another with --from shop/POD\n" in done.stdout
+    done = kdns("explain", "-conf", str(path), "web.shop.svc.cluster.local", "--from", "empty")
+    assert done.returncode == 1 and done.stderr == (
+        "--from empty: no running Pod of the namespace empty is known, and tenants answers by who asks: name a Pod, "
+        "--from NAMESPACE/POD\n"
+    )
+    path.write_text(f".:53 {{\n{rest}")
+    done = kdns("explain", "-conf", str(path), "web.shop.svc.cluster.local", "--from", "empty")
+    assert done.returncode == 0 and "\nasks as this machine: no running Pod of the namespace empty is known\n" in (
+        done.stdout
+    )
+
+
+def test_explain_asks_the_api_for_a_pod_of_the_namespace(api: ApiServer, tmp_path: Path) -> None:
+    ready = {"phase": "Running", "podIP": "10.1.0.9"}
+    api.put(namespace("shop"), service("shop/web", "10.0.0.1"), {**pod("shop/p", "10.1.0.9"), "status": ready})
+    path = tmp_path / "Corefile"
+    path.write_text(f".:53 {{\n kubernetes cluster.local {{\n endpoint {api.url}\n }}\n}}\n")
+    done = kdns("explain", "-conf", str(path), "web", "--from", "shop")
+    assert done.returncode == 0 and "asks as the Pod shop/p (10.1.0.9)" in done.stdout, done.stdout + done.stderr
+    api.forbidden.add("pods")
+    done = kdns("explain", "-conf", str(path), "web", "--from", "shop")
+    assert done.returncode == 0 and "\nasks as this machine: 403 Forbidden: pods is forbidden\n" in done.stdout
+
+
 def test_a_number_that_is_no_port_was_refused_as_none() -> None:
     done = kdns("compare", "@127.0.0.1:1", "@127.0.0.1:2", "--limit", "100000", "--file", "/nowhere")
     assert "expected a port" not in done.stderr and "/nowhere" in done.stderr
