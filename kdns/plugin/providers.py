@@ -229,14 +229,18 @@ class Forwards(Protocol):
 class UpstreamState(NamedTuple):
     """The state of an upstream: `up`, `failing` (it did not answer, and is being probed), `down`, or `unused` yet.
 
-    `since`: for how many seconds it fails, or since it last answered. `rtt`: seconds, 0 where it is not known.
+    `since`: for how many seconds it has been so. `answered`: how many seconds ago it last answered, 0 where it never
+    did. `error`: what became of the last query that it did not answer, empty where there was none; `error_age`: how
+    many seconds ago that was. `rtt`: seconds, 0 where it is not known.
     """
 
     to: str
     zone: bytes
     state: str
     since: float
+    answered: float
     error: str
+    error_age: float
     rtt: float
 
 

@@ -103,11 +103,13 @@ class Upstream:
         self.fails = 0
         self.rtt = 0.0  # seconds, smoothed; 0 while not known
         self.refused = False  # by the plugin `loop`
-        # For whoever shows it: when it last answered, since when it does not (monotonic seconds; 0: never), and what it
-        # said.
+        # For whoever shows it: since when it answers, when it last did, since when it does not (monotonic seconds; 0:
+        # never), what became of the last query that it did not answer, and when.
+        self.up = 0.0
         self.answered = 0.0
         self.failing = 0.0
         self.error = ""
+        self.error_at = 0.0
         self.closed = False
         self.task: asyncio.Task[None] | None = None
         o = options
@@ -220,8 +222,7 @@ class Upstream:
                 slot = self.durations[result.rcode] = DURATION.slot(self.name, self.to, iana.rcode_text(result.rcode))
             took = monotonic() - began
             DURATION.observe(slot, took)
-            self.answered = began + took
-            self.failing = 0.0
+            self._is_up(began + took)
             # RFC 6298's gain of 1/8: one slow answer moves it little, a change shows in a dozen.
             self.rtt = took if not self.rtt else self.rtt + (took - self.rtt) / 8
         else:
@@ -231,9 +232,16 @@ class Upstream:
             self.failed()
         done(result)
 
+    def _is_up(self, now: float) -> None:
+        if self.failing or not self.up:
+            self.up = now
+            self.failing = 0.0
+        self.answered = now
+
     def _note(self, error: UpstreamError) -> None:
         self.error = str(error)[:MAX_ERROR]
-        self.failing = self.failing or monotonic()
+        self.error_at = monotonic()
+        self.failing = self.failing or self.error_at
 
     def failed(self) -> None:
         """An exchange failed: from now on it is probed until it answers."""
@@ -265,8 +273,7 @@ class Upstream:
                 await asyncio.wait_for(alive.wait(), max(self.options.interval, MIN_INTERVAL))
         self.fails = 0
         self.rtt = 0.0
-        self.failing = 0.0
-        self.answered = monotonic()
+        self._is_up(monotonic())
         self.task = None
 
     async def close(self) -> None:

@@ -111,17 +111,12 @@ class Forward(Plugin):
         out = []
         for each in self.upstreams:
             state = "down" if each.down() else "failing" if each.failing else "up" if each.answered else "unused"
-            since = now - (each.failing or each.answered or now)
-            error = (
-                "it sends queries back to this server"
-                if each.refused
-                else each.error
-                if state in ("down", "failing")
-                else ""
-            )
-            out.append(
-                UpstreamState(each.to, self.config.zone, state, since, error, each.rtt if state == "up" else 0.0)
-            )
+            since = now - (each.failing or each.up or now)
+            answered = now - (each.answered or now)
+            error = "it sends queries back to this server" if each.refused else each.error
+            age = now - (each.error_at or now)
+            rtt = each.rtt if state == "up" else 0.0
+            out.append(UpstreamState(each.to, self.config.zone, state, since, answered, error, age, rtt))
         return out
 
     def forwarded_zones(self) -> tuple[bytes, ...]:

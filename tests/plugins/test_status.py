@@ -65,6 +65,7 @@ def test_the_json_holds_what_was_asked(page: tuple[Server, int]) -> None:
     assert sum(found["latency_seconds"]["counts"]) == 6 and not found["outages"] and not found["failures"]
     (upstream,) = found["upstreams"]
     assert upstream["state"] == "up" and upstream["zone"] == "." and upstream["rtt"] > 0 and not upstream["error"]
+    assert 0 < upstream["answered"] <= upstream["since"]
     assert found["serves"][0]["plugins"][-1] == "forward"
 
 
@@ -456,3 +457,19 @@ def test_the_demo_has_the_page_unless_told_otherwise(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(demo, "run", lambda read, greeting: made.append(repr(read().blocks)) or 0)
     assert demo.main([]) == demo.main(["--status.port", "9000"]) == demo.main(["--status.port", "0"]) == 0
     assert "127.0.0.1:8053" in made[0] and "127.0.0.1:9000" in made[1] and "status" not in made[2]
+
+
+def test_the_last_error_of_an_upstream_was_forgotten_once_it_answered_again(serve: Serve, upstream: Start) -> None:
+    port, broken = free_port(), True
+    up = upstream(lambda query, proto: None if broken else answer(query, "A 192.0.2.1"))
+    server = serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n forward . {up.address} {{\n health_check 50ms\n"
+        " read_timeout 100ms\n }\n}"
+    )
+    server.ask("x.org.")
+    (found,) = state(port)["upstreams"]
+    assert found["state"] in ("failing", "down") and "timeout" in found["error"] and not found["answered"]
+    broken = False
+    eventually(lambda: state(port)["upstreams"][0]["state"] == "up")
+    (found,) = state(port)["upstreams"]
+    assert "timeout" in found["error"] and found["error_age"] >= found["since"] > 0
