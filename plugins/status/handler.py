@@ -33,7 +33,7 @@ from kdns.timeslice import TimeSlice
 DEFAULT: Final = ("127.0.0.1", 8053)
 SHOWN: Final = 50  # of each table: more than fit on the page, for its search
 ERROR_TEXT: Final = 200  # characters of each
-ZONES: Final = 3  # of an upstream, by name: a block may have thousands
+ZONES: Final = 3  # of an upstream, and outages, by name: where the network is gone there may be a hundred
 # Samples of the history that come with the numbers: a page that asks every few seconds, or once a minute while nobody
 # looks at it, needs no more, and asks for the whole history (95 KB) once a minute.
 RECENT: Final = MINUTE + 3
@@ -265,10 +265,12 @@ class Status(Plugin):
         `groups`: for each plugin its upstreams, and the zones whose names they get.
         """
         out = []
-        for states in groups:
-            if states and all(each.state in ("down", "failing") for each, _ in states):
-                names = ", ".join(each.to for each, _ in states)
-                out.append(f"No upstream of {states[0][1]} answers: {names}. Names that are forwarded to them fail.")
+        dead = [states for states in groups if states and all(each.state in ("down", "failing") for each, _ in states)]
+        for states in dead[:ZONES]:
+            names = ", ".join(each.to for each, _ in states)
+            out.append(f"No upstream of {states[0][1]} answers: {names}. Names that are forwarded to them fail.")
+        if len(dead) > ZONES:
+            out.append(f"So it is with {len(dead) - ZONES} more groups of upstreams: see below.")
         if ages and (oldest := max(age for _, age in ages)) > STALE:
             out.append(f"The API has not been heard of for {int(oldest)} s: what is served of the cluster is that old.")
         if failing > FAILING:

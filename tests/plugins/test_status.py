@@ -21,6 +21,7 @@ from kdns.dns.answer import Answer
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
 from kdns.net.http import Response
+from kdns.plugin.providers import UpstreamState
 from kdns.plugin.request import Request
 from kdns.plugins import reload as reload_plugin
 from kdns.plugins.status import merge
@@ -473,3 +474,11 @@ def test_the_last_error_of_an_upstream_was_forgotten_once_it_answered_again(serv
     eventually(lambda: state(port)["upstreams"][0]["state"] == "up")
     (found,) = state(port)["upstreams"]
     assert "timeout" in found["error"] and found["error_age"] >= found["since"] > 0
+
+
+def test_an_outage_of_a_hundred_groups_of_upstreams_filled_the_window() -> None:
+    down = UpstreamState("192.0.2.1:53", b"\0", "down", 5.0, 0.0, "timeout", 1.0, 0.0)
+    groups = [[(down, f"z{i}.org."), (down, f"z{i}.org.")] for i in range(100)]
+    said = Status(Config("127.0.0.1", 0)).outages([], 0.0, groups)
+    assert len(said) == 4 and said[0].startswith("No upstream of z0.org. answers: ")
+    assert said[3] == "So it is with 97 more groups of upstreams: see below."

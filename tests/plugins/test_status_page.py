@@ -14,7 +14,7 @@ import pytest
 
 from kdns.plugins.status.handler import Status
 from kdns.plugins.status.history import Sample
-from kdns.testing import Server, answer, eventually, free_port, http_get
+from kdns.testing import ApiServer, Server, answer, eventually, free_port, http_get
 from tests.browser import Browser
 from tests.fixtures import Serve, Start
 
@@ -252,3 +252,38 @@ def test_a_dead_upstream_among_two_thousand_is_the_first_on_the_page(
     browser.run("document.getElementById('search').value = '127.0.1.133:9014'")
     browser.run("document.getElementById('search').dispatchEvent(new Event('input'))")
     assert "127.0.1.133:9014" in browser.run(first)
+
+
+def test_history_has_axes_and_a_window_of_time_and_no_line_where_nothing_was_counted(
+    shown: Callable[..., tuple[Server, int]], browser: Browser
+) -> None:
+    server, _ = shown()
+    fill_history(server)
+    browser.open(browser.run("location.href"))
+    eventually(lambda: browser.run("document.querySelector('path') !== null"))
+    points = "document.querySelector('path').getAttribute('d').split(/[ML]/).length - 1"
+    parts = "document.querySelector('path').getAttribute('d').split('M').length - 1"
+    span = "document.querySelector('svg').getAttribute('aria-label').match(/From (.*?) to (.*?)[.]/).slice(1).join()"
+    seen = []
+    for number, (most, pieces) in enumerate([(181, 1), (720, 1), (361, 1), (1381, 2)]):
+        browser.run(f"document.querySelectorAll('#windows button')[{number}].click()")
+        assert most - 4 <= browser.run(points) <= most, number
+        assert browser.run(parts) == pieces, number
+        seen.append(browser.run(span))
+    assert len(set(seen)) == 4
+    axis = browser.run("[...document.querySelector('svg').querySelectorAll('text')].map(each => each.textContent)")
+    assert axis[:3] == ["0", "500", "1000"] and len(axis) == 3 + 5 + 3
+
+
+def test_the_age_of_what_is_served_of_the_cluster_is_a_headline(serve: Serve, api: ApiServer, browser: Browser) -> None:
+    port = free_port()
+    serve(
+        f".:{{port}} {{\n bind 127.0.0.1\n status 127.0.0.1:{port}\n kubernetes cluster.local {{\n"
+        f" endpoint {api.url}\n }}\n}}\n"
+    )
+    browser.look(1280, 1000)
+    browser.open(f"http://127.0.0.1:{port}/")
+    age = "document.getElementById('age').textContent"
+    eventually(lambda: browser.run(age) == "watched")
+    api.down()
+    eventually(lambda: browser.run(age).endswith((" ms", " s")), 40)
