@@ -11,10 +11,11 @@ import calendar
 import re
 import socket
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Protocol
 
 from kdns.dns import iana
-from kdns.dns.name import offsets, to_text
+from kdns.dns.name import MAX_LABEL, MAX_NAME, to_text
 from kdns.zonefile.errors import BadRecord
 from kdns.zonefile.words import Entry, Word, name, shown, unescape
 
@@ -71,6 +72,10 @@ def quoted(data: bytes) -> str:
     return '"' + "".join(out) + '"'
 
 
+# A name's records stand together, and the next one's name stands in its NSEC.
+name_text: Final = lru_cache(1024)(to_text)
+
+
 class Name:
     """A domain name, letter case kept."""
 
@@ -78,12 +83,12 @@ class Name:
         return name(entry.next("a name"), entry.origin)
 
     def show(self, data: bytes, at: int) -> tuple[str, int]:
-        end = at + 1
-        for off in offsets(data[at:]):
-            end = at + off + 1
-            if off > 255 or data[at + off] > 63:
+        end = at
+        while size := data[end]:
+            end += size + 1
+            if size > MAX_LABEL or end - at >= MAX_NAME:
                 raise ValueError("no name")
-        return to_text(data[at:end]), end
+        return name_text(data[at : end + 1]), end + 1
 
 
 class Number:
@@ -211,7 +216,7 @@ class Encoded:
     def read(self, entry: Entry) -> bytes:
         first = entry.peek()
         parts = [entry.next("").text for _ in range(entry.left())]
-        made = _decoded(b"".join(parts), self.base)
+        made = decoded(b"".join(parts), self.base)
         at = first.at if first is not None else entry.end
         if made is None:
             raise BadRecord(at, f"expected {_BASES[self.base]}")
@@ -235,7 +240,7 @@ class Counted:
         word = entry.next(_BASES[self.base])
         if word.text == b"-":
             return b"\0"
-        made = _decoded(word.text, self.base)
+        made = decoded(word.text, self.base)
         if made is None or not 0 < len(made) <= 255:
             raise BadRecord(word.at, f'expected {_BASES[self.base]}, found "{shown(word.text)}"')
         return bytes((len(made),)) + made
@@ -249,7 +254,8 @@ class Counted:
 _BASES: Final = {16: "octets in hex", 32: "octets in base32", 64: "octets in base64"}
 
 
-def _decoded(text: bytes, base: int) -> bytes | None:
+def decoded(text: bytes, base: int) -> bytes | None:
+    """The octets that a text in base 16, 32 or 64 stands for; None where it is none."""
     try:
         if base == 16:
             return binascii.unhexlify(text)
@@ -277,15 +283,25 @@ class Moment:
         text = word.text
         if len(text) == 14 and text.isdigit():
             try:
-                made = datetime.strptime(text.decode(), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+                return _moment(text)
             except ValueError:
                 raise BadRecord(word.at, f'no time: "{shown(text)}"') from None
-            return (calendar.timegm(made.utctimetuple()) & 0xFFFFFFFF).to_bytes(4, "big")
         return number(word, 0xFFFFFFFF).to_bytes(4, "big")
 
     def show(self, data: bytes, at: int) -> tuple[str, int]:
-        made = datetime.fromtimestamp(int.from_bytes(_cut(data, at, 4), "big"), UTC)
-        return made.strftime("%Y%m%d%H%M%S"), at + 4
+        return _moment_text(_cut(data, at, 4)), at + 4
+
+
+# All signatures of a zone have the same few times, and each takes 20 us to read.
+@lru_cache(256)
+def _moment(text: bytes) -> bytes:
+    made = datetime.strptime(text.decode(), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    return (calendar.timegm(made.utctimetuple()) & 0xFFFFFFFF).to_bytes(4, "big")
+
+
+@lru_cache(256)
+def _moment_text(data: bytes) -> str:
+    return datetime.fromtimestamp(int.from_bytes(data, "big"), UTC).strftime("%Y%m%d%H%M%S")
 
 
 class Type:
@@ -312,7 +328,12 @@ class Bitmap:
         return bitmap(found)
 
     def show(self, data: bytes, at: int) -> tuple[str, int]:
-        return " ".join([iana.type_text(each) for each in types_of(data[at:])]), len(data)
+        return _types_text(data[at:]), len(data)
+
+
+@lru_cache(256)  # a zone has few different ones
+def _types_text(data: bytes) -> str:
+    return " ".join([iana.type_text(each) for each in types_of(data)])
 
 
 def bitmap(types: set[int]) -> bytes:

@@ -206,9 +206,10 @@ def _make(algorithm: int, fields: dict[str, str]) -> tuple[Sign, bytes]:
         curve, hashed, size = _CURVES[algorithm]
         pair = ec.derive_private_key(int.from_bytes(field("PrivateKey"), "big"), curve)
         numbers = pair.public_key().public_numbers()
+        scheme = ec.ECDSA(hashed)
 
         def sign_ec(data: bytes) -> bytes:
-            r, s = decode_dss_signature(pair.sign(data, ec.ECDSA(hashed)))
+            r, s = decode_dss_signature(pair.sign(data, scheme))
             return r.to_bytes(size, "big") + s.to_bytes(size, "big")  # RFC 6605, section 4
 
         return sign_ec, numbers.x.to_bytes(size, "big") + numbers.y.to_bytes(size, "big")

@@ -25,6 +25,7 @@ from kdns.zonefile import types
 from kdns.zonefile.errors import BadRecord, Problem, ZoneFileError
 from kdns.zonefile.fields import ttl as read_ttl
 from kdns.zonefile.generate import MAX_GENERATED, expanded
+from kdns.zonefile.signed_lines import LINES, SignedLines
 from kdns.zonefile.words import Entry, Word, name, shown, split
 
 MAX_OCTETS: Final = 1 << 30  # of a file and all it includes; ten million records have some 400 MB
@@ -36,15 +37,15 @@ _NAMES_KEPT: Final = 4096  # wire forms kept by their text; a bound, not a tunin
 SIGNED: Final = 16
 
 # Groups: 1 owner (empty: the one before), 2 TTL, then by type: 3 A, 4 AAAA, 5 and 6 a type whose rdata is one name, 7
-# and 8 MX, 9 a TXT of one string, 10 to 13 SRV. Nothing is given back (`++`, `*+`): what follows a part never begins
-# like it.
+# and 8 MX, 9 a TXT of one string, 10 to 13 SRV, 14 to 20 what signed zones have (signed_lines). Nothing is given back
+# (`++`, `*+`): what follows a part never begins like it.
 _NAME: Final = rb"[-A-Za-z0-9_.*/@]++"
 _FAST: Final = re.compile(
     rb"([-A-Za-z0-9_.*/@]*+)[ \t]++(?:([0-9]{1,9})[ \t]++)?(?:(?:IN|in)[ \t]++)?"
     rb"(?:A[ \t]++([0-9.]++)|AAAA[ \t]++([0-9A-Fa-f:.]++)"
     rb"|(NS|CNAME|PTR)[ \t]++(" + _NAME + rb")|MX[ \t]++([0-9]{1,5})[ \t]++(" + _NAME + rb")"
     rb'|TXT[ \t]++"([^"\\\n]{0,255}+)"'
-    rb"|SRV[ \t]++([0-9]{1,5})[ \t]++([0-9]{1,5})[ \t]++([0-9]{1,5})[ \t]++(" + _NAME + rb"))"
+    rb"|SRV[ \t]++([0-9]{1,5})[ \t]++([0-9]{1,5})[ \t]++([0-9]{1,5})[ \t]++(" + _NAME + rb")|" + LINES + rb")"
     rb"[ \t\r]*+(?:;[^\n]*+)?(?:\n|\Z)"
 )
 _IDLE: Final = re.compile(rb"(?:[ \t\r]*(?:;[^\n]*)?\n)+")  # lines with nothing in them
@@ -168,6 +169,7 @@ class MasterFile:
         names = self.names
         targets: dict[bytes, bytes] = {}
         origin = file.origin
+        signed = SignedLines(origin)
         owner = before = b""  # of the entry before, and as it stands there
         node: dict[int, list[Any]] | None = None
         count = 0
@@ -184,6 +186,7 @@ class MasterFile:
                 if file.origin is not origin:
                     origin = file.origin
                     targets = {}
+                    signed = SignedLines(origin)
                 before = b""
                 owner = file.owner
                 node = names.get(owner)
@@ -237,6 +240,13 @@ class MasterFile:
                     else:
                         numbers = [int(match[i]).to_bytes(2, "big") for i in (10, 11, 12)]
                         rtype, rdata = 33, b"".join(numbers) + target
+                elif form == 15:
+                    rdata = signed.rrsig(match[14], match[15])
+                    rtype = iana.RRSIG | (rdata[0] << 8 | rdata[1]) << SIGNED
+                elif form == 17:
+                    rtype, rdata = iana.NSEC, signed.nsec(match[16], match[17])
+                elif form == 20:
+                    rtype, rdata = 50, signed.nsec3(match[18], match[19], match[20])
                 else:
                     string = match[9]
                     rtype, rdata = 16, bytes((len(string),)) + string
@@ -248,7 +258,7 @@ class MasterFile:
                 node[rtype] = [ttl, rdata]
             else:
                 if found[0] != ttl:
-                    self._mixed(file, at, owner, rtype, found, ttl)
+                    self._mixed(file, at, owner, rtype & 0xFFFF, found, ttl)
                 found.append(rdata)
             count += 1
             at = match.end()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from kdns.dns import iana
-from kdns.dns.name import to_text
 from kdns.dns.rrset import RRset
 from kdns.zonefile.errors import BadRecord
 from kdns.zonefile.fields import (
@@ -28,6 +27,7 @@ from kdns.zonefile.fields import (
     Strings,
     Tag,
     Type,
+    name_text,
 )  # fmt: skip
 from kdns.zonefile.odd_fields import Gateway, HostIdentity, Location, Parameters, Prefixes
 from kdns.zonefile.words import Entry, shown
@@ -143,6 +143,6 @@ def show(rtype: int, data: bytes) -> str:
 
 def lines(rrset: RRset) -> Iterator[str]:
     """An RRset's records as lines of a master file, names in full."""
-    head = f"{to_text(rrset.owner)} {rrset.ttl} IN {iana.type_text(rrset.type)}"
+    head = f"{name_text(rrset.owner)} {rrset.ttl} IN {iana.type_text(rrset.type)}"
     for data in rrset.rdatas:
         yield f"{head} {show(rrset.type, data)}".rstrip()

@@ -7,7 +7,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.zone
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdns.dns import iana
@@ -149,9 +149,30 @@ LINES = st.lists(
     ]),
     max_size=12,
 )  # fmt: skip
+HEAD_OF_RRSIG = "13 3 300 20300101000000 20200101000000 40910"
+PROOF = "2T7B4G4VSA5SMI47K61MV5BV1A22BOJR"
+# What signed zones have, and what looks like it and is wrong or odd.
+SIGNED_LINES = st.lists(
+    st.sampled_from([
+        f"www 300 IN RRSIG A {HEAD_OF_RRSIG} example.org. AAAA", f"www RRSIG AAAA {HEAD_OF_RRSIG} @ AAAA BBBB ; c",
+        f"www 60 RRSIG A {HEAD_OF_RRSIG} example.org. CCCC", f"www RRSIG A {HEAD_OF_RRSIG} sub AAAA\t",
+        f"www RRSIG NONE {HEAD_OF_RRSIG} @ AAAA", f"www RRSIG A {HEAD_OF_RRSIG} @ A",
+        f"www RRSIG A {HEAD_OF_RRSIG} @ ==",
+        f"www RRSIG A {HEAD_OF_RRSIG} e..f AAAA", f"www RRSIG A {HEAD_OF_RRSIG} @", "www RRSIG A 13 3 AAAA",
+        "www RRSIG A ECDSAP256SHA256 3 300 1893456000 0 1 @ AAAA", "www RRSIG A 256 3 300 1 0 1 @ AAAA",
+        "www RRSIG A 13 3 300 20301301000000 0 1 @ AAAA", "www RRSIG A 13 3 300 1 0 1 @ \\# AAAA",
+        "www NSEC x A RRSIG NSEC", "  300 NSEC @ TYPE1234 A", "www NSEC e..f A", "www NSEC x", "www NSEC x AB NSEC",
+        "www NSEC * A A ; c", "www NSEC a\\.b A", f"www NSEC {'x' * 64} A",
+        f"h NSEC3 1 0 0 - {PROOF} A RRSIG", f"h 300 NSEC3 1 1 10 AABB {PROOF.lower()}", "h NSEC3 1 0 0 - A A",
+        f"h NSEC3 256 0 0 - {PROOF} A", f"h NSEC3 1 0 0 XY {PROOF} A", f"h NSEC3 1 0 0 - {PROOF}1 A", "h NSEC3 1 0 0 -",
+        "$ORIGIN sub.example.org.", "$TTL 7", "www A 192.0.2.1",
+    ]),
+    max_size=12,
+)  # fmt: skip
 
 
-@given(LINES)
+@settings(max_examples=400)
+@given(st.one_of(LINES, SIGNED_LINES))
 def test_simple_lines_are_read_by_the_short_way_as_by_the_long_one(lines: list[str]) -> None:
     found = []
     data = (HEAD + "\n".join(lines)).encode()
