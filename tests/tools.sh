@@ -2,7 +2,7 @@
 # Installs what the tests ask by, where it is missing and we may: dig, unbound, the authorities that answers are compared with, and C and Go for resolvers.
 # Tests that need what is then still missing are skipped by name.
 missing=""
-for pair in dig:bind9-dnsutils unbound:unbound named:bind9 nsd:nsd knotd:knot musl-gcc:musl-tools go:golang-go promtool:prometheus; do
+for pair in dig:bind9-dnsutils unbound:unbound named:bind9 nsd:nsd knotd:knot musl-gcc:musl-tools go:golang-go promtool:prometheus kdig:knot-dnsutils stubby:stubby dnsdist:dnsdist haproxy:haproxy; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
 done
 [ -z "$missing" ] && exit 0
@@ -19,7 +19,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" >/dev/null 2>&1
     done
 fi
-for pair in dig:bind9-dnsutils unbound:unbound named:bind9 nsd:nsd knotd:knot musl-gcc:musl-tools go:golang-go promtool:prometheus; do
+for pair in dig:bind9-dnsutils unbound:unbound named:bind9 nsd:nsd knotd:knot musl-gcc:musl-tools go:golang-go promtool:prometheus kdig:knot-dnsutils stubby:stubby dnsdist:dnsdist haproxy:haproxy; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || echo "${pair%%:*} is not installed and cannot be: tests that need it are skipped"
 done
 exit 0

@@ -11,7 +11,7 @@ from typing import Any, Final, final
 from aioquic.quic import events
 
 from kdns.dns import edns
-from kdns.dns.doq import INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
+from kdns.dns.doq import EXCESSIVE_LOAD, INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
 from kdns.dns.errors import FormatError
 from kdns.dns.query import parse
 from kdns.metrics import Counter
@@ -83,6 +83,9 @@ class Doq:
         if len(query) < 12 or query[0] or query[1] or query[2] & 0x80 or _keepalive(query):
             # Sections 4.2.1 (an ID other than 0) and 5.5.2 (edns-tcp-keepalive).
             self._fail("a message that is no query for QUIC")
+            return
+        if connection.full():
+            connection.reset(stream, EXCESSIVE_LOAD)
             return
         self.asked.add(stream)
         connection.asked()

@@ -110,6 +110,9 @@ class Http3:
             self._ask(exchange)
 
     def _ask(self, exchange: Exchange) -> None:
+        if self.connection.full():
+            self._end(exchange.stream, ErrorCode.H3_REQUEST_REJECTED)
+            return
         exchange.ended = True
         self.received.pop(exchange.stream, None)
         self.connection.unfinished.pop(exchange.stream, None)

@@ -470,6 +470,13 @@ class QuicConnection:
         if stream not in self.unfinished:
             self.unfinished[stream] = self.listener.loop.time() + self.listener.first_read
 
+    def full(self) -> bool:
+        """True if as many requests wait for their answers as there may be streams. Those whose stream the client has
+        reset count too: it may open others at once, and so could have us ask without end (what CVE-2023-44487 is over
+        HTTP/2).
+        """
+        return self.pending >= (self.listener.max_streams or MAX_STREAMS)
+
     def asked(self) -> None:
         """A request has come whole: only that makes the connection live longer."""
         self.pending += 1

@@ -401,6 +401,32 @@ def test_a_thousand_streams_are_answered_and_no_more_than_allowed_are_open(serve
     eventually(lambda: all(len(each.quic._streams) <= 10 for each in listener(server).connections))
 
 
+def test_queries_that_are_reset_at_once_count_until_they_are_answered(
+    serve: Serve, site: Site, upstream: Start
+) -> None:
+    """What CVE-2023-44487 is over HTTP/2: a reset lets the client open another stream, and costs it nothing."""
+    up = upstream(lambda query, proto: None)
+    options = "quic {\n max_streams 10\n }"
+    server = serve(site.block(options, f"forward org {up.address}", scheme="quic").replace(HOSTS, ""))
+
+    async def script(peer: Client) -> None:
+        most = 0
+        for i in range(200):
+            stream = peer.query(f"x{i}.org.")
+            peer._quic.reset_stream(stream, 3)
+            peer._quic.stop_stream(stream, 3)
+            peer.transmit()
+            await asyncio.sleep(0.001)
+            most = max([most, *(each.pending for each in listener(server).connections)])
+        assert most == 10
+        await until(lambda: all(not each.pending for each in listener(server).connections))
+        # The connection goes on.
+        stream = peer.query("example.net.")
+        await until(lambda: stream in peer.ended)
+
+    play(server, site, script)
+
+
 def test_a_client_at_its_limit_loses_a_connection_of_its_own(serve: Serve, site: Site) -> None:
     server = serve(site.block("limits {\n connections 2 4\n }", scheme="quic"))
 
