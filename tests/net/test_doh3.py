@@ -258,17 +258,18 @@ def test_requests_that_are_reset_at_once_count_until_they_are_answered(
     serve: Serve, site: Site, upstream: Start
 ) -> None:
     up = upstream(lambda query, proto: None)
-    block = site.block("https3 {\n max_streams 10\n }", f"forward org {up.address}", scheme="https3")
+    forward = f"forward org {up.address} {{\n prefer_udp\n }}"
+    block = site.block("https3 {\n max_streams 10\n }", forward, scheme="https3")
     server = serve(block.replace(HOSTS, ""))
 
     async def script(peer: Browser) -> None:
         most = 0
-        for i in range(200):
+        for i in range(50):
             stream = peer.ask(b"GET", get(dns.message.make_query(f"x{i}.org.", "A", id=0).to_wire()))
             peer._quic.reset_stream(stream, 0x10C)
             peer._quic.stop_stream(stream, 0x10C)
             peer.transmit()
-            await asyncio.sleep(0.001)
+            await until(lambda stream=stream: stream in peer.reset)
             most = max(most, connection(server).pending)
         assert most == 10
         await until(lambda: not connection(server).pending)
