@@ -2,10 +2,10 @@
 
     python -m benchmarks.transports [TRANSPORT...]     prints a table
 
-One process of each server has a block for every transport. Plain DNS, TLS and HTTPS are asked by dnsperf, QUIC and
-HTTP/3 by benchmarks.quicload; gRPC by h2load, which posts the same call over and over. `in flight` is of each
-connection. CPU (utime + stime) is the server's alone, divided by the answers; all in turn, RUNS times, the median
-counts.
+One process of each server has a block for every transport. Plain DNS and TLS are asked by dnsperf (which over HTTPS
+loses all but one of the answers that come in one TLS record), HTTPS and gRPC by h2load, which posts the same request
+over and over, QUIC and HTTP/3 by benchmarks.quicload. `in flight` is of each connection. CPU (utime + stime) is the
+server's alone, divided by the answers; all in turn, RUNS times, the median counts.
 """
 
 import re
@@ -123,8 +123,13 @@ def by_quicload(server: Ways, row: Row, folder: Path) -> float:
 def by_h2load(server: Ways, row: Row, folder: Path) -> float:
     """Asks with h2load."""
     words = ["h2load", "-D", f"{SECONDS:g}", "-c", str(row.connections), "-m", str(row.in_flight)]
-    words += ["-d", str(folder / "call"), "-H", "content-type: application/grpc", "-H", "te: trailers"]
-    words += [f"https://127.0.0.1:{server.port}{grpc.PATH.decode()}"]
+    if row.scheme == "grpc":
+        words += ["-d", str(folder / "call"), "-H", f"content-type: {grpc.TYPE.decode()}", "-H", "te: trailers"]
+        path = grpc.PATH.decode()
+    else:
+        words += ["-d", str(folder / "query"), "-H", "content-type: application/dns-message"]
+        path = "/dns-query"
+    words += [f"https://127.0.0.1:{server.port}{path}"]
 
     def answers(text: str) -> int:
         found = re.search(r"status codes: (\d+) 2xx", text)
@@ -136,7 +141,7 @@ def by_h2load(server: Ways, row: Row, folder: Path) -> float:
 CLIENTS: Final[dict[str, Callable[[Ways, Row, Path], float]]] = {
     "dns": by_dnsperf(),
     "tls": by_dnsperf("-m", "dot"),
-    "https": by_dnsperf("-m", "doh", "-O", "doh-method=POST"),
+    "https": by_h2load,
     "grpc": by_h2load,
     "quic": by_quicload,
     "https3": by_quicload,
@@ -150,7 +155,9 @@ def table(folder: Path, only: list[str]) -> list[str]:
     made.cert_chain_pems[0].write_to_path(str(folder / "tls.crt"))
     (folder / "hit").write_text(f"{NAME} A\n")
     labels = b"".join(bytes([len(label)]) + label.encode() for label in NAME.split("."))
-    (folder / "call").write_bytes(grpc.packed(b"\0\0\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"))
+    query = b"\0\0\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
+    (folder / "query").write_bytes(query)
+    (folder / "call").write_bytes(grpc.packed(query))
     servers = [kdns(folder, compiled=True)] if peers.COMPILED.is_dir() else []
     servers.append(kdns(folder, compiled=False))
     if shutil.which("coredns"):
@@ -161,7 +168,9 @@ def table(folder: Path, only: list[str]) -> list[str]:
     time.sleep(4)
     try:
         for row in ROWS:
-            if (only and row.scheme not in only) or (row.scheme == "grpc" and shutil.which("h2load") is None):
+            if (only and row.scheme not in only) or (
+                row.scheme in ("https", "grpc") and shutil.which("h2load") is None
+            ):
                 continue
             costs: dict[str, list[float]] = {server.name: [] for server in servers}
             for _ in range(RUNS):

@@ -9,7 +9,9 @@ from typing import Final, final
 
 import pylsqpack
 from aioquic.h3.connection import H3Connection
-from aioquic.quic.connection import QuicConnection
+from aioquic.quic import connection as machine
+from aioquic.quic.connection import Limit, QuicConnection
+from aioquic.quic.packet import QuicFrameType
 from aioquic.tls import Epoch
 
 ONE_RTT: Final = Epoch.ONE_RTT
@@ -23,6 +25,41 @@ def allow_streams(quic: QuicConnection, most: int) -> None:
     """Lets the peer have `most` bidirectional streams open at a time. Before the handshake; aioquic's own are 128."""
     limit = quic._local_max_streams_bidi
     limit.value = limit.sent = most
+
+
+# Octets of a handshake that may wait for those before them, as over TCP (net.tls): aioquic lets it be eight times that.
+machine.MAX_PENDING_CRYPTO = 64 << 10
+
+
+class _Window(Limit):
+    """What a peer may send on all streams together, beyond what has been read of them (RFC 9000, section 4.1).
+
+    aioquic's own doubles whenever half of it was used, read or not: who keeps back the first octet of a stream could
+    have any amount of what follows it kept here.
+    """
+
+    def __init__(self, quic: QuicConnection, most: int) -> None:
+        self.streams = quic._streams
+        self.most = most
+        self.allowed = most
+        super().__init__(QuicFrameType.MAX_DATA, "max_data", most)
+
+    @property
+    def value(self) -> int:
+        return self.allowed
+
+    @value.setter
+    def value(self, _: int) -> None:
+        """aioquic wants to give more room."""
+        if self.allowed - self.used < self.most // 2:
+            receivers = [stream.receiver for stream in self.streams.values()]
+            waiting = sum(each.highest_offset - each.starting_offset() for each in receivers)
+            self.allowed = self.used - waiting + self.most
+
+
+def hold_at_most(quic: QuicConnection, octets: int) -> None:
+    """Bounds what of the peer's streams is kept until what comes before it is there. Before the handshake."""
+    quic._local_max_data = _Window(quic, octets)
 
 
 def may_open(quic: QuicConnection) -> bool:

@@ -5,6 +5,7 @@ kdns/quicmachine.py before the bound in pyproject.toml is moved.
 import re
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aioquic.h3.connection import H3Connection, Setting
@@ -12,10 +13,14 @@ from aioquic.h3.events import HeadersReceived
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import QuicErrorCode
+from aioquic.quic.stream import QuicStreamSender
+from aioquic.tls import Epoch
 
 from kdns import quicmachine
 from tests.securepeers import Site
 
+HELD = 100_000
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -35,6 +40,7 @@ class Pair:
         )
         if streams:
             quicmachine.allow_streams(self.server, streams)
+        quicmachine.hold_at_most(self.server, HELD)
         self.client.connect(("192.0.2.1", 853), self.now)
         for _ in range(6):
             self.to_server()
@@ -117,6 +123,61 @@ def test_acknowledging_where_nothing_has_come_does_nothing(site: Site) -> None:
     pair = Pair(site)
     quicmachine.acknowledge_now(pair.server, pair.now)
     assert pair.to_client() == 0
+
+
+def test_what_a_peer_may_send_ahead_of_what_was_read_did_not_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that kept the first octet of a stream back had all that followed kept for it: flow control gave it
+    twice the room each time.
+    """
+    pair = Pair(site)
+    held = pair.client.get_next_available_stream_id()
+    get_frame = QuicStreamSender.get_frame
+
+    def without_the_first(self: QuicStreamSender, *words: Any) -> Any:
+        frame = get_frame(self, *words)
+        if frame is not None and self._stream_id == held and not frame.offset:
+            frame.offset, frame.data = 1, frame.data[1:]
+        return frame
+
+    monkeypatch.setattr(QuicStreamSender, "get_frame", without_the_first)
+    pair.client.send_stream_data(held, bytes(2_000_000))
+    for _ in range(400):
+        pair.to_server()
+        pair.to_client()
+    kept = sum(len(each.receiver._buffer) for each in pair.server._streams.values())
+    assert 30_000 < kept <= HELD
+    assert not any(isinstance(each, events.ConnectionTerminated) for each in pair.events(pair.server))
+
+
+def test_room_is_given_as_it_is_read(site: Site) -> None:
+    pair = Pair(site)
+    size = 3 * HELD
+    stream = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream, bytes(size), end_stream=True)
+    pair.client.send_stream_data(stream + 4, bytes(size), end_stream=True)
+    came = 0
+    for _ in range(1000):
+        pair.to_server()
+        came += sum(len(each.data) for each in pair.events(pair.server) if isinstance(each, events.StreamDataReceived))
+        pair.to_client()
+    assert came == 2 * size
+
+
+def test_octets_of_a_handshake_that_wait_for_others_are_bounded(site: Site) -> None:
+    pair = Pair(site)
+    crypto = pair.client._crypto_streams[Epoch.ONE_RTT].sender
+    crypto.write(bytes(100_000))
+    crypto._buffer_start += 20_000  # as if it had been sent before
+    del crypto._buffer[:20_000]
+    crypto._pending.subtract(0, 20_000)
+    for _ in range(100):
+        pair.to_server()
+        pair.to_client()
+    ended = [each for each in pair.events(pair.client) if isinstance(each, events.ConnectionTerminated)]
+    pair.pass_time(100)
+    pair.client.handle_timer(pair.now)
+    ended += [each for each in pair.events(pair.client) if isinstance(each, events.ConnectionTerminated)]
+    assert ended and ended[0].error_code == QuicErrorCode.CRYPTO_BUFFER_EXCEEDED
 
 
 def test_http3_offers_no_table_of_fields_and_keeps_nothing_of_a_stream_that_is_forgotten(site: Site) -> None:

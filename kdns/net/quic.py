@@ -41,7 +41,7 @@ from kdns.net.quic_identity import QuicIdentity
 from kdns.net.sockets import Controls, receive_local, reply_from
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import HALF_OPEN, HANDSHAKES, MAX_HALF_OPEN
-from kdns.quicmachine import acknowledge_now, allow_streams
+from kdns.quicmachine import acknowledge_now, allow_streams, hold_at_most
 
 BATCH_DATAGRAMS: Final = 64  # of a turn, as over UDP
 BATCH_SECONDS: Final = 0.001
@@ -307,6 +307,7 @@ class QuicConnection:
             configuration=configuration, original_destination_connection_id=original, retry_source_connection_id=retried
         )
         allow_streams(self.quic, listener.max_streams or MAX_STREAMS)
+        hold_at_most(self.quic, configuration.max_data)
         self.peer = peer
         self.host = peer[0]
         self.came = b""  # the packet info of what came last: where replies leave from

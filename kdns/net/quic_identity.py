@@ -10,7 +10,7 @@ from kdns.net.certificates import BadCertificate, Identity
 
 # Octets that a client may send on a stream before we have read them: a DNS message with its length, or an HTTP request.
 MAX_STREAM_DATA: Final = 80 << 10
-MAX_DATA: Final = 256 << 10  # of all streams together; aioquic raises it as a client makes use of it
+MAX_DATA: Final = 128 << 10  # of all streams together: one such message, and a few hundred usual queries
 
 _log = log.plugin("tls")
 

@@ -21,7 +21,7 @@ from aioquic.quic.connection import QuicConnection
 from kdns import files
 from kdns.deadlines import Deadlines
 from kdns.dns.doq import NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
-from kdns.quicmachine import may_open
+from kdns.quicmachine import hold_at_most, may_open
 from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
 from kdns.upstream.exchange import matching_reply, our_end
 
@@ -102,6 +102,7 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
     def __init__(self, owner: QuicConnections) -> None:
         super().__init__(owner)
         self.quic = QuicConnection(configuration=owner.configuration)
+        hold_at_most(self.quic, owner.configuration.max_data)
         self.ready: asyncio.Future[None] = self.loop.create_future()
         self.why = ""  # it ended
         self.sending = False

@@ -8,7 +8,9 @@ import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -430,6 +432,57 @@ def test_too_many_half_open_handshakes_cost_the_oldest(
         assert results(server)["evicted"] == 41
     (listener,) = next(iter(server.server.listeners.values())).tcp
     eventually(lambda: listener.tls is not None and not listener.tls.half_open)
+
+
+def test_ten_thousand_half_open_handshakes_are_bounded_and_a_client_among_them_is_served(
+    serve: Serve, site: Site
+) -> None:
+    server = serve(site.block())
+    over = threading.Event()
+    began: list[None] = []
+
+    def flood() -> None:
+        socks: deque[socket.socket] = deque()
+        try:
+            while len(began) < 10_000 and not over.is_set():
+                with contextlib.suppress(OSError):
+                    socks.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+                    socks[-1].sendall(b"\x16\x03\x01\x02\x00\x01\x00")  # the beginning of a hello
+                    began.append(None)
+                if len(socks) > 1000:  # more than the server keeps
+                    socks.popleft().close()
+        finally:
+            for sock in socks:
+                sock.close()
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    assert listener.tls is not None
+    served = 0
+    try:
+        while thread.is_alive():
+            assert data(ask(server, site)) == ["192.0.2.1"]
+            served += 1
+            assert len(listener.tls.half_open) <= tls_module.MAX_HALF_OPEN + 1
+    finally:
+        over.set()
+        thread.join(30)
+    assert len(began) == 10_000 and served > 10
+    eventually(lambda: not listener.tls.half_open and not listener.connections, timeout=30)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_client_cannot_begin_the_handshake_anew(serve: Serve, site: Site) -> None:
+    """Each renegotiation costs the server a signature (CVE-2011-1473)."""
+    server = serve(site.block())
+    done = subprocess.run(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-tls1_2", "-CAfile", str(site.authority.path)],
+        input="R\nR\n", capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert "RENEGOTIATING" in said and "no renegotiation" in said, said[-500:]
+    assert data(ask(server, site)) == ["192.0.2.1"]
 
 
 def test_where_all_handshakes_wait_for_the_server_the_last_to_come_is_refused(
