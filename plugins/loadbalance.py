@@ -18,7 +18,7 @@ Most clients use the first address, so each address should be first equally ofte
   and its weight, 1 to 255. `#` starts a comment. An address that is not listed has weight 1. FILE is checked for
   changes every `reload` (default 30s, 0: never). If the new file is invalid, the old weights stay.
 
-CNAME records always come first. For a large RRset a few orders are prepared and renewed from time to time, so shuffling
+CNAME and DNAME records always come first. For a large RRset a few orders are prepared and renewed from time to time, so shuffling
 usually costs nothing.
 
 ## Examples
@@ -62,6 +62,9 @@ DEFAULT_RELOAD: Final = 30.0
 MAX_FILE: Final = 4 << 20  # octets; a line has some 20
 _ADDRESSES: Final = frozenset((iana.A, iana.AAAA))
 _SHUFFLED: Final = frozenset((iana.A, iana.AAAA, iana.MX))
+# What leads to another name. A DNAME stays before the CNAME that is made of it (RFC 6672, section 3.1): a validator that
+# meets it later passes it over, and is left with a CNAME that nothing proves.
+_ALIASES: Final = frozenset((iana.CNAME, iana.DNAME))
 
 _log = log.plugin("loadbalance")
 
@@ -209,7 +212,7 @@ class Loadbalance(Plugin):
             counts = [len(rrset.rdatas) for section in answer.sections for rrset in section if rrset.type in _SHUFFLED]
             count = max(counts, default=0)
             if count < 2:
-                ordered = _cnames_first(self._prefer(answer.answer) if prefer else answer.answer)
+                ordered = _aliases_first(self._prefer(answer.answer) if prefer else answer.answer)
                 if ordered == answer.answer:
                     return Shuffled(None, FOREVER)
                 return Shuffled(answer.replace(answer=ordered, validity=answer.validity), FOREVER)
@@ -220,7 +223,7 @@ class Loadbalance(Plugin):
         return Shuffled(made, FOREVER if count <= ROTATIONS else now + RENEWED)
 
     def _rotation(self, answer: Answer, i: int) -> Answer:
-        made = [tuple(self._shuffled(rrset, i) for rrset in _cnames_first(section)) for section in answer.sections]
+        made = [tuple(self._shuffled(rrset, i) for rrset in _aliases_first(section)) for section in answer.sections]
         if self.config.prefer:
             made[0] = self._prefer(made[0])
         return answer.replace(answer=made[0], authority=made[1], additional=made[2])
@@ -261,19 +264,19 @@ class Loadbalance(Plugin):
         weights = self.weights.get(request.question.name)
         if weights is None:
             return answer
-        sections = [tuple(_drawn(rrset, weights) for rrset in _cnames_first(section)) for section in answer.sections]
+        sections = [tuple(_drawn(rrset, weights) for rrset in _aliases_first(section)) for section in answer.sections]
         return answer.replace(answer=sections[0], authority=sections[1], additional=sections[2])
 
 
 def _may_be_ordered(summary: list[RecordSummary]) -> bool:
-    """Whether records may have another order: two of a type that is shuffled, or a CNAME that is not the first."""
+    """Whether records may have another order: two of a type that is shuffled, or an alias that is not the first."""
     if len(summary) < 2:
         return False
     seen = 0
     for i, record in enumerate(summary):
         rtype = record.type
-        if rtype == iana.CNAME:
-            if i and summary[i - 1].type != iana.CNAME:
+        if rtype in _ALIASES:
+            if i and summary[i - 1].type not in _ALIASES:
                 return True
         elif rtype in _SHUFFLED:
             if seen >> rtype & 1:
@@ -297,8 +300,8 @@ def _orders(count: int) -> list[list[int]]:
     return orders
 
 
-def _cnames_first(section: Section) -> Section:
-    return tuple(sorted(section, key=lambda rrset: rrset.type != iana.CNAME))
+def _aliases_first(section: Section) -> Section:
+    return tuple(sorted(section, key=lambda rrset: rrset.type not in _ALIASES))
 
 
 def _drawn(rrset: RRset, weights: dict[bytes, int]) -> RRset:

@@ -42,6 +42,25 @@ def test_cnames_behind_a_single_address_stayed_there(
         assert found == ["CNAME", "CNAME", *(["A"] if addresses else []), "TXT"]
 
 
+@pytest.mark.parametrize("line", ["loadbalance", "loadbalance {\n prefer 198.51.100.0/24\n }"])
+@pytest.mark.parametrize("addresses", [("192.0.2.1",), ("192.0.2.1", "192.0.2.2")])
+@pytest.mark.parametrize("cache", [(), ("cache",)])
+def test_a_dname_came_after_the_cname_that_is_made_of_it(
+    serve: Serve, upstream: Callable[..., Upstream], line: str, addresses: tuple[str, ...], cache: tuple[str, ...]
+) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = answer(query)
+        reply.answer.append(dns.rrset.from_text("b.org.", 60, "IN", "DNAME", "c.org."))
+        reply.answer.append(dns.rrset.from_text("a.b.org.", 60, "IN", "CNAME", "a.c.org."))
+        reply.answer.append(dns.rrset.from_text("a.c.org.", 60, "IN", "A", *addresses))
+        return reply
+
+    server = serve(block(line, *cache, f"forward . {upstream(script).address}"))
+    for _ in range(4):
+        found = [dns.rdatatype.to_text(rrset.rdtype) for rrset in server.ask("a.b.org.").answer]
+        assert found == ["DNAME", "CNAME", "A"]
+
+
 def test_preferred_networks_come_first(serve: Serve, upstream: Start) -> None:
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1", "A 10.0.0.1", "A 198.51.100.1", "A 10.0.0.2"))
     server = serve(block("loadbalance {\n prefer 10.0.0.0/8 198.51.100.0/24\n }", f"forward . {up.address}"))
