@@ -267,6 +267,12 @@ def pack(text: str) -> bytes:
     try:
         return unmapped(socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text))
     except (OSError, ValueError):
+        pass
+    # The API takes zeros before the numbers of an IPv4 address in all fields that are older than its strict form
+    # (format "ip-sloppy"), and means decimal numbers by them.
+    try:
+        return socket.inet_pton(socket.AF_INET, ".".join(part.lstrip("0") or part[-1:] for part in text.split(".")))
+    except (OSError, ValueError):
         raise BadObject(f"{text[:60]!r} is not an IP address") from None
 
 

@@ -19,8 +19,9 @@ from kdns.kube import manifests as module
 from kdns.kube.cluster import Cluster
 from kdns.kube.manifest_file import BrokenManifest, parse
 from kdns.kube.manifests import ManifestSource
+from kdns.kube.objects import BadObject, pack
 from kdns.kube.source import WatchScope
-from kdns.testing import Server, code, data, eventually
+from kdns.testing import Server, block, code, data, eventually
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.fixtures import Serve
 
@@ -339,3 +340,25 @@ def test_ipv4_addresses_in_ipv6_form_were_taken_for_ipv6(serve: Serve, tmp_path:
     assert code(server.ask("web.n1.svc.cluster.local.", "AAAA")) == "NODATA"
     assert data(server.ask("1.0.0.10.in-addr.arpa.", "PTR")) == ["web.n1.svc.cluster.local."]
     assert data(server.ask("1.0.1.10.in-addr.arpa.", "PTR")) == ["10-1-0-1.db.n1.svc.cluster.local."]
+
+
+def test_an_address_with_leading_zeros_as_the_api_takes_it_cost_its_object_all_names(
+    serve: Serve, tmp_path: Path, lines: list[str]
+) -> None:
+    web = service("n1/web", "10.0.0.1")
+    web["spec"]["externalIPs"] = ["203.000.113.009"]
+    slices = endpointslice("n1/db-1", "db", endpoint("10.244.001.010"), endpoint("10.244.0.2"))
+    (tmp_path / "m.yaml").write_text(
+        yaml.safe_dump_all([web, service("n1/old", "010.000.000.002"), service("n1/db", "None"), slices])
+    )
+    server = serve(block(f"kubernetes cluster.local {{\n manifests {tmp_path / 'm.yaml'}\n }}", "k8s_external ext.org"))
+    assert (a(server, "web.n1"), a(server, "old.n1")) == (["10.0.0.1"], ["10.0.0.2"])
+    assert sorted(a(server, "db.n1")) == ["10.244.0.2", "10.244.1.10"]
+    assert data(server.ask("web.n1.ext.org.")) == ["203.0.113.9"]
+    assert not any("rejected" in line for line in lines)
+
+
+@pytest.mark.parametrize("text", ["", "0", "10.0.0", "10.0.0.", ".0.0.1", "010.0.0.256", "0x10.0.0.1", "10.0.0.1.0"])
+def test_what_is_no_address_with_or_without_zeros_is_refused(text: str) -> None:
+    with pytest.raises(BadObject, match="is not an IP address"):
+        pack(text)
