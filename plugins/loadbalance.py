@@ -18,8 +18,8 @@ Most clients use the first address, so each address should be first equally ofte
   and its weight, 1 to 255. `#` starts a comment. An address that is not listed has weight 1. FILE is checked for
   changes every `reload` (default 30s, 0: never). If the new file is invalid, the old weights stay.
 
-CNAME and DNAME records always come first. For a large RRset a few orders are prepared and renewed from time to time, so shuffling
-usually costs nothing.
+CNAME and DNAME records always come first. For a large RRset a few orders are prepared and renewed from time to time,
+so shuffling usually costs nothing.
 
 ## Examples
 
@@ -62,8 +62,8 @@ DEFAULT_RELOAD: Final = 30.0
 MAX_FILE: Final = 4 << 20  # octets; a line has some 20
 _ADDRESSES: Final = frozenset((iana.A, iana.AAAA))
 _SHUFFLED: Final = frozenset((iana.A, iana.AAAA, iana.MX))
-# What leads to another name. A DNAME stays before the CNAME that is made of it (RFC 6672, section 3.1): a validator that
-# meets it later passes it over, and is left with a CNAME that nothing proves.
+# What leads to another name. A DNAME stays before the CNAME that is made of it (RFC 6672, section 3.1): a validator
+# that meets it later passes it over, and is left with a CNAME that nothing proves.
 _ALIASES: Final = frozenset((iana.CNAME, iana.DNAME))
 
 _log = log.plugin("loadbalance")

@@ -1,0 +1,109 @@
+"""Findings on what is configured: the ConfigMap's Corefile, where it forwards to, and whom it hides names from."""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+
+from kdns.cli.check import examined
+from kdns.cli.clusterstate import State, name_of
+from kdns.cli.corefiles import Source
+from kdns.cli.finding import ERROR, INFO, WARNING, Finding
+from kdns.corefile import Corefile, CorefileError
+from kdns.server import build
+
+
+def findings(state: State) -> Iterator[Finding]:
+    """What is wrong there, and what else there is to know."""
+    yield from _configuration(state)
+    yield from _tenants(state)
+
+
+def _configuration(state: State) -> Iterator[Finding]:
+    ns = state.namespace
+    if state.corefiles is None:
+        return
+    if not state.corefiles:
+        yield Finding(
+            ERROR,
+            "ConfigMap",
+            f"no ConfigMap in {ns} has a key Corefile",
+            "a server that restarts has nothing to serve",
+            f"kubectl -n {ns} get cm",
+        )
+    for source in state.corefiles[:1]:
+        show = f"kubectl -n {ns} get cm {source.name.rpartition('/')[2]} -o yaml | kdns check -"
+        summary, errors = examined(source, 53, False)
+        for error in errors:
+            yield Finding(
+                ERROR,
+                "ConfigMap",
+                str(error),
+                "a server that restarts with it fails; running ones keep the configuration before",
+                show,
+            )
+        for warning in summary.warnings:
+            yield Finding(INFO, "ConfigMap", f"{source.name}: {warning}", "", show)
+        if not errors:
+            yield from _blocks(state, source)
+
+
+def _blocks(state: State, source: Source) -> Iterator[Finding]:
+    try:
+        corefile: Corefile = build.read(source.text, source.name)
+    except CorefileError:  # it imports what is in the server's file system only
+        return
+    if not any("kubernetes" in block.directives for block in corefile.blocks):
+        yield Finding(
+            ERROR,
+            "ConfigMap",
+            f"{source.name} has no plugin kubernetes",
+            f"names of {state.zone} are not served",
+            f"kubectl -n {state.namespace} edit cm {source.name.rpartition('/')[2]}",
+        )
+    if not any("loop" in block.directives for block in corefile.blocks):
+        yield Finding(
+            WARNING,
+            "ConfigMap",
+            f"{source.name} has no plugin loop",
+            "forwarding loops are not detected",
+            "add a line `loop` to its server block",
+        )
+    for block in corefile.blocks:
+        for directive in block.directives.get("forward", []):
+            for word in directive.args[1:]:
+                host = word.text.partition("://")[2] or word.text
+                host = re.sub(r"(:\d+)?$", "", host.partition("%")[0]).strip("[]")
+                if is_loopback(host) or (host and host == state.address):
+                    what = "this server's own Service" if host == state.address else "the Pod itself"
+                    yield Finding(
+                        ERROR,
+                        "loops",
+                        f"{word.at}: forwards to {host}, which is {what}",
+                        "queries for outside names loop and fail",
+                        f"kubectl -n {state.namespace} edit cm {source.name.rpartition('/')[2]}    # name the nodes' "
+                        f"true upstreams",
+                    )
+
+
+def is_loopback(text: str) -> bool:
+    """Whether a text is an address of the machine itself."""
+    try:
+        return ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        return False
+
+
+def _tenants(state: State) -> Iterator[Finding]:
+    if not state.hides:
+        return
+    yield Finding(
+        INFO, "tenants", "the Corefile has tenants: names of other namespaces do not exist for Pods",
+        "a name that one Pod finds may be NXDOMAIN for another, or SERVFAIL for who is no Pod",
+        "kdns explain NAME    # and kdns_tenants_hidden_total counts",
+    )  # fmt: skip
+    if any("node-local" in name_of(each) for each in state.daemonsets or ()):
+        yield Finding(
+            WARNING, "tenants", "a NodeLocal DNSCache runs in front of tenants",
+            "tenants are not told apart: all Pods of a node are one client, and share what its cache holds",
+            f"kubectl -n {state.namespace} get ds",
+        )  # fmt: skip

@@ -1,0 +1,197 @@
+"""Findings on the way from a client to the servers: its resolver, NetworkPolicies, NodeLocal, and
+what real queries came to.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from kdns.cli.clusterstate import Object, State, labels_of, name_of
+from kdns.cli.configmaps import is_loopback
+from kdns.cli.finding import ERROR, INFO, WARNING, Finding
+from kdns.cli.networkpolicies import allows_53, lets_out, selects, types
+from kdns.cli.resolv import of_pod
+
+MAX_NAMESERVERS: Final = 3  # resolv.conf(5), MAXNS; the kubelet cuts what is more
+
+
+def findings(state: State) -> Iterator[Finding]:
+    """What is wrong there, and what else there is to know."""
+    yield from _client(state)
+    yield from _network_policies(state)
+    yield from _node_local(state)
+    yield from _resolv_conf(state)
+    yield from _queries(state)
+
+
+def _client(state: State) -> Iterator[Finding]:
+    if not state.client_name:
+        return
+    if state.client is None:
+        if "pods" not in state.unread:
+            yield Finding(
+                ERROR,
+                "client",
+                f"there is no Pod {state.client_name}",
+                "",
+                f"kubectl get pods -n {state.client_name.partition('/')[0]}",
+            )
+        return
+    namespace, spec = state.client_name.partition("/")[0], state.client.get("spec") or {}
+    resolver = of_pod(spec, namespace, state.zone)
+    show = f"kubectl -n {namespace} exec {name_of(state.client)} -- cat /etc/resolv.conf"
+    yield Finding(
+        INFO,
+        "client",
+        f"{state.client_name} searches {' '.join(resolver.search) or '(nothing)'}; ndots {resolver.ndots}",
+        "",
+        show,
+    )
+    if resolver.note:
+        yield Finding(
+            WARNING,
+            "client",
+            resolver.note,
+            f"names of {state.zone} may not exist for it",
+            f"kubectl -n {namespace} get pod {name_of(state.client)} -o yaml    # dnsPolicy: ClusterFirstWithHostNet",
+        )
+    config = spec.get("dnsConfig") or {}
+    servers = [str(each) for each in config.get("nameservers") or ()]
+    if len(servers) > MAX_NAMESERVERS:
+        yield Finding(
+            ERROR,
+            "client",
+            f"dnsConfig names {len(servers)} servers",
+            f"a resolver takes the first {MAX_NAMESERVERS}",
+            show,
+        )
+    if servers and spec.get("dnsPolicy") == "None" and state.address and state.address not in servers:
+        yield Finding(
+            WARNING,
+            "client",
+            f"it asks {', '.join(servers)}, not the cluster's DNS ({state.address})",
+            f"names of {state.zone} do not exist for it, unless those servers know them",
+            show,
+        )
+    if resolver.ndots > 1 and resolver.search:
+        count = len(resolver.search)
+        yield Finding(
+            INFO,
+            "client",
+            f"an outside name with fewer than {resolver.ndots} dots costs {count} queries more ({count * 2} with AAAA)",
+            "",
+            "write it with a final dot, lower ndots in dnsConfig, or use the plugin searchpath",
+        )
+
+
+def _network_policies(state: State) -> Iterator[Finding]:
+    if state.policies is None:
+        return
+    by_namespace: dict[str, list[Object]] = {}
+    for each in state.policies:
+        by_namespace.setdefault(str((each.get("metadata") or {}).get("namespace")), []).append(each)
+    client_namespace = state.client_name.partition("/")[0]
+    for namespace, policies in sorted(by_namespace.items()):
+        if state.client_name and namespace != client_namespace:
+            continue
+        labels = labels_of(state.client) if state.client is not None else None
+        chosen = [each for each in policies if selects(each, labels) and "Egress" in types(each)]
+        for protocol in ("UDP", "TCP"):
+            if chosen and not any(lets_out(each, protocol, state.targets) for each in chosen):
+                who = state.client_name or f"Pods of the namespace {namespace}"
+                names = ", ".join(name_of(each) for each in chosen)
+                yield Finding(
+                    ERROR if protocol == "UDP" else WARNING, "NetworkPolicy",
+                    f"{names} in {namespace}: {who} may not send to port 53/{protocol} of the DNS Pods",
+                    "every name times out there" if protocol == "UDP" else "large answers, and resolvers that use TCP, "
+                        "fail there",
+                    f"kubectl -n {namespace} get networkpolicy -o yaml    # an egress rule to namespace "
+                    f"{state.namespace}, ports 53 UDP and TCP",
+                )  # fmt: skip
+    for each in by_namespace.get(state.namespace, []):
+        if "Ingress" in types(each) and any(selects(each, labels_of(server)) for server in state.servers):
+            rules = (each.get("spec") or {}).get("ingress") or []
+            if not any(allows_53(rule, "UDP") for rule in rules):
+                yield Finding(
+                    ERROR,
+                    "NetworkPolicy",
+                    f"{name_of(each)} in {state.namespace} lets no query in to the DNS Pods",
+                    "every name times out",
+                    f"kubectl -n {state.namespace} get networkpolicy {name_of(each)} -o yaml",
+                )
+
+
+def _node_local(state: State) -> Iterator[Finding]:
+    for each in state.daemonsets or ():
+        if "node-local" not in name_of(each):
+            continue
+        status = each.get("status") or {}
+        wanted, ready = int(status.get("desiredNumberScheduled") or 0), int(status.get("numberReady") or 0)
+        if ready < wanted:
+            yield Finding(
+                ERROR,
+                "NodeLocal",
+                f"{name_of(each)}: {ready} of {wanted} are ready",
+                "on the other nodes every name may fail: Pods there ask an address that no server listens on",
+                f"kubectl -n {state.namespace} get pods -o wide -l k8s-app={name_of(each)}",
+            )
+        else:
+            yield Finding(
+                INFO,
+                "NodeLocal",
+                f"{name_of(each)} runs on {ready} nodes: the servers see the nodes' addresses, not the Pods'",
+            )
+
+
+def _resolv_conf(state: State) -> Iterator[Finding]:
+    loops = [each for each in state.nameservers if is_loopback(each)]
+    if loops:
+        yield Finding(
+            ERROR,
+            "loops",
+            f"/etc/resolv.conf names {', '.join(loops)}",
+            "in a Pod, that is the Pod itself: queries forwarded there loop or fail",
+            "set the kubelet's --resolv-conf to the file with the real servers (systemd: "
+            "/run/systemd/resolve/resolv.conf)",
+        )
+    if len(state.nameservers) > MAX_NAMESERVERS:
+        yield Finding(
+            WARNING,
+            "upstreams",
+            f"/etc/resolv.conf names {len(state.nameservers)} servers",
+            f"resolvers take the first {MAX_NAMESERVERS}",
+            "shorten the node's resolv.conf",
+        )
+
+
+def _queries(state: State) -> Iterator[Finding]:
+    for each in state.asked:
+        if not each.answered:
+            outside = state.zone not in each.name
+            means = (
+                "outside names fail"
+                if outside
+                else "names of the cluster fail"
+                if each.transport == "udp"
+                else "large answers fail"
+            )
+            command = f"kdns query @{each.server} {each.name}{' -tcp' if each.transport == 'tcp' else ''}"
+            yield Finding(
+                ERROR, "queries", f"{each.server} over {each.transport}, {each.name}: {each.said}", means, command
+            )
+        elif each.took > 1:
+            yield Finding(
+                WARNING,
+                "queries",
+                f"{each.server} took {each.took:.1f} s for {each.name}",
+                "resolvers ask again after 5 s, and applications wait",
+                f"kdns query @{each.server} {each.name}",
+            )
+    good = sum(each.answered for each in state.asked)
+    if good:
+        yield Finding(INFO, "queries", f"{good} of {len(state.asked)} queries were answered")
+    if not state.asked:
+        yield Finding(
+            INFO, "queries", "no server was asked: this is not a Pod of the cluster, and no --server was named", "",
+            f"run doctor in a Pod, or name a server that can be reached from here: kdns doctor --server "
+            f"{state.address or 'ADDRESS'}",
+        )  # fmt: skip
