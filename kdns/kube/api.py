@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class ApiConfig:
                 "Name one with `kubeconfig FILE` or `endpoint URL`, or serve YAML with `manifests PATH`"
             )
         else:
-            importlib.import_module("kubernetes.config")  # half a second of CPU: now, and not beside the first queries
+            _loader()  # half a second of CPU: now, and not beside the first queries
         return config
 
     def access(self) -> Access:
@@ -107,10 +108,9 @@ class ApiConfig:
                 if cert:
                     context.load_cert_chain(cert, key)
             return Access(self.endpoint.rstrip("/"), context, {}, env_proxy(self.endpoint, os.environ))
-        from kubernetes import config
+        loader = _loader()
         from kubernetes.client import Configuration
 
-        loader: Any = config
         made = Configuration()
         made.proxy = ""  # it reads the environment by rules of its own
         try:
@@ -125,13 +125,28 @@ class ApiConfig:
         return Access(made.host.rstrip("/"), _tls(made), _headers(made), proxy)
 
 
-def _check_kubeconfig(config: ApiConfig) -> None:
-    import kubernetes.config
+def _loader() -> Any:
+    """The part of the package `kubernetes` that reads configurations.
 
-    loader: Any = kubernetes.config
+    With it comes a client that nobody here uses, which takes kubernetes_validate with it where that is installed:
+    seconds of CPU. A module of None is one that cannot be imported, and the client does without.
+    """
+    unused = "kubernetes_validate"
+    hidden = unused not in sys.modules
+    if hidden:
+        sys.modules[unused] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("kubernetes.config")
+    finally:
+        if hidden:
+            del sys.modules[unused]
+
+
+def _check_kubeconfig(config: ApiConfig) -> None:
     path = config.kubeconfig
     if not os.path.isfile(path):
         raise ValueError(f"kubeconfig {path}: no such file")
+    loader = _loader()
     try:
         contexts, current = loader.list_kube_config_contexts(path)
     except Exception as error:

@@ -363,6 +363,20 @@ def test_a_client_certificate_over_tls(serve: Serve, tmp_path: Path) -> None:
         server.close()
 
 
+def test_where_kubernetes_validate_is_installed_reading_a_kubeconfig_took_seconds(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text(
+        "{clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], users: [], current-context: a,"
+        " contexts: [{name: a, context: {cluster: a, user: ''}}]}"
+    )
+    words = (
+        "import sys; from kdns.kube.api import ApiConfig; "
+        "config = ApiConfig.load(endpoint='', tls=None, kubeconfig=sys.argv[1], context=''); "
+        "assert config.access().url == 'http://127.0.0.1:1'; "
+        "assert 'kubernetes_validate' not in sys.modules; import kubernetes_validate"
+    )
+    subprocess.run([sys.executable, "-c", words, str(tmp_path / "kubeconfig")], check=True, timeout=60)
+
+
 def test_a_pods_service_account_is_the_default(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kubernetes.config import incluster_config
 
