@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib import resources
 from typing import Any, ClassVar, Final
 
@@ -16,30 +16,27 @@ from kdns import __version__, faults, metrics
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.answer import Answer
-from kdns.dns.name import is_within, to_text
+from kdns.dns.name import to_text
 from kdns.kube.workload import workload
 from kdns.metrics import REGISTRY, TIME_BUCKETS
 from kdns.net.http import Response
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.endpoint import HttpEndpoint, bound_hosts
-from kdns.plugin.providers import ClientNames, HasUpstreams, UpstreamState
+from kdns.plugin.providers import ClientNames, HasUpstreams
 from kdns.plugin.runtime import Crew, Runtime
 from kdns.plugins.status import merge
 from kdns.plugins.status.ledger import MINUTE, Failure, Ledger
+from kdns.plugins.status.outages import OF_ANSWERS, below, outages
 from kdns.plugins.status.shared import Shared, as_json
 from kdns.timeslice import TimeSlice
 
 DEFAULT: Final = ("127.0.0.1", 8053)
 SHOWN: Final = 50  # of each table: more than fit on the page, for its search
 ERROR_TEXT: Final = 200  # characters of each
-ZONES: Final = 3  # of an upstream, and outages, by name: where the network is gone there may be a hundred
 # Samples of the history that come with the numbers: a page that asks every few seconds, or once a minute while nobody
 # looks at it, needs no more, and asks for the whole history (95 KB) once a minute.
 RECENT: Final = MINUTE + 3
-STALE: Final = 60.0  # seconds without news of the API after which it counts as away
-FAILING: Final = 0.05  # part of a minute's answers that fail, above which the page says so
-_FAILURES: Final = " of the last minute's answers are failures."
 # Only the script that the page comes with may run on it.
 _POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hash}'; connect-src 'self'; img-src data:; "
@@ -209,9 +206,9 @@ class Status(Plugin):
         own = {short: _values(short) for short in SERIES}
         merged = merge.states(states, SERIES, own, SHOWN)
         part = merge.failing(merged["recent"], MINUTE)
-        outages = [text for state in states for text in state["outages"] if not text.endswith(_FAILURES)]
-        outages += self.outages(own["data_age"], part)
-        return {**merged, "failing_part": round(part, 4), "outages": list(dict.fromkeys(outages))}
+        said = [text for state in states for text in state["outages"] if not text.endswith(OF_ANSWERS)]
+        said += outages(own["data_age"], part, (), self._refused())
+        return {**merged, "failing_part": round(part, 4), "outages": list(dict.fromkeys(said))}
 
     async def state(self) -> dict[str, Any]:
         """All numbers: counters since the start, so that whoever asks twice knows the rate. Made in slices."""
@@ -242,14 +239,14 @@ class Status(Plugin):
         )
         groups = []
         for plugin, zones in self.forwards:
-            groups.append([(each, _below(each.zone, zones)) for each in plugin.upstream_states()])
+            groups.append([(each, below(each.zone, zones)) for each in plugin.upstream_states()])
             await slice_.pause()
-        outages = self.outages(counted["series"]["data_age"], ledger.failing(), groups)
         upstreams = []
         for group in groups:
-            upstreams += [{**each._asdict(), "zone": below} for each, below in group]
+            upstreams += [{**each._asdict(), "zone": where} for each, where in group]
             await slice_.pause()
-        state = {**counted, "outages": outages, "upstreams": upstreams}
+        said = outages(counted["series"]["data_age"], ledger.failing(), groups, self._refused())
+        state = {**counted, "outages": said, "upstreams": upstreams}
         for table, rows, text in (("names", names, _text), ("denied", denied, _text), ("clients", clients, self._who)):
             state[table] = shown = []
             for key, count in rows:
@@ -258,26 +255,8 @@ class Status(Plugin):
         state["wasted"] = [[str(key), count] for key, count in wasted]
         return state
 
-    def outages(
-        self, ages: list[list[Any]], failing: float, groups: Sequence[Sequence[tuple[UpstreamState, str]]] = ()
-    ) -> list[str]:
-        """What is wrong now, in sentences; empty in good times. `failing`: the part of the last minute's answers;
-        `groups`: for each plugin its upstreams, and the zones whose names they get.
-        """
-        out = []
-        dead = [states for states in groups if states and all(each.state in ("down", "failing") for each, _ in states)]
-        for states in dead[:ZONES]:
-            names = ", ".join(each.to for each, _ in states)
-            out.append(f"No upstream of {states[0][1]} answers: {names}. Names that are forwarded to them fail.")
-        if len(dead) > ZONES:
-            out.append(f"So it is with {len(dead) - ZONES} more groups of upstreams: see below.")
-        if ages and (oldest := max(age for _, age in ages)) > STALE:
-            out.append(f"The API has not been heard of for {int(oldest)} s: what is served of the cluster is that old.")
-        if failing > FAILING:
-            out.append(f"{failing:.0%}{_FAILURES}")
-        if self.runtime is not None and self.runtime.refused:
-            out.append(f"The Corefile has changed, and is not served: {self.runtime.refused}")
-        return out
+    def _refused(self) -> str:
+        return self.runtime.refused if self.runtime is not None else ""
 
     def _configuration(self) -> str:
         """The beginning of the Corefile's hash, as the log and `coredns_reload_version_info` have it."""
@@ -315,14 +294,6 @@ def _page() -> bytes:
     script = text.partition(b'<script type="module">')[2].partition(b"</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script).digest())
     return text.replace(b"{policy}", _POLICY.encode().replace(b"{hash}", digest))
-
-
-@lru_cache(1024)  # forwards of one server: as many as a large Corefile has
-def _below(zone: bytes, blocks: tuple[bytes, ...]) -> str:
-    """The zones whose names an upstream gets, as text: those of `forward`, as far as they are in those of its block."""
-    both = [zone] if any(is_within(zone, block) for block in blocks) else [e for e in blocks if is_within(e, zone)]
-    more = f" and {len(both) - ZONES} more" if len(both) > ZONES else ""
-    return ", ".join(map(to_text, both[:ZONES])) + more
 
 
 def _values(short: str) -> list[list[Any]]:

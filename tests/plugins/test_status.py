@@ -27,6 +27,7 @@ from kdns.plugins import reload as reload_plugin
 from kdns.plugins.status import merge
 from kdns.plugins.status.handler import RECENT, SERIES, Config, Status
 from kdns.plugins.status.history import History, Sample, Totals
+from kdns.plugins.status.outages import outages
 from kdns.plugins.status.shared import Shared
 from kdns.plugins.status.topk import SIZE, TopK
 from kdns.server import build
@@ -125,8 +126,8 @@ def test_many_failures_in_the_last_minute_are_an_outage() -> None:
     for second in range(0, 100, 5):
         status.ledger.queries, status.ledger.failures = second * 10, second
         status.ledger.sample(second, 1e9 + second)
-    assert status.outages([], status.ledger.failing()) == ["10% of the last minute's answers are failures."]
-    assert "has not been heard of for 61 s" in status.outages([[{"kind": "Service"}, 61.0]], 0.0)[0]
+    assert outages([], status.ledger.failing()) == ["10% of the last minute's answers are failures."]
+    assert "has not been heard of for 61 s" in outages([[{"kind": "Service"}, 61.0]], 0.0)[0]
 
 
 @pytest.mark.parametrize(("host", "status"), [
@@ -479,6 +480,6 @@ def test_the_last_error_of_an_upstream_was_forgotten_once_it_answered_again(serv
 def test_an_outage_of_a_hundred_groups_of_upstreams_filled_the_window() -> None:
     down = UpstreamState("192.0.2.1:53", b"\0", "down", 5.0, 0.0, "timeout", 1.0, 0.0)
     groups = [[(down, f"z{i}.org."), (down, f"z{i}.org.")] for i in range(100)]
-    said = Status(Config("127.0.0.1", 0)).outages([], 0.0, groups)
+    said = outages([], 0.0, groups)
     assert len(said) == 4 and said[0].startswith("No upstream of z0.org. answers: ")
     assert said[3] == "So it is with 97 more groups of upstreams: see below."
