@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from kdns.dns.answer import Validity
@@ -128,7 +128,7 @@ class ZoneStep(Protocol):
     def new(self) -> RRset: ...
 
     @property
-    def changes(self) -> Sequence[tuple[RRset | None, RRset | None]]: ...
+    def changes(self) -> Iterable[tuple[RRset | None, RRset | None]]: ...
 
     @property
     def count(self) -> int: ...

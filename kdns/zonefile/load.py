@@ -1,8 +1,8 @@
 """From a zone's file to a Zone: at once where it is small, by a child process where reading it would hold the loop.
 
 The child (`python -m kdns.zonefile.load PATH ORIGIN`) reads the file (`-`: records that the parent sends), puts its
-names into canonical order and writes them in pieces of a hundred names; what is left to do here is to make objects of
-them, a piece in a third of a millisecond, others running in between.
+names into canonical order and writes them in small pieces; what is left to do here is to make objects of them, a piece
+in a third of a millisecond, others running in between.
 """
 
 import asyncio
@@ -22,12 +22,13 @@ from kdns.dns.name import from_text, to_text
 from kdns.store.zone import Zone
 from kdns.store.zone_builder import BadZone, ZoneBuilder, zone_of
 from kdns.store.zone_node import arranged
-from kdns.timeslice import TimeSlice
+from kdns.store.zone_proofs import NsecProofs
+from kdns.timeslice import TimeSlice, emptied
 from kdns.zonefile.errors import Problem, ZoneFileError
 from kdns.zonefile.reader import MAX_OCTETS, MasterFile, Seen
 
 INLINE: Final = 32 << 10  # octets; some 1,000 records, which take 5 ms
-PIECE: Final = 100  # names in a piece: a third of a millisecond
+PIECE: Final = 200  # names and RRsets in a piece: a third of a millisecond
 SORTED_HERE: Final = 2000  # names of a transfer that are sorted at once: 3 ms
 MAX_PIECE: Final = 64 << 20  # octets: a name's records at most, of all types
 READING: Final = 60.0  # seconds for the octets of a file: a file system that needs longer hangs
@@ -112,7 +113,11 @@ async def read_beside(path: str, origin: bytes) -> Loaded:
     try:
         return await asyncio.wait_for(_pieces(child, builder, path), CHILD_TIMEOUT)
     except TimeoutError:
+        await _dropped(builder)
         raise BrokenZone(f"{path}: reading it took over {CHILD_TIMEOUT:g} s", [], []) from None
+    except BrokenZone:
+        await _dropped(builder)
+        raise
     finally:
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -130,9 +135,11 @@ async def build_beside(origin: bytes, names: Mapping[bytes, Mapping[int, Sequenc
         *_command("-", origin), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 20
     )
     fed = asyncio.create_task(_feed(child, names))
+    builder = ZoneBuilder(origin)
     try:
-        return (await asyncio.wait_for(_pieces(child, ZoneBuilder(origin), to_text(origin)), CHILD_TIMEOUT)).zone
+        return (await asyncio.wait_for(_pieces(child, builder, to_text(origin)), CHILD_TIMEOUT)).zone
     except (TimeoutError, BrokenZone) as error:
+        await _dropped(builder)
         raise BadZone(str(error) or "putting the zone together took too long") from None
     finally:
         fed.cancel()
@@ -174,6 +181,11 @@ async def _pieces(child: asyncio.subprocess.Process, builder: ZoneBuilder, path:
             await timeslice.pause()
     except asyncio.IncompleteReadError:
         _died(path)
+
+
+async def _dropped(builder: ZoneBuilder) -> None:
+    """Lets go, in turns, of a zone that is not finished: its child may have been killed at the last name."""
+    await emptied(builder.nodes, builder.hashed, NsecProofs(builder.origin, builder.chain, builder.nsec))
 
 
 def _died(path: str) -> NoReturn:
@@ -219,8 +231,13 @@ def _said(path: str, origin: bytes) -> Iterator[tuple[str, Any, list[Any], list[
     except OSError as error:
         yield "missing", (error.errno, error.strerror, path), [], []
         return
-    for i in range(0, len(names), PIECE):
-        yield "names", names[i : i + PIECE], [], []
+    begin = size = 0
+    for i, (_, sets) in enumerate(names):
+        size += 1 + len(sets)
+        if size >= PIECE:
+            yield "names", names[begin : i + 1], [], []
+            begin, size = i + 1, 0
+    yield "names", names[begin:], [], []
     yield "end", None, _bare(source.seen), [tuple(each) for each in source.warnings]
 
 

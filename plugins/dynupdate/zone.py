@@ -26,7 +26,7 @@ from kdns.store.zone_builder import BadZone, ZoneBuilder
 from kdns.store.zone_diff import of_name
 from kdns.store.zone_transfer import changed
 from kdns.timeslice import TimeSlice
-from kdns.zonefile.history import History, released
+from kdns.zonefile.history import Changes, History, released
 from kdns.zonefile.load import BrokenZone, read_beside
 from kdns.zonefile.write import save
 
@@ -270,7 +270,8 @@ class DynamicZone:
             raise
         self.current = zone
         self.records, self.octets = draft.records, draft.octets
-        changes = [change for name in names for change in of_name(old.nodes.get(name), zone.nodes.get(name))]
+        changes = Changes()
+        changes.add(change for name in names for change in of_name(old.nodes.get(name), zone.nodes.get(name)))
         self.history.add(old, zone, changes)
         old.validity.end()
         task = asyncio.create_task(released(old), name="an old zone")
