@@ -10,8 +10,10 @@ from typing import Final, final
 import pylsqpack
 from aioquic.h3.connection import H3Connection
 from aioquic.quic import connection as machine
-from aioquic.quic.connection import Limit, QuicConnection
-from aioquic.quic.packet import QuicFrameType
+from aioquic.quic import stream as streams
+from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionError
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.quic.rangeset import RangeSet
 from aioquic.tls import Epoch
 
 ONE_RTT: Final = Epoch.ONE_RTT
@@ -29,6 +31,25 @@ def allow_streams(quic: QuicConnection, most: int) -> None:
 
 # Octets of a handshake that may wait for those before them, as over TCP (net.tls): aioquic lets it be eight times that.
 machine.MAX_PENDING_CRYPTO = 64 << 10
+
+
+# Gaps in what has come of one stream. A message of 64 KiB is some 55 packets, of which every other one may be missing.
+MAX_GAPS: Final = 64
+
+
+class _Ranges(RangeSet):
+    """Which octets of a stream have come, or were acknowledged. aioquic's own looks through all ranges for each frame:
+    with 60,000 of them, which one client can make, a datagram held the loop for four seconds.
+    """
+
+    def add(self, start: int, stop: int | None = None) -> None:
+        """Raises QuicConnectionError, which ends the connection."""
+        super().add(start, stop)
+        if len(self) > MAX_GAPS:
+            raise QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.STREAM_BASE, "too many gaps")
+
+
+streams.RangeSet = _Ranges  # type: ignore[attr-defined]
 
 
 class _Window(Limit):

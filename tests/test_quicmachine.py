@@ -13,7 +13,7 @@ from aioquic.h3.events import HeadersReceived
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.packet import QuicErrorCode
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.stream import QuicStreamSender
 from aioquic.tls import Epoch
 
@@ -147,6 +147,58 @@ def test_what_a_peer_may_send_ahead_of_what_was_read_did_not_end(site: Site, mon
     kept = sum(len(each.receiver._buffer) for each in pair.server._streams.values())
     assert 30_000 < kept <= HELD
     assert not any(isinstance(each, events.ConnectionTerminated) for each in pair.events(pair.server))
+
+
+def test_a_datagram_of_single_octets_held_the_loop_for_seconds(site: Site) -> None:
+    """Every other octet of a stream: what has come was a list of 60,000 ranges, looked through for each frame."""
+    pair = Pair(site)
+    offset = 1
+
+    def octets(builder: Any, space: Any, stream: Any, max_offset: int) -> int:
+        nonlocal offset
+        for _ in range(150):
+            if builder.remaining_flight_space < 24 or offset >= max_offset:
+                break
+            buf = builder.start_frame(QuicFrameType.STREAM_BASE | 6, capacity=12)
+            buf.push_uint_var(stream.stream_id)
+            buf.push_uint_var(offset)
+            buf.push_uint16(1 | 0x4000)
+            buf.push_bytes(b"x")
+            offset += 2
+        return 0
+
+    pair.client._write_stream_frame = octets
+    pair.client.send_stream_data(pair.client.get_next_available_stream_id(), bytes(HELD))
+    for _ in range(10):
+        pair.to_server()
+        pair.to_client()
+    assert all(len(each.receiver._ranges) < 2 * quicmachine.MAX_GAPS for each in pair.server._streams.values())
+    pair.pass_time(100)
+    pair.client.handle_timer(pair.now)
+    ended = [each for each in pair.events(pair.client) if isinstance(each, events.ConnectionTerminated)]
+    assert ended and ended[0].reason_phrase == "too many gaps"
+
+
+@pytest.mark.parametrize("lost", [2, 3, 5])
+def test_a_message_of_64_kib_of_which_every_other_packet_is_lost_comes_whole(site: Site, lost: int) -> None:
+    pair = Pair(site)
+    stream = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream, bytes(65_537), end_stream=True)
+    came = sent = 0
+    for _ in range(3000):
+        for data, _ in pair.client.datagrams_to_send(pair.now):
+            sent += 1
+            if sent > 200 or sent % lost:
+                pair.server.receive_datagram(data, ("192.0.2.2", 853), pair.now)
+        came += sum(len(each.data) for each in pair.events(pair.server) if isinstance(each, events.StreamDataReceived))
+        pair.now += 0.005
+        pair.to_client()
+        at = pair.client.get_timer()
+        if at is not None and pair.now >= at:
+            pair.client.handle_timer(pair.now)
+        if came == 65_537:
+            break
+    assert came == 65_537
 
 
 def test_room_is_given_as_it_is_read(site: Site) -> None:
