@@ -83,6 +83,21 @@ def hold_at_most(quic: QuicConnection, octets: int) -> None:
     quic._local_max_data = _Window(quic, octets)
 
 
+# Packets that are remembered until they are acknowledged: one for each stream that may be open, and as many besides.
+MAX_SENT: Final = 512
+
+
+def forget_sent(quic: QuicConnection) -> None:
+    """Bounds what is remembered of packets that only acknowledge. Nobody has to acknowledge those (RFC 9000, section
+    13.2.1), and who never does, and sends PINGs, would have one more remembered for each.
+    """
+    space = quic._spaces.get(ONE_RTT)
+    if space is not None and len(space.sent_packets) > MAX_SENT:
+        sent = space.sent_packets
+        for number in [number for number, packet in sent.items() if not packet.in_flight]:
+            del sent[number]
+
+
 def may_open(quic: QuicConnection) -> bool:
     """True if the peer lets another bidirectional stream be opened now: aioquic keeps back what it does not, and does
     not say so.

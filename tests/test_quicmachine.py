@@ -179,6 +179,28 @@ def test_a_datagram_of_single_octets_held_the_loop_for_seconds(site: Site) -> No
     assert ended and ended[0].reason_phrase == "too many gaps"
 
 
+def test_a_peer_that_never_acknowledges_had_a_packet_remembered_for_each_ping(site: Site) -> None:
+    pair = Pair(site)
+    kept = pair.server._spaces[Epoch.ONE_RTT].sent_packets
+    for number in range(2000):
+        pair.client._spaces[Epoch.ONE_RTT].ack_at = None
+        pair.client.send_ping(number)
+        pair.to_server()
+        pair.to_client()
+        quicmachine.forget_sent(pair.server)
+        assert len(kept) <= quicmachine.MAX_SENT
+    # Nothing is lost by it.
+    stream = pair.client.get_next_available_stream_id()
+    pair.client.send_stream_data(stream, b"query", end_stream=True)
+    pair.to_server()
+    pair.server.send_stream_data(stream, b"reply", end_stream=True)
+    for _ in range(3):
+        pair.to_client()
+        pair.to_server()
+    assert any(isinstance(each, events.StreamDataReceived) for each in pair.events(pair.client))
+    assert stream not in pair.server._streams
+
+
 @pytest.mark.parametrize("lost", [2, 3, 5])
 def test_a_message_of_64_kib_of_which_every_other_packet_is_lost_comes_whole(site: Site, lost: int) -> None:
     pair = Pair(site)

@@ -41,7 +41,7 @@ from kdns.net.quic_identity import QuicIdentity
 from kdns.net.sockets import Controls, receive_local, reply_from
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import HALF_OPEN, HANDSHAKES, MAX_HALF_OPEN
-from kdns.quicmachine import acknowledge_now, allow_streams, hold_at_most
+from kdns.quicmachine import acknowledge_now, allow_streams, forget_sent, hold_at_most
 
 BATCH_DATAGRAMS: Final = 64  # of a turn, as over UDP
 BATCH_SECONDS: Final = 0.001
@@ -344,6 +344,7 @@ class QuicConnection:
             acknowledge_now(self.quic, now)
         datagrams = self.quic.datagrams_to_send(now)
         if datagrams:
+            forget_sent(self.quic)
             self.fresh = False
             self.listener.send(datagrams, self.came)
         elif self.fresh:

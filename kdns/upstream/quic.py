@@ -21,7 +21,7 @@ from aioquic.quic.connection import QuicConnection
 from kdns import files
 from kdns.deadlines import Deadlines
 from kdns.dns.doq import NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
-from kdns.quicmachine import hold_at_most, may_open
+from kdns.quicmachine import forget_sent, hold_at_most, may_open
 from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
 from kdns.upstream.exchange import matching_reply, our_end
 
@@ -214,6 +214,7 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
             return
         for data, _ in self.quic.datagrams_to_send(self.loop.time()):
             transport.sendto(data)
+        forget_sent(self.quic)
         at = self.quic.get_timer()
         if at is not None and (self.wake is None or at < self.wake_at):
             if self.wake is not None:
