@@ -123,6 +123,7 @@ def parse(
     """
     parser = _Parser(tokens(text, name), default_port, known, tuple(suggestions), environ or {}, reader or FileReader())
     parser.errors = errors
+    parser.reading.append([(-1, os.path.abspath(name))])
     blocks = parser.blocks()
     return Corefile(name, blocks, parser.warnings, "\n".join(parser.seen))
 
@@ -151,6 +152,10 @@ class _Parser:
         self.depth = 0  # of blocks that are open within a server block
         self.snippet_uses = 0
         self.imports = 0
+        # Files that are being read, those of the outermost import first: how many tokens follow a file's last, and its
+        # path. What is put in the stream shifts places from its start, and none from its end. Of one import's files,
+        # which are listed from the last to the first, the last in the list is the one that is being read.
+        self.reading: list[list[tuple[int, str]]] = []
 
     # The stream.
 
@@ -380,6 +385,7 @@ class _Parser:
             raise self.fail(target, "import of an empty name")
         self.seen.append(f"{word.at} import {target.text}")
         found: list[Token] = []
+        ends: list[tuple[int, str]] = []
         if target.text in self.snippets:
             self.snippet_uses += 1
             if self.snippet_uses > MAX_SNIPPETS:
@@ -389,16 +395,34 @@ class _Parser:
             self.imports += 1
             if self.imports > MAX_IMPORTS:
                 raise self.fail(target, f"more than {MAX_IMPORTS} files imported: does one import itself?")
+            open_files = self._open_files(begin)
             for path in self._files(target):
+                if path in open_files:
+                    raise self.fail(target, f"{path} imports itself")
                 try:
                     text = self.reader.read(path)
                 except OSError as error:
                     raise self.fail(target, f"cannot import {path}: {error.strerror or error}") from None
                 found += tokens(text, path)
+                ends.append((len(found), path))
         if len(self.stream) + len(found) > MAX_TOKENS:
             raise self.fail(target, f"imports add up to over {MAX_TOKENS} words: does one import itself?")
+        if ends:
+            after = len(self.stream) - self.at + len(found)
+            self.reading.append([(after - end, path) for end, path in reversed(ends)])
         self.stream[begin : self.at] = found
         self.at = begin
+
+    def _open_files(self, at: int) -> list[str]:
+        """The files that the token at this place was read in and through, the outermost first."""
+        rest = len(self.stream) - at
+        while True:
+            group = self.reading[-1]
+            while group and group[-1][0] >= rest:
+                group.pop()
+            if group:
+                return [files[-1][1] for files in self.reading]
+            self.reading.pop()
 
     def _files(self, target: Token) -> list[str]:
         text = target.text

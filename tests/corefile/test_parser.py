@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdns.corefile import CorefileError, parse
+from kdns.corefile import CorefileError, FileReader, parse
 from kdns.corefile.parser import Corefile, Line
 
 
@@ -163,10 +163,45 @@ def test_a_folder_among_the_matches_is_an_error(tmp_path: Path) -> None:
         parse("import *.d", str(tmp_path / "Corefile"))
 
 
-def test_a_file_that_imports_itself_ends(tmp_path: Path) -> None:
-    (tmp_path / "self").write_text("import self\nimport self\n")
-    with pytest.raises(CorefileError, match="does one import itself"):
-        parse("import self", str(tmp_path / "Corefile"))
+class CountingReader(FileReader):
+    """Notes how many files are read."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def read(self, path: str) -> str:
+        self.count += 1
+        return super().read(path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"self": "import self\nimport self\n"}, {"self": ". {\nimport self\n}"}, {"self": "import Corefile\n"},
+        {"self": "import b\n", "b": "import c\n", "c": "(s) {\nwhoami\n}\nimport b\n"},
+        {"self": "import *.d\n", "1.d": "(a) {\nwhoami\n}\n", "2.d": "(b) {\nwhoami\n}\nimport self\n"},
+    ],
+)  # fmt: skip
+def test_a_file_that_imports_itself_was_read_100000_times(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "Corefile").write_text("import self")
+    reader = CountingReader()
+    with pytest.raises(CorefileError, match="imports itself"):
+        parse("import self", str(tmp_path / "Corefile"), reader=reader)
+    assert reader.count <= 4
+
+
+def test_a_file_may_be_imported_again_once_it_has_ended(tmp_path: Path) -> None:
+    for name, text in {
+        "log": "log\n", "all": "import log\n", "1.d": "errors\n", "2.d": "import log\nimport 3.d\nimport 1.d\n",
+        "3.d": "whoami\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text)
+    text = "a {\nimport log\nimport all\n}\nb {\nimport *.d\nimport log\n}\n"
+    blocks = parse(text, str(tmp_path / "Corefile")).blocks
+    counts = [{name: len(found) for name, found in block.directives.items()} for block in blocks]
+    assert counts == [{"log": 2}, {"errors": 2, "log": 2, "whoami": 2}]
 
 
 def test_an_error_in_an_imported_file_names_that_file(tmp_path: Path) -> None:
