@@ -14,8 +14,9 @@ from kdns.dns import iana
 from kdns.dns.answer import Answer, Validity
 from kdns.dns.name import parent, to_text
 from kdns.dns.rrset import RRset
+from kdns.plugin.aliases import joined
 from kdns.plugin.base import Plugin
-from kdns.plugin.outcome import NoNextPlugin, Outcome, Pending, RcodeOnly, then
+from kdns.plugin.outcome import Outcome, Pending, RcodeOnly, then
 from kdns.plugin.providers import ZoneStep
 from kdns.plugin.readers import Fallthrough
 from kdns.plugin.request import Request
@@ -183,10 +184,7 @@ def _joined(zone: Zone, ours: Found, theirs: Outcome) -> Outcome:
         rest: tuple[list[RRset], ...] = tuple([list(section) for section in theirs.sections])
         sections = ([*ours.answer, *rest[0]], rest[1], rest[2])
         return Answer(theirs.rcode, iana.AA, *sections, local=True, validity=zone.validity)
-    # Nobody here knows the name: the CNAME is all there is to say, and a resolver goes on from there. If it is known
-    # but could not be had, the client must not take the CNAME alone for an answer.
-    failed = type(theirs) is RcodeOnly and theirs.rcode != iana.REFUSED and not isinstance(theirs.error, NoNextPlugin)
-    return Answer(iana.SERVFAIL if failed else iana.NOERROR, iana.AA, ours.answer, local=True)
+    return joined(tuple(ours.answer), theirs)
 
 
 def explained(request: Request, zones: Mapping[bytes, S]) -> str:

@@ -49,6 +49,7 @@ from kdns.dns.rrset import RRset
 from kdns.kube.cluster import ServiceState
 from kdns.kube.objects import HEADLESS, Port
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, then
+from kdns.plugin.aliases import joined
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.providers import Owner
 from kdns.plugin.readers import Fallthrough
@@ -282,7 +283,7 @@ class K8sExternal(Plugin):
         cname = RRset(name, iana.CNAME, self.ttl, (target,))
         if qtype == iana.CNAME:
             return Answer(iana.NOERROR, _AA, (cname,), local=True, validity=ALWAYS)
-        found: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, qtype), partial(_joined, cname))
+        found: Outcome | Awaitable[Outcome | None] = then(request.lookup(target, qtype), partial(joined, (cname,)))
         return found
 
     def _srv(
@@ -431,12 +432,3 @@ def _target(hosts: tuple[str, ...]) -> bytes | None:
         except BadName:
             continue
     return None
-
-
-def _joined(cname: RRset, outcome: Outcome) -> Answer:
-    if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN):
-        return Answer(iana.NOERROR, _AA, (cname,), local=True)
-    # RFC 6604, section 3: the code is the last name's.
-    authority = () if outcome.answer else outcome.authority
-    flags = _AA | outcome.flags & (iana.TC | iana.RA)
-    return Answer(outcome.rcode, flags, (cname, *outcome.answer), authority, local=True, validity=ALWAYS)

@@ -14,6 +14,7 @@ from kdns.dns.reverse import address_of, range_below
 from kdns.dns.rrset import RRset
 from kdns.kube.cluster import ServiceState
 from kdns.kube.objects import EXTERNAL
+from kdns.plugin.aliases import joined
 from kdns.plugin.outcome import Outcome, RcodeOnly, then
 from kdns.plugin.providers import NO_SERVICE, Owner
 from kdns.plugin.request import ALWAYS, Request
@@ -244,20 +245,8 @@ class Names:
         cname = RRset(name, iana.CNAME, zone.ttl, (target,))
         if qtype == iana.CNAME or target == name:
             return Answer(iana.NOERROR, iana.AA, (cname,), local=True, validity=ALWAYS)
-        found: Handled = then(request.lookup(target, qtype), partial(_spliced, cname))
+        found: Handled = then(request.lookup(target, qtype), partial(joined, (cname,)))
         return found
-
-
-def _spliced(cname: RRset, outcome: Outcome) -> Answer:
-    """The CNAME with its target's answer behind it; by itself where the target could not be resolved."""
-    if type(outcome) is not Answer or outcome.rcode not in (iana.NOERROR, iana.NXDOMAIN):
-        return Answer(iana.NOERROR, iana.AA, (cname,), local=True)
-    # A chain that leads back to this name ends here.
-    rest = [found for found in outcome.answer if found.type != iana.CNAME or found.owner.lower() != cname.owner]
-    flags = iana.AA | outcome.flags & (iana.TC | iana.RA)
-    # RFC 6604, section 3: the code is the last name's. RFC 2308, section 2.1: so is the SOA.
-    authority = () if rest and rest[-1].type != iana.CNAME else outcome.authority
-    return Answer(outcome.rcode, flags, (cname, *rest), authority, local=True, validity=ALWAYS)
 
 
 def _marked(outcome: Outcome | None) -> Outcome | None:

@@ -71,6 +71,7 @@ from kdns.expression import RESERVED, EvaluationError, Expression
 from kdns.expression.values import text
 from kdns.metrics import Counter
 from kdns.plugin import ALWAYS, Outcome, Plugin, RcodeOnly, Request, readers, then
+from kdns.plugin.aliases import joined
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.query_env import WITH_GROUPS, QueryEnv, compiled
 from kdns.plugin.readers import Fallthrough
@@ -219,10 +220,13 @@ class TemplatePlugin(Plugin):
 
 
 def _joined(answer: Answer, outcome: Outcome) -> Answer:
-    if type(outcome) is not Answer:
-        return answer
+    made = joined(answer.answer, outcome)
     return answer.replace(
-        answer=(*answer.answer, *outcome.answer), flags=answer.flags | outcome.flags & iana.TC, validity=answer.validity
+        rcode=answer.rcode or made.rcode,
+        flags=answer.flags | made.flags,
+        answer=made.answer,
+        authority=(*answer.authority, *made.authority),
+        validity=made.validity,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdns.testing import ApiServer, Server, additional, answers, code, data, eventually, flags
+from kdns.testing import ApiServer, Server, additional, answers, block, code, data, eventually, flags, free_port
 from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
 from tests.fixtures import Serve
 
@@ -242,9 +242,23 @@ def test_an_external_name_that_does_not_exist_keeps_its_cname(cluster: Server) -
     assert answers(none) == [f"inside{N} CNAME web{N}", f"web{N} AAAA fd00::5"]
 
 
+def test_an_external_name_that_could_not_be_had_was_taken_for_one_without_addresses(
+    serve: Serve, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump_all([namespace("n1"), service("n1/ext", external="www.example.com")]))
+    kubernetes = f"kubernetes cluster.local {{\n manifests {path}\n }}"
+    for rule, expected in (("rcode SERVFAIL", "SERVFAIL"), ("rcode REFUSED", "REFUSED")):
+        reply = serve(block(f"template ANY ANY example.com {{\n {rule}\n }}", kubernetes)).ask("ext" + N)
+        assert code(reply) == expected and answers(reply) == [f"ext{N} CNAME www.example.com."]
+    silent = serve(block(kubernetes, f"forward . 127.0.0.1:{free_port()}"))
+    assert code(silent.ask("ext" + N)) == "SERVFAIL"
+
+
 def test_external_names_that_lead_in_a_circle_end(cluster: Server) -> None:
     reply = cluster.ask("ring-a" + N)
     assert answers(reply) == [f"ring-a{N} CNAME ring-b{N}", f"ring-b{N} CNAME ring-a{N}"]
+    assert code(reply) == "NOERROR"
 
 
 def test_the_apex_has_a_soa_and_name_servers_with_addresses(cluster: Server) -> None:

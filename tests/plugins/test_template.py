@@ -63,6 +63,33 @@ def test_a_cname_brings_its_targets_addresses(serve: Serve) -> None:
     assert {rrset.ttl for rrset in reply.answer} == {3600}
 
 
+@pytest.mark.parametrize(("rule", "expected"), [
+    ("rcode SERVFAIL", "SERVFAIL"), ("rcode REFUSED", "REFUSED"),
+    ('rcode NXDOMAIN\n authority "org 60 IN SOA ns.org h.org 1 2 3 4 5"', "NXDOMAIN"),
+])  # fmt: skip
+def test_a_cname_whose_target_failed_or_does_not_exist_was_taken_for_no_data(
+    serve: Serve, rule: str, expected: str
+) -> None:
+    rules = [
+        'template IN A alias.org {\n answer "{{ .Name }} IN CNAME real.org."\n }',
+        f"template IN A real.org {{\n {rule}\n }}",
+    ]
+    reply = serve(block(*rules)).ask("x.alias.org.")
+    assert code(reply) == expected and data(reply) == ["real.org."]
+    assert len(reply.authority) == (expected == "NXDOMAIN")
+
+
+def test_a_cname_whose_target_nobody_knows_is_all_there_is(serve: Serve) -> None:
+    reply = serve(block('template IN A alias.org {\n answer "{{ .Name }} IN CNAME real.net."\n }')).ask("x.alias.org.")
+    assert code(reply) == "NOERROR" and data(reply) == ["real.net."]
+
+
+def test_a_cname_that_leads_to_itself_stood_in_the_reply_eleven_times(serve: Serve) -> None:
+    server = serve(block('template IN A org {\n answer "{{ .Name }} IN CNAME {{ .Name }}"\n }'))
+    reply = dns.message.from_wire(server.ask("x.org.").to_wire(), one_rr_per_rrset=True)
+    assert code(reply) == "NOERROR" and len(reply.answer) == 1
+
+
 def test_without_fallthrough_a_name_that_does_not_match_is_servfail(serve: Serve) -> None:
     server = serve(block('template IN A org {\n match "^a[.]"\n answer "{{ .Name }} A 192.0.2.1"\n }', "whoami"))
     assert code(server.ask("b.org.")) == "SERVFAIL" and data(server.ask("a.org.")) == ["192.0.2.1"]
