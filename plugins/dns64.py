@@ -136,4 +136,6 @@ class Dns64(Plugin):
         )
         # RA, as a translated answer is recursion's; an empty one would else read as a lame referral.
         flags = outcome.flags & iana.TC | iana.RA
-        return Answer(outcome.rcode, flags, answer, outcome.authority, outcome.additional, validity=ALWAYS)
+        # The question for AAAA has shown that the name exists, so it is not denied if that for A says otherwise.
+        rcode = iana.NOERROR if outcome.rcode == iana.NXDOMAIN else outcome.rcode
+        return Answer(rcode, flags, answer, outcome.authority, outcome.additional, validity=ALWAYS)

@@ -215,6 +215,8 @@ def listed(name: str, rtype: str, theirs: Reply, ours: Reply) -> str:
         return "labels before a Pod's address name do not exist"
     if ours.answer and ours.answer[0].startswith("ext.shop.") and theirs.answer[:1] == ours.answer[:1]:
         return "an ExternalName keeps its CNAME, with what its target comes to"
+    if name.startswith("fd00--8.") and theirs.code == "NXDOMAIN" and ours.answer == (f"{name} 5 in aaaa fd00::8",):
+        return "a Pod's second address has names too"
     if name == "cluster.local." and rtype == "NS":
         return "the apex has its name server"
     return ""
@@ -287,10 +289,16 @@ RULES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+SINCE_1_15 = "metadata\n"  # how the rules begin that CoreDNS knows since 1.15: {view/name} in `rewrite name`
+
+
 def test_plugins_change_questions_and_answers_alike(both: Callable[[str], tuple[Peer, Peer]], upstream: Start) -> None:
     up = upstream(zones)
     for rule, asked in RULES.items():
         theirs, ours = both(f".:{{port}} {{\n bind 127.0.0.1\n {rule}\n forward . {up.address}\n}}\n")
+        if theirs.process.poll() is not None:  # a version that does not know this rule yet
+            assert rule.startswith(SINCE_1_15), theirs.log()
+            continue
         for name in asked:
             for rtype in ("A", "AAAA", "MX", "TXT", "PTR", "ANY"):
                 a, b = theirs.ask(name, rtype), ours.ask(name, rtype)
