@@ -6,7 +6,6 @@ in a third of a millisecond, others running in between.
 """
 
 import asyncio
-import contextlib
 import gc
 import marshal
 import re
@@ -18,6 +17,7 @@ from functools import partial
 from typing import IO, Any, Final, NamedTuple, NoReturn
 
 from kdns import files
+from kdns.child import Child, running
 from kdns.dns.name import from_text, to_text
 from kdns.store.zone import Zone
 from kdns.store.zone_builder import BadZone, ZoneBuilder, zone_of
@@ -31,6 +31,7 @@ INLINE: Final = 32 << 10  # octets; some 1,000 records, which take 5 ms
 PIECE: Final = 200  # names and RRsets in a piece: a third of a millisecond
 SORTED_HERE: Final = 2000  # names of a transfer that are sorted at once: 3 ms
 MAX_PIECE: Final = 64 << 20  # octets: a name's records at most, of all types
+_BUFFER: Final = 1 << 20  # octets that wait to be read: then the child waits
 READING: Final = 60.0  # seconds for the octets of a file: a file system that needs longer hangs
 CHILD_TIMEOUT: Final = 600.0  # seconds; ten million records take some 100
 
@@ -107,22 +108,15 @@ async def read_beside(path: str, origin: bytes) -> Loaded:
     if content is not None:
         return _taken(path, origin, content)
     builder = ZoneBuilder(origin)
-    child = await asyncio.create_subprocess_exec(
-        *_command(path, origin), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, limit=1 << 20
-    )
-    try:
-        return await asyncio.wait_for(_pieces(child, builder, path), CHILD_TIMEOUT)
-    except TimeoutError:
-        await _dropped(builder)
-        raise BrokenZone(f"{path}: reading it took over {CHILD_TIMEOUT:g} s", [], []) from None
-    except BrokenZone:
-        await _dropped(builder)
-        raise
-    finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-        await child.wait()
+    async with running(*_command(path, origin), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
+        try:
+            return await asyncio.wait_for(_pieces(child, builder, path), CHILD_TIMEOUT)
+        except TimeoutError:
+            await _dropped(builder)
+            raise BrokenZone(f"{path}: reading it took over {CHILD_TIMEOUT:g} s", [], []) from None
+        except BrokenZone:
+            await _dropped(builder)
+            raise
 
 
 async def build_beside(origin: bytes, names: Mapping[bytes, Mapping[int, Sequence[Any]]]) -> Zone:
@@ -131,51 +125,45 @@ async def build_beside(origin: bytes, names: Mapping[bytes, Mapping[int, Sequenc
     """
     if len(names) <= SORTED_HERE:
         return zone_of(origin, arranged(origin, names))
-    child = await asyncio.create_subprocess_exec(
-        *_command("-", origin), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 20
-    )
-    fed = asyncio.create_task(_feed(child, names))
     builder = ZoneBuilder(origin)
-    try:
-        return (await asyncio.wait_for(_pieces(child, builder, to_text(origin)), CHILD_TIMEOUT)).zone
-    except (TimeoutError, BrokenZone) as error:
-        await _dropped(builder)
-        raise BadZone(str(error) or "putting the zone together took too long") from None
-    finally:
-        fed.cancel()
-        await asyncio.gather(fed, return_exceptions=True)
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-        await child.wait()
+    async with running(*_command("-", origin), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        fed = asyncio.create_task(_feed(child, names))
+        try:
+            return (await asyncio.wait_for(_pieces(child, builder, to_text(origin)), CHILD_TIMEOUT)).zone
+        except (TimeoutError, BrokenZone) as error:
+            await _dropped(builder)
+            raise BadZone(str(error) or "putting the zone together took too long") from None
+        finally:
+            fed.cancel()
+            await asyncio.gather(fed, return_exceptions=True)
 
 
-async def _feed(child: asyncio.subprocess.Process, names: Mapping[bytes, Mapping[int, Sequence[Any]]]) -> None:
+async def _feed(child: Child, names: Mapping[bytes, Mapping[int, Sequence[Any]]]) -> None:
     """Sends names to the child."""
-    assert child.stdin is not None
+    stdin = await child.writer()
     timeslice = TimeSlice()
     piece: dict[bytes, Any] = {}
     for name, sets in names.items():
         piece[name] = sets
         if len(piece) >= PIECE:
             packed = marshal.dumps(piece)
-            child.stdin.write(len(packed).to_bytes(4, "big") + packed)
+            stdin.write(len(packed).to_bytes(4, "big") + packed)
             piece = {}
-            await child.stdin.drain()
+            await stdin.drain()
             await timeslice.pause()
     packed = marshal.dumps(piece)
-    child.stdin.write(len(packed).to_bytes(4, "big") + packed)
-    await child.stdin.drain()
-    child.stdin.close()
+    stdin.write(len(packed).to_bytes(4, "big") + packed)
+    await stdin.drain()
+    stdin.close()
 
 
-async def _pieces(child: asyncio.subprocess.Process, builder: ZoneBuilder, path: str) -> Loaded:
-    assert child.stdout is not None
+async def _pieces(child: Child, builder: ZoneBuilder, path: str) -> Loaded:
+    stdout = await child.reader(child.process.stdout, _BUFFER)
     timeslice = TimeSlice()
     try:
         while True:
-            size = int.from_bytes(await child.stdout.readexactly(4), "big")
-            last = _take(builder, await child.stdout.readexactly(min(size, MAX_PIECE)), path)
+            size = int.from_bytes(await stdout.readexactly(4), "big")
+            last = _take(builder, await stdout.readexactly(min(size, MAX_PIECE)), path)
             if last is not None:
                 return last
             await timeslice.pause()
