@@ -15,7 +15,8 @@ from kdns.store.zone import Zone
 from kdns.store.zone_builder import ZoneBuilder
 from kdns.store.zone_node import NSEC3, Bare, canonical_key
 
-MAX_OCTETS: Final = 1 << 30  # of one transfer; ten million records have some 400 MB
+MAX_OCTETS: Final = 1 << 30  # of one transfer
+MAX_RECORDS: Final = 10_000_000  # of one transfer; they take some 5 GB of memory
 _SLICE: Final = 64  # records between two breaths: a third of a millisecond
 _SIGNED: Final = 16  # as in kdns.zonefile.reader: the type an RRSIG covers is part of its key
 
@@ -65,6 +66,8 @@ class Inbound:
         if questions:
             off = wire.skip_name(data, off) + 4
         self.messages += 1
+        if self.count + answers > MAX_RECORDS:
+            raise BadTransfer(f"a transfer of more than {MAX_RECORDS:,} records")
         for i, record in enumerate(wire.records(data, off, answers, budget)):
             if self.done:
                 raise BadTransfer("records after the last SOA")

@@ -15,9 +15,11 @@ MAX_WORD: Final = 2 * 65535
 # Words of one entry: a TXT of 65,535 octets holds half as many strings, each of one octet.
 MAX_WORDS: Final = 40_000
 
-# Groups: 1 blanks, 2 a comment, 3 the line's end, 4 a parenthesis, 5 a quoted word, 6 a bare one.
+# Groups: 1 blanks, 2 a comment, 3 the line's end, 4 a parenthesis, 5 a quoted word, 6 a bare one. Nothing is given back
+# (`++`, `*+`): to be able to, the expression would hold 275 octets for each octet of a word.
 _TOKEN: Final = re.compile(
-    rb'([ \t\r\x0b\x0c]+)|(;[^\n]*)|(\n)|([()])|"((?:[^"\\\n]|\\[^\n])*)"|((?:[^ \t\r\x0b\x0c\n;()"\\]|\\[^\n])+)'
+    rb'([ \t\r\x0b\x0c]+)|(;[^\n]*)|(\n)|([()])|"((?:[^"\\\n]++|\\[^\n])*+)"'
+    rb'|((?:[^ \t\r\x0b\x0c\n;()"\\]++|\\[^\n])++)'
 )
 _BLANK, _COMMENT, _END, _PAREN, _QUOTED, _BARE = range(1, 7)
 _LENGTH: Final = tuple([bytes((size,)) for size in range(MAX_LABEL + 1)])

@@ -1,5 +1,6 @@
 """file and auto: answers, chains out of the zone, fallthrough; following files; what is broken; folders."""
 
+import gzip
 import os
 import random
 from collections.abc import Callable
@@ -163,6 +164,27 @@ def test_a_file_that_breaks_keeps_its_last_good_version(serve: Serve, db: Path, 
     assert data(server.ask("www.example.org.")) == ["192.0.2.2"]
     put(db, 3, "new A 192.0.2.9\n")
     eventually(lambda: data(server.ask("new.example.org.")) == ["192.0.2.9"])
+
+
+WHOLE = b"$TTL 300\n@ SOA ns host 9 3600 300 86400 60\n@ NS ns\nns A 192.0.2.1\n"
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    (b"", "no SOA"), (bytes(range(256)) * 200, "db.example.org:"), (WHOLE[:-9], "expected an IPv4 address"),
+    (WHOLE + b"www TXT " + b"x" * 3_000_000, "a word of 3000000 octets"),
+    (WHOLE.decode().encode("utf-16"), "db.example.org:"), (gzip.compress(WHOLE, mtime=0), "db.example.org:1:"),
+    (WHOLE + b"$INCLUDE db.example.org\n" * 1000, "more than 7 deep: does a file include itself"),
+    (b"<html><body>404 Not Found</body></html>\n", 'db.example.org:1:17: unknown type "Not"'),
+])  # fmt: skip
+def test_a_file_that_becomes_something_else_is_named_and_the_zone_is_kept(
+    serve: Serve, db: Path, lines: list[str], content: bytes, expected: str
+) -> None:
+    server = serve(corefile(db, "reload 20ms"))
+    (db.parent / "new").write_bytes(content)
+    (db.parent / "new").rename(db)
+    named = eventually(lambda: [line for line in lines if "Parsing zone" in line])
+    assert expected in named[0] and "the last good version is served" in named[0] and len(named[0]) < 5000
+    assert data(server.ask("www.example.org.")) == ["192.0.2.2"]
 
 
 def test_a_missing_file_is_servfail_with_a_reason_until_it_is_there(serve: Serve, db: Path, lines: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The master-file reader: every type there and back, beside dnspython; directives; what is wrong, with its place."""
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import dns.rdataclass
@@ -330,3 +331,20 @@ def test_octets_of_any_kind_never_break_the_reader() -> None:
 def test_a_long_line_and_a_long_record_are_named_and_nothing_grows() -> None:
     assert "a word of 3000000 octets" in complaint(b"www TXT " + b"x" * 3_000_000)
     assert "a record of more than 40000 words" in complaint(b"www TXT (" + b"x\n" * 100_000 + b")\n")
+
+
+@pytest.mark.parametrize("line", [
+    b"www TXT %s", b'www TXT "%s"', b'www TXT "%s', b"$%s", b"%s A 192.0.2.1", b"www A ( %s", b"www RRSIG A 13 %s",
+])  # fmt: skip
+@pytest.mark.parametrize("octets", [b"x", b"\\x", b"\0", b"x ", b"A "])
+def test_a_long_line_took_275_octets_of_memory_for_each_of_its_own(line: bytes, octets: bytes) -> None:
+    data = HEAD.encode() + line % (octets * (1_000_000 // len(octets))) + b"\nok A 192.0.2.1\n"
+    made = MasterFile(ORIGIN)
+    tracemalloc.start()
+    try:
+        made.read_text(data, "db")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000 and made.problems and made.problems[0].line == 4
+    assert b"(" in line or from_text("ok.example.org.") in made.names

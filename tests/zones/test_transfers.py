@@ -3,12 +3,13 @@ gone.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import dns.edns
@@ -27,6 +28,7 @@ import pytest
 
 from kdns import watchfile
 from kdns.corefile import CorefileError
+from kdns.store import zone_transfer
 from kdns.testing import Server, code, data, eventually, free_port
 from tests.fixtures import Serve
 from tests.zones import peers
@@ -348,7 +350,7 @@ def test_notify_to_a_server_without_secondaries_is_not_implemented(serve: Serve,
 
 
 @contextlib.contextmanager
-def liar(messages: Callable[[dns.message.Message], list[bytes]]) -> Iterator[int]:
+def liar(messages: Callable[[dns.message.Message], Iterable[bytes]]) -> Iterator[int]:
     """A primary that answers an AXFR over TCP with what a function says, and then closes."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -404,6 +406,23 @@ def test_a_primary_that_lies_or_breaks_off_changes_nothing(
     with liar(messages) as port:
         server = serve(secondary(port))
         eventually(lambda: any(expected in line for line in lines if "Failed to transfer" in line))
+        assert code(server.ask("www.example.org.")) == "SERVFAIL"
+
+
+@pytest.mark.parametrize("more", [lambda i: (f"h{i}.example.org.", *WWW[1:]), lambda i: WWW])
+def test_a_transfer_that_never_ends_is_broken_off_and_changes_nothing(
+    serve: Serve, lines: list[str], monkeypatch: pytest.MonkeyPatch, more: Callable[[int], tuple[str, str, str]]
+) -> None:
+    monkeypatch.setattr(zone_transfer, "MAX_RECORDS", 2000)
+
+    def endless(query: dns.message.Message) -> Iterator[bytes]:
+        yield said(query, SOA)
+        for i in itertools.count():
+            yield said(query, more(i))
+
+    with liar(endless) as port:
+        server = serve(secondary(port))
+        eventually(lambda: any("a transfer of more than 2,000 records" in line for line in lines))
         assert code(server.ask("www.example.org.")) == "SERVFAIL"
 
 
