@@ -83,6 +83,11 @@ def hold_at_most(quic: QuicConnection, octets: int) -> None:
     quic._local_max_data = _Window(quic, octets)
 
 
+def unsent(quic: QuicConnection) -> int:
+    """Octets written to streams that the peer has not acknowledged."""
+    return sum(len(stream.sender._buffer) for stream in quic._streams.values())
+
+
 # Packets that are remembered until they are acknowledged: one for each stream that may be open, and as many besides.
 MAX_SENT: Final = 512
 

@@ -13,6 +13,9 @@ must have. It needs the package aioquic: `pip install 'kdns[quic]'`.
 * `max_streams`: queries at a time on a connection. Default 256.
 * `worker_pool_size` is accepted for CoreDNS's sake and does nothing: a query that waits holds no worker here.
 
+Queries whose streams were reset count until they are answered; beyond `max_streams` streams are reset with code 4, and
+so are those whose answers would wait beside 1 MiB that the client has not taken.
+
 A query that does not come whole within `timeouts read` (3 seconds) ends its stream, and a connection without a query
 for `timeouts idle` (11 seconds) is closed. `limits` says how many connections there may be, of all and of each client;
 default 16384, or a quarter of the files that the process may open. Replies are whole: the size that a client says in
@@ -48,7 +51,7 @@ quic://.:1853 {
 ## Metrics
 
 * `coredns_dns_quic_responses_total{server,status}` - `0x0`: replies; `0x1`: queries without one, whose streams were
-  reset; `0x2`: connections closed for what breaks the protocol.
+  reset; `0x2`: connections closed for what breaks the protocol; `0x4`: answers that the client does not take.
 * `kdns_quic_retries_total{server}` - clients asked to prove their address.
 * `kdns_quic_datagrams_rejected_total{server}` - datagrams that belong to no connection and begin none.
 * Those of handshakes (see `tls`) and of connections (`kdns_tcp_connections...`) count QUIC's too.

@@ -101,7 +101,10 @@ class Doq:
         if connection.gone or stream not in self.asked:
             return
         self.asked.discard(stream)
-        if type(reply) is bytes:
+        if type(reply) is bytes and not connection.holds(len(reply)):
+            RESPONSES.slot(connection.listener.label, "0x4")[0] += 1
+            connection.reset(stream, EXCESSIVE_LOAD)
+        elif type(reply) is bytes:
             RESPONSES.slot(connection.listener.label, "0x0")[0] += 1
             connection.write(stream, len(reply).to_bytes(2, "big") + reply)
         else:

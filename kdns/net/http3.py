@@ -132,6 +132,9 @@ class Http3:
         connection.answered()
         if connection.gone or self.requests.pop(exchange.stream, None) is None:
             return  # the client wants no answer any more
+        if not connection.holds(len(body)):
+            self._end(exchange.stream, ErrorCode.H3_EXCESSIVE_LOAD)
+            return
         head = [(b":status", b"%d" % status), *fields, (b"content-length", b"%d" % len(body))]
         try:
             self.frames.send_headers(exchange.stream, head, end_stream=not body)

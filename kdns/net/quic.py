@@ -41,7 +41,7 @@ from kdns.net.quic_identity import QuicIdentity
 from kdns.net.sockets import Controls, receive_local, reply_from
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import HALF_OPEN, HANDSHAKES, MAX_HALF_OPEN
-from kdns.quicmachine import acknowledge_now, allow_streams, forget_sent, hold_at_most
+from kdns.quicmachine import acknowledge_now, allow_streams, forget_sent, hold_at_most, unsent
 
 BATCH_DATAGRAMS: Final = 64  # of a turn, as over UDP
 BATCH_SECONDS: Final = 0.001
@@ -53,6 +53,8 @@ HANDSHAKE: Final = 3.0
 # the milliseconds that a handshake takes; a flood from forged addresses passes it at once.
 RETRY_FROM: Final = 32
 MAX_STREAMS: Final = 256  # of a connection at a time (CoreDNS's)
+# Octets of answers of a connection that the client has not taken: some 16 of the largest, or thousands of usual ones.
+MAX_HELD: Final = 1 << 20
 CID_OCTETS: Final = 8  # of our connection IDs
 SMALLEST_INITIAL: Final = 1200  # octets of a datagram that begins a connection (section 14.1)
 
@@ -289,7 +291,7 @@ class QuicConnection:
     """One connection. `deadline` and `pending` are as net.shares has them."""
 
     __slots__ = (
-        "application", "armed", "came", "closing", "deadline", "fresh", "gone", "host", "ids", "listener",
+        "application", "armed", "came", "closing", "deadline", "fresh", "gone", "held", "host", "ids", "listener",
         "peer", "pending", "quic", "timer", "unfinished", "written",
     )  # fmt: skip
 
@@ -322,6 +324,7 @@ class QuicConnection:
         self.ids: set[bytes] = {self.quic.host_cid}
         listener.by_id[self.quic.host_cid] = self
         self.written = False  # a reply waits to be sent
+        self.held = 0  # octets of answers, of which the client may have taken some
         self.timer: asyncio.TimerHandle | None = None
         self.armed = 0.0
 
@@ -478,6 +481,13 @@ class QuicConnection:
         HTTP/2).
         """
         return self.pending >= (self.listener.max_streams or MAX_STREAMS)
+
+    def holds(self, octets: int) -> bool:
+        """True if an answer of so many octets may wait for the client to take it."""
+        self.held += octets
+        if self.held > MAX_HELD:
+            self.held = unsent(self.quic) + octets
+        return self.held <= MAX_HELD
 
     def asked(self) -> None:
         """A request has come whole: only that makes the connection live longer."""

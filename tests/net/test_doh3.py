@@ -63,16 +63,16 @@ class Browser(Client):
 
 
 @contextlib.asynccontextmanager
-async def browser(server: Server, site: Site) -> AsyncIterator[Browser]:
-    made = configuration(site.authority.path, "h3")
+async def browser(server: Server, site: Site, **options: Any) -> AsyncIterator[Browser]:
+    made = configuration(site.authority.path, "h3", **options)
     async with connect("127.0.0.1", server.port, configuration=made, create_protocol=Browser) as protocol:
         assert isinstance(protocol, Browser)
         yield protocol
 
 
-def play(server: Server, site: Site, script: Callable[[Browser], Coroutine[Any, Any, None]]) -> None:
+def play(server: Server, site: Site, script: Callable[[Browser], Coroutine[Any, Any, None]], **options: Any) -> None:
     async def inside() -> None:
-        async with browser(server, site) as peer:
+        async with browser(server, site, **options) as peer:
             await script(peer)
 
     asyncio.run(inside())
@@ -284,3 +284,16 @@ def test_requests_that_are_reset_at_once_count_until_they_are_answered(
 def connection(server: Server) -> Any:
     """The server's side of the only connection."""
     return next(iter(next(iter(server.server.listeners.values())).tcp[0].connections))
+
+
+def test_answers_that_nobody_takes_are_bounded(serve: Serve, site: Site, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("".join(f"192.0.{i >> 8}.{i & 255} big.example.org\n" for i in range(3000)))
+    server = serve(site.block(scheme="https3").replace("/nowhere", str(tmp_path / "hosts")))
+    query = dns.message.make_query("big.example.org.", "A", id=0).to_wire()
+
+    async def script(peer: Browser) -> None:
+        streams = [peer.ask(b"POST", b"/dns-query", query) for _ in range(100)]
+        await until(lambda: len(streams) - len(peer.reset) <= (1 << 20) // 48_000)
+        assert set(peer.reset.values()) == {0x107}
+
+    play(server, site, script, max_stream_data=5_000)

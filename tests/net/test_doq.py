@@ -543,3 +543,24 @@ def test_data_with_gaps_is_bounded_by_flow_control(serve: Serve, site: Site) -> 
         assert peer.closed == 2  # more octets than the length says
 
     play(server, site, script)
+
+
+@pytest.mark.parametrize("octets", [0, 5_000])
+def test_answers_that_nobody_takes_are_bounded(serve: Serve, site: Site, tmp_path: Path, octets: int) -> None:
+    """A client with little or no room for answers."""
+    (tmp_path / "hosts").write_text("".join(f"192.0.{i >> 8}.{i & 255} big.example.org\n" for i in range(3000)))
+    server = serve(site.block(scheme="quic").replace("/nowhere", str(tmp_path / "hosts")))
+
+    async def script(peer: Client) -> None:
+        streams = [peer.query("big.example.org.") for _ in range(200)]
+        await until(lambda: len(streams) - len(peer.reset) <= (1 << 20) // 48_000)
+        assert set(peer.reset.values()) == {4}
+        held = sum(len(each.sender._buffer) for each in connection(server).quic._streams.values())
+        assert held <= 1 << 20
+
+    play(server, site, script, max_data=octets, max_stream_data=octets)
+
+
+def connection(server: Server) -> Any:
+    """The server's side of the only connection."""
+    return next(iter(listener(server).connections))
