@@ -23,7 +23,7 @@ def of_listener(instance: Instance, group: Group) -> list[str]:
     ]
     if asked.max_queries > 0:
         out[0] += f", {asked.max_queries} queries on each"
-    if group.scheme in ("https", "grpc", "quic"):
+    if group.scheme in ("https", "https3", "grpc", "quic"):
         out.append(f"requests at a time on a connection with streams: {asked.max_streams or MAX_STREAMS}")
     if asked.tls is not None:
         out.append(f"certificate: {asked.tls.certificate}, {asked.tls.minimum.name.replace('v', ' ', 1)}+")

@@ -271,6 +271,15 @@ https://.:443 {{
         10.0.0.1 a.org
     }}
 }}
+https3://.:444 {{
+    tls {site.folder}/tls.crt {site.folder}/tls.key
+    https3 {{
+        max_streams 8
+    }}
+    hosts /nowhere {{
+        10.0.0.1 a.org
+    }}
+}}
 """
     )
     assert "listener" not in kdns("explain", "-conf", str(path), "a.org").stdout
@@ -289,6 +298,8 @@ https://.:443 {{
     done = kdns("explain", "-conf", str(path), "-dns.port", "443", "--limits", "a.org")
     assert "with streams: 7\n" in done.stdout and f"certificate: {site.folder}/tls.crt, TLS" in done.stdout
     assert "UDP" not in done.stdout
+    done = kdns("explain", "-conf", str(path), "-dns.port", "444", "--limits", "a.org")
+    assert "with streams: 8\n" in done.stdout
 
 
 def test_check_warns_of_headers_that_are_believed_from_everybody(tmp_path: Path) -> None:
