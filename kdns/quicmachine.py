@@ -10,9 +10,10 @@ from typing import Final, final
 import pylsqpack
 from aioquic.h3.connection import H3Connection
 from aioquic.quic import connection as machine
+from aioquic.quic import events
 from aioquic.quic import stream as streams
 from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionError
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicStreamFrame
 from aioquic.quic.rangeset import RangeSet
 from aioquic.tls import Epoch
 
@@ -35,6 +36,8 @@ machine.MAX_PENDING_CRYPTO = 64 << 10
 
 # Gaps in what has come of one stream. A message of 64 KiB is some 55 packets, of which every other one may be missing.
 MAX_GAPS: Final = 64
+# Gaps in what was acknowledged of one stream: more than there may be packets on their way (net.quic.MAX_HELD).
+MAX_GAPS_SENT: Final = 1024
 
 
 class _Ranges(RangeSet):
@@ -45,11 +48,27 @@ class _Ranges(RangeSet):
     def add(self, start: int, stop: int | None = None) -> None:
         """Raises QuicConnectionError, which ends the connection."""
         super().add(start, stop)
-        if len(self) > MAX_GAPS:
-            raise QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.STREAM_BASE, "too many gaps")
+        if len(self) > MAX_GAPS_SENT:
+            raise _too_many_gaps()
+
+
+class _Receiver(streams.QuicStreamReceiver):
+    """The half of a stream that comes."""
+
+    def handle_frame(self, frame: QuicStreamFrame) -> events.StreamDataReceived | None:
+        """Raises QuicConnectionError, which ends the connection."""
+        event = super().handle_frame(frame)
+        if len(self._ranges) > MAX_GAPS:
+            raise _too_many_gaps()
+        return event
+
+
+def _too_many_gaps() -> QuicConnectionError:
+    return QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.STREAM_BASE, "too many gaps")
 
 
 streams.RangeSet = _Ranges  # type: ignore[attr-defined]
+streams.QuicStreamReceiver = _Receiver  # type: ignore[misc]
 
 
 class _Window(Limit):

@@ -14,7 +14,7 @@ from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
-from aioquic.quic.stream import QuicStreamSender
+from aioquic.quic.stream import QuicStream, QuicStreamSender
 from aioquic.tls import Epoch
 
 from kdns import quicmachine
@@ -199,6 +199,13 @@ def test_a_peer_that_never_acknowledges_had_a_packet_remembered_for_each_ping(si
         pair.to_server()
     assert any(isinstance(each, events.StreamDataReceived) for each in pair.events(pair.client))
     assert stream not in pair.server._streams
+
+
+def test_both_halves_of_a_stream_are_those_with_bounds() -> None:
+    made = QuicStream(stream_id=0)
+    assert type(made.receiver) is quicmachine._Receiver
+    assert all(type(each) is quicmachine._Ranges for each in (made.receiver._ranges, made.sender._acked))
+    assert type(made.sender._pending) is quicmachine._Ranges
 
 
 @pytest.mark.parametrize("lost", [2, 3, 5])
