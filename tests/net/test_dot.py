@@ -459,16 +459,19 @@ def test_ten_thousand_half_open_handshakes_are_bounded_and_a_client_among_them_i
     thread.start()
     (listener,) = next(iter(server.server.listeners.values())).tcp
     assert listener.tls is not None
-    served = 0
+    served = evicted = 0
     try:
         while thread.is_alive():
-            assert data(ask(server, site)) == ["192.0.2.1"]
-            served += 1
+            try:
+                assert data(ask(server, site)) == ["192.0.2.1"]
+                served += 1
+            except (OSError, EOFError):  # on a busy machine 500 others may come while it shakes hands
+                evicted += 1
             assert len(listener.tls.half_open) <= tls_module.MAX_HALF_OPEN + 1
     finally:
         over.set()
         thread.join(30)
-    assert len(began) == 10_000 and served > 10
+    assert len(began) == 10_000 and served > 10 and served > 10 * evicted
     eventually(lambda: not listener.tls.half_open and not listener.connections, timeout=30)
 
 
