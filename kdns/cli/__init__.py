@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from kdns.cli import streams
+
 # Loaded when used: a tool need not pay for the server, nor the server for the tools.
 COMMANDS: Final = {
     "check": "check a Corefile without serving it",
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words else ""
+    streams.open_closed()
     try:
         if name == "help":
             code = _help(words[1:])
@@ -45,7 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         # Whoever read our output has gone; what is left in the buffer must not be tried again at exit.
-        sys.stdout = None
+        streams.drop_output()
+        return 1
+    except OSError as error:
+        if not streams.is_full(error):
+            raise
+        streams.drop_output()
+        sys.stderr.write(f"cannot write the output: {error.strerror}\n")
         return 1
     except KeyboardInterrupt:
         return 130

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from kdns import log
-from kdns.cli import corefiles
+from kdns.cli import corefiles, streams
 from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
 from kdns.server import build
@@ -64,6 +64,7 @@ def main(words: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except (CorefileError, OSError) as error:
+        streams.pass_on(error)
         _report(corefiles.shown(path), [error], as_json)
         return 1
     finally:

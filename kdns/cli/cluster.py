@@ -14,7 +14,7 @@ from kdns.cli.corefiles import Source
 from kdns.cli.flags import Flag, Value
 from kdns.corefile import Corefile, Directive, Line, ServerBlock, Token
 from kdns.kube.api import ApiConfig, Client
-from kdns.kube.paging import ApiError
+from kdns.kube.paging import ApiError, body
 
 READ: Final = 10.0  # seconds the API may take for one answer
 FLAGS: Final = (
@@ -92,8 +92,7 @@ class Cluster:
     async def get(self, path: str, **params: str) -> dict[str, Any]:
         """What a path holds."""
         async with self.client.get(path, params, READ) as response:
-            found: dict[str, Any] = msgspec.json.decode(await response.read())
-            return found
+            return _object(await body(response))
 
     async def items(self, path: str, **params: str) -> list[dict[str, Any]]:
         """The items of a list, all its pages."""
@@ -101,16 +100,18 @@ class Cluster:
         token = ""
         while True:
             page = await self.get(path, limit="500", **({"continue": token} if token else {}), **params)
-            out += page.get("items") or []
-            token = (page.get("metadata") or {}).get("continue", "")
+            found, meta = page.get("items") or [], page.get("metadata") or {}
+            if not isinstance(found, list) or not isinstance(meta, dict) or not all(map(_is_named, found)):
+                raise ValueError(f"{path} is no list of Kubernetes' API")
+            out += found
+            token = str(meta.get("continue") or "")
             if not token:
                 return out
 
-    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def post(self, path: str, review: dict[str, Any]) -> dict[str, Any]:
         """What the API says to an object: for reviews, which are created to be answered and are not kept."""
-        async with self.client.get(path, {}, READ, method="POST", body=body) as response:
-            found: dict[str, Any] = msgspec.json.decode(await response.read())
-            return found
+        async with self.client.get(path, {}, READ, method="POST", body=review) as response:
+            return _object(await body(response))
 
     async def corefiles(self, namespace: str) -> list[Source]:
         """The Corefiles in the ConfigMaps of a namespace, the cluster DNS's first."""
@@ -124,6 +125,21 @@ class Cluster:
         }
         names = sorted((name for name, held in data.items() if held.get("Corefile")), key=_rank)
         return [Source(f"{namespace}/{name}", data[name]["Corefile"], beside) for name in names]
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError("what answers is not Kubernetes' API: a login page, or another server?")
+    return found
+
+
+def _is_named(item: object) -> bool:
+    meta = item.get("metadata") if isinstance(item, dict) else None
+    return isinstance(meta, dict) and isinstance(meta.get("name"), str)
 
 
 def _rank(name: str) -> tuple[bool, bool, str]:

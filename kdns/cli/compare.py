@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from kdns import log
 from kdns.address import split_host_port
-from kdns.cli import cluster, differences, questionfile, questions
+from kdns.cli import cluster, differences, questionfile, questions, streams
 from kdns.cli.explain import read_corefile
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
 from kdns.cli.offline import Offline
@@ -138,7 +138,8 @@ def main(words: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except (CorefileError, OSError, BadName, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
+        streams.pass_on(error)
+        sys.stderr.write(f"{printable(streams.explained(error))}\n")
         return 1
     finally:
         log.stop_writer()
@@ -185,7 +186,10 @@ async def _questions(values: Mapping[str, Value], instance: build.Instance | Non
         else next((plugin.paths for plugin in plugins if plugin.paths), ())
     )
     if paths:
-        return list(questions.of_objects(await asyncio.to_thread(_from_manifests, paths), zone))
+        objects = await asyncio.to_thread(_from_manifests, paths)
+        if not objects:
+            raise ValueError(f"there is no object of Kubernetes in {' '.join(paths)}: there is nothing to ask for")
+        return list(questions.of_objects(objects, zone))
     config: ApiConfig | None = next((plugin.api for plugin in plugins if plugin.api is not None), None)
     return list(questions.of_objects(await _from_api(config or cluster.access(values)), zone))
 

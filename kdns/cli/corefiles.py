@@ -24,6 +24,7 @@ WITH: Final = Flag(
 )
 # A key `kind` at the beginning of a line: no directive is written so.
 _MANIFEST: Final = re.compile(r"""^\s*(?:\{\s*)?["']?(?:kind|apiVersion|items)["']?\s*:(?:\s|$)""", re.MULTILINE)
+EMPTY: Final = "the input is empty: did the command before the pipe fail?"
 _CUSTOM: Final = (".override", ".server")  # keys of the ConfigMap that AKS and k3s import from
 _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -79,7 +80,7 @@ def sources(path: str, beside: str = "") -> list[Source]:
     text = raw_text(path)
     files = _beside(beside) if beside else {}
     if not text.strip():
-        raise CorefileError(None, f"{shown(path)}: the input is empty: did the command before the pipe fail?")
+        raise CorefileError(None, f"{shown(path)}: {EMPTY}")
     if not is_manifest(text):
         return [Source(shown(path), text, files)]
     maps = _config_maps(text, shown(path))

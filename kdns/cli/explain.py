@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kdns import log
-from kdns.cli import cluster, corefiles, listenerlimits
+from kdns.cli import cluster, corefiles, listenerlimits, streams
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
 from kdns.cli.offline import LEFT_OUT, Offline
 from kdns.cli.query import reverse_of
@@ -80,6 +80,13 @@ def main(words: Sequence[str]) -> int:
     name = rest[0]
     if len(rest) == 1 and (reverse := reverse_of(name)):
         name, qtype = reverse, iana.PTR
+    place = str(values["from"])
+    if place and not all(place.split("/", 1)):
+        return misused(f'--from takes NAMESPACE or NAMESPACE/POD, found "{place}"', HELP)
+    try:
+        from_text(name)
+    except BadName as error:
+        return misused(str(error), HELP)
     log.start_writer(sys.stderr)
     try:
         corefile = read_corefile(values, str(values["with"]))
@@ -93,11 +100,12 @@ def main(words: Sequence[str]) -> int:
             for line in listenerlimits.of_listener(instance, offline.group):
                 print(f"  {line}")
             print()
-        return asyncio.run(_explain(offline, name, qtype, str(values["from"])))
+        return asyncio.run(_explain(offline, name, qtype, place))
     except BrokenPipeError:
         raise
     except (CorefileError, OSError, BadName, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
+        streams.pass_on(error)
+        sys.stderr.write(f"{printable(streams.explained(error))}\n")
         return 1
     finally:
         log.stop_writer()

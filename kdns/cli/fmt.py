@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from kdns import files
-from kdns.cli.corefiles import from_config_map, raw_text, shown
+from kdns.cli import streams
+from kdns.cli.corefiles import EMPTY, from_config_map, raw_text, shown
 from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
 from kdns.corefile.format import check_braces, formatted
@@ -43,6 +44,8 @@ def main(words: Sequence[str]) -> int:
         )
     try:
         text = raw_text(path, exactly=True)
+        if not text.strip():
+            raise CorefileError(None, f"{shown(path)}: {EMPTY}")
         before = from_config_map(text, path) or text
         if values["write"] and before != text:
             raise CorefileError(None, f"{path} is a ConfigMap: --write would leave nothing of it but the Corefile")
@@ -62,6 +65,7 @@ def main(words: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except (CorefileError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        streams.pass_on(error)
+        sys.stderr.write(f"{streams.explained(error)}\n")
         return 1
     return 0

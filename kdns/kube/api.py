@@ -29,6 +29,7 @@ TOKEN_AGE: Final = 60.0  # seconds a token is used before its file is read again
 # Keepalive probes that find a dead peer in 30 seconds: a watch may be silent for a minute.
 KEEPALIVE: Final = (15, 5, 3)  # seconds idle, seconds between two, and how many
 USER_TIMEOUT: Final = 30.0  # seconds that what is sent may stand unacknowledged
+_LARGEST_KUBECONFIG: Final = 4 << 20  # octets: some hundreds of clusters, whose certificates take most of it
 MAX_RETRY_AFTER: Final = 60.0  # seconds of a Retry-After that are waited
 # What is read of an error's body: its text is for the log.
 ERROR_OCTETS: Final = 300
@@ -145,12 +146,17 @@ def _loader() -> Any:
 def _check_kubeconfig(config: ApiConfig) -> None:
     path = config.kubeconfig
     if not os.path.isfile(path):
-        raise ValueError(f"kubeconfig {path}: no such file")
+        raise ValueError(f"kubeconfig {path}: {'not a file' if os.path.exists(path) else 'no such file'}")
+    if os.path.getsize(path) > _LARGEST_KUBECONFIG:
+        raise ValueError(f"kubeconfig {path} cannot be read: it is larger than {_LARGEST_KUBECONFIG >> 20} MiB")
     loader = _loader()
     try:
         contexts, current = loader.list_kube_config_contexts(path)
+    except UnicodeDecodeError:
+        raise ValueError(f"kubeconfig {path} cannot be read: it is no text") from None
     except Exception as error:
-        raise ValueError(f"kubeconfig {path} cannot be read: {str(error).splitlines()[0]}") from None
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"kubeconfig {path} cannot be read: {why}") from None
     names = [entry["name"] for entry in contexts]
     if config.context and config.context not in names:
         raise ValueError(f'kubeconfig {path} has no context "{config.context}": it has {", ".join(names)}')

@@ -89,8 +89,11 @@ def _parsed(text: str, path: str, loader: Any) -> tuple[list[Found], list[str]]:
                     found.append(Found(item["kind"], item, line))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark is not None else 1
-        raise BrokenManifest(f"{path}:{line}: {getattr(error, 'problem', None) or error}") from None
+        # What is no text at all has a position in place of a mark, and a second line about it.
+        position = getattr(error, "position", None)
+        line = mark.line + 1 if mark is not None else text.count("\n", 0, position) + 1 if position is not None else 1
+        why = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise BrokenManifest(f"{path}:{line}: {why}") from None
     except RecursionError as error:
         raise BrokenManifest(f"{path}:1: {error}") from None
     return found, rejected
