@@ -48,7 +48,7 @@ _FAST: Final = re.compile(
     rb"|SRV[ \t]++([0-9]{1,5})[ \t]++([0-9]{1,5})[ \t]++([0-9]{1,5})[ \t]++(" + _NAME + rb")|" + LINES + rb")"
     rb"[ \t\r]*+(?:;[^\n]*+)?(?:\n|\Z)"
 )
-_IDLE: Final = re.compile(rb"(?:[ \t\r]*(?:;[^\n]*)?\n)+")  # lines with nothing in them
+_IDLE: Final = re.compile(rb"(?:[ \t\r]*+(?:;[^\n]*+)?+\n)++")  # lines with nothing in them
 _ONE_NAME: Final = {b"NS": iana.NS, b"CNAME": iana.CNAME, b"PTR": iana.PTR}
 
 

@@ -348,3 +348,16 @@ def test_a_long_line_took_275_octets_of_memory_for_each_of_its_own(line: bytes, 
         tracemalloc.stop()
     assert peak < 8_000_000 and made.problems and made.problems[0].line == 4
     assert b"(" in line or from_text("ok.example.org.") in made.names
+
+
+@pytest.mark.parametrize("line", ["\n", "; nothing\n", " \t\r\n"])
+def test_lines_with_nothing_in_them_took_275_octets_of_memory_each(line: str) -> None:
+    data = HEAD.encode() + line.encode() * 300_000 + b"ok A 192.0.2.1\n"
+    made = MasterFile(ORIGIN)
+    tracemalloc.start()
+    try:
+        made.read_text(data, "db")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000 and from_text("ok.example.org.") in made.names and not made.problems
