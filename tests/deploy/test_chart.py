@@ -122,6 +122,22 @@ def test_values_of_the_original_chart_work_unchanged(tmp_path: Path) -> None:
     assert {"PodDisruptionBudget", "HorizontalPodAutoscaler", "ServiceMonitor"} <= {obj["kind"] for obj in objects}
 
 
+@pytest.mark.parametrize(("scheme", "port"), [("tls://", 853), ("https://", 443), ("grpc://", 5443)])
+def test_encrypted_servers_were_refused_though_kdns_serves_them(tmp_path: Path, scheme: str, port: int) -> None:
+    certificate = {"name": "tls", "parameters": "/etc/tls/tls.crt /etc/tls/tls.key"}
+    objects = rendered(tmp_path, {
+        "servers": [
+            {"zones": [{"zone": "."}], "port": 53, "plugins": [{"name": "whoami"}]},
+            {"zones": [{"zone": ".", "scheme": scheme}], "port": port, "plugins": [certificate, {"name": "whoami"}]},
+        ],
+        "extraSecrets": [{"name": "dns-tls", "mountPath": "/etc/tls"}],
+    })  # fmt: skip
+    built = build.build(build.read(one(objects, "ConfigMap")["data"]["Corefile"], "Corefile", reader=None))
+    assert [str(key) for block in built.blocks for key in block.parsed.keys] == [".:53", f"{scheme}.:{port}"]
+    ports = {(each["containerPort"], each["protocol"]) for each in container(objects)["ports"]}
+    assert {(53, "UDP"), (port, "TCP")} <= ports and (port, "UDP") not in ports
+
+
 def test_a_server_beside_the_clusters_own_is_no_cluster_service(tmp_path: Path) -> None:
     objects = rendered(tmp_path, {"isClusterService": False, "deployment": {"name": "edge"}})
     pod = one(objects, "Deployment")
@@ -257,8 +273,8 @@ def test_the_memory_fits_the_workers_unless_it_was_chosen(
 
 
 @pytest.mark.parametrize(("values", "said"), [
-    ({"servers": [{"zones": [{"zone": ".", "scheme": "tls://"}], "port": 853}]}, "kdns serves plain DNS over UDP and "
-        "TCP, not tls:// (zone .)"),
+    ({"servers": [{"zones": [{"zone": ".", "scheme": "quic://"}], "port": 853}]}, "the image of kdns has no QUIC, so "
+        "quic:// (zone .) cannot be served"),
     ({"servers": [{"zones": [{"zone": "."}], "port": 53, "plugins": [{"name": NOT_BUILT}]}]}, f"kdns has no plugin "
         f"{NOT_BUILT} yet"),
     (with_plugins(SIGN), "sign writes to a folder, and everything in the container is read-only: set writable.enabled"),
