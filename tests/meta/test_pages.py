@@ -39,6 +39,13 @@ def test_the_alerts_of_the_page_on_observing_are_the_rules() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_lines_have_120_characters_at_most_but_for_tables_and_what_is_shown_as_it_is(page: str) -> None:
+    text = re.sub(r"^(```|~~~).*?^\1", "", PAGES[page], flags=re.M | re.S)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "    "))]
+    assert [line for line in lines if len(line) > 120 and " " in line.strip()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_link_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
         if "://" in target:
