@@ -238,6 +238,7 @@ def test_requests_that_are_reset_leave_nothing_behind(serve: Serve, site: Site) 
     server = serve(site.block(scheme="https3"))
 
     async def script(peer: Browser) -> None:
+        await until(lambda: next(iter(server.server.listeners.values())).tcp[0].connections)
         for _ in range(5):
             streams = [peer.ask(b"POST", b"/dns-query", QUERY[:5], end=False) for _ in range(40)]
             await until(lambda: len(connection(server).application.requests) >= 40)

@@ -137,6 +137,7 @@ def _late(server: Server) -> float:
     )
 
 
+@pytest.mark.interpreted("constants are replaced")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("body", ["bind HOST", ""])
 def test_queries_whose_clients_had_given_up_were_answered_before_those_of_clients_that_wait(
