@@ -101,13 +101,14 @@ def lines_of(file: BinaryIO) -> Iterator[str]:
     rest: list[bytes] = []  # of a line whose end is still to come; joined once, however long it is
     size = 0
     while piece := file.read(_PIECE):
+        if size >= MAX_LINE:
+            piece = b"".join(piece.partition(b"\n")[1:])
         whole, newline, beginning = piece.rpartition(b"\n")
         if newline:
             yield from b"".join((*rest, whole)).decode(errors="replace").splitlines()
-            rest, size = [beginning], len(beginning)
-        elif size < MAX_LINE:
-            rest.append(piece)
-            size += len(piece)
+            rest, size = [], 0
+        rest.append(beginning)
+        size += len(beginning)
     yield from b"".join(rest).decode(errors="replace").splitlines()
 
 

@@ -20,6 +20,12 @@ from kdns.testing import LoopThread, free_port
 from tests.securepeers import NAME, Authority, Script
 
 
+def forward_to(scheme: str, port: int, authority: Authority, *options: str, name: str = NAME) -> str:
+    """A Corefile that forwards to an upstream over QUIC on loopback, and trusts an authority for its name."""
+    lines = "\n ".join((f"tls {authority.path}", f"tls_servername {name}", *options))
+    return f".:{{port}} {{\n bind 127.0.0.1\n errors\n forward . {scheme}://127.0.0.1:{port} {{\n {lines}\n }}\n}}"
+
+
 class Upstream:
     """A server of DNS over QUIC on loopback. `raw`: what it sends on a stream in place of a framed reply."""
 

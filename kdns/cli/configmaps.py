@@ -1,21 +1,17 @@
 """Findings on what is configured: the ConfigMap's Corefile, where it forwards to, and whom it hides names from."""
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Iterator
+from typing import Final
 
 from kdns.cli.check import examined
 from kdns.cli.clusterstate import State, name_of
 from kdns.cli.corefiles import Source
 from kdns.cli.finding import ERROR, INFO, WARNING, Finding
-from kdns.corefile import Corefile, CorefileError
+from kdns.corefile import CorefileError, ServerBlock
 from kdns.server import build
-
-
-def findings(state: State) -> Iterator[Finding]:
-    """What is wrong there, and what else there is to know."""
-    yield from _configuration(state)
-    yield from _tenants(state)
 
 
 def _configuration(state: State) -> Iterator[Finding]:
@@ -47,12 +43,21 @@ def _configuration(state: State) -> Iterator[Finding]:
             yield from _blocks(state, source)
 
 
+def served(state: State) -> tuple[ServerBlock, ...] | None:
+    """The server blocks of the cluster's Corefile. None where it cannot be read here: it may have errors, which are
+    findings, or import what is in the server's file system only.
+    """
+    for source in (state.corefiles or ())[:1]:
+        with contextlib.suppress(CorefileError):
+            return tuple(build.read(source.text, source.name).blocks)
+    return None
+
+
 def _blocks(state: State, source: Source) -> Iterator[Finding]:
-    try:
-        corefile: Corefile = build.read(source.text, source.name)
-    except CorefileError:  # it imports what is in the server's file system only
+    blocks = served(state)
+    if blocks is None:
         return
-    if not any("kubernetes" in block.directives for block in corefile.blocks):
+    if not any("kubernetes" in block.directives for block in blocks):
         yield Finding(
             ERROR,
             "ConfigMap",
@@ -60,7 +65,7 @@ def _blocks(state: State, source: Source) -> Iterator[Finding]:
             f"names of {state.zone} are not served",
             f"kubectl -n {state.namespace} edit cm {source.name.rpartition('/')[2]}",
         )
-    if not any("loop" in block.directives for block in corefile.blocks):
+    if not any("loop" in block.directives for block in blocks):
         yield Finding(
             WARNING,
             "ConfigMap",
@@ -68,7 +73,7 @@ def _blocks(state: State, source: Source) -> Iterator[Finding]:
             "forwarding loops are not detected",
             "add a line `loop` to its server block",
         )
-    for block in corefile.blocks:
+    for block in blocks:
         for directive in block.directives.get("forward", []):
             for word in directive.args[1:]:
                 host = word.text.partition("://")[2] or word.text
@@ -107,3 +112,6 @@ def _tenants(state: State) -> Iterator[Finding]:
             "tenants are not told apart: all Pods of a node are one client, and share what its cache holds",
             f"kubectl -n {state.namespace} get ds",
         )  # fmt: skip
+
+
+RULES: Final = (_configuration, _tenants)

@@ -1,17 +1,23 @@
 """Faults of a cluster's DNS, found by rules over a State of its API and its servers. Pure.
 
-Each module has rules for one part and yields Findings: what was seen, what it means for those who ask, and the next
+Each rule looks at one part and yields Findings: what was seen, what it means for those who ask, and the next
 command. What the API would not show is None in the State, and is a finding of its own.
 """
+
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from kdns.cli import configmaps, serverneeds, servers, statuspages, waytoservers
 from kdns.cli.clusterstate import State
 from kdns.cli.finding import ERROR, INFO, WARNING, Finding
 
-PARTS = (servers, configmaps, waytoservers, serverneeds, statuspages)
-
 
 def diagnosed(state: State) -> list[Finding]:
     """Every finding, the gravest first."""
     rank = {ERROR: 0, WARNING: 1, INFO: 2}
-    return sorted((found for part in PARTS for found in part.findings(state)), key=lambda found: rank[found.level])
+    return sorted((found for rule in RULES for found in rule(state)), key=lambda found: rank[found.level])
+
+
+RULES: Final[tuple[Callable[[State], Iterator[Finding]], ...]] = (
+    *servers.RULES, *configmaps.RULES, *waytoservers.RULES, serverneeds.findings, statuspages.findings,
+)  # fmt: skip

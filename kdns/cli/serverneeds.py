@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from kdns.cli.clusterstate import Object, State
+from kdns.cli.configmaps import served
 from kdns.cli.finding import WARNING, Finding
-from kdns.corefile import CorefileError
-from kdns.server import build
 
 # MiB for all workers and for each, in a cluster of 150,000 endpoints: measured 45 and 40, and some for caches.
 _ALL, _EACH = 60, 40
@@ -41,16 +40,12 @@ def findings(state: State) -> Iterator[Finding]:
 def _workers(state: State) -> int:
     """The Corefile's workers; 0 where their number is the node's processors."""
     most = 1
-    for source in (state.corefiles or ())[:1]:
-        try:
-            for block in build.read(source.text, source.name).blocks:
-                for directive in block.directives.get("multisocket", ()):
-                    text = directive.args[0].text if directive.args else ""
-                    if not text:
-                        return 0
-                    most = max(most, int(text) if text.isdecimal() else 1)
-        except CorefileError:  # it has findings of its own
-            return 1
+    for block in served(state) or ():
+        for directive in block.directives.get("multisocket", ()):
+            text = directive.args[0].text if directive.args else ""
+            if not text:
+                return 0
+            most = max(most, int(text) if text.isdecimal() else 1)
     return most
 
 

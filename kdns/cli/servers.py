@@ -13,16 +13,6 @@ TOP_LEVEL: Final = frozenset(
 )
 
 
-def findings(state: State) -> Iterator[Finding]:
-    """What is wrong there, and what else there is to know."""
-    yield from _unread(state)
-    yield from _service(state)
-    yield from _names(state)
-    yield from _pods(state)
-    yield from _endpoints(state)
-    yield from _rights(state)
-
-
 def _unread(state: State) -> Iterator[Finding]:
     for kind, why in state.unread.items():
         yield Finding(
@@ -229,3 +219,6 @@ def _account(state: State) -> str:
         ),
         "coredns",
     )
+
+
+RULES: Final = (_unread, _service, _names, _pods, _endpoints, _rights)

@@ -3,7 +3,6 @@
 A page is read through the API's proxy to its Pod, so it can be read from wherever the API can.
 """
 
-import ipaddress
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
@@ -11,10 +10,10 @@ import msgspec
 
 from kdns.cli import cluster
 from kdns.cli.clusterstate import State, name_of
+from kdns.cli.configmaps import is_loopback, served
 from kdns.cli.finding import INFO, Finding
 from kdns.corefile import CorefileError
 from kdns.plugins.status.handler import Status
-from kdns.server import build
 
 PAGES: Final = 5  # servers that are asked; the clients of the others are much like theirs
 SHOWN: Final = 3  # workloads
@@ -49,23 +48,15 @@ async def read(state: State, api: Asks) -> None:
 
 def _port(state: State) -> int:
     """The port of the pages that others may reach; 0 where the Corefile has none."""
-    for source in (state.corefiles or ())[:1]:
-        try:
-            for block in build.read(source.text, source.name).blocks:
-                found = block.directives.get("status")
-                for config in Status.parse(found, block) if found else ():
-                    if not _is_loopback(config.host):
-                        return config.port
-        except CorefileError:  # it has findings of its own
-            return 0
-    return 0
-
-
-def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        for block in served(state) or ():
+            found = block.directives.get("status")
+            for config in Status.parse(found, block) if found else ():
+                if config.host != "localhost" and not is_loopback(config.host):
+                    return config.port
+    except CorefileError:  # it has findings of its own
+        return 0
+    return 0
 
 
 def findings(state: State) -> Iterator[Finding]:

@@ -14,15 +14,6 @@ from kdns.cli.resolv import of_pod
 MAX_NAMESERVERS: Final = 3  # resolv.conf(5), MAXNS; the kubelet cuts what is more
 
 
-def findings(state: State) -> Iterator[Finding]:
-    """What is wrong there, and what else there is to know."""
-    yield from _client(state)
-    yield from _network_policies(state)
-    yield from _node_local(state)
-    yield from _resolv_conf(state)
-    yield from _queries(state)
-
-
 def _client(state: State) -> Iterator[Finding]:
     if not state.client_name:
         return
@@ -195,3 +186,6 @@ def _queries(state: State) -> Iterator[Finding]:
             f"run doctor in a Pod, or name a server that can be reached from here: kdns doctor --server "
             f"{state.address or 'ADDRESS'}",
         )  # fmt: skip
+
+
+RULES: Final = (_client, _network_policies, _node_local, _resolv_conf, _queries)

@@ -3,8 +3,7 @@
 A file is Frame Streams (github.com/farsightsec/fstrm, fstrm/control.h): each frame has its length before it, 32 bits
 with the most significant octet first. A length of 0 marks a control frame, whose own length and type follow: START,
 which names the content, opens a stream, and STOP ends it. Each data frame is one protobuf message `Dnstap`
-(dnstap.info, dnstap.proto). A few of its fields are needed; the others are skipped by their wire type, which is how
-protobuf takes fields of later versions.
+(dnstap.info, dnstap.proto), of which a few fields are needed.
 
 Laws: a length is judged before what it measures is read, so no more than one frame is held; no octets raise anything
 but FormatError, with the place in the stream.
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from kdns.dns.errors import FormatError
+from kdns.dns.protobuf import fields
 from kdns.printable import printable
 
 MARK: Final = b"\0\0\0\0"  # what a stream begins with: the length of a control frame
@@ -47,7 +47,7 @@ def queries(read: Callable[[int], bytes]) -> Iterator[bytes]:
             return
         try:
             found = _query(data)
-        except (FormatError, IndexError):
+        except FormatError:
             raise FormatError(f"the frame at octet {stream.begin} is no dnstap message: is the file whole?") from None
         if found is not None:
             yield found
@@ -130,9 +130,9 @@ def _check_content(body: bytes) -> None:
 
 
 def _query(data: bytes) -> bytes | None:
-    """The message of a query; None where a Dnstap is something else. Raises FormatError or IndexError."""
+    """The message of a query; None where a Dnstap is something else. Raises FormatError."""
     message, kind = b"", 0
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == _MESSAGE:
             message = _octets(value)
         elif number == _KIND and type(value) is int:
@@ -140,7 +140,7 @@ def _query(data: bytes) -> bytes | None:
     if kind != _IS_MESSAGE:
         return None
     query, of = b"", 0
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == _QUERY:
             query = _octets(value)
         elif number == _TYPE and type(value) is int:
@@ -152,38 +152,3 @@ def _octets(value: int | bytes) -> bytes:
     if type(value) is not bytes:
         raise FormatError("a field has the wrong type")
     return value
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message (protobuf.dev, Encoding). Raises FormatError or IndexError."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 0:
-            number, at = _varint(data, at)
-            yield key >> 3, number
-            continue
-        if kind == 2:
-            length, at = _varint(data, at)
-        elif kind in (1, 5):  # fixed64 and fixed32
-            length = 8 if kind == 1 else 4
-        else:  # groups, which dnstap has none of, and what is unassigned
-            raise FormatError("a field has an unknown wire type")
-        if length > len(data) - at:
-            raise FormatError("a field is longer than its message")
-        yield key >> 3, data[at : at + length]
-        at += length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of 64 bits, seven to an octet, and the offset behind it. Raises FormatError or IndexError."""
-    value = shift = 0
-    while shift < 64:
-        octet = data[at]
-        at += 1
-        value |= (octet & 127) << shift
-        if octet < 128:
-            return value, at
-        shift += 7
-    raise FormatError("a number has more than ten octets")

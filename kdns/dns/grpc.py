@@ -4,15 +4,19 @@
     = 1; }
 
 gRPC is HTTP/2: the path names the method, a body is five octets (a flag for compression and a length) and the message,
-and the outcome is in the trailers. The message needs two lines of protobuf.
+and the outcome is in the trailers. The message is one field of protobuf.
 """
 
 from typing import Final
+
+from kdns.dns.errors import FormatError
+from kdns.dns.protobuf import fields
 
 PATH: Final = b"/coredns.dns.DnsService/Query"
 TYPE: Final = b"application/grpc"
 _MSG: Final = 0x0A  # field 1, a length and octets
 _HEADER: Final = 5
+_BITS: Final = 32  # of a number in a message: it says how long a DNS message is
 
 
 class BadPacket(ValueError):
@@ -35,34 +39,11 @@ def unpacked(body: bytes) -> bytes:
         raise BadPacket("the length of the message is wrong")
     if body[0]:
         raise BadPacket("the message is compressed, which was not offered")
-    message, off = b"", _HEADER
-    while off < len(body):
-        tag, off = _varint(body, off)
-        kind = tag & 7
-        if kind == 2:
-            size, off = _varint(body, off)
-            end = off + size
-        elif kind == 0:
-            end = _varint(body, off)[1]
-        elif kind in (1, 5):
-            end = off + (8 if kind == 1 else 4)
-        else:
-            raise BadPacket("a field of a kind that there is not")
-        if end > len(body):
-            raise BadPacket("a field that runs past its message")
-        if tag == _MSG:
-            message = body[off:end]  # of several the last counts; other fields are for later versions
-        off = end
+    message = b""
+    try:
+        for number, value in fields(body, _BITS, _HEADER):
+            if number == 1 and type(value) is bytes:
+                message = value  # of several the last counts; other fields are for later versions
+    except FormatError as error:
+        raise BadPacket(str(error)) from None
     return message
-
-
-def _varint(body: bytes, off: int) -> tuple[int, int]:
-    value = shift = 0
-    while off < len(body) and shift < 35:
-        octet = body[off]
-        off += 1
-        value |= (octet & 0x7F) << shift
-        if octet < 0x80:
-            return value, off
-        shift += 7
-    raise BadPacket("a number that does not end")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import dns.message
@@ -12,7 +13,7 @@ from kdns import extras
 from kdns.corefile import CorefileError
 from kdns.testing import answer, code, data, eventually
 from tests.fixtures import Serve
-from tests.quicpeers import Http3Upstream
+from tests.quicpeers import Http3Upstream, forward_to
 from tests.securepeers import Authority, Script, Site
 
 Respond = Callable[[H3Connection, int, bytes], None]
@@ -39,9 +40,7 @@ def upstream(authority: Authority, tmp_path: Path) -> Iterator[Begin]:
         each.close()
 
 
-def forward(port: int, authority: Authority, *options: str, name: str = "dns.example.net") -> str:
-    lines = "\n ".join((f"tls {authority.path}", f"tls_servername {name}", *options))
-    return f".:{{port}} {{\n bind 127.0.0.1\n errors\n forward . https3://127.0.0.1:{port} {{\n {lines}\n }}\n}}"
+forward = partial(forward_to, "https3")
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])

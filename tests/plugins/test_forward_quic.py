@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import dns.message
@@ -11,7 +12,7 @@ from kdns import extras
 from kdns.corefile import CorefileError
 from kdns.testing import Server, answer, code, data, eventually, free_port
 from tests.fixtures import Serve
-from tests.quicpeers import Upstream
+from tests.quicpeers import Upstream, forward_to
 from tests.securepeers import Authority, Script, Site
 
 Begin = Callable[..., Upstream]
@@ -35,9 +36,7 @@ def upstream(authority: Authority, tmp_path: Path) -> Iterator[Begin]:
         each.close()
 
 
-def forward(port: int, authority: Authority, *options: str, name: str = "dns.example.net") -> str:
-    lines = "\n ".join((f"tls {authority.path}", f"tls_servername {name}", *options))
-    return f".:{{port}} {{\n bind 127.0.0.1\n errors\n forward . quic://127.0.0.1:{port} {{\n {lines}\n }}\n}}"
+forward = partial(forward_to, "quic")
 
 
 def test_queries_go_out_with_the_id_0_on_streams_of_one_connection(

@@ -333,31 +333,29 @@ def test_a_long_line_and_a_long_record_are_named_and_nothing_grows() -> None:
     assert "a record of more than 40000 words" in complaint(b"www TXT (" + b"x\n" * 100_000 + b")\n")
 
 
+def read_traced(data: bytes) -> tuple[MasterFile, int]:
+    """A file that was read, and the most octets of memory that this took."""
+    made = MasterFile(ORIGIN)
+    tracemalloc.start()
+    try:
+        made.read_text(data, "db")
+        return made, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("line", [
     b"www TXT %s", b'www TXT "%s"', b'www TXT "%s', b"$%s", b"%s A 192.0.2.1", b"www A ( %s", b"www RRSIG A 13 %s",
 ])  # fmt: skip
 @pytest.mark.parametrize("octets", [b"x", b"\\x", b"\0", b"x ", b"A "])
 def test_a_long_line_took_275_octets_of_memory_for_each_of_its_own(line: bytes, octets: bytes) -> None:
     data = HEAD.encode() + line % (octets * (1_000_000 // len(octets))) + b"\nok A 192.0.2.1\n"
-    made = MasterFile(ORIGIN)
-    tracemalloc.start()
-    try:
-        made.read_text(data, "db")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    made, peak = read_traced(data)
     assert peak < 8_000_000 and made.problems and made.problems[0].line == 4
     assert b"(" in line or from_text("ok.example.org.") in made.names
 
 
 @pytest.mark.parametrize("line", ["\n", "; nothing\n", " \t\r\n"])
 def test_lines_with_nothing_in_them_took_275_octets_of_memory_each(line: str) -> None:
-    data = HEAD.encode() + line.encode() * 300_000 + b"ok A 192.0.2.1\n"
-    made = MasterFile(ORIGIN)
-    tracemalloc.start()
-    try:
-        made.read_text(data, "db")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    made, peak = read_traced(HEAD.encode() + line.encode() * 300_000 + b"ok A 192.0.2.1\n")
     assert peak < 8_000_000 and from_text("ok.example.org.") in made.names and not made.problems

@@ -5,6 +5,7 @@ never insecure without cause.
 import random
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import dns.exception
@@ -142,14 +143,18 @@ def judge_by_delv(server: Server, folder: Path, keys: Path, paths: dict[str, Pat
 
 
 needs_delv = pytest.mark.skipif(not peers.find("delv"), reason="delv is not installed")
+Judge = Callable[[Server, Path, Path, dict[str, Path], str], None]
+JUDGES = (
+    pytest.param(judge, id="unbound", marks=needs_unbound), pytest.param(judge_by_delv, id="delv", marks=needs_delv),
+)  # fmt: skip
 
 
-@needs_delv
 @needs_bind
+@pytest.mark.parametrize("judged", JUDGES)
 @pytest.mark.parametrize("kind", list(SIGNINGS))
-def test_delv_finds_every_answer_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
+def test_a_validator_finds_every_answer_secure(serve: Serve, tmp_path: Path, kind: str, judged: Judge) -> None:
     server, keys, paths = with_signed_files(serve, tmp_path, kind)
-    judge_by_delv(server, tmp_path, keys, paths, kind)
+    judged(server, tmp_path, keys, paths, kind)
 
 
 @needs_delv
@@ -160,28 +165,12 @@ def test_delv_finds_what_dnssec_signs_secure(serve: Serve, tmp_path: Path, kind:
     judge_by_delv(server, tmp_path, keys, plain, kind)
 
 
-@needs_unbound
 @needs_bind
-@pytest.mark.parametrize("kind", list(SIGNINGS))
-def test_a_validating_resolver_finds_every_answer_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
-    server, keys, paths = with_signed_files(serve, tmp_path, kind)
-    judge(server, tmp_path, keys, paths, kind)
-
-
-@needs_delv
-@needs_bind
+@pytest.mark.parametrize("judged", JUDGES)
 @pytest.mark.parametrize("kind", SIGN_KINDS)
-def test_delv_finds_what_sign_has_signed_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
+def test_what_sign_has_signed_is_secure(serve: Serve, tmp_path: Path, kind: str, judged: Judge) -> None:
     server, keys, plain = signed_by_sign(serve, tmp_path, kind)
-    judge_by_delv(server, tmp_path, keys, plain, kind)
-
-
-@needs_unbound
-@needs_bind
-@pytest.mark.parametrize("kind", SIGN_KINDS)
-def test_what_sign_has_signed_is_secure(serve: Serve, tmp_path: Path, kind: str) -> None:
-    server, keys, plain = signed_by_sign(serve, tmp_path, kind)
-    judge(server, tmp_path, keys, plain, kind)
+    judged(server, tmp_path, keys, plain, kind)
 
 
 @needs_unbound
