@@ -43,7 +43,7 @@ def per_query(folder: Path, files: dict[str, Path], api: str, to: int, mixes: li
             for run in range(RUNS):
                 cost = dnsperf(base, files["hit"]).cost
                 for server in asked:
-                    found = dnsperf(server, files[mix.file], *mix.options, warm=mix.warm and run == 0).cost
+                    found = dnsperf(server, files[mix.file], *mix.options, warm=0 if run else mix.warm).cost
                     ratios.setdefault(server.name, []).append(found / cost)
                     costs.setdefault(server.name, []).append(found)
             lines.append(row(mix, servers, ratios, costs))

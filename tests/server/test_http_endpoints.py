@@ -20,7 +20,7 @@ from tests.fixtures import Serve
 PATHS = ("/health", "/ready", "/metrics", "/", "/status.json")
 
 
-def statuses(port: int, times: int = 20) -> set[tuple[str, int]]:
+def statuses(port: int, times: int = 8) -> set[tuple[str, int]]:
     """What each path gives, by many connections: where two sockets share a port the kernel picks one for each."""
     return {(path, http_get(port, path)[0]) for _ in range(times) for path in PATHS}
 
