@@ -16,7 +16,7 @@ address share one server.
   `key_file`, `client_auth_type` (`NoClientCert`, `VerifyClientCertIfGiven`, `RequireAndVerifyClientCert`),
   `client_ca_file`, `min_version`, `max_version`, `cipher_suites`, `prefer_server_cipher_suites`; of
   `http_server_config`: `headers`; and `basic_auth_users` (bcrypt hashes by name; `pip install 'kdns[auth]'`).
-  Certificates are read again when their files change.
+  Certificates are read again, within ten seconds, when their files change.
 
 ## Examples
 
@@ -156,7 +156,9 @@ class Prometheus(Plugin):
         try:
             web = self.web
             guard = web.users.allows if web.users is not None else None
-            self.server = await HttpEndpoint.open(runtime, self.http, tls=web.context, headers=web.headers, guard=guard)
+            self.server = await HttpEndpoint.open(
+                runtime, self.http, tls=web.identity, headers=web.headers, guard=guard
+            )
         except OSError as error:
             # As in CoreDNS, not fatal: names matter more than counts.
             _log.error(f"Failed to start metrics handler: {error}")
