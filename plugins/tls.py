@@ -22,7 +22,7 @@ starts. The last two, over QUIC, must have it.
 * `keylog` writes the secrets of all connections, but those over QUIC, to FILE, so that Wireshark can read what was
   sent. For finding faults only.
 
-The files are looked at every ten seconds, and read again when they have changed: new handshakes use the new
+The files are looked at every second, and read again when they have changed: new handshakes use the new
 certificate, and open connections stay open. Bad files are an error at start; later, the previous certificate stays in
 use, and a line in the log says why.
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 MINIMUM: Final = ssl.TLSVersion.TLSv1_2  # RFC 8996 took back the versions before; it is CoreDNS's minimum too
 MAX_FILE: Final = 4 << 20  # octets; all the authorities that a system trusts have some 250 KB
-LOOK_EVERY = 10.0  # seconds; a certificate is renewed weeks before it ends, and a kubelet takes a minute to bring it
+LOOK_EVERY = 1.0  # seconds: handshakes use a new certificate at once, and three looks a second cost nothing
 _CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
 _KEY: Final = "PRIVATE KEY-----"
 

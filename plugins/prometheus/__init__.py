@@ -16,7 +16,7 @@ address share one server.
   `key_file`, `client_auth_type` (`NoClientCert`, `VerifyClientCertIfGiven`, `RequireAndVerifyClientCert`),
   `client_ca_file`, `min_version`, `max_version`, `cipher_suites`, `prefer_server_cipher_suites`; of
   `http_server_config`: `headers`; and `basic_auth_users` (bcrypt hashes by name; `pip install 'kdns[auth]'`).
-  Certificates are read again, within ten seconds, when their files change.
+  Certificates are read again when their files change.
 
 ## Examples
 
