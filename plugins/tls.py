@@ -22,8 +22,9 @@ starts. The last two, over QUIC, must have it.
 * `keylog` writes the secrets of all connections, but those over QUIC, to FILE, so that Wireshark can read what was
   sent. For finding faults only.
 
-The files are read again when they have changed: new handshakes use the new certificate, and open connections stay open.
-Bad files are an error at start; later, the previous certificate stays in use, and a line in the log says why.
+The files are looked at every second, and read again when they have changed: new handshakes use the new
+certificate, and open connections stay open. Bad files are an error at start; later, the previous certificate stays in
+use, and a line in the log says why.
 
 The certificate applies to the listener, so to all server blocks on the same address and port; the last block counts. A
 listener for `tls://` offers the protocol `dot` (ALPN). CoreDNS's `require` accepts any certificate unverified, which

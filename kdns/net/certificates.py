@@ -1,28 +1,35 @@
 """The identity of a server in a TLS handshake: a certificate and key from files, read again when they have changed.
 
-Laws: a handshake uses what the files say when it begins, connections that are open go on; files that cannot be read or
-do not belong together leave the certificate before in use, with one line in the log for each state of the files; every
-error names the file and says what to do.
+Laws: files are never looked at on the loop, for their file system may hang; connections that are open go on; files that
+cannot be read or do not belong together leave the certificate before in use, with one line in the log for each state of
+the files; every error names the file and says what to do.
 
-Theory of operation. A look is an `os.stat` of each file at each handshake, some microseconds beside a handshake's
-hundreds. A Secret's folder is replaced by a rename of the link `..data`, which `os.stat` follows: both files change in
-one step. A context is never changed: a new one is made, for a certificate of another kind (RSA, ECDSA) or authority
-would only be added to an old one.
+Theory of operation. The files are followed as all others are (kdns.watchfile), so a Secret's folder that is swapped
+changes both in one step. What a handshake needs is made in a thread, and a handshake that begins takes what there is. A
+context is never changed: a new one is made, for a certificate of another kind (RSA, ECDSA) or authority would only be
+added to an old one.
 """
 
+import asyncio
+import os
 import re
 import ssl
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, NoReturn, final
+from functools import partial
+from typing import Any, Final, Generic, NoReturn, TypeVar, final
 
-from kdns import files, log
-from kdns.files import Seen
+from kdns import faults, files, log
 from kdns.metrics import Counter, Gauge
+from kdns.watchfile import Follower
+
+T = TypeVar("T")
 
 MINIMUM: Final = ssl.TLSVersion.TLSv1_2  # RFC 8996 took back the versions before; it is CoreDNS's minimum too
 MAX_FILE: Final = 4 << 20  # octets; all the authorities that a system trusts have some 250 KB
+LOOK_EVERY = 1.0  # seconds: handshakes use a new certificate at once, and three looks a second cost nothing
 _CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
 _KEY: Final = "PRIVATE KEY-----"
 
@@ -60,16 +67,6 @@ class TlsFiles:
     def paths(self) -> list[str]:
         """The files that are read."""
         return [path for path in (self.certificate, self.key, self.authority) if path]
-
-    def state(self) -> tuple[Seen | None, ...]:
-        """What changes when a file changes. A file that is not there has no state."""
-        out: list[Seen | None] = []
-        for path in self.paths():
-            try:
-                out.append(files.look(path))
-            except OSError:
-                out.append(None)
-        return tuple(out)
 
     def context(self, alpn: Sequence[str] = ()) -> ssl.SSLContext:
         """A server's context, offering these protocols. Raises BadCertificate."""
@@ -112,31 +109,39 @@ class TlsFiles:
 
 
 @final
-class Identity:
-    """A server's identity as its files have it now. `alpn` are the protocols it offers, the best first."""
+class Identity(Generic[T]):
+    """What a server shows in handshakes: `current`, made of files by `make`, and made again from `start` to `stop`."""
 
-    def __init__(self, files: TlsFiles, alpn: Sequence[str] = ()) -> None:
-        """Raises BadCertificate."""
+    def __init__(self, files: TlsFiles, make: Callable[[], T]) -> None:
+        """Reads the files, which may wait. Raises BadCertificate."""
         self.files = files
-        self.alpn = tuple(alpn)
-        self.state = files.state()
-        self._context = files.context(alpn)
+        self.make = make
+        self.follower = Follower(f"certificate {files.certificate}", files.paths, most=MAX_FILE, keep=0)
+        self.follower.look()  # before they are read: what changes meanwhile is found at the next look
+        self.current = make()
+        self.task: asyncio.Task[None] | None = None
 
-    def context(self) -> ssl.SSLContext:
-        """The context for a handshake that begins now."""
-        now = self.files.state()
-        if now != self.state:
-            # Each state is tried once. Files that change while they are read have another state at the next handshake.
-            self.state = now
-            try:
-                self._context = self.files.context(self.alpn)
-            except BadCertificate as error:
-                RELOADS.slot("failed")[0] += 1
-                _log.error(f"{error}; the previous certificate stays in use")
-            else:
-                RELOADS.slot("ok")[0] += 1
-                _log.info(f"{self.files.certificate} has changed and is in use")
-        return self._context
+    def start(self) -> None:
+        """Begins to follow the files, if it does not yet."""
+        if self.task is None:
+            follow = partial(self.follower.follow, LOOK_EVERY, self._renew)
+            self.task = asyncio.get_running_loop().create_task(faults.supervise("following a certificate", follow))
+
+    def stop(self) -> None:
+        """Follows no more."""
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
+
+    async def _renew(self, changes: Any) -> None:
+        try:
+            self.current = await files.waiting(f"reading certificate {self.files.certificate}", self.make)
+        except (BadCertificate, TimeoutError) as error:
+            RELOADS.slot("failed")[0] += 1
+            _log.error(f"{error}; the previous certificate stays in use")
+        else:
+            RELOADS.slot("ok")[0] += 1
+            _log.info(f"{self.files.certificate} has changed and is in use")
 
 
 def expiry(pem: str) -> float:
@@ -175,6 +180,9 @@ def _end_of_element(der: bytes, at: int) -> int:
 def _read(path: str, mark: str, what: str) -> str:
     """The text of a file that holds what it should in PEM form. Raises BadCertificate."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            # It is read here and by OpenSSL, which would wait for a pipe's second writer for ever.
+            raise BadCertificate(f"the {what} {path} is not a regular file")
         found = files.read(path, MAX_FILE).decode("ascii", errors="replace")
     except FileNotFoundError:
         raise BadCertificate(f"the {what} {path} does not exist") from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kdns import faults, log
 from kdns.address import host_port
+from kdns.net.certificates import Identity
 from kdns.net.http_connections import Connection, Connections, Limits
 from kdns.net.sockets import bind
 
@@ -65,7 +66,7 @@ class HttpServer:
         host: str,
         port: int,
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: Identity[ssl.SSLContext] | None = None,
         headers: Mapping[str, str] | None = None,
         guard: Guard | None = None,
         limits: Limits | None = None,
@@ -109,11 +110,15 @@ class HttpServer:
         )  # fmt: skip
         self.connections = Connections(sock, self.server, self.tls, self.limits)
         self.connections.start()
+        if self.tls is not None:
+            self.tls.start()
 
     async def stop(self) -> None:
         """Closes everything."""
         if self.connections is None or self.server is None:
             return
+        if self.tls is not None:
+            self.tls.stop()
         self.server.pre_shutdown()
         await self.connections.stop()
         await self.server.shutdown(STOP)

@@ -28,6 +28,7 @@ from typing import Final, final
 from kdns import faults, log
 from kdns.address import host_port
 from kdns.metrics import Counter, Gauge
+from kdns.net.certificates import Identity
 
 # Connections that wait to be accepted in the kernel. A turn accepts some five, in under a millisecond: a full queue is
 # gone in a fifth of a second, well within the second that a probe waits.
@@ -135,10 +136,11 @@ class Connection(asyncio.Protocol):
     async def _connect(self) -> None:
         sock, owner = self._sock, self._owner
         assert sock is not None
-        wait = owner.limits.wait if owner.tls is not None else None
+        tls = owner.tls.current if owner.tls is not None else None
+        wait = owner.limits.wait if tls is not None else None
         try:
             await owner.loop.connect_accepted_socket(
-                lambda: self, sock, ssl=owner.tls, ssl_handshake_timeout=wait, ssl_shutdown_timeout=wait
+                lambda: self, sock, ssl=tls, ssl_handshake_timeout=wait, ssl_shutdown_timeout=wait
             )
         except (OSError, TimeoutError):
             pass  # the client went, or its handshake came to no end
@@ -240,7 +242,11 @@ class Connections:
     """The connections to one bound socket."""
 
     def __init__(
-        self, sock: socket.socket, make: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None, limits: Limits
+        self,
+        sock: socket.socket,
+        make: Callable[[], asyncio.Protocol],
+        tls: Identity[ssl.SSLContext] | None,
+        limits: Limits,
     ) -> None:
         """`make` gives a protocol of the HTTP library for each connection."""
         self.sock = sock

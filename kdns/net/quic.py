@@ -37,7 +37,6 @@ from kdns import faults
 from kdns.metrics import Counter
 from kdns.net import Address, Handler
 from kdns.net.certificates import Identity
-from kdns.net.quic_identity import QuicIdentity
 from kdns.net.sockets import Controls, receive_local, reply_from
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import HALF_OPEN, HANDSHAKES, MAX_HALF_OPEN
@@ -109,7 +108,7 @@ class QuicListener(TcpListener):
         self.no_error = no_error
         self.overload = overload
         self.wildcard = wildcard
-        self.identity: QuicIdentity | None = None
+        self.identity: Identity[QuicConfiguration] | None = None
         self.loop: Any = None
         self.accepting = False
         self.tokens = QuicRetryTokenHandler()
@@ -124,9 +123,13 @@ class QuicListener(TcpListener):
         if wildcard:
             receive_local(sock)
 
-    def identify(self, identity: Identity | None, label: str) -> None:
-        if identity is not None and (self.identity is None or self.identity.identity is not identity):
-            self.identity = QuicIdentity(identity, self.idle)
+    def identify(self, identity: Identity[QuicConfiguration] | None, label: str) -> None:
+        if identity is None or (self.identity is not None and self.identity.files == identity.files):
+            return
+        if self.identity is not None:
+            self.identity.stop()
+        self.identity = identity
+        identity.start()
 
     async def start(self) -> None:
         """Begins to read."""
@@ -151,6 +154,8 @@ class QuicListener(TcpListener):
             connection.abort()
         if self.loop is not None:
             self.loop.remove_reader(self.sock)
+        if self.identity is not None:
+            self.identity.stop()
         self.sock.close()
 
     # Datagrams.
@@ -202,7 +207,8 @@ class QuicListener(TcpListener):
         except ValueError:
             self.rejected[0] += 1
             return None
-        configuration = self.identity.configuration()
+        configuration = self.identity.current
+        configuration.idle_timeout = self.idle
         version = header.version or 0
         if version and version not in configuration.supported_versions:
             packet = encode_quic_version_negotiation(

@@ -12,7 +12,7 @@ import resource
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler
@@ -162,16 +162,21 @@ class TcpListener:
         self.max_client = min(of_client or max(self.max_connections // CLIENT_SHARE, 1), self.max_connections)
         self.exempt = exempt or nobody
 
-    def identify(self, identity: Identity | None, label: str) -> None:
+    def identify(self, identity: Identity[Any] | None, label: str) -> None:
         """Shows this certificate from now on; None: connections are not encrypted."""
+        before = self.tls.identity if self.tls is not None else None
+        if before is not None and identity is not None and before.files == identity.files:
+            return  # another one for the same files would forget the sessions that clients may resume
+        if before is not None:
+            before.stop()
         if identity is None:
             self.tls = None
-        elif self.tls is None:
+            return
+        identity.start()
+        if self.tls is None:
             self.tls = TlsGate(identity, label)
-        elif self.tls.identity.files != identity.files:
-            self.tls.identity = (
-                identity  # another one for the same files would forget the sessions that clients may resume
-            )
+        else:
+            self.tls.identity = identity
 
     def admit(self, connection: Connection, host: str) -> bool:
         """Takes a connection in, at another's cost where there is no room; says whether it has."""
@@ -213,6 +218,7 @@ class TcpListener:
         if self.proxy is not None:
             self.proxy.stop()
         if self.tls is not None:
+            self.tls.identity.stop()
             self.tls.stop()
         for connection in list(self.connections):
             connection.abort()

@@ -42,7 +42,12 @@ class TlsGate:
     """The handshakes of one listener. `identity` may be replaced: it is that of handshakes that begin later."""
 
     def __init__(
-        self, identity: Identity, label: str, *, limit: float = HANDSHAKE, max_half_open: int = MAX_HALF_OPEN
+        self,
+        identity: Identity[ssl.SSLContext],
+        label: str,
+        *,
+        limit: float = HANDSHAKE,
+        max_half_open: int = MAX_HALF_OPEN,
     ) -> None:
         self.identity = identity
         self.limit = limit
@@ -183,7 +188,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             return
         try:
             if self.tls is None:
-                context = self.gate.identity.context()
+                context = self.gate.identity.current
                 self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
             self.tls.do_handshake()
         except ssl.SSLWantReadError:

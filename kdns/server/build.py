@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from kdns import extras, log
 from kdns.address import host_port
@@ -19,7 +20,7 @@ from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, Serve
 from kdns.corefile.errors import did_you_mean
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
-from kdns.net.certificates import BadCertificate, Identity
+from kdns.net.certificates import BadCertificate, Identity, TlsFiles
 from kdns.plugin import readers
 from kdns.plugin.base import ListenerOptions, Plugin
 from kdns.plugin.endpoint import ServesHttp, one_name
@@ -130,11 +131,10 @@ class Instance:
             time.sleep(0)
         for group, dispatcher in self.dispatchers.items():
             dispatcher.ready()
-            alpn = SCHEMES[group.scheme].alpn
             files = dispatcher.settings.tls
-            if alpn and files is not None:
+            if SCHEMES[group.scheme].alpn and files is not None:
                 try:
-                    dispatcher.identity = Identity(files, alpn)
+                    dispatcher.identity = Identity(files, _maker(group.scheme, files))
                 except BadCertificate as error:
                     raise CorefileError(None, f"tls: {error}") from None
 
@@ -297,6 +297,15 @@ def check_key(key: Key) -> None:
         from_text(key.zone)
     except BadName as error:
         raise CorefileError(key.token.at, str(error)) from None
+
+
+def _maker(scheme: str, files: TlsFiles) -> Callable[[], Any]:
+    """What makes of files what a scheme's handshakes need."""
+    if SCHEMES[scheme].quic:
+        from kdns.net.quic_identity import configuration  # its library is an extra
+
+        return partial(configuration, files, SCHEMES[scheme].alpn)
+    return partial(files.context, SCHEMES[scheme].alpn)
 
 
 def _check_over_quic(key: Key, options: ListenerOptions) -> None:

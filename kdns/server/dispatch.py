@@ -50,7 +50,7 @@ class Dispatcher:
         self.zones: dict[bytes, list[Block]] = {}
         self.only: Block | None = None
         self.settings = ListenerOptions()
-        self.identity: Identity | None = None
+        self.identity: Identity[Any] | None = None
         self.gate: Gate | None = None
         self.audiences = Audiences()
         self.packer = Packer(label, self.failed, self._panic)

@@ -156,7 +156,9 @@ class Prometheus(Plugin):
         try:
             web = self.web
             guard = web.users.allows if web.users is not None else None
-            self.server = await HttpEndpoint.open(runtime, self.http, tls=web.context, headers=web.headers, guard=guard)
+            self.server = await HttpEndpoint.open(
+                runtime, self.http, tls=web.identity, headers=web.headers, guard=guard
+            )
         except OSError as error:
             # As in CoreDNS, not fatal: names matter more than counts.
             _log.error(f"Failed to start metrics handler: {error}")

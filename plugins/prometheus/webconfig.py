@@ -9,7 +9,6 @@ import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 import yaml
@@ -52,9 +51,9 @@ _HEADERS: Final = (
 
 @dataclass(slots=True)
 class WebConfig:
-    """`context`: None for plain HTTP. `headers` are of every reply. `users`: None where everybody may read."""
+    """`identity`: None for plain HTTP. `headers` are of every reply. `users`: None where everybody may read."""
 
-    context: ssl.SSLContext | None = None
+    identity: Identity[ssl.SSLContext] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     users: Users | None = None
 
@@ -97,9 +96,8 @@ def _understand(found: Any, folder: str) -> WebConfig:
         out.users = Users({str(name): str(text) for name, text in users.items()})
     tls = _mapping(top.get("tls_server_config") or {}, "tls_server_config", (*_TLS, *_OTHER))
     if tls:
-        identity = Identity(_tls(tls, folder))
-        out.context = identity.context()
-        out.context.sni_callback = partial(_identify, identity)
+        tls_files = _tls(tls, folder)
+        out.identity = Identity(tls_files, tls_files.context)
     http = _mapping(top.get("http_server_config") or {}, "http_server_config", ("http2", "headers"))
     for name, value in _mapping(http.get("headers") or {}, "headers", _HEADERS).items():
         if not str(value).isprintable():
@@ -134,11 +132,6 @@ def _tls(found: dict[str, Any], folder: str) -> _Tls:
         suites=_suites(found.get("cipher_suites") or []),
         ours_first=bool(found.get("prefer_server_cipher_suites", True)),
     )
-
-
-def _identify(identity: Identity, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-    """Before each handshake: the identity as its files have it now."""
-    connection.context = identity.context()
 
 
 def _suites(found: Any) -> tuple[str, ...]:

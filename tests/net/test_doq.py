@@ -23,6 +23,7 @@ from dns.quic._common import UnexpectedEOF
 from kdns import extras
 from kdns.corefile import CorefileError
 from kdns.metrics import REGISTRY
+from kdns.net import certificates
 from kdns.net import quic as quic_module
 from kdns.testing import Server, Upstream, code, data, eventually
 from tests.fixtures import Serve, Start
@@ -197,13 +198,15 @@ def test_a_block_of_quic_and_tls_has_both(serve: Serve, site: Site) -> None:
 # Certificates.
 
 
-def test_a_certificate_that_changes_is_shown_to_the_next_connection_and_open_ones_go_on(
-    serve: Serve, site: Site
+def test_a_certificate_that_changes_is_shown_to_later_connections_and_open_ones_go_on(
+    serve: Serve, site: Site, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(certificates, "LOOK_EVERY", 0.02)
     server = serve(site.block(scheme="quic"))
 
     async def script(peer: Client) -> None:
         site.issue("other.example.net")
+        await until(lambda: any("tls.crt has changed and is in use" in line for line in lines))
         with pytest.raises(UnexpectedEOF):
             await asyncio.to_thread(ask, server, site)
         assert data(await asyncio.to_thread(ask, server, site, "a.example.org.", "other.example.net")) == ["192.0.2.1"]
@@ -212,6 +215,7 @@ def test_a_certificate_that_changes_is_shown_to_the_next_connection_and_open_one
 
     play(server, site, script)
     (site.folder / "tls.key").write_text("none")
+    eventually(lambda: any("the previous certificate stays in use" in line for line in lines))
     assert data(ask(server, site, "a.example.org.", "other.example.net")) == ["192.0.2.1"]
 
 

@@ -21,8 +21,10 @@ import dns.message
 import dns.query
 import pytest
 
+from kdns import files
 from kdns.corefile import CorefileError
 from kdns.metrics import REGISTRY
+from kdns.net import certificates
 from kdns.net import tls as tls_module
 from kdns.testing import Server, Upstream, data, eventually, free_port
 from tests.fixtures import Serve
@@ -233,15 +235,31 @@ def test_the_last_of_maxtcpqueries_is_answered_and_the_goodbye_is_said(serve: Se
 # Certificates.
 
 
-def test_a_renewed_certificate_is_the_next_handshakes_and_open_connections_go_on(serve: Serve, site: Site) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates are looked at all the time."""
+    monkeypatch.setattr(certificates, "LOOK_EVERY", 0.02)
+
+
+def shown(server: Server, site: Site, name: str) -> bool:
+    """Whether handshakes show a certificate of this name."""
+    try:
+        return data(ask(server, site, cert=name)) == ["192.0.2.1"]
+    except ssl.SSLCertVerificationError:
+        return False
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_renewed_certificate_is_used_by_handshakes_and_open_connections_go_on(serve: Serve, site: Site) -> None:
     server = serve(site.block())
     with connect(server, site.client()) as sock:
         site.issue("renewed.example.net")
-        assert data(ask(server, site, cert="renewed.example.net")) == ["192.0.2.1"]
+        eventually(lambda: shown(server, site, "renewed.example.net"))
         sock.sendall(wire("a.example.org.", 7))
         assert frame(sock)[:2] == b"\0\7"
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_renewed_certificate_may_have_a_key_of_another_kind(serve: Serve, site: Site) -> None:
     import trustme
 
@@ -249,11 +267,13 @@ def test_a_renewed_certificate_may_have_a_key_of_another_kind(serve: Serve, site
     server = serve(site.block())
     assert data(ask(server, site)) == ["192.0.2.1"]
     site.issue("other.example.net", key_type=trustme.KeyType.ECDSA)
+    eventually(lambda: shown(server, site, "other.example.net"))
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         with connect(server, site.client(maximum_version=version), "other.example.net"):
             pass
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_secrets_folder_is_followed_through_its_swap(serve: Serve, site: Site, tmp_path: Path) -> None:
     mount = tmp_path / "mount"
     mount.mkdir()
@@ -273,9 +293,10 @@ def test_a_secrets_folder_is_followed_through_its_swap(serve: Serve, site: Site,
     server = serve(site.block(tls=f"tls {mount}"))
     assert data(ask(server, site, cert="one.example.net")) == ["192.0.2.1"]
     publish(2, "two.example.net")
-    assert data(ask(server, site, cert="two.example.net")) == ["192.0.2.1"]
+    eventually(lambda: shown(server, site, "two.example.net"))
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_certificate_that_is_half_renewed_leaves_the_one_before_in_use(
     serve: Serve, site: Site, lines: list[str]
 ) -> None:
@@ -284,14 +305,52 @@ def test_a_certificate_that_is_half_renewed_leaves_the_one_before_in_use(
     site.issue("renewed.example.net")
     new = (site.folder / "tls.key").read_bytes()
     (site.folder / "tls.key").write_bytes(key)
-    for _ in range(3):
-        assert data(ask(server, site)) == ["192.0.2.1"]
-    said = [line for line in lines if "is not that of the certificate" in line]
-    assert len(said) == 1 and f"{site.folder}/tls.key" in said[0] and "stays in use" in said[0]
+
+    def said(text: str) -> list[str]:
+        return [line for line in lines if text in line]
+
+    eventually(lambda: said("is not that of the certificate"))
+    assert shown(server, site, NAME)
     (site.folder / "tls.key").write_bytes(new)
-    assert data(ask(server, site, cert="renewed.example.net")) == ["192.0.2.1"]
+    eventually(lambda: shown(server, site, "renewed.example.net"))
+    [line] = said("is not that of the certificate")
+    assert f"{site.folder}/tls.key" in line and "stays in use" in line
     (site.folder / "tls.crt").unlink()
-    assert data(ask(server, site, cert="renewed.example.net")) == ["192.0.2.1"]
+    eventually(lambda: said("does not exist"))
+    assert shown(server, site, "renewed.example.net")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pipe_in_a_certificates_place_held_everybody(serve: Serve, site: Site, lines: list[str]) -> None:
+    server = serve(site.block())
+    (site.folder / "tls.crt").unlink()
+    os.mkfifo(site.folder / "tls.crt")
+    eventually(lambda: any("tls.crt is not a regular file; the previous certificate stays" in line for line in lines))
+    assert shown(server, site, NAME)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_certificate_on_a_file_system_that_hangs_held_everybody(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(site.block())
+    begun, over = threading.Event(), threading.Event()
+    look = files.look
+
+    def hangs(path: str) -> files.Seen:
+        if path.endswith("tls.crt"):
+            begun.set()
+            over.wait(20)
+        return look(path)
+
+    monkeypatch.setattr(files, "look", hangs)
+    try:
+        assert begun.wait(10)
+        for _ in range(5):
+            assert shown(server, site, NAME)
+        assert not over.is_set()
+    finally:
+        over.set()
 
 
 def test_files_that_make_no_certificate_are_an_error_that_names_them(site: Site, serve: Serve, tmp_path: Path) -> None:

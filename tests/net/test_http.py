@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdns import faults
+from kdns.net.certificates import Identity, TlsFiles
 from kdns.net.http import HttpServer, Response
 from kdns.net.http_connections import CLOSED, Limits
 from kdns.testing import eventually
@@ -34,7 +35,8 @@ class Listener:
 
     def __init__(self, tls: ssl.SSLContext | None = None, **limits: Any) -> None:
         self.thread = LoopThread()
-        self.server = HttpServer(HERE, 0, tls=tls, limits=Limits(**limits))
+        identity = Identity(TlsFiles("", ""), lambda: tls) if tls is not None else None
+        self.server = HttpServer(HERE, 0, tls=identity, limits=Limits(**limits))
         self.server.add("/health", self.health)
         self.server.add("/large", self.large)
         self.thread.run(self.server.start())

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 from kdns.corefile import CorefileError
-from kdns.testing import block, free_port
+from kdns.net import certificates
+from kdns.testing import block, eventually, free_port
 from tests.fixtures import Serve
 from tests.securepeers import Authority
 
 
-def test_metrics_are_served_behind_tls_as_a_web_configuration_says(serve: Serve, tmp_path: Path) -> None:
+def test_metrics_are_served_behind_tls_as_a_web_configuration_says(
+    serve: Serve, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "LOOK_EVERY", 0.02)
     authority, port = Authority(tmp_path), free_port()
 
     def issue(name: str) -> None:
@@ -50,11 +54,13 @@ def test_metrics_are_served_behind_tls_as_a_web_configuration_says(serve: Serve,
     except (ssl.SSLError, ConnectionError):
         refused = ""  # with TLS 1.3 the client may learn of it by an alert, or by the end of the connection
     assert not refused
-    # A certificate that is renewed is the next handshake's.
+    # A certificate that is renewed is used by later handshakes.
     issue("renewed.lab")
+    eventually(lambda: any("cert.pem has changed and is in use" in line for line in lines))
     assert scrape("renewed.lab").startswith("HTTP/1.1 200 OK")
     # One that is half written leaves the one before in force.
     (tmp_path / "cert.pem").write_text("nonsense")
+    eventually(lambda: any("the previous certificate stays in use" in line for line in lines))
     assert scrape("renewed.lab").startswith("HTTP/1.1 200 OK")
 
 
