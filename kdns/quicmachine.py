@@ -36,7 +36,7 @@ machine.MAX_PENDING_CRYPTO = 64 << 10
 
 # Gaps in what has come of one stream. A message of 64 KiB is some 55 packets, of which every other one may be missing.
 MAX_GAPS: Final = 64
-# Gaps in what was acknowledged of one stream: more than there may be packets on their way (net.quic.MAX_HELD).
+# Gaps in what was acknowledged of one stream: more than there may be packets on their way (quic_connection.MAX_HELD).
 MAX_GAPS_SENT: Final = 1024
 
 

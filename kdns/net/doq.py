@@ -16,7 +16,7 @@ from kdns.dns.errors import FormatError
 from kdns.dns.query import parse
 from kdns.metrics import Counter
 from kdns.net import MessageStream
-from kdns.net.quic import QuicConnection
+from kdns.net.quic_connection import QuicConnection
 
 _KEEPALIVE: Final = edns.KEEPALIVE.to_bytes(2, "big")
 

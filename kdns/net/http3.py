@@ -14,7 +14,8 @@ from aioquic.quic import events
 
 from kdns.net import Address, doh
 from kdns.net.http2 import MAX_HEADERS, Exchange
-from kdns.net.quic import QuicConnection, QuicListener
+from kdns.net.quic import QuicListener
+from kdns.net.quic_connection import QuicConnection
 from kdns.net.web import MAX_MESSAGE, Fields, named
 from kdns.quicmachine import Http3 as Frames
 

@@ -101,13 +101,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         subprocess.run(["musl-gcc", "-static", "-o", "musl", "client.c"], cwd=folder, check=True)
         out["musl"] = [str(folder / "musl")]
     if shutil.which("go"):
-        env = {
-            **os.environ,
-            "CGO_ENABLED": "0",
-            "GOCACHE": str(folder / "cache"),
-            "GOFLAGS": "-mod=mod",
-            "GOTOOLCHAIN": "local",
-        }
+        env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
         subprocess.run(["go", "build", "-o", "go-client", "client.go"], cwd=folder, env=env, check=True)
         out["go"] = [str(folder / "go-client")]
     try:
