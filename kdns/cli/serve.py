@@ -41,18 +41,18 @@ def main(words: Sequence[str]) -> int:
         values, rest = parse(words, FLAGS)
     except BadFlag as error:
         return refuse(error, help_text(), FLAGS)
-    if values["version"]:
-        print("\n".join(version_lines()))
-        return 0
-    if values["plugins"]:
-        print("\n".join([*sorted(name for name in catalog.built() if name != "on"), ""]))
-        return 0
     if rest:
         from kdns.cli import suggestion
 
         return fail(
             f'extra command line arguments: "{rest[0]}" is not a command of kdns{suggestion(rest[0])}. See: kdns --help'
         )
+    if values["version"]:
+        print("\n".join(version_lines()))
+        return 0
+    if values["plugins"]:
+        print("\n".join([*sorted(name for name in catalog.built() if name != "on"), ""]))
+        return 0
     form = str(values["log-format"])
     if form not in ("text", "json"):
         sys.stderr.write(f'invalid value "{form}" for flag -log-format: expected text or json\n')

@@ -584,6 +584,9 @@ def test_help_goes_to_stdout_and_words_that_are_unknown_get_a_suggestion() -> No
             done.returncode == 0 and not done.stderr and "kdns check " in done.stdout and "Exit codes:" in done.stdout
         )
     assert kdns("version").stdout == kdns("-version").stdout
+    for words in (("version", "x"), ("-version", "x"), ("-plugins", "x")):  # these ignored what they did not know
+        done = kdns(*words)
+        assert done.returncode == 1 and "extra command line arguments" in done.stderr and not done.stdout
     done = kdns("chek")
     assert done.returncode == 1 and 'did you mean "check"?' in done.stderr
     done = kdns("help", "chek")
