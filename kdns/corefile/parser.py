@@ -152,6 +152,7 @@ class _Parser:
         self.depth = 0  # of blocks that are open within a server block
         self.snippet_uses = 0
         self.imports = 0
+        self.files: dict[str, list[Token]] = {}  # what was imported: one state of each file, read once
         # Files that are being read, those of the outermost import first: how many tokens follow a file's last, and its
         # path. What is put in the stream shifts places from its start, and none from its end. Of one import's files,
         # which are listed from the last to the first, the last in the list is the one that is being read.
@@ -399,11 +400,12 @@ class _Parser:
             for path in self._files(target):
                 if path in open_files:
                     raise self.fail(target, f"{path} imports itself")
-                try:
-                    text = self.reader.read(path)
-                except OSError as error:
-                    raise self.fail(target, f"cannot import {path}: {error.strerror or error}") from None
-                found += tokens(text, path)
+                if path not in self.files:
+                    try:
+                        self.files[path] = tokens(self.reader.read(path), path)
+                    except OSError as error:
+                        raise self.fail(target, f"cannot import {path}: {error.strerror or error}") from None
+                found += self.files[path]
                 ends.append((len(found), path))
         if len(self.stream) + len(found) > MAX_TOKENS:
             raise self.fail(target, f"imports add up to over {MAX_TOKENS} words: does one import itself?")

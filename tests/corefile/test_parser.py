@@ -204,6 +204,16 @@ def test_a_file_may_be_imported_again_once_it_has_ended(tmp_path: Path) -> None:
     assert counts == [{"log": 2}, {"errors": 2, "log": 2, "whoami": 2}]
 
 
+def test_files_that_each_import_another_twice_were_read_100000_times(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"f{i}").write_text(f"import f{i + 1}\nimport f{i + 1}\n")
+    (tmp_path / "f20").write_text("")
+    reader = CountingReader()
+    with pytest.raises(CorefileError, match="more than 100000 files imported"):
+        parse(". {\nimport f0\n}", str(tmp_path / "Corefile"), reader=reader)
+    assert reader.count == 21
+
+
 def test_an_error_in_an_imported_file_names_that_file(tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("\n\n  nonsense\n")
     with pytest.raises(CorefileError) as caught:
