@@ -23,7 +23,7 @@ _log = log.Logger()
 def report(where: str, error: BaseException) -> None:
     """Counts and logs an exception, in one line with the place it comes from. `where` says what it has ended."""
     ERRORS.slot()[0] += 1
-    _log.error(f"Internal error in {where}: {_text(error)}")
+    _log.error(f"Internal error in {where}: {text_of(error)}")
 
 
 def caught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -66,8 +66,8 @@ async def supervise(where: str, work: Callable[[], Awaitable[None]], pause: floa
         await asyncio.sleep(pause)
 
 
-def _text(error: BaseException) -> str:
-    """Type, text and place of an exception: `ValueError: text (kdns.net.tcp:123)`."""
+def text_of(error: BaseException) -> str:
+    """Type, text and place of an exception: `ValueError: text (kdns.net.tcp:123)`; a file where it is not of kdns."""
     what = type(error).__name__
     try:
         text = str(error)
@@ -80,4 +80,5 @@ def _text(error: BaseException) -> str:
         return what
     while trace.tb_next is not None:
         trace = trace.tb_next
-    return f"{what} ({trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno})"
+    name = str(trace.tb_frame.f_globals.get("__name__", "?"))
+    return f"{what} ({name if name.startswith('kdns.') else trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"

@@ -1,6 +1,7 @@
 """Differences between two servers' replies to one question, and which of them docs/differences.md documents. Pure."""
 
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple
 
 from kdns.dns import iana
@@ -14,6 +15,13 @@ NO_REPLY, CODE, RECORDS = "no reply", "response code", "records"
 ADDRESSES, FLAGS, AUTHORITY = "addresses of outside names", "flags", "authority"
 SERIOUS: Final = (NO_REPLY, CODE, RECORDS)
 KINDS: Final = (*SERIOUS, ADDRESSES, FLAGS, AUTHORITY)
+# Unspecified, private (RFC 1918, RFC 6598, RFC 4193), loopback and link-local addresses.
+_INSIDE: Final = tuple(
+    ip_network(each) for each in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+        "::/127", "fc00::/7", "fe80::/10",
+    )
+)  # fmt: skip
 _NAMES: Final = frozenset((iana.CNAME, iana.PTR, iana.NS))
 _FLAGS: Final = ((iana.AA, "aa"), (iana.TC, "tc"), (iana.RA, "ra"), (iana.AD, "ad"))
 
@@ -62,7 +70,7 @@ def compared(question: Question, zones: tuple[bytes, ...], one: Answer | str, ot
         found.append((CODE, described(one), described(other)))
     elif (ours := _records(one.answer)) != (theirs := _records(other.answer)):
         kinds = [sorted({rrset.type for rrset in each.answer}) for each in (one, other)]
-        varies = not cluster and kinds[0] == kinds[1]
+        varies = not cluster and kinds[0] == kinds[1] and _may_vary(one) and _may_vary(other)
         found.append((ADDRESSES if varies else RECORDS, _listed(ours - theirs), _listed(theirs - ours)))
     flags = [{text for bit, text in _FLAGS if each.flags & bit} for each in (one, other)]
     if flags[0] != flags[1]:
@@ -105,6 +113,16 @@ def _text(rrset: RRset, data: bytes) -> str:
     if rrset.type == iana.A:
         return f"{head} {'.'.join(map(str, data))}"
     return f"{head} {data.hex()}"
+
+
+def _may_vary(answer: Answer) -> bool:
+    """Whether addresses may be others at the next question, as those of content networks are: not what a server has of
+    its own (`hosts`, `template`, a zone), nor addresses that only a network's own servers give.
+    """
+    if answer.flags & iana.AA:
+        return False
+    found = [ip_address(data) for each in answer.answer if each.type in (iana.A, iana.AAAA) for data in each.rdatas]
+    return not any(address in network for address in found for network in _INSIDE if address.version == network.version)
 
 
 def _listed(records: set[str]) -> str:

@@ -126,7 +126,7 @@ def corefile_source(conf: str, port: int) -> Callable[[], Corefile]:
     if not path and not os.path.lexists("Corefile"):
         return lambda: _builtin(port)
     path = path or "Corefile"
-    read = CorefileOnDisk(path, port, catalog.known)
+    read = CorefileOnDisk(path, port, catalog.known, build.plugin_paths)
     served = False
 
     def reread() -> Corefile:

@@ -6,6 +6,7 @@ names and looks at interfaces, groups the keys by listener and finds duplicates.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import time
@@ -231,6 +232,16 @@ def _steps(corefile: Corefile, instance: Instance) -> Iterator[None]:
         block.siblings = blocks
         block.compile()
         yield
+
+
+def plugin_paths(corefile: Corefile) -> list[str]:
+    """The plugin files that a Corefile names."""
+    out = []
+    for block in corefile.blocks:
+        for directive in block.directives.get(plugin_files.NAME, ()):
+            with contextlib.suppress(CorefileError):  # of `root`
+                out += [os.path.join(folder_of(corefile, block), word.text) for word in directive.args[:1]]
+    return out
 
 
 def folder_of(corefile: Corefile, block: ServerBlock) -> str:

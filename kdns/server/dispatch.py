@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, final
 
-from kdns import log
+from kdns import faults, log
 from kdns.dns import edns as _edns
 from kdns.dns import iana, reply
 from kdns.dns.answer import REPLY_EDNS, Answer
@@ -333,11 +333,7 @@ class Dispatcher:
     def _panic(self, error: BaseException) -> None:
         """Counts and logs an exception in a plugin, or of our own."""
         self.panics[0] += 1
-        try:
-            what = f"{type(error).__name__}: {error}"
-        except Exception:
-            what = type(error).__name__  # its text is an exception too
-        text = f'Recovered from panic in server: "{self.label}" {what}'
+        text = f'Recovered from panic in server: "{self.label}" {faults.text_of(error)}'
         if self.settings.stacktrace or self.settings.debug:
             text += " " + "".join(traceback.format_exception(error))
         _log.error(text)

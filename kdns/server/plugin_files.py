@@ -2,8 +2,8 @@
 
 A relative path begins at the block's `root`, or in the Corefile's folder where there is none.
 
-The file holds one class that extends `kdns.plugin.Plugin`. It is read anew at each load of the Corefile, so an edit
-takes effect with SIGUSR1. Whoever may edit the Corefile may run code in the server: the file counts as part of it.
+The file holds one class that extends `kdns.plugin.Plugin`. It counts as part of the Corefile: `reload` sees an edit,
+and so does SIGUSR1. Whoever may edit the Corefile may run code in the server.
 """
 
 import importlib.util

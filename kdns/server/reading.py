@@ -9,6 +9,7 @@ folders of patterns too: as long as that is the same, so is the Corefile, and no
     blocks
 """
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -87,13 +88,20 @@ def _digest(text: str) -> bytes:
 class CorefileOnDisk:
     """Reads a Corefile, as often as it is called; the same object as long as no input has changed.
 
-    `known` gives the directives there are, and `suggestions` those that are named where one is misspelt.
+    `known` gives the directives there are. `beside` gives the files that count as part of a Corefile (plugins).
     """
 
-    def __init__(self, path: str, port: int, known: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self,
+        path: str,
+        port: int,
+        known: Callable[[], Iterable[str]],
+        beside: Callable[[Corefile], Iterable[str]] = lambda corefile: (),
+    ) -> None:
         self.path = path
         self.port = port
         self.known = known
+        self.beside = beside
         self.last: Corefile | None = None
         self.seen: dict[tuple[str, bool], bytes] = {}
 
@@ -112,6 +120,12 @@ class CorefileOnDisk:
         else:
             corefile, seen = _by_child(request)
             seen |= inputs.seen
+        for path in self.beside(corefile):
+            also = Inputs()
+            with contextlib.suppress(OSError, CorefileError):  # whoever loads it says what is wrong
+                also.read(path)
+            seen |= also.seen
+            corefile.fingerprint += also.seen[path, False].hex()
         self.last, self.seen = corefile, seen
         return corefile
 

@@ -247,6 +247,21 @@ def test_addresses_of_outside_names_may_vary_and_codes_may_not(upstream: Start) 
     )
 
 
+@pytest.mark.parametrize("ours", ["10.1.2.3", "0.0.0.0", "192.168.7.8"])
+def test_an_override_that_was_lost_was_a_difference_that_no_client_minds(upstream: Start, ours: str) -> None:
+    one = upstream(lambda query, proto: answer(query, f"A {ours}"))
+    other = upstream(lambda query, proto: answer(query, "A 192.0.2.2"))
+    done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "a.org")
+    assert done.returncode == 3 and "records: 1" in done.stdout
+
+
+def test_records_of_a_servers_own_that_differ_were_a_difference_that_no_client_minds(serve: Serve) -> None:
+    text = ".:{{port}} {{\n bind 127.0.0.1\n hosts {{\n 192.0.2.{} a.org\n }}\n whoami\n}}\n"
+    servers = [serve(text.format(number)) for number in (1, 2)]
+    done = kdns("compare", *(f"@127.0.0.1:{server.port}" for server in servers), "a.org")
+    assert done.returncode == 3 and "records: 1" in done.stdout
+
+
 def test_one_that_answers_nothing_is_named(upstream: Start) -> None:
     one = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
     port = free_port()

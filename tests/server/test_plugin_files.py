@@ -8,6 +8,8 @@ import pytest
 from kdns.cli import serve as serving
 from kdns.corefile import CorefileError
 from kdns.plugin import Plugin
+from kdns.server import build, catalog
+from kdns.server.reading import CorefileOnDisk
 from kdns.testing import Server, code, data, free_port
 from tests.fixtures import Serve
 
@@ -43,7 +45,23 @@ def test_a_plugin_that_breaks_breaks_its_query_alone(serve: Serve, tmp_path: Pat
     )
     server = serve(f".:{{port}} {{\n bind 127.0.0.1\n plugin {path}\n whoami\n}}")
     assert code(server.ask("x.org.")) == "SERVFAIL" and code(server.ask("y.org.")) == "EMPTY"
-    assert any("ZeroDivisionError" in line for line in lines)
+    assert any(f"ZeroDivisionError: division by zero ({path}:6)" in line for line in lines)
+
+
+def test_reload_did_not_see_an_edited_plugin_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / "hello.py"
+    path.write_text(GREETING)
+    corefile = tmp_path / "Corefile"
+    corefile.write_text(f". {{\n root {tmp_path}/sub\n plugin hello.py\n whoami\n}}\n")
+    read = CorefileOnDisk(str(corefile), 53, catalog.known, build.plugin_paths)
+    first = read()
+    assert read() is first
+    path.write_text(GREETING.replace("hello", "good day"))
+    second = read()
+    assert second.fingerprint != first.fingerprint and read() is second
+    path.unlink()
+    assert read().fingerprint not in (first.fingerprint, second.fingerprint)
 
 
 def test_its_place_among_the_others_is_its_own_choice(serve: Serve, tmp_path: Path) -> None:
