@@ -203,6 +203,7 @@ class _Life:
         self.server: Server | Supervisor = Server(reread, share_port=share_port)
         self.greeting = greeting
         self.stopping: signal.Signals | None = None
+        self.started = self.asked = False
         self.told = asyncio.Event()
         self.tasks: set[asyncio.Task[object]] = set()
         self.code = 0
@@ -218,6 +219,7 @@ class _Life:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         loop.add_signal_handler(signal.SIGQUIT, self._leave, 0)
+        loop.add_signal_handler(signal.SIGUSR1, self._reload)
         log.start_writer()
         try:
             starting = asyncio.ensure_future(self.server.start(self.reread()))
@@ -231,7 +233,9 @@ class _Life:
         except (CorefileError, OSError) as error:
             log.stop_writer()
             return fail(str(error))
-        loop.add_signal_handler(signal.SIGUSR1, self._reload)
+        self.started = True
+        if self.asked:
+            self._reload()
         self._say(
             [
                 *version_lines(),
@@ -282,6 +286,9 @@ class _Life:
         self.told.set()
 
     def _reload(self) -> None:
+        if not self.started:
+            self.asked = True  # what it is asked for while it starts comes right after
+            return
         task: asyncio.Task[object] = asyncio.ensure_future(self.server.reload())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

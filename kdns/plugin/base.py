@@ -154,6 +154,9 @@ class Plugin:
         """
         raise NotImplementedError
 
+    def check(self, block: BlockInfo) -> None:
+        """Raises CorefileError where the block lacks a plugin that this one needs. Nothing has been read yet."""
+
     def load(self, block: BlockInfo) -> None:
         """Reads what the config names. Raises CorefileError or OSError. May run in a thread; touches no loop."""
 

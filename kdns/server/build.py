@@ -67,6 +67,7 @@ class Instance:
         """
         for block in self.blocks:
             for plugin in block.plugins:
+                plugin.check(block)
                 plugin.load(block)
                 for warning in plugin.warnings() if warn else ():
                     log.plugin(plugin.name).warning(warning)
@@ -87,6 +88,7 @@ class Instance:
         for block in self.blocks:
             for plugin in block.plugins:
                 try:
+                    plugin.check(block)
                     plugin.load(block)
                 except (CorefileError, OSError) as error:
                     found.append(error)
@@ -101,6 +103,9 @@ class Instance:
         """Raises CorefileError where two blocks, or two plugins, claim the same. Before `load` interfaces are only
         names.
         """
+        for block in self.blocks:
+            for plugin in block.plugins:
+                plugin.check(block)
         _check_duplicates(self.blocks)
         _check_endpoints(self.blocks)
         _check_quic(self.blocks)
@@ -110,7 +115,8 @@ class Instance:
         encrypted = {(key.scheme, key.port) for block in self.blocks if _has_tls(block) for key in block.parsed.keys}
         keys = [key for block in self.blocks for key in block.parsed.keys if SCHEMES[key.scheme].alpn]
         open_ = [key for key in keys if (key.scheme, key.port) not in encrypted and not SCHEMES[key.scheme].quic]
-        return [f"{key} is served unencrypted: there is no `tls` in its server block" for key in open_]
+        unencrypted = [f"{key} is served unencrypted: there is no `tls` in its server block" for key in open_]
+        return [*unencrypted, *_certificates(self.blocks)]
 
     def group(self) -> None:
         """Makes the dispatchers. Raises CorefileError where two blocks claim the same."""
@@ -308,6 +314,20 @@ def check_key(key: Key) -> None:
         from_text(key.zone)
     except BadName as error:
         raise CorefileError(key.token.at, str(error)) from None
+
+
+def _certificates(blocks: list[Block]) -> list[str]:
+    """Warnings of listeners whose blocks name different certificates: one of them is shown to all clients."""
+    named: dict[tuple[str, int], dict[str, None]] = {}
+    for block in blocks:
+        for directive in block.parsed.directives.get("tls", ()):
+            for key in block.parsed.keys:
+                if SCHEMES[key.scheme].alpn:
+                    named.setdefault((key.scheme, key.port), {})[" ".join(directive.words())] = None
+    return [
+        f"blocks for {scheme}://...:{port} name different certificates, and clients of all of them get the last: {last}"
+        for (scheme, port), texts in named.items() if len(texts) > 1 for last in [list(texts)[-1]]
+    ]  # fmt: skip
 
 
 def _maker(scheme: str, files: TlsFiles) -> Callable[[], Any]:

@@ -72,6 +72,10 @@ class Blocklist(Plugin):
 
     # Life.
 
+    def check(self, block: BlockInfo) -> None:
+        if self.scope is not None:
+            self.scope.check(block)
+
     def load(self, block: BlockInfo) -> None:
         self.lists = Lists(self.config, block.path, self._changed)
         self.lists.look()

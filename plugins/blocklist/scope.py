@@ -23,13 +23,15 @@ class Scope:
         self.clients = Clients()
         self.source: ServesCluster | None = None
 
-    def wire(self, block: BlockInfo) -> None:
-        """Finds the cluster. Raises CorefileError."""
-        found = block.all(ServesCluster)
-        if not found:
+    def check(self, block: BlockInfo) -> None:
+        """Raises CorefileError where there is no cluster."""
+        if not block.all(ServesCluster):
             text = "blocklist: `namespaces` and `except` need the plugin kubernetes in the same server block"
             raise CorefileError(self.config.at, text)
-        self.source = found[0]
+
+    def wire(self, block: BlockInfo) -> None:
+        """Finds the cluster. Raises CorefileError."""
+        self.source = block.all(ServesCluster)[0]
         if option := self.source.selects():
             text = f"blocklist must know all Pods, and `{option}` of kubernetes keeps some away"
             raise CorefileError(self.config.at, text)

@@ -114,17 +114,18 @@ class K8sExternal(Plugin):
         self.pod_names = False
         self.block: BlockInfo | None = None
 
+    def check(self, block: BlockInfo) -> None:
+        if not block.all(Kubernetes):
+            raise CorefileError(
+                block.parsed.at, "plugin/k8s_external: it needs the plugin kubernetes in the same server block"
+            )
+
     def wire(self, block: BlockInfo) -> None:
         self.block = block
         self.ttl = min(
             self.config.ttl, *(block.ttl_limit(zone, denial) for zone in self.zones for denial in (False, True))
         )
-        clusters = block.all(Kubernetes)
-        if not clusters:
-            raise CorefileError(
-                block.parsed.at, "plugin/k8s_external: it needs the plugin kubernetes in the same server block"
-            )
-        self.cluster = clusters[0]
+        self.cluster = block.all(Kubernetes)[0]
         self.pod_names = self.cluster.index.config.endpoint_pod_names
 
     # Queries.

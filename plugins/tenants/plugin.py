@@ -93,11 +93,12 @@ class Tenants(Plugin):
             wanted.add(WATCH_POLICIES)
         return frozenset(wanted)
 
-    def wire(self, block: BlockInfo) -> None:
-        found = block.all(ServesCluster)
-        if not found:
+    def check(self, block: BlockInfo) -> None:
+        if not block.all(ServesCluster):
             raise CorefileError(self.config.at, "tenants: it needs the plugin kubernetes in the same server block")
-        self.source = found[0]
+
+    def wire(self, block: BlockInfo) -> None:
+        self.source = block.all(ServesCluster)[0]
         self.namers = block.all(NamesNamespaces)
         if self.config.zone and self.config.zone not in self.source.cluster_zones():
             zones = " ".join(map(to_text, self.source.cluster_zones()))

@@ -360,3 +360,37 @@ def test_check_says_what_is_no_error_and_yet_worth_knowing(tmp_path: Path) -> No
         tmp_path, text.replace("searchpath", "searchpath {\n except kube-system\n }").replace("10.1.0.0/20", ".")
     )
     assert kdns("check", quiet).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "needs"),
+    [
+        ("tenants {\n isolate\n unknown allow\n }", "tenants: it needs the plugin kubernetes"),
+        ("k8s_external ext.org", "k8s_external: it needs the plugin kubernetes"),
+        ("blocklist {\n file l\n namespaces shop\n }", "need the plugin kubernetes"),
+    ],
+)
+def test_check_said_ok_of_a_plugin_without_the_one_that_it_needs(tmp_path: Path, lines: str, needs: str) -> None:
+    (tmp_path / "Corefile").write_text(f". {{\n {lines}\n whoami\n}}\n")
+    done = kdns("check", str(tmp_path / "Corefile"))
+    assert done.returncode == 1 and needs in done.stdout + done.stderr
+
+
+def test_check_warns_of_different_certificates_on_one_listener(tmp_path: Path) -> None:
+    text = "tls://a.org {{\n tls a.crt a.key\n whoami\n}}\ntls://b.org {{\n tls {} b.key\n whoami\n}}\n"
+    (tmp_path / "Corefile").write_text(text.format("b.crt"))
+    done = kdns("check", str(tmp_path / "Corefile"))
+    assert done.returncode == 0 and "name different certificates" in done.stdout + done.stderr
+    (tmp_path / "Corefile").write_text(text.format("a.crt").replace("b.key", "a.key"))
+    done = kdns("check", str(tmp_path / "Corefile"))
+    assert "different certificates" not in done.stdout + done.stderr
+
+
+def test_a_signal_to_reload_while_it_started_ended_the_process(tmp_path: Path, processes: list[Process]) -> None:
+    path, port = corefile(tmp_path)
+    process = Process("-conf", path)
+    processes.append(process)
+    process.until(f":{port}")  # the sockets are open, and the rest of the start is still to come
+    process.process.send_signal(signal.SIGUSR1)
+    process.until("[INFO] Reloading complete")
+    assert process.end() == 0

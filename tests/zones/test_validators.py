@@ -165,6 +165,14 @@ def test_delv_finds_what_dnssec_signs_secure(serve: Serve, tmp_path: Path, kind:
     judge_by_delv(server, tmp_path, keys, plain, kind)
 
 
+@needs_delv
+@needs_bind
+def test_any_above_a_signed_zone_was_bogus(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "TYPES", ("ANY",))
+    server, keys, plain = signing_itself(serve, tmp_path, "nsec", "ECDSAP256SHA256", "any")
+    judge_by_delv(server, tmp_path, keys, plain, "nsec")
+
+
 @needs_bind
 @pytest.mark.parametrize("judged", JUDGES)
 @pytest.mark.parametrize("kind", SIGN_KINDS)
@@ -205,14 +213,16 @@ def signed_by_sign(serve: Serve, folder: Path, kind: str) -> tuple[Server, Path,
     return server, keys, plain
 
 
-def signing_itself(serve: Serve, folder: Path, kind: str, algorithm: str) -> tuple[Server, Path, dict[str, Path]]:
+def signing_itself(
+    serve: Serve, folder: Path, kind: str, algorithm: str, more: str = ""
+) -> tuple[Server, Path, dict[str, Path]]:
     """A server that signs what it says of zones, their keys' folder, and their files."""
     plain, keys = unsigned(folder)
     for zone in plain:
         peers.keygen(keys, zone, algorithm)
     lines = "\n ".join(f"file {path} {zone}" for zone, path in plain.items())
     signing = f"dnssec {' '.join(plain)} {{\n key directory {keys}\n denial {kind}\n }}"
-    return serve(f".:{{port}} {{\n bind 127.0.0.1\n {signing}\n {lines}\n}}\n"), keys, plain
+    return serve(f".:{{port}} {{\n bind 127.0.0.1\n {signing}\n {lines}\n {more}\n}}\n"), keys, plain
 
 
 def unsigned(folder: Path) -> tuple[dict[str, Path], Path]:
