@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs dnsperf, a C compiler and the peers where they are missing and we may.
 missing=""
-for pair in dnsperf:dnsperf cc:gcc knotd:knot unbound:unbound dnsmasq:dnsmasq-base h2load:nghttp2-client; do
+for pair in dnsperf:dnsperf cc:gcc knotd:knot nsd:nsd unbound:unbound dnsmasq:dnsmasq-base h2load:nghttp2-client; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
 done
 [ -z "$missing" ] && exit 0

@@ -38,8 +38,8 @@ signed as if its name existed. SERVFAIL and REFUSED have nothing to sign: `hosts
 for names that it has not.
 
 `rewrite` stands above: names and types that it changes in an answer do not fit their signatures any more. The same
-holds for the CNAMEs of `autopath` and `searchpath`, and for the addresses that `dns64` and `siit` make. Signed
-addresses are not rotated by `loadbalance`.
+holds for the CNAMEs of `autopath` and `searchpath`, for the addresses that `dns64` and `siit` make, and for what `acl`
+(`filter`) and `local` answer in a zone's place. Signed addresses are not rotated by `loadbalance`.
 
 A signature takes some 60 us with ECDSAP256SHA256 and 800 us with RSASHA256 of 2,048 bits. Answers that need many are
 made in turns, and slow ones (RSA of 4,096 bits) beside the loop.
