@@ -153,6 +153,45 @@ class Gateway:
         return f"{kind} {algorithm} {text}", at
 
 
+class Relay:
+    """An AMTRELAY's discovery bit, type and relay (RFC 8777, section 4.3)."""
+
+    _KINDS: Final[dict[int, Field]] = {1: Address(socket.AF_INET), 2: Address(socket.AF_INET6), 3: Name()}
+
+    def read(self, entry: Entry) -> bytes:
+        discovery = number(entry.next("0 or 1"), 1)
+        kind = number(entry.next("a relay type"), 3)
+        if not kind:
+            word = entry.next("a relay")
+            if word.text != b".":
+                raise BadRecord(word.at, f'expected "." for no relay, found "{shown(word.text)}"')
+            return bytes((discovery << 7,))
+        return bytes((discovery << 7 | kind,)) + self._KINDS[kind].read(entry)
+
+    def show(self, data: bytes, at: int) -> tuple[str, int]:
+        (octet,) = _cut(data, at, 1)
+        discovery, kind = octet >> 7, octet & 0x7F
+        if not kind:
+            return f"{discovery} 0 .", at + 1
+        if kind not in self._KINDS:
+            raise ValueError("no relay")
+        text, at = self._KINDS[kind].show(data, at + 1)
+        return f"{discovery} {kind} {text}", at
+
+
+class Locator:
+    """64 bits of an identifier or locator as four groups of hex digits (RFC 6742, sections 2.1.2 and 2.3.2)."""
+
+    def read(self, entry: Entry) -> bytes:
+        word = entry.next("four groups of hex digits")
+        if re.fullmatch(rb"(?:[0-9A-Fa-f]{1,4}:){3}[0-9A-Fa-f]{1,4}", word.text) is None:
+            raise BadRecord(word.at, f'expected 64 bits such as 2001:db8:1:2, found "{shown(word.text)}"')
+        return b"".join(int(group, 16).to_bytes(2, "big") for group in word.text.split(b":"))
+
+    def show(self, data: bytes, at: int) -> tuple[str, int]:
+        return _cut(data, at, 8).hex(":", 2), at + 8
+
+
 class HostIdentity:
     """A HIP's rdata (RFC 8005, section 5): algorithm, identity in hex, key in base64, rendezvous servers."""
 

@@ -29,7 +29,7 @@ from kdns.zonefile.fields import (
     Type,
     name_text,
 )  # fmt: skip
-from kdns.zonefile.odd_fields import Gateway, HostIdentity, Location, Parameters, Prefixes
+from kdns.zonefile.odd_fields import Gateway, HostIdentity, Location, Locator, Parameters, Prefixes, Relay
 from kdns.zonefile.words import Entry, shown
 
 _NAME: Final = Name()
@@ -70,6 +70,9 @@ _ROWS: Final[dict[str, tuple[Field, ...]]] = {
     "HIP": (HostIdentity(),), "CDS": _DS, "CDNSKEY": _KEY, "OPENPGPKEY": (_BASE64,), "CSYNC": (_U32, _U16, Bitmap()),
     "ZONEMD": (_U32, _U8, _U8, _HEX), "SVCB": _SVCB, "HTTPS": _SVCB, "SPF": (Strings(),), "EUI48": (Eui(6),),
     "EUI64": (Eui(8),), "URI": (_U16, _U16, Rest()), "CAA": (_U8, Tag(), Rest()),
+    "GPOS": (_STRING, _STRING, _STRING), "NINFO": (Strings(),),
+    "NID": (_U16, Locator()), "L32": (_U16, Address(socket.AF_INET)), "L64": (_U16, Locator()), "LP": (_U16, _NAME),
+    "AVC": (Strings(),), "AMTRELAY": (_U8, Relay()), "RESINFO": (Strings(),), "WALLET": (Strings(),), "DLV": _DS,
 }  # fmt: skip
 LAYOUTS: Final = {iana.TYPES[text]: row for text, row in _ROWS.items()}
 # Types that are no data: of messages and of questions only.
