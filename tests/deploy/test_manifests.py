@@ -22,6 +22,7 @@ from kdns.cli.plugins import not_built
 from kdns.metrics import REGISTRY
 from kdns.server import build, catalog
 from kdns.testing import free_port, http_get
+from tests.corefile.test_real_world import AKS, K3S
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 TREES = ("base", *(f"overlays/{path.name}" for path in sorted((DEPLOY / "overlays").iterdir())))
@@ -269,6 +270,26 @@ def test_side_by_side_shares_no_name_selector_or_address_with_what_is_there() ->
     )
     binding = one("overlays/side-by-side", "ClusterRoleBinding")
     assert binding["roleRef"]["name"] == "kdns-system:coredns" and binding["subjects"][0]["name"] == "kdns-coredns"
+
+
+@pytest.mark.parametrize("text", [K3S, AKS], ids=["k3s", "aks"])
+def test_side_by_side_left_out_what_k3s_and_aks_import_from_coredns_custom(text: str, tmp_path: Path) -> None:
+    spec = one("overlays/side-by-side", "Deployment")["spec"]["template"]["spec"]
+    volumes = {each["name"]: each["configMap"] for each in spec["volumes"]}
+    mounts = {each["mountPath"]: volumes[each["name"]] for each in spec["containers"][0]["volumeMounts"]}
+    assert mounts == {
+        "/etc/coredns": {"name": "coredns"}, "/etc/coredns/custom": {"name": "coredns-custom", "optional": True}
+    }  # fmt: skip
+    # Both ConfigMaps as they are then mounted, and the first alone.
+    text = text.replace("/etc/coredns", str(tmp_path))
+    corefile = beside("overlays/side-by-side", {"Corefile": text, "NodeHosts": "192.0.2.7 node-1\n"}, tmp_path)
+    before = build.build(build.read(text, str(corefile)))
+    (tmp_path / "custom").mkdir()
+    (tmp_path / "custom" / "one.override").write_text("log\n")
+    (tmp_path / "custom" / "two.server").write_text("corp.example.:53 {\n whoami\n}\n")
+    after = build.build(build.read(text, str(corefile)))
+    assert len(after.blocks) == len(before.blocks) + 1
+    assert ["log" in each.blocks[0].query_plugins() for each in (before, after)] == [False, True]
 
 
 def test_side_by_side_runs_the_clusters_own_corefile_and_compares_both() -> None:
