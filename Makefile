@@ -128,7 +128,8 @@ docs: $(READY)
 	$(BIN)/python -c 'from kdns.cli.plugins import not_built; print("\n".join(not_built()))' > deploy/helm/kdns/not-built.txt
 	$(BIN)/python -c 'from kdns.cli.plugins import all_manuals; print(all_manuals(), end="")' > docs/manuals.md
 
-# dig, dnsperf and kubectl, by the system's package manager where we may; tests name what they skip without them.
+# What tests/tools.sh lists, by the system's package manager where we may; tests name what they skip without it. kubectl and
+# helm are yours to install: CONTRIBUTING.md.
 tools:
 	@sh tests/tools.sh
 

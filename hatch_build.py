@@ -1,5 +1,5 @@
-"""The build hook: checks the checkout, puts Corefile.example beside the sample, and compiles the hot modules if asked
-to.
+"""The build hook: checks the checkout, puts Corefile.example beside the sample, keeps the link of plugins in an sdist,
+and compiles the hot modules if asked to.
 
 With KDNS_COMPILE=1 a wheel holds the modules of COMPILED also as extension modules made by mypyc; Python prefers those.
 The typed source is the same, and everything runs without them. Nothing is built in the checkout: sources are copied.
@@ -7,11 +7,14 @@ The typed source is the same, and everything runs without them. Nothing is built
     python hatch_build.py FOLDER      copies the checkout and puts the extension modules in: what `make compiled` runs
 """
 
+import gzip
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -100,13 +103,27 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             build_data["infer_tag"] = True
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Removes what was compiled."""
+        """Adds the link of plugins to an sdist, and removes what was compiled."""
+        if self.target_name == "sdist":
+            link_plugins(Path(artifact_path))
         folder = getattr(self, "folder", None)
         if folder is not None:
             folder.cleanup()
 
     def _compiles(self) -> bool:
         return self.target_name == "wheel" and os.environ.get("KDNS_COMPILE", "") not in ("", "0")
+
+
+def link_plugins(sdist: Path) -> None:
+    """Adds the link kdns/plugins to an sdist, as a checkout has it: hatchling follows links and writes none."""
+    plain = io.BytesIO(gzip.decompress(sdist.read_bytes()))
+    with tarfile.open(fileobj=plain, mode="a", format=tarfile.PAX_FORMAT) as archive:
+        link = tarfile.TarInfo(f"{sdist.name.removesuffix('.tar.gz')}/kdns/plugins")
+        link.type, link.linkname, link.mode = tarfile.SYMTYPE, "../plugins", 0o777
+        # The same sources give the same bytes: hatchling has one time for all members.
+        link.mtime = archive.getmembers()[0].mtime
+        archive.addfile(link)
+    sdist.write_bytes(gzip.compress(plain.getvalue(), mtime=int(link.mtime)))
 
 
 def extensions(root: Path, folder: Path) -> list[tuple[str, str]]:

@@ -701,6 +701,16 @@ def test_series_named_as_replacements_are_there() -> None:
         assert name in REGISTRY, name
 
 
+def test_the_page_on_migration_showed_11_plugins_where_kubeadms_config_map_has_10() -> None:
+    top = Path(__file__).resolve().parents[2]
+    page = (top / "docs" / "migration.md").read_text()
+    # Its base is kubeadm's ConfigMap, unchanged.
+    config_map = (top / "deploy" / "base" / "configmap.yaml").read_text()
+    shown = re.findall(r"^\$ kubectl .* get configmap coredns -o yaml \| kdns check -\n((?:(?!```).*\n)+)", page, re.M)
+    done = kdns("check", "-", stdin=config_map)
+    assert (done.returncode, [done.stdout], done.stderr) == (0, shown, "")
+
+
 def test_the_manuals_are_those_of_the_docstrings() -> None:
     made = (Path(__file__).resolve().parents[2] / "docs" / "manuals.md").read_text()
     assert made == all_manuals(), "run make docs"

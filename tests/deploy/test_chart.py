@@ -1,6 +1,7 @@
 """The Helm chart: what it renders from coredns/coredns's values, against the schemas and kdns itself."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -198,6 +199,7 @@ def test_two_that_scale_the_same_deployment_are_refused() -> None:
         ("serviceType=Cluster", "serviceType"),
         ("servers[0].port=70000", "servers.0.port"),
         ("hpa.enabled=maybe", "hpa.enabled"),
+        ("pluginFiles.a=1", "pluginFiles.a"),
     ],
 )
 def test_values_that_cannot_be_or_would_do_nothing_are_refused_by_name(setting: str, named: str) -> None:
@@ -285,6 +287,11 @@ def test_the_memory_fits_the_workers_unless_it_was_chosen(
     (with_plugins(DYNUPDATE, writable={"enabled": True, "existingClaim": "zones"}),
         "one server at a time uses dynupdate's folder: set replicaCount to 1 and rollingUpdate.maxSurge to 0"),
     (workers(""), "multisocket without a number makes as many workers as its node has processors"),
+    ({"pluginFiles": {"a/b.py": "# text"}}, 'pluginFiles: "a/b.py" cannot be a key of the ConfigMap'),
+    ({"pluginFiles": {"..data": "# text"}}, 'pluginFiles: "..data" cannot be a key of the ConfigMap'),
+    ({"pluginFiles": {"Corefile": "# text"}}, "pluginFiles: Corefile is already the Corefile or one of zoneFiles"),
+    ({"pluginFiles": {"db": "# text"}, "zoneFiles": [{"filename": "db", "contents": ""}]},
+        "pluginFiles: db is already the Corefile or one of zoneFiles"),
     ({"terminationGracePeriodSeconds": 9}, "terminationGracePeriodSeconds: 9 s are less than health's lameduck of 5 s "
         "and the 5 s"),
 ])  # fmt: skip
@@ -296,6 +303,49 @@ def test_what_kdns_cannot_serve_is_a_sentence_and_not_a_pod_that_crashes(
     words = ["helm", "template", "dns", str(CHART), "--kube-version", "1.31.0", "-f", str(path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and said in done.stderr, done.stderr
+
+
+# A text that YAML could take for something else: a colon, a quote, an indented first line, a long line, a tab.
+HELLO = f"""\
+    # indented: first
+from kdns.plugin import Plugin
+
+
+class Hello(Plugin):
+    name = "hello"
+    words = "{"long " * 50}"
+\t# tab: 'quoted' {{{{ .Values.x }}}}
+"""
+
+
+def test_files_of_plugins_lie_beside_the_corefile(tmp_path: Path) -> None:
+    files = {"hello.py": HELLO, "machines.txt": "a: b", "empty.txt": "", "12": "12"}
+    zone = {"filename": "db.example.org", "contents": "@ 60 IN A 192.0.2.1\n"}
+    plugin = {"name": "plugin", "parameters": "hello.py"}
+    objects = rendered(tmp_path, with_plugins(plugin, {"name": "whoami"}, pluginFiles=files, zoneFiles=[zone]))
+    data = one(objects, "ConfigMap")["data"]
+    assert {name: text for name, text in data.items() if name != "Corefile"} == {
+        **files,
+        "db.example.org": zone["contents"],
+    }
+    assert "plugin hello.py" in data["Corefile"]
+    # Every key is mounted where the Corefile is, and a changed file makes new Pods.
+    pod = one(objects, "Deployment")["spec"]["template"]
+    (volume,) = (each for each in pod["spec"]["volumes"] if each["name"] == "config-volume")
+    assert volume["configMap"] == {"name": one(objects, "ConfigMap")["metadata"]["name"]}
+    changed = rendered(tmp_path, with_plugins(plugin, {"name": "whoami"}, pluginFiles={**files, "hello.py": "# other"}))
+    annotations = one(changed, "Deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["checksum/config"] != pod["metadata"]["annotations"]["checksum/config"]
+
+
+def test_the_documented_command_takes_a_plugins_file_from_the_disk(tmp_path: Path) -> None:
+    page = (CHART.parents[2] / "docs" / "plugins.md").read_text()
+    (option,) = re.findall(r"^helm upgrade .* --set-file '(.*)'$", page, re.M)
+    (tmp_path / "hello.py").write_text(HELLO)
+    words = ["helm", "template", "dns", str(CHART), "--kube-version", "1.31.0", "--set-file", option]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert one([each for each in yaml.safe_load_all(done.stdout) if each], "ConfigMap")["data"]["hello.py"] == HELLO
 
 
 # What the README of coredns/coredns shows in its table of values and its examples.

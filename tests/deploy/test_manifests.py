@@ -22,6 +22,7 @@ from kdns.cli.plugins import not_built
 from kdns.metrics import REGISTRY
 from kdns.server import build, catalog
 from kdns.testing import free_port, http_get
+from tests.corefile.test_real_world import AKS, K3S
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 TREES = ("base", *(f"overlays/{path.name}" for path in sorted((DEPLOY / "overlays").iterdir())))
@@ -187,6 +188,75 @@ def test_replacing_touches_neither_the_corefile_nor_the_service() -> None:
     assert "ConfigMap" not in kinds and "Service" not in kinds and "Deployment" in kinds
 
 
+def beside(tree: str, data: dict[str, str], folder: Path) -> Path:
+    """The Corefile of a Deployment's ConfigMap with `data`, in a folder as the kubelet would fill it."""
+    spec = one(tree, "Deployment")["spec"]["template"]["spec"]
+    volume = next(each["configMap"] for each in spec["volumes"] if each["name"] == "config-volume")
+    assert volume["name"] == "coredns"
+    for key, text in data.items():
+        if not volume.get("items") or key in {each["key"] for each in volume["items"]}:
+            (folder / key).write_text(text)
+    return folder / "Corefile"
+
+
+def in_a_cluster() -> dict[str, str]:
+    """The ConfigMap's data of docs/plugins.md."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (DEPLOY.parent / "docs/plugins.md").read_text(), re.S)
+    data: dict[str, str] = yaml.safe_load(text)["data"]
+    return data
+
+
+@pytest.mark.parametrize("tree", ["base", "overlays/replace-coredns", "overlays/side-by-side"])
+def test_keys_beside_the_corefile_were_not_mounted_so_a_plugins_file_was_missing(tree: str, tmp_path: Path) -> None:
+    corefile = beside(tree, {**in_a_cluster(), "NodeHosts": "192.0.2.7 node-1\n"}, tmp_path)
+    build.build(build.read(corefile.read_text(), str(corefile)))
+    assert (tmp_path / "NodeHosts").exists()
+
+
+KUBEADM = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: coredns, namespace: kube-system}
+spec:
+  template:
+    spec:
+      containers: [{name: coredns, image: coredns}]
+      volumes:
+        - name: other
+          emptyDir: {}
+        - name: config-volume
+          configMap:
+            name: coredns
+            items: [{key: Corefile, path: Corefile}]
+"""
+
+
+def volumes_after(patch: str, folder: Path) -> list[dict[str, Any]]:
+    """The volumes of kubeadm's Deployment once it has been patched."""
+    (folder / "kubeadm.yaml").write_text(KUBEADM)
+    words = ["kubectl", "patch", "--local", "-f", str(folder / "kubeadm.yaml"), "-p", patch, "-o", "json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)["spec"]["template"]["spec"]["volumes"]
+    return found
+
+
+def test_the_documented_patch_lets_kubeadms_deployment_mount_every_key(tmp_path: Path) -> None:
+    page = (DEPLOY.parent / "docs/plugins.md").read_text()
+    (patch,) = re.findall(r"kubectl -n kube-system patch deployment coredns -p \\\n +'(.*)'", page)
+    assert volumes_after(patch, tmp_path) == [
+        {"name": "other", "emptyDir": {}}, {"name": "config-volume", "configMap": {"name": "coredns"}}
+    ]  # fmt: skip
+
+
+def test_replacing_takes_the_list_of_keys_from_kubeadms_deployment(tmp_path: Path) -> None:
+    """What an applied manifest does not name stays as it is, so the list is emptied and not left out."""
+    (volume,) = one("overlays/replace-coredns", "Deployment")["spec"]["template"]["spec"]["volumes"]
+    patch = json.dumps({"spec": {"template": {"spec": {"volumes": [volume]}}}})
+    (found,) = (each for each in volumes_after(patch, tmp_path) if each["name"] == "config-volume")
+    assert found["configMap"] == {"name": "coredns", "items": []}
+
+
 def test_side_by_side_shares_no_name_selector_or_address_with_what_is_there() -> None:
     base = {(obj["kind"], obj["metadata"]["name"]) for obj in rendered("base")}
     beside = rendered("overlays/side-by-side")
@@ -200,6 +270,26 @@ def test_side_by_side_shares_no_name_selector_or_address_with_what_is_there() ->
     )
     binding = one("overlays/side-by-side", "ClusterRoleBinding")
     assert binding["roleRef"]["name"] == "kdns-system:coredns" and binding["subjects"][0]["name"] == "kdns-coredns"
+
+
+@pytest.mark.parametrize("text", [K3S, AKS], ids=["k3s", "aks"])
+def test_side_by_side_left_out_what_k3s_and_aks_import_from_coredns_custom(text: str, tmp_path: Path) -> None:
+    spec = one("overlays/side-by-side", "Deployment")["spec"]["template"]["spec"]
+    volumes = {each["name"]: each["configMap"] for each in spec["volumes"]}
+    mounts = {each["mountPath"]: volumes[each["name"]] for each in spec["containers"][0]["volumeMounts"]}
+    assert mounts == {
+        "/etc/coredns": {"name": "coredns"}, "/etc/coredns/custom": {"name": "coredns-custom", "optional": True}
+    }  # fmt: skip
+    # Both ConfigMaps as they are then mounted, and the first alone.
+    text = text.replace("/etc/coredns", str(tmp_path))
+    corefile = beside("overlays/side-by-side", {"Corefile": text, "NodeHosts": "192.0.2.7 node-1\n"}, tmp_path)
+    before = build.build(build.read(text, str(corefile)))
+    (tmp_path / "custom").mkdir()
+    (tmp_path / "custom" / "one.override").write_text("log\n")
+    (tmp_path / "custom" / "two.server").write_text("corp.example.:53 {\n whoami\n}\n")
+    after = build.build(build.read(text, str(corefile)))
+    assert len(after.blocks) == len(before.blocks) + 1
+    assert ["log" in each.blocks[0].query_plugins() for each in (before, after)] == [False, True]
 
 
 def test_side_by_side_runs_the_clusters_own_corefile_and_compares_both() -> None:

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+TOOLS = (ROOT / "tests" / "tools.sh").read_text()
 SECURITY = (ROOT / "SECURITY.md").read_text()
 
 
@@ -34,6 +35,17 @@ def test_every_layer_is_in_the_drawing() -> None:
     names = {name for row in layers for name in row.split(" | ")}
     drawing = ARCHITECTURE.split("```text")[1].split("```")[0]
     assert {name for name in names if not re.search(rf"\b{name}\b", drawing)} == set()
+
+
+def test_kubectl_was_said_to_be_installed_by_make_tools_and_no_page_named_its_version() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "tests" / "deploy").glob("*.py"))
+    needed = set(re.findall(r'skipif\(shutil\.which\("(\w+)"\) is None', sources))
+    installed = set(re.findall(r"\b([\w-]+):[\w-]+", "".join(re.findall(r'^tools="(.*)"$', TOOLS, re.M))))
+    assert {"dig", "promtool", "haproxy"} <= installed and needed - installed == {"helm", "kubectl"}
+    for name in needed - installed:
+        assert f"`{name}`" in CONTRIBUTING and re.search(rf"{name}\s+\d\.\d+", CONTRIBUTING), name
+    comment = (ROOT / "Makefile").read_text().split("\ntools:\n")[0].rsplit("\n\n", 1)[1].replace("\n# ", " ")
+    assert "kubectl and helm are yours to install" in comment and "tests/tools.sh" in comment
 
 
 def test_every_target_of_make_that_is_named_exists() -> None:

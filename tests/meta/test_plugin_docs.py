@@ -35,7 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_example_is_run_here() -> None:
     assert set(PLUGINS) == {"hello", "inventory", "owner", "shorten"} and len(COREFILES) == 2
     assert [language for language, _ in BLOCKS] == [
-        "python", "corefile", "console", "python", "corefile", "python", "python", "python", "yaml", "toml",
+        "python", "corefile", "console", "python", "corefile", "python", "python", "python", "yaml", "sh", "sh",
+        "toml",
     ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -134,6 +135,30 @@ def test_the_wheel_holds_every_module_and_the_sample(tmp_path: Path) -> None:
         cwd=tmp_path / "out", capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "out")},
     )  # fmt: skip
     assert done.stdout == f"{tmp_path / 'out' / 'kdns' / 'cli' / 'sample'} True\n"
+
+
+@pytest.mark.interpreted("it builds the checkout")
+def test_the_sdist_lacked_files_that_its_tests_read_and_had_plugins_in_another_place(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True, capture_output=True, timeout=110,
+    )  # fmt: skip
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    top = tmp_path / sdist.name.removesuffix(".tar.gz")
+    assert (top / "kdns" / "plugins").is_symlink() and (top / "kdns" / "plugins").resolve() == top / "plugins"
+    rooms = ("kdns", "plugins", "tests", "benchmarks", "deploy", "docker", "docs")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*") if path.is_file()]
+    missing = {
+        str(path.relative_to(ROOT))
+        for path in [ROOT / ".dockerignore", *files]
+        if "__pycache__" not in path.parts and not (top / path.relative_to(ROOT)).exists()
+    }
+    assert missing == set()
+    words = [sys.executable, "-m", "pytest", "tests/deploy/test_image.py", "-k", "recipe"]
+    done = subprocess.run(words, cwd=top, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 # The README.

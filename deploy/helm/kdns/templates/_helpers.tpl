@@ -103,6 +103,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/* Refuses values with which a plugin could not write where it must, and an end that comes before the last query is answered. */}}
 {{- define "kdns.check" -}}
+{{- $taken := list "Corefile" -}}
+{{- range .Values.zoneFiles -}}{{- $taken = append $taken .filename -}}{{- end -}}
+{{- range $name, $_ := .Values.pluginFiles -}}
+{{- if not (regexMatch "^[-_A-Za-z0-9][-._A-Za-z0-9]*$" $name) -}}
+{{- fail (printf "pluginFiles: %q cannot be a key of the ConfigMap: use letters, digits, -, _ and . alone, and no . to begin with." $name) -}}
+{{- end -}}
+{{- if has $name $taken -}}
+{{- fail (printf "pluginFiles: %s is already the Corefile or one of zoneFiles: give the file another name." $name) -}}
+{{- end -}}
+{{- end -}}
 {{- range .Values.servers -}}{{- range .plugins -}}
 {{- $block := default "" .configBlock -}}
 {{- $writes := or (has .name (list "sign" "dynupdate")) (and (eq .name "secondary") (regexMatch "(?m)^\\s*directory\\s" $block)) (and (eq .name "kubernetes") (regexMatch "(?m)^\\s*snapshot\\s" $block)) -}}
