@@ -83,6 +83,17 @@ class State:
         return [each for each in self.pods or () if selector.items() <= labels_of(each).items()]
 
     @property
+    def images(self) -> list[str]:
+        """The images that the servers run, each once."""
+        specs = [each.get("spec") or {} for each in self.servers]
+        return sorted({str(container.get("image")) for spec in specs for container in spec.get("containers") or ()})
+
+    @property
+    def runs_kdns(self) -> bool:
+        """Whether some server is kdns, by its image's name."""
+        return any("kdns" in image for image in self.images)
+
+    @property
     def targets(self) -> Targets:
         """The servers, as NetworkPolicies see them."""
         known = {name_of(each): labels_of(each) for each in self.namespaces or ()}

@@ -131,13 +131,7 @@ def _pods(state: State) -> Iterator[Finding]:
             "if it fails, every name fails",
             f"kubectl -n {ns} rollout restart deploy/coredns    # and a topologySpreadConstraint",
         )
-    images = sorted(
-        {
-            str(container.get("image"))
-            for each in servers
-            for container in (each.get("spec") or {}).get("containers") or ()
-        }
-    )
+    images = state.images
     if len(images) > 1:
         yield Finding(
             WARNING,

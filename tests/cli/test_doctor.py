@@ -187,6 +187,28 @@ def test_each_fault_is_found_and_comes_with_what_it_means_and_the_next_command(
     assert not others, "one fault was planted"
 
 
+@pytest.mark.parametrize(("name", "image", "level"), [
+    *((name, "coredns:1.12.1", "info") for name in ("pprof", "trace", "etcd", "geoip")),
+    ("pprof", "kdns:0.1.0", "error"), ("errrs", "coredns:1.12.1", "error"),
+])  # fmt: skip
+def test_a_plugin_that_only_coredns_has_was_said_to_stop_coredns(
+    name: str, image: str, level: str, api: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.put(
+        *well(), config_map("coredns", Corefile=GOOD.replace(" errors", f" errors\n {name}").replace(" loop\n", ""))
+    )
+    for each in (server("coredns-a", "n1"), server("coredns-b", "n2")):
+        each["spec"]["containers"] = [{"image": image}]
+        api.put(each)
+    assert doctor.main(["--kubeconfig", kubeconfig(tmp_path, here=api.url), "--json"]) == (0 if level == "info" else 3)
+    found = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["part"] == "ConfigMap"]
+    (told,) = [each for each in found if name in each["seen"]]
+    assert told["level"] == level and told["seen"].startswith("kube-system/coredns:3:2: ") and told["next"]
+    assert ("kdns would not take this" in told["means"]) == (level == "info")
+    # The rest of the Corefile is still looked at.
+    assert any("no plugin loop" in each["seen"] for each in found) == (level == "info")
+
+
 ALLOWED = (
     policy("shop/a", **EGRESS, egress=[{}]), policy("shop/b", **EGRESS, egress=[{**TO_DNS, "ports": PORT_53}]),
     policy(
