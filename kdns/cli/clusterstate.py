@@ -41,7 +41,8 @@ class State:
     corefiles: list[Source] | None = None
     denied: list[str] = field(default_factory=list)  # "list services": what the servers may not do
     client: Object | None = None  # the Pod that asks
-    client_name: str = ""  # NAMESPACE/POD, where one was named
+    client_name: str = ""  # NAMESPACE/POD, or the namespace that was named where no Pod of it is known
+    client_note: str = ""  # why it is this Pod, where a namespace was named
     nameservers: tuple[str, ...] = ()  # of this machine's resolv.conf, where it is a Pod's
     asked: list[Asked] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)

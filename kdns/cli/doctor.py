@@ -15,7 +15,7 @@ from typing import Any, Final
 from kdns import log
 from kdns.address import split_host_port
 from kdns.cli import cluster, statuspages
-from kdns.cli.clusterstate import Asked, Object, State
+from kdns.cli.clusterstate import Asked, Object, State, name_of
 from kdns.cli.finding import ERROR, WARNING, Finding
 from kdns.cli.findings import diagnosed
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse, refuse
@@ -26,6 +26,7 @@ from kdns.dns.errors import BadName
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
+from kdns.kube.pod import pod_object, some_pod
 from kdns.printable import printable
 from kdns.upstream.exchange import Result
 from kdns.upstream.upstream import Address, Options, Upstream
@@ -40,7 +41,11 @@ _OF_TENANTS: Final = (("", "pods"), ("networking.k8s.io", "networkpolicies"))
 
 FLAGS: Final = (
     *cluster.FLAGS,
-    Flag(("from",), "", "NAMESPACE/POD with the problem: checks its resolver and NetworkPolicies"),
+    Flag(
+        ("from", "namespace", "n"),
+        "",
+        "namespace, or NAMESPACE/POD, that asks: checks its resolver and NetworkPolicies",
+    ),
     Flag(("server",), "", "server to ask, HOST[:PORT] (default in a Pod: the Service, and each of its Pods)"),
     Flag(("zone",), "cluster.local", "zone of the cluster"),
     Flag(("outside",), "example.com", "outside name to ask for"),
@@ -68,8 +73,8 @@ def main(words: Sequence[str]) -> int:
         return refuse(error, HELP, FLAGS)
     if rest:
         return misused(f'kdns doctor takes no arguments, found "{rest[0]}"', HELP)
-    if values["from"] and not all(str(values["from"]).partition("/")[::2]):
-        return misused(f'--from takes NAMESPACE/POD, found "{values["from"]}"', HELP)
+    if values["from"] and not all(str(values["from"]).split("/", 1)):
+        return misused(f'--from takes NAMESPACE or NAMESPACE/POD, found "{values["from"]}"', HELP)
     try:
         server = split_host_port(str(values["server"]), 53) if values["server"] else None
         names = [from_text(str(values[flag])) for flag in ("zone", "outside")]
@@ -128,12 +133,14 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
         )
         state.namespaces = await _read(state, "namespaces", api.items("/api/v1/namespaces"))
         state.policies = await _read(state, "networkpolicies", api.items("/apis/networking.k8s.io/v1/networkpolicies"))
-        if state.client_name:
-            place, _, pod = state.client_name.partition("/")
-            listed = await _read(
-                state, "pods", api.items(f"/api/v1/namespaces/{place}/pods", fieldSelector=f"metadata.name={pod}")
-            )
-            state.client = next((each for each in listed or () if each["metadata"]["name"] == pod), None)
+        place, _, pod = state.client_name.partition("/")
+        if pod:
+            state.client = await _read(state, "pods", pod_object(config, (), place, pod))
+        elif place:
+            state.client = await _read(state, "pods", some_pod(config, (), place))
+            if state.client is not None:
+                state.client_name = f"{place}/{name_of(state.client)}"
+                state.client_note = f"the first by name; another with --from {place}/POD"
         await _read(state, "subjectaccessreviews", _review(state, api))
         await statuspages.read(state, api)
     finally:

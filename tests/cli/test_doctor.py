@@ -266,6 +266,26 @@ def test_inside_a_pod_the_service_account_is_used_and_its_own_rights_are_asked(a
     )
 
 
+@pytest.mark.parametrize("flag", ["--namespace", "-n", "--from"])
+def test_a_namespace_was_an_unknown_flag_and_is_the_one_of_the_pod_that_asks(
+    flag: str, api: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {**client(), "status": {"phase": "Running", "podIP": "10.244.1.7"}}
+    api.put(*well(), policy("shop/cart", {"matchLabels": {"app": "cart"}}, **EGRESS))
+    words = ["--kubeconfig", kubeconfig(tmp_path, here=api.url), flag]
+    assert doctor.main([*words, "shop"]) == 0
+    said = capsys.readouterr().out
+    assert "no running Pod of the namespace shop is known" in said and "Pods of the namespace shop searches" not in said
+    assert "a Pod of the namespace shop searches shop.svc.cluster.local svc" in said
+    api.put(runs)
+    assert doctor.main([*words, "shop"]) == 3
+    said = capsys.readouterr().out
+    assert "asks as the Pod shop/cart, the first by name; another with --from shop/POD" in said
+    assert "shop/cart searches shop.svc" in said and "shop/cart may not send to port 53/UDP" in said
+    assert doctor.main([*words, "shpo"]) == 3
+    assert "client: there is no namespace shpo" in capsys.readouterr().out
+
+
 def workers(words: str, limit: str, image: str = "kdns:0.1.0") -> list[Finding]:
     pod = server("coredns-a")
     pod["spec"]["containers"] = [{"image": image, "resources": {"limits": {"memory": limit}}}]
@@ -346,7 +366,7 @@ def test_a_page_that_is_no_status_page_is_one_finding(said: str, api: ApiServer,
 
 
 @pytest.mark.parametrize(("words", "code", "said"), [
-    (["x"], 2, 'takes no arguments, found "x"'), (["--from", "shop"], 2, "--from takes NAMESPACE/POD"),
+    (["x"], 2, 'takes no arguments, found "x"'), (["--from", "shop/"], 2, "takes NAMESPACE or NAMESPACE/POD"),
     (["--nope"], 2, "not defined"),
     (["--server", "a:b"], 2, "a:b"), (["--zone", "a..b"], 2, "label"),
     (["--kubeconfig", "/nowhere"], 1, "kubeconfig /nowhere: no such file"),
