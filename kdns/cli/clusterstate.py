@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from kdns.cli.corefiles import Source
-from kdns.cli.networkpolicies import Targets
+from kdns.cli.networkpolicies import Place, Targets
 
 Object = dict[str, Any]
 
@@ -39,6 +39,7 @@ class State:
     daemonsets: list[Object] | None = None
     namespaces: list[Object] | None = None
     corefiles: list[Source] | None = None
+    api_places: tuple[Place, ...] = ()  # the servers of the API, where they can be read
     denied: list[str] = field(default_factory=list)  # "list services": what the servers may not do
     client: Object | None = None  # the Pod that asks
     client_name: str = ""  # NAMESPACE/POD, or the namespace that was named where no Pod of it is known

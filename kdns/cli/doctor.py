@@ -6,6 +6,7 @@ are in findings.
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -15,10 +16,11 @@ from typing import Any, Final
 from kdns import log
 from kdns.address import split_host_port
 from kdns.cli import cluster, statuspages
-from kdns.cli.clusterstate import Asked, Object, State, name_of
+from kdns.cli.clusterstate import Asked, Object, State, labels_of, name_of
 from kdns.cli.finding import ERROR, WARNING, Finding
 from kdns.cli.findings import diagnosed
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse, refuse
+from kdns.cli.networkpolicies import Place
 from kdns.deadlines import Deadlines
 from kdns.dns import iana, resolvconf
 from kdns.dns.answer import Answer
@@ -133,6 +135,8 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
         )
         state.namespaces = await _read(state, "namespaces", api.items("/api/v1/namespaces"))
         state.policies = await _read(state, "networkpolicies", api.items("/apis/networking.k8s.io/v1/networkpolicies"))
+        with contextlib.suppress(*cluster.FAILURES):  # without them, their usual port is looked at
+            state.api_places = await _api_places(api)
         place, _, pod = state.client_name.partition("/")
         if pod:
             state.client = await _read(state, "pods", pod_object(config, (), place, pod))
@@ -158,6 +162,20 @@ async def _read(state: State, kind: str, answer: Awaitable[Any]) -> Any:
     except cluster.FAILURES as error:
         state.unread[kind] = cluster.explained(error)
         return None
+
+
+async def _api_places(api: cluster.Cluster) -> tuple[Place, ...]:
+    """Where the API's own servers listen."""
+    slices = await api.items("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices")
+    return tuple(
+        Place(str(address), port["port"], "TCP")
+        for each in slices
+        if labels_of(each).get("kubernetes.io/service-name") == "kubernetes"
+        for port in each.get("ports") or ()
+        if isinstance(port.get("port"), int)
+        for endpoint in each.get("endpoints") or ()
+        for address in endpoint.get("addresses") or ()
+    )
 
 
 async def _review(state: State, api: cluster.Cluster) -> None:

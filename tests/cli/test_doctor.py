@@ -231,6 +231,64 @@ def test_a_policy_that_lets_queries_through_is_no_finding(
     assert code == 0 and "NetworkPolicy" not in capsys.readouterr().out
 
 
+TO_API = {"ports": [{"port": 443}]}
+OUT_53 = {"ports": PORT_53}
+
+
+@pytest.mark.parametrize(("to", "egress", "said"), [
+    ("192.0.2.53", [TO_API], ["error port 53/UDP of their upstreams 192.0.2.53"]),
+    ("192.0.2.53", [OUT_53], ["error port 443 or 6443/TCP of the API"]),
+    ("192.0.2.53", [], ["error port 53/UDP of their", "error port 443 or 6443/TCP of the API"]),
+    ("192.0.2.53", [TO_API, {"ports": PORT_53[:1]}], ["warning port 53/TCP of their upstreams 192.0.2.53"]),
+    ("/etc/resolv.conf", [TO_API], ["error port 53/UDP of their upstreams /etc/resolv.conf"]),
+    ("tls://9.9.9.9", [TO_API, OUT_53], ["error port 853/TCP of their upstreams tls://9.9.9.9"]),
+    ("9.9.9.9 8.8.8.8", [TO_API, {**OUT_53, "to": [{"ipBlock": {"cidr": "9.0.0.0/8"}}]}],
+        ["warning port 53/UDP of their upstreams 8.8.8.8"]),
+    ("9.9.9.9", [TO_API, {**OUT_53, "to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["9.9.9.0/24"]}}]}],
+        ["error port 53/UDP of their upstreams 9.9.9.9"]),
+    ("9.9.9.9", [TO_API, {**OUT_53, "to": [{"namespaceSelector": {}}]}], ["error port 53/UDP of their upstreams 9.9"]),
+    # What may be let out is no finding.
+    ("192.0.2.53", [{}], []), ("192.0.2.53", [TO_API, OUT_53], []),
+    ("192.0.2.53", [{"ports": [{"port": 6443}]}, OUT_53], []),
+    ("10.96.7.7", [TO_API, {**OUT_53, "to": [{"namespaceSelector": {}}]}], []),
+    ("/etc/resolv.conf", [TO_API, {**OUT_53, "to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}], []),
+    ("tls://9.9.9.9", [TO_API, {"ports": [{"port": 853}]}], []),
+])  # fmt: skip
+def test_a_policy_on_the_dns_pods_that_cut_them_off_was_not_seen(
+    api: ApiServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    to: str,
+    egress: list[dict[str, Any]],
+    said: list[str],
+) -> None:
+    api.put(
+        *well(),
+        policy("kube-system/out", {"matchLabels": DNS}, **EGRESS, egress=egress),
+        config_map("coredns", Corefile=GOOD.replace("192.0.2.53", to)),
+    )
+    code = doctor.main(["--kubeconfig", kubeconfig(tmp_path, here=api.url), "--json"])
+    findings = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["part"] == "NetworkPolicy"]
+    assert len(findings) == len(said) and all(each["means"] and each["next"] for each in findings), findings
+    for told, wanted in zip(findings, said, strict=True):
+        level, _, rest = wanted.partition(" ")
+        assert told["level"] == level
+        assert told["seen"].startswith(f"out in kube-system: the DNS Pods may not send to {rest}"), told
+    assert code == (3 if any(each.startswith("error") for each in said) else 0)
+
+
+def test_the_apis_own_port_is_looked_for_in_a_policy_on_the_dns_pods(
+    api: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = endpointslice("default/kubernetes", "kubernetes", endpoint("203.0.113.7"), ports=(("https", "TCP", 8443),))
+    out = policy("kube-system/out", {"matchLabels": DNS}, **EGRESS, egress=[OUT_53, {"ports": [{"port": 8443}]}])
+    words = ["--kubeconfig", kubeconfig(tmp_path, here=api.url)]
+    api.put(*well(), out)
+    assert doctor.main(words) == 3 and "port 443 or 6443/TCP of the API" in capsys.readouterr().out
+    api.put(at)
+    assert doctor.main(words) == 0 and "NetworkPolicy" not in capsys.readouterr().out
+
+
 def test_a_cluster_that_is_well_is_said_to_be(api: ApiServer, tmp_path: Path, upstream: Start) -> None:
     api.put(*well())
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
