@@ -41,6 +41,9 @@ class State:
     corefiles: list[Source] | None = None
     api_places: tuple[Place, ...] = ()  # the servers of the API, where they can be read
     denied: list[str] = field(default_factory=list)  # "list services": what the servers may not do
+    reviewed_self: bool = (
+        False  # whether `denied` is of the account that this runs under, as theirs may not be asked for
+    )
     client: Object | None = None  # the Pod that asks
     client_name: str = ""  # NAMESPACE/POD, or the namespace that was named where no Pod of it is known
     client_note: str = ""  # why it is this Pod, where a namespace was named
@@ -83,6 +86,12 @@ class State:
         """The Pods that the Service selects."""
         selector = ((self.service or {}).get("spec") or {}).get("selector") or {"k8s-app": "kube-dns"}
         return [each for each in self.pods or () if selector.items() <= labels_of(each).items()]
+
+    @property
+    def account(self) -> str:
+        """The service account that the servers run under."""
+        found = [str((each.get("spec") or {}).get("serviceAccountName") or "default") for each in self.servers]
+        return (found or ["coredns"])[0]
 
     @property
     def images(self) -> list[str]:

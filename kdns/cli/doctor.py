@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 from kdns import log
@@ -28,6 +29,7 @@ from kdns.dns.errors import BadName
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
+from kdns.kube.paging import ApiError
 from kdns.kube.pod import pod_object, some_pod
 from kdns.printable import printable
 from kdns.upstream.exchange import Result
@@ -179,22 +181,33 @@ async def _api_places(api: cluster.Cluster) -> tuple[Place, ...]:
 
 
 async def _review(state: State, api: cluster.Cluster) -> None:
-    """Asks what the servers may do: as the account this runs under in a Pod, as theirs from elsewhere."""
-    accounts = [str((each.get("spec") or {}).get("serviceAccountName") or "default") for each in state.servers]
-    needed = [*_NEEDED, *(_OF_TENANTS[: 1 + state.hides_by_policies] if state.hides else ())]
-    for group, resource in needed:
+    """Asks what the servers' account may do; in a Pod that may not ask of others, what its own account may."""
+    try:
+        state.denied = await _denied(state, api, state.account)
+    except ApiError as error:
+        if not state.inside or error.code != HTTPStatus.FORBIDDEN:
+            raise
+        state.reviewed_self = True
+        state.denied = await _denied(state, api, "")
+
+
+async def _denied(state: State, api: cluster.Cluster, account: str) -> list[str]:
+    """What the servers need and an account may not do; without an account, the one that this runs under."""
+    kind = "SubjectAccessReview" if account else "SelfSubjectAccessReview"
+    who: Object = {}
+    if account:
+        # A review knows no groups but those it is told.
+        groups = ["system:serviceaccounts", f"system:serviceaccounts:{state.namespace}", "system:authenticated"]
+        who = {"user": f"system:serviceaccount:{state.namespace}:{account}", "groups": groups}
+    out = []
+    for group, resource in (*_NEEDED, *(_OF_TENANTS[: 1 + state.hides_by_policies] if state.hides else ())):
         for verb in ("list", "watch"):
-            spec: Object = {"resourceAttributes": {"group": group, "resource": resource, "verb": verb}}
-            kind = "SelfSubjectAccessReview"
-            if not state.inside:
-                kind, spec["user"] = (
-                    "SubjectAccessReview",
-                    f"system:serviceaccount:{state.namespace}:{(accounts or ['coredns'])[0]}",
-                )
+            spec = {**who, "resourceAttributes": {"group": group, "resource": resource, "verb": verb}}
             body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
             said = await api.post(f"/apis/authorization.k8s.io/v1/{kind.lower()}s", body)
             if not (said.get("status") or {}).get("allowed"):
-                state.denied.append(f"{verb} {resource}")
+                out.append(f"{verb} {resource}")
+    return out
 
 
 def _local_nameservers() -> tuple[str, ...]:

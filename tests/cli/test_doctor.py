@@ -11,10 +11,11 @@ import msgspec
 import pytest
 import yaml
 
-from kdns.cli import doctor, serverneeds, statuspages
+from kdns.cli import cluster, doctor, serverneeds, statuspages
 from kdns.cli.clusterstate import State
 from kdns.cli.corefiles import Source
 from kdns.cli.finding import Finding
+from kdns.kube.api import ApiConfig
 from kdns.testing import ApiServer, answer, free_port, soa
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.cli.test_commands import kdns
@@ -313,7 +314,7 @@ def test_queries_that_fail_are_findings(api: ApiServer, tmp_path: Path, upstream
     assert time.monotonic() - began < 30
 
 
-def test_inside_a_pod_the_service_account_is_used_and_its_own_rights_are_asked(api: ApiServer, tmp_path: Path) -> None:
+def test_who_may_not_ask_for_the_servers_rights_from_outside_is_told_so(api: ApiServer, tmp_path: Path) -> None:
     api.put(*well())
     api.denied.add(("list", "services"))
     api.forbidden.add("subjectaccessreviews")
@@ -322,6 +323,32 @@ def test_inside_a_pod_the_service_account_is_used_and_its_own_rights_are_asked(a
         "subjectaccessreviews cannot be read: 403 Forbidden" in done.stdout
         and "may not list services" not in done.stdout
     )
+
+
+@pytest.mark.parametrize("may_ask", [True, False])
+def test_inside_a_pod_its_own_accounts_rights_were_said_to_be_the_servers(
+    may_ask: bool, api: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.put(*well())
+    api.denied.add(("list", "services"))
+    if not may_ask:
+        api.forbidden.add("subjectaccessreviews")
+    monkeypatch.setattr(cluster, "access", lambda values: ApiConfig(api.url, None, "", ""))
+    doctor.main(["--server", f"127.0.0.1:{free_port()}", "--json"])
+    found = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["part"] == "RBAC"]
+    theirs, own = (
+        any(f"/{kind}" in path for path in api.requests) for kind in ("subjectaccessr", "selfsubjectaccessr")
+    )
+    assert theirs and own != may_ask
+    assert all(
+        "--as=system:serviceaccount:kube-system:coredns" in each["next"] for each in found if "list" in each["seen"]
+    )
+    said = [(each["level"], each["seen"]) for each in found]
+    if may_ask:
+        assert said == [("error", "the servers may not list services")]
+    else:
+        assert said[0] == ("warning", "this account may not list services")
+        assert said[1][0] == "info" and "asked for its own rights" in said[1][1]
 
 
 @pytest.mark.parametrize("flag", ["--namespace", "-n", "--from"])
