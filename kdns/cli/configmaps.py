@@ -28,7 +28,8 @@ def _configuration(state: State) -> Iterator[Finding]:
             f"kubectl -n {ns} get cm",
         )
     for source in state.corefiles[:1]:
-        show = f"kubectl -n {ns} get cm {source.name.rpartition('/')[2]} -o yaml | kdns check -"
+        maps = " ".join(name.rpartition("/")[2] for name in (source.name, *_imported(source)))
+        show = f"kubectl -n {ns} get cm {maps} -o yaml | kdns check -"
         summary, errors = examined(source, 53, False)
         unbuilt = _unbuilt(source) if state.images and not state.runs_kdns else set()
         others = [error for error in errors if not isinstance(error, CorefileError) or error.where not in unbuilt]
@@ -61,14 +62,22 @@ def served(state: State) -> tuple[ServerBlock, ...] | None:
     """
     for source in (state.corefiles or ())[:1]:
         with contextlib.suppress(CorefileError):
-            return tuple(build.read(source.text, source.name, reader=Reader(source.beside)).blocks)
+            return tuple(build.read(source.text, source.name, reader=Reader(source)).blocks)
     return None
+
+
+def _imported(source: Source) -> list[str]:
+    """The ConfigMaps that a Corefile imports from."""
+    reader = Reader(source)
+    with contextlib.suppress(CorefileError):
+        build.read(source.text, source.name, reader=reader, errors=[])
+    return sorted({source.holders[name] for name in reader.used if name in source.holders})
 
 
 def _unbuilt(source: Source) -> set[Position | None]:
     """Where a Corefile has plugins of CoreDNS that kdns does not have: other servers take them."""
     try:
-        blocks = build.read(source.text, source.name, reader=Reader(source.beside), errors=[]).blocks
+        blocks = build.read(source.text, source.name, reader=Reader(source), errors=[]).blocks
     except CorefileError:
         return set()
     return {

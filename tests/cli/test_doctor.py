@@ -210,6 +210,25 @@ def test_a_plugin_that_only_coredns_has_was_said_to_stop_coredns(
     assert any("no plugin loop" in each["seen"] for each in found) == (level == "info")
 
 
+def test_an_error_in_coredns_custom_was_named_by_a_path_that_does_not_exist(
+    api: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    custom = config_map("coredns-custom", **{"a.server": "x.org {\n frwd . 192.0.2.1\n}\n"})
+    scaler = config_map("coredns-autoscaler", linear="{}")
+    main = config_map("coredns", Corefile=f"{GOOD}import custom/*.server\n")
+    api.put(*well(), main, custom, scaler)
+    words = ["--kubeconfig", kubeconfig(tmp_path, here=api.url)]
+    assert doctor.main([*words, "--json"]) == 3
+    (told,) = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["part"] == "ConfigMap"]
+    assert told["seen"].startswith('kube-system/coredns-custom/a.server:2:2: unknown directive "frwd"')
+    assert told["next"] == "kubectl -n kube-system get cm coredns coredns-custom -o yaml | kdns check -"
+    # What that command says, which kubectl answers with a list; and what explain says of the cluster's own Corefile.
+    done = kdns("check", "-", stdin=yaml.safe_dump({"kind": "List", "items": [main, custom]}))
+    assert done.returncode == 1 and "a.server:2:2: error: unknown directive" in done.stderr
+    done = kdns("explain", *words, "x.org", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("kube-system/coredns-custom/a.server:2:2: "), done.stderr
+
+
 ALLOWED = (
     policy("shop/a", **EGRESS, egress=[{}]), policy("shop/b", **EGRESS, egress=[{**TO_DNS, "ports": PORT_53}]),
     policy(
