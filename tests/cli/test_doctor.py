@@ -496,3 +496,38 @@ def test_an_api_that_is_away_or_says_no_to_all_is_one_line(api: ApiServer, tmp_p
     api.forbidden |= set(api.objects) | {"subjectaccessreviews"}
     done = kdns("doctor", "--kubeconfig", path, "--context", "here")
     assert done.returncode == 0 and done.stdout.count("cannot be read: 403") == 8, done.stdout
+
+
+def test_the_rights_that_the_troubleshooting_page_gives_doctor_are_those_it_uses(
+    api: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "troubleshoot.md").read_text()
+    objects = list(yaml.safe_load_all(page.partition("```yaml\n")[2].partition("```")[0]))
+    given = {
+        (group, resource, verb, each["metadata"].get("namespace", ""))
+        for each in objects
+        for rule in each.get("rules", ())
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    for each in objects[3:]:
+        assert each["subjects"] == [{"kind": "ServiceAccount", **objects[0]["metadata"]}]
+    api.put(*well(), config_map("coredns", Corefile=STATUS))
+    monkeypatch.setattr(cluster, "access", lambda values: ApiConfig(api.url, None, "", ""))
+    for place in ("shop", "shop/cart"):
+        doctor.main(["--server", f"127.0.0.1:{free_port()}", "--from", place])
+    assert "cannot be read: 403" not in capsys.readouterr().out
+    used = set()
+    for path in api.requests:
+        words = path.partition("?")[0].strip("/").split("/")
+        if words == ["version"]:
+            continue  # whoever has an account may ask for it: the ClusterRole system:public-info-viewer
+        group = "" if words[0] == "api" else words[1]
+        rest = words[2 if words[0] == "api" else 3 :]
+        if "proxy" in rest:
+            used.add(("", "pods/proxy", "get", rest[1]))
+        else:
+            verb = "create" if group == "authorization.k8s.io" else "list"
+            used.add((group, rest[-1], verb, "kube-system" if rest[-1] == "configmaps" else ""))
+    assert used == given
