@@ -90,7 +90,7 @@ def examined(each: corefiles.Source, port: int, load: bool) -> tuple[Summary, li
     parsing: list[CorefileError] = []
     errors: list[CorefileError | OSError] = []
     summary = Summary(0, 0, ())
-    reader = corefiles.Reader(each.beside)
+    reader = corefiles.Reader(each)
     try:
         corefile = corefiles.parsed(each, port, reader=reader, errors=parsing)
         errors += [*parsing, *all_problems(corefile)]

@@ -117,14 +117,11 @@ class Cluster:
         """The Corefiles in the ConfigMaps of a namespace, the cluster DNS's first."""
         maps = await self.items(f"/api/v1/namespaces/{namespace}/configmaps")
         data = {str(each["metadata"]["name"]): each.get("data") or {} for each in maps}
-        beside = {
-            key: text
-            for name, held in data.items()
-            if "Corefile" not in held and "coredns" in name
-            for key, text in held.items()
-        }
+        others = {name: held for name, held in data.items() if "Corefile" not in held and "coredns" in name}
+        beside = {key: text for held in others.values() for key, text in held.items()}
+        holders = {key: f"{namespace}/{name}" for name, held in others.items() for key in held}
         names = sorted((name for name, held in data.items() if held.get("Corefile")), key=_rank)
-        return [Source(f"{namespace}/{name}", data[name]["Corefile"], beside) for name in names]
+        return [Source(f"{namespace}/{name}", data[name]["Corefile"], beside, holders) for name in names]
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from kdns.cli.corefiles import Source
-from kdns.cli.networkpolicies import Targets
+from kdns.cli.networkpolicies import Place, Targets
 
 Object = dict[str, Any]
 
@@ -39,9 +39,14 @@ class State:
     daemonsets: list[Object] | None = None
     namespaces: list[Object] | None = None
     corefiles: list[Source] | None = None
+    api_places: tuple[Place, ...] = ()  # the servers of the API, where they can be read
     denied: list[str] = field(default_factory=list)  # "list services": what the servers may not do
+    reviewed_self: bool = (
+        False  # whether `denied` is of the account that this runs under, as theirs may not be asked for
+    )
     client: Object | None = None  # the Pod that asks
-    client_name: str = ""  # NAMESPACE/POD, where one was named
+    client_name: str = ""  # NAMESPACE/POD, or the namespace that was named where no Pod of it is known
+    client_note: str = ""  # why it is this Pod, where a namespace was named
     nameservers: tuple[str, ...] = ()  # of this machine's resolv.conf, where it is a Pod's
     asked: list[Asked] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
@@ -81,6 +86,23 @@ class State:
         """The Pods that the Service selects."""
         selector = ((self.service or {}).get("spec") or {}).get("selector") or {"k8s-app": "kube-dns"}
         return [each for each in self.pods or () if selector.items() <= labels_of(each).items()]
+
+    @property
+    def account(self) -> str:
+        """The service account that the servers run under."""
+        found = [str((each.get("spec") or {}).get("serviceAccountName") or "default") for each in self.servers]
+        return (found or ["coredns"])[0]
+
+    @property
+    def images(self) -> list[str]:
+        """The images that the servers run, each once."""
+        specs = [each.get("spec") or {} for each in self.servers]
+        return sorted({str(container.get("image")) for spec in specs for container in spec.get("containers") or ()})
+
+    @property
+    def runs_kdns(self) -> bool:
+        """Whether some server is kdns, by its image's name."""
+        return any("kdns" in image for image in self.images)
 
     @property
     def targets(self) -> Targets:

@@ -8,10 +8,11 @@ from typing import Final
 
 from kdns.cli.check import examined
 from kdns.cli.clusterstate import State, name_of
-from kdns.cli.corefiles import Source
+from kdns.cli.corefiles import Reader, Source
 from kdns.cli.finding import ERROR, INFO, WARNING, Finding
-from kdns.corefile import CorefileError, ServerBlock
+from kdns.corefile import CorefileError, Position, ServerBlock
 from kdns.server import build
+from kdns.server.order import ORDER
 
 
 def _configuration(state: State) -> Iterator[Finding]:
@@ -27,9 +28,21 @@ def _configuration(state: State) -> Iterator[Finding]:
             f"kubectl -n {ns} get cm",
         )
     for source in state.corefiles[:1]:
-        show = f"kubectl -n {ns} get cm {source.name.rpartition('/')[2]} -o yaml | kdns check -"
+        maps = " ".join(name.rpartition("/")[2] for name in (source.name, *_imported(source)))
+        show = f"kubectl -n {ns} get cm {maps} -o yaml | kdns check -"
         summary, errors = examined(source, 53, False)
+        unbuilt = _unbuilt(source) if state.images and not state.runs_kdns else set()
+        others = [error for error in errors if not isinstance(error, CorefileError) or error.where not in unbuilt]
         for error in errors:
+            if error not in others:
+                yield Finding(
+                    INFO,
+                    "ConfigMap",
+                    str(error),
+                    "kdns would not take this; the servers here are CoreDNS's, and it does them no harm",
+                    show,
+                )
+        for error in others:
             yield Finding(
                 ERROR,
                 "ConfigMap",
@@ -39,18 +52,41 @@ def _configuration(state: State) -> Iterator[Finding]:
             )
         for warning in summary.warnings:
             yield Finding(INFO, "ConfigMap", f"{source.name}: {warning}", "", show)
-        if not errors:
+        if not others:
             yield from _blocks(state, source)
 
 
 def served(state: State) -> tuple[ServerBlock, ...] | None:
-    """The server blocks of the cluster's Corefile. None where it cannot be read here: it may have errors, which are
-    findings, or import what is in the server's file system only.
+    """The server blocks of the cluster's Corefile, with what it imports from ConfigMaps. None where it cannot be read
+    here: it may have errors, which are findings, or import what is in the server's file system only.
     """
     for source in (state.corefiles or ())[:1]:
         with contextlib.suppress(CorefileError):
-            return tuple(build.read(source.text, source.name).blocks)
+            return tuple(build.read(source.text, source.name, reader=Reader(source)).blocks)
     return None
+
+
+def _imported(source: Source) -> list[str]:
+    """The ConfigMaps that a Corefile imports from."""
+    reader = Reader(source)
+    with contextlib.suppress(CorefileError):
+        build.read(source.text, source.name, reader=reader, errors=[])
+    return sorted({source.holders[name] for name in reader.used if name in source.holders})
+
+
+def _unbuilt(source: Source) -> set[Position | None]:
+    """Where a Corefile has plugins of CoreDNS that kdns does not have: other servers take them."""
+    try:
+        blocks = build.read(source.text, source.name, reader=Reader(source), errors=[]).blocks
+    except CorefileError:
+        return set()
+    return {
+        directive.at
+        for block in blocks
+        for name, directives in block.directives.items()
+        if name in ORDER and ORDER[name] is None
+        for directive in directives
+    }
 
 
 def _blocks(state: State, source: Source) -> Iterator[Finding]:

@@ -30,11 +30,14 @@ _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Source(NamedTuple):
-    """One Corefile: its name in errors, its text, and the files beside it that it may import: name -> text."""
+    """One Corefile: its name in errors, its text, the files beside it that it may import (name -> text), and, where it
+    is known, which ConfigMap holds each (name -> namespace/name).
+    """
 
     name: str
     text: str
     beside: dict[str, str]
+    holders: dict[str, str] = {}
 
 
 class Reader(FileReader):
@@ -42,8 +45,9 @@ class Reader(FileReader):
     for.
     """
 
-    def __init__(self, beside: dict[str, str]) -> None:
-        self.beside = beside
+    def __init__(self, of: Source) -> None:
+        self.beside = of.beside
+        self.holders = of.holders
         self.used: set[str] = set()
 
     def read(self, path: str) -> str:
@@ -59,6 +63,10 @@ class Reader(FileReader):
         except OSError:
             there = []
         return sorted({*there, *self.beside})
+
+    def shown(self, path: str) -> str:
+        name = os.path.basename(path)
+        return f"{self.holders[name]}/{name}" if name in self.used and name in self.holders else path
 
 
 def raw_text(path: str, *, exactly: bool = False) -> str:
@@ -119,7 +127,7 @@ def parsed(
     each: Source, port: int, *, reader: Reader | None = None, errors: list[CorefileError] | None = None
 ) -> Corefile:
     """A source, parsed. Raises CorefileError (`errors`: see corefile.parse)."""
-    reader = reader or Reader(each.beside)
+    reader = reader or Reader(each)
     return build.read(each.text, each.name, default_port=port, environ=os.environ, reader=reader, errors=errors)
 
 

@@ -6,19 +6,22 @@ are in findings.
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 from kdns import log
 from kdns.address import split_host_port
 from kdns.cli import cluster, statuspages
-from kdns.cli.clusterstate import Asked, Object, State
+from kdns.cli.clusterstate import Asked, Object, State, labels_of, name_of
 from kdns.cli.finding import ERROR, WARNING, Finding
 from kdns.cli.findings import diagnosed
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse, refuse
+from kdns.cli.networkpolicies import Place
 from kdns.deadlines import Deadlines
 from kdns.dns import iana, resolvconf
 from kdns.dns.answer import Answer
@@ -26,6 +29,8 @@ from kdns.dns.errors import BadName
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
+from kdns.kube.paging import ApiError
+from kdns.kube.pod import pod_object, some_pod
 from kdns.printable import printable
 from kdns.upstream.exchange import Result
 from kdns.upstream.upstream import Address, Options, Upstream
@@ -40,7 +45,11 @@ _OF_TENANTS: Final = (("", "pods"), ("networking.k8s.io", "networkpolicies"))
 
 FLAGS: Final = (
     *cluster.FLAGS,
-    Flag(("from",), "", "NAMESPACE/POD with the problem: checks its resolver and NetworkPolicies"),
+    Flag(
+        ("from", "namespace", "n"),
+        "",
+        "namespace, or NAMESPACE/POD, that asks: checks its resolver and NetworkPolicies",
+    ),
     Flag(("server",), "", "server to ask, HOST[:PORT] (default in a Pod: the Service, and each of its Pods)"),
     Flag(("zone",), "cluster.local", "zone of the cluster"),
     Flag(("outside",), "example.com", "outside name to ask for"),
@@ -68,8 +77,8 @@ def main(words: Sequence[str]) -> int:
         return refuse(error, HELP, FLAGS)
     if rest:
         return misused(f'kdns doctor takes no arguments, found "{rest[0]}"', HELP)
-    if values["from"] and not all(str(values["from"]).partition("/")[::2]):
-        return misused(f'--from takes NAMESPACE/POD, found "{values["from"]}"', HELP)
+    if values["from"] and not all(str(values["from"]).split("/", 1)):
+        return misused(f'--from takes NAMESPACE or NAMESPACE/POD, found "{values["from"]}"', HELP)
     try:
         server = split_host_port(str(values["server"]), 53) if values["server"] else None
         names = [from_text(str(values[flag])) for flag in ("zone", "outside")]
@@ -128,12 +137,16 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
         )
         state.namespaces = await _read(state, "namespaces", api.items("/api/v1/namespaces"))
         state.policies = await _read(state, "networkpolicies", api.items("/apis/networking.k8s.io/v1/networkpolicies"))
-        if state.client_name:
-            place, _, pod = state.client_name.partition("/")
-            listed = await _read(
-                state, "pods", api.items(f"/api/v1/namespaces/{place}/pods", fieldSelector=f"metadata.name={pod}")
-            )
-            state.client = next((each for each in listed or () if each["metadata"]["name"] == pod), None)
+        with contextlib.suppress(*cluster.FAILURES):  # without them, their usual port is looked at
+            state.api_places = await _api_places(api)
+        place, _, pod = state.client_name.partition("/")
+        if pod:
+            state.client = await _read(state, "pods", pod_object(config, (), place, pod))
+        elif place:
+            state.client = await _read(state, "pods", some_pod(config, (), place))
+            if state.client is not None:
+                state.client_name = f"{place}/{name_of(state.client)}"
+                state.client_note = f"the first by name; another with --from {place}/POD"
         await _read(state, "subjectaccessreviews", _review(state, api))
         await statuspages.read(state, api)
     finally:
@@ -153,23 +166,48 @@ async def _read(state: State, kind: str, answer: Awaitable[Any]) -> Any:
         return None
 
 
+async def _api_places(api: cluster.Cluster) -> tuple[Place, ...]:
+    """Where the API's own servers listen."""
+    slices = await api.items("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices")
+    return tuple(
+        Place(str(address), port["port"], "TCP")
+        for each in slices
+        if labels_of(each).get("kubernetes.io/service-name") == "kubernetes"
+        for port in each.get("ports") or ()
+        if isinstance(port.get("port"), int)
+        for endpoint in each.get("endpoints") or ()
+        for address in endpoint.get("addresses") or ()
+    )
+
+
 async def _review(state: State, api: cluster.Cluster) -> None:
-    """Asks what the servers may do: as the account this runs under in a Pod, as theirs from elsewhere."""
-    accounts = [str((each.get("spec") or {}).get("serviceAccountName") or "default") for each in state.servers]
-    needed = [*_NEEDED, *(_OF_TENANTS[: 1 + state.hides_by_policies] if state.hides else ())]
-    for group, resource in needed:
+    """Asks what the servers' account may do; in a Pod that may not ask of others, what its own account may."""
+    try:
+        state.denied = await _denied(state, api, state.account)
+    except ApiError as error:
+        if not state.inside or error.code != HTTPStatus.FORBIDDEN:
+            raise
+        state.reviewed_self = True
+        state.denied = await _denied(state, api, "")
+
+
+async def _denied(state: State, api: cluster.Cluster, account: str) -> list[str]:
+    """What the servers need and an account may not do; without an account, the one that this runs under."""
+    kind = "SubjectAccessReview" if account else "SelfSubjectAccessReview"
+    who: Object = {}
+    if account:
+        # A review knows no groups but those it is told.
+        groups = ["system:serviceaccounts", f"system:serviceaccounts:{state.namespace}", "system:authenticated"]
+        who = {"user": f"system:serviceaccount:{state.namespace}:{account}", "groups": groups}
+    out = []
+    for group, resource in (*_NEEDED, *(_OF_TENANTS[: 1 + state.hides_by_policies] if state.hides else ())):
         for verb in ("list", "watch"):
-            spec: Object = {"resourceAttributes": {"group": group, "resource": resource, "verb": verb}}
-            kind = "SelfSubjectAccessReview"
-            if not state.inside:
-                kind, spec["user"] = (
-                    "SubjectAccessReview",
-                    f"system:serviceaccount:{state.namespace}:{(accounts or ['coredns'])[0]}",
-                )
+            spec = {**who, "resourceAttributes": {"group": group, "resource": resource, "verb": verb}}
             body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
             said = await api.post(f"/apis/authorization.k8s.io/v1/{kind.lower()}s", body)
             if not (said.get("status") or {}).get("allowed"):
-                state.denied.append(f"{verb} {resource}")
+                out.append(f"{verb} {resource}")
+    return out
 
 
 def _local_nameservers() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Queries that NetworkPolicies let through to a cluster's DNS (networking.k8s.io/v1). Pure.
+"""What NetworkPolicies let through: queries to a cluster's DNS, and what its servers ask (networking.k8s.io/v1). Pure.
 
 A Pod that some policy of a direction selects may do what the rules of those policies allow, and nothing else of that
 direction.
@@ -21,6 +21,16 @@ class Targets(NamedTuple):
     namespace_labels: dict[str, str]
     labels: list[dict[str, str]]
     addresses: list[str]
+
+
+class Place(NamedTuple):
+    """What a server asks. `address`: what is no IP address, such as a host name, stands for one that is not known.
+    `protocol`: UDP or TCP.
+    """
+
+    address: str
+    port: int
+    protocol: str
 
 
 def types(policy: Object) -> list[str]:
@@ -55,8 +65,8 @@ def lets_out(policy: Object, protocol: str, targets: Targets) -> bool:
 
 def _reaches(peer: Object, policy: Object, targets: Targets) -> bool:
     """True if a peer of an egress rule is one of the targets."""
-    if block := (peer.get("ipBlock") or {}).get("cidr"):
-        return any(_within(address, str(block)) for address in targets.addresses)
+    if block := peer.get("ipBlock"):
+        return any(_within(address, block) for address in targets.addresses)
     if "namespaceSelector" in peer:
         if not matches(peer["namespaceSelector"] or {}, targets.namespace_labels):
             return False
@@ -65,15 +75,47 @@ def _reaches(peer: Object, policy: Object, targets: Targets) -> bool:
     return any(matches(peer.get("podSelector") or {}, labels) for labels in targets.labels)
 
 
-def _within(address: str, cidr: str) -> bool:
+def may_let_out(policy: Object, place: Place) -> bool:
+    """False only if no egress rule of a policy can let packets to a place out.
+
+    It may be what is not known here: which addresses a name or a file stands for, and whether a private address is a
+    Service's whose Pods the labels of a rule select.
+    """
     try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(cidr, strict=False)
+        address = ipaddress.ip_address(place.address)
+    except ValueError:
+        address = None
+    for rule in (policy.get("spec") or {}).get("egress") or ():
+        if not _allows(rule, place.port, place.protocol):
+            continue
+        peers = rule.get("to")
+        if not peers or address is None:
+            return True
+        for peer in peers:
+            block = peer.get("ipBlock")
+            if _within(place.address, block) if block else not address.is_global:
+                return True
+    return False
+
+
+def _within(address: str, block: Object) -> bool:
+    """True if an ipBlock holds an address."""
+    try:
+        host = ipaddress.ip_address(address)
+        return host in ipaddress.ip_network(str(block.get("cidr")), strict=False) and not any(
+            host in ipaddress.ip_network(str(each), strict=False) for each in block.get("except") or ()
+        )
     except ValueError:
         return False
 
 
 def allows_53(rule: Object, protocol: str) -> bool:
     """True if the ports of a rule hold 53 of this protocol."""
+    return _allows(rule, 53, protocol, ("dns", "dns-tcp"))
+
+
+def _allows(rule: Object, wanted: int, protocol: str, names: tuple[str, ...] = ()) -> bool:
+    """True if the ports of a rule hold one, by number or by a name that Pods give it."""
     ports = rule.get("ports")
     if not ports:
         return True
@@ -83,8 +125,8 @@ def allows_53(rule: Object, protocol: str) -> bool:
         port, last = each.get("port"), each.get("endPort")
         if (
             port is None
-            or port in (53, "53", "dns", "dns-tcp")
-            or (isinstance(port, int) and isinstance(last, int) and port <= 53 <= last)
+            or port in (wanted, str(wanted), *names)
+            or (isinstance(port, int) and isinstance(last, int) and port <= wanted <= last)
         ):
             return True
     return False

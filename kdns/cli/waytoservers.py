@@ -17,23 +17,32 @@ MAX_NAMESERVERS: Final = 3  # resolv.conf(5), MAXNS; the kubelet cuts what is mo
 def _client(state: State) -> Iterator[Finding]:
     if not state.client_name:
         return
-    if state.client is None:
-        if "pods" not in state.unread:
-            yield Finding(
-                ERROR,
-                "client",
-                f"there is no Pod {state.client_name}",
-                "",
-                f"kubectl get pods -n {state.client_name.partition('/')[0]}",
-            )
+    namespace, _, pod = state.client_name.partition("/")
+    if state.namespaces is not None and namespace not in map(name_of, state.namespaces):
+        yield Finding(ERROR, "client", f"there is no namespace {namespace}", "", "kubectl get namespaces")
         return
-    namespace, spec = state.client_name.partition("/")[0], state.client.get("spec") or {}
+    if state.client is None and "pods" in state.unread:
+        return
+    if state.client is None and pod:
+        yield Finding(ERROR, "client", f"there is no Pod {state.client_name}", "", f"kubectl get pods -n {namespace}")
+        return
+    show = f"kubectl -n {namespace} exec {pod} -- cat /etc/resolv.conf" if pod else f"kubectl -n {namespace} get pods"
+    if state.client is None:
+        yield Finding(
+            INFO,
+            "client",
+            f"no running Pod of the namespace {namespace} is known",
+            "what follows is for a Pod whose spec says nothing of DNS",
+            show,
+        )
+    elif state.client_note:
+        yield Finding(INFO, "client", f"asks as the Pod {state.client_name}, {state.client_note}")
+    spec = (state.client or {}).get("spec") or {}
     resolver = of_pod(spec, namespace, state.zone)
-    show = f"kubectl -n {namespace} exec {name_of(state.client)} -- cat /etc/resolv.conf"
     yield Finding(
         INFO,
         "client",
-        f"{state.client_name} searches {' '.join(resolver.search) or '(nothing)'}; ndots {resolver.ndots}",
+        f"{_asking(state)} searches {' '.join(resolver.search) or '(nothing)'}; ndots {resolver.ndots}",
         "",
         show,
     )
@@ -43,7 +52,7 @@ def _client(state: State) -> Iterator[Finding]:
             "client",
             resolver.note,
             f"names of {state.zone} may not exist for it",
-            f"kubectl -n {namespace} get pod {name_of(state.client)} -o yaml    # dnsPolicy: ClusterFirstWithHostNet",
+            f"kubectl -n {namespace} get pod {pod} -o yaml    # dnsPolicy: ClusterFirstWithHostNet",
         )
     config = spec.get("dnsConfig") or {}
     servers = [str(each) for each in config.get("nameservers") or ()]
@@ -74,6 +83,12 @@ def _client(state: State) -> Iterator[Finding]:
         )
 
 
+def _asking(state: State) -> str:
+    """Who asks, in words."""
+    namespace, _, pod = state.client_name.partition("/")
+    return state.client_name if pod else f"a Pod of the namespace {namespace}"
+
+
 def _network_policies(state: State) -> Iterator[Finding]:
     if state.policies is None:
         return
@@ -88,7 +103,7 @@ def _network_policies(state: State) -> Iterator[Finding]:
         chosen = [each for each in policies if selects(each, labels) and "Egress" in types(each)]
         for protocol in ("UDP", "TCP"):
             if chosen and not any(lets_out(each, protocol, state.targets) for each in chosen):
-                who = state.client_name or f"Pods of the namespace {namespace}"
+                who = _asking(state) if state.client_name else f"Pods of the namespace {namespace}"
                 names = ", ".join(name_of(each) for each in chosen)
                 yield Finding(
                     ERROR if protocol == "UDP" else WARNING, "NetworkPolicy",

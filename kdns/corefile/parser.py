@@ -46,6 +46,9 @@ class Reader(Protocol):
     def list(self, folder: str) -> list[str]:
         """The names in a folder. Raises OSError."""
 
+    def shown(self, path: str) -> str:
+        """A file's name in errors."""
+
 
 class FileReader:
     """Files as they are on this machine."""
@@ -55,6 +58,9 @@ class FileReader:
 
     def list(self, folder: str) -> list[str]:
         return os.listdir(folder)
+
+    def shown(self, path: str) -> str:
+        return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +408,7 @@ class _Parser:
                     raise self.fail(target, f"{path} imports itself")
                 if path not in self.files:
                     try:
-                        self.files[path] = tokens(self.reader.read(path), path)
+                        self.files[path] = tokens(self.reader.read(path), self.reader.shown(path))
                     except OSError as error:
                         raise self.fail(target, f"cannot import {path}: {error.strerror or error}") from None
                 found += self.files[path]

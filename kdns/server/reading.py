@@ -68,6 +68,10 @@ class Inputs:
         self.seen[folder, True] = _digest("\0".join(names))
         return names
 
+    def shown(self, path: str) -> str:
+        """A file's name in errors."""
+        return path
+
     def are(self, seen: Mapping[tuple[str, bool], bytes]) -> bool:
         """True if everything still is as it was seen. What cannot be read is read the same if it fails the same."""
         for path, is_folder in seen:

@@ -11,10 +11,11 @@ import msgspec
 import pytest
 import yaml
 
-from kdns.cli import doctor, serverneeds, statuspages
+from kdns.cli import cluster, doctor, serverneeds, statuspages
 from kdns.cli.clusterstate import State
 from kdns.cli.corefiles import Source
 from kdns.cli.finding import Finding
+from kdns.kube.api import ApiConfig
 from kdns.testing import ApiServer, answer, free_port, soa
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.cli.test_commands import kdns
@@ -187,6 +188,47 @@ def test_each_fault_is_found_and_comes_with_what_it_means_and_the_next_command(
     assert not others, "one fault was planted"
 
 
+@pytest.mark.parametrize(("name", "image", "level"), [
+    *((name, "coredns:1.12.1", "info") for name in ("pprof", "trace", "etcd", "geoip")),
+    ("pprof", "kdns:0.1.0", "error"), ("errrs", "coredns:1.12.1", "error"),
+])  # fmt: skip
+def test_a_plugin_that_only_coredns_has_was_said_to_stop_coredns(
+    name: str, image: str, level: str, api: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.put(
+        *well(), config_map("coredns", Corefile=GOOD.replace(" errors", f" errors\n {name}").replace(" loop\n", ""))
+    )
+    for each in (server("coredns-a", "n1"), server("coredns-b", "n2")):
+        each["spec"]["containers"] = [{"image": image}]
+        api.put(each)
+    assert doctor.main(["--kubeconfig", kubeconfig(tmp_path, here=api.url), "--json"]) == (0 if level == "info" else 3)
+    found = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["part"] == "ConfigMap"]
+    (told,) = [each for each in found if name in each["seen"]]
+    assert told["level"] == level and told["seen"].startswith("kube-system/coredns:3:2: ") and told["next"]
+    assert ("kdns would not take this" in told["means"]) == (level == "info")
+    # The rest of the Corefile is still looked at.
+    assert any("no plugin loop" in each["seen"] for each in found) == (level == "info")
+
+
+def test_an_error_in_coredns_custom_was_named_by_a_path_that_does_not_exist(
+    api: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    custom = config_map("coredns-custom", **{"a.server": "x.org {\n frwd . 192.0.2.1\n}\n"})
+    scaler = config_map("coredns-autoscaler", linear="{}")
+    main = config_map("coredns", Corefile=f"{GOOD}import custom/*.server\n")
+    api.put(*well(), main, custom, scaler)
+    words = ["--kubeconfig", kubeconfig(tmp_path, here=api.url)]
+    assert doctor.main([*words, "--json"]) == 3
+    (told,) = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["part"] == "ConfigMap"]
+    assert told["seen"].startswith('kube-system/coredns-custom/a.server:2:2: unknown directive "frwd"')
+    assert told["next"] == "kubectl -n kube-system get cm coredns coredns-custom -o yaml | kdns check -"
+    # What that command says, which kubectl answers with a list; and what explain says of the cluster's own Corefile.
+    done = kdns("check", "-", stdin=yaml.safe_dump({"kind": "List", "items": [main, custom]}))
+    assert done.returncode == 1 and "a.server:2:2: error: unknown directive" in done.stderr
+    done = kdns("explain", *words, "x.org", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("kube-system/coredns-custom/a.server:2:2: "), done.stderr
+
+
 ALLOWED = (
     policy("shop/a", **EGRESS, egress=[{}]), policy("shop/b", **EGRESS, egress=[{**TO_DNS, "ports": PORT_53}]),
     policy(
@@ -207,6 +249,64 @@ def test_a_policy_that_lets_queries_through_is_no_finding(
     api.put(*well(), allowed)
     code = doctor.main(["--kubeconfig", kubeconfig(tmp_path, here=api.url), "--from", "shop/cart"])
     assert code == 0 and "NetworkPolicy" not in capsys.readouterr().out
+
+
+TO_API = {"ports": [{"port": 443}]}
+OUT_53 = {"ports": PORT_53}
+
+
+@pytest.mark.parametrize(("to", "egress", "said"), [
+    ("192.0.2.53", [TO_API], ["error port 53/UDP of their upstreams 192.0.2.53"]),
+    ("192.0.2.53", [OUT_53], ["error port 443 or 6443/TCP of the API"]),
+    ("192.0.2.53", [], ["error port 53/UDP of their", "error port 443 or 6443/TCP of the API"]),
+    ("192.0.2.53", [TO_API, {"ports": PORT_53[:1]}], ["warning port 53/TCP of their upstreams 192.0.2.53"]),
+    ("/etc/resolv.conf", [TO_API], ["error port 53/UDP of their upstreams /etc/resolv.conf"]),
+    ("tls://9.9.9.9", [TO_API, OUT_53], ["error port 853/TCP of their upstreams tls://9.9.9.9"]),
+    ("9.9.9.9 8.8.8.8", [TO_API, {**OUT_53, "to": [{"ipBlock": {"cidr": "9.0.0.0/8"}}]}],
+        ["warning port 53/UDP of their upstreams 8.8.8.8"]),
+    ("9.9.9.9", [TO_API, {**OUT_53, "to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["9.9.9.0/24"]}}]}],
+        ["error port 53/UDP of their upstreams 9.9.9.9"]),
+    ("9.9.9.9", [TO_API, {**OUT_53, "to": [{"namespaceSelector": {}}]}], ["error port 53/UDP of their upstreams 9.9"]),
+    # What may be let out is no finding.
+    ("192.0.2.53", [{}], []), ("192.0.2.53", [TO_API, OUT_53], []),
+    ("192.0.2.53", [{"ports": [{"port": 6443}]}, OUT_53], []),
+    ("10.96.7.7", [TO_API, {**OUT_53, "to": [{"namespaceSelector": {}}]}], []),
+    ("/etc/resolv.conf", [TO_API, {**OUT_53, "to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}], []),
+    ("tls://9.9.9.9", [TO_API, {"ports": [{"port": 853}]}], []),
+])  # fmt: skip
+def test_a_policy_on_the_dns_pods_that_cut_them_off_was_not_seen(
+    api: ApiServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    to: str,
+    egress: list[dict[str, Any]],
+    said: list[str],
+) -> None:
+    api.put(
+        *well(),
+        policy("kube-system/out", {"matchLabels": DNS}, **EGRESS, egress=egress),
+        config_map("coredns", Corefile=GOOD.replace("192.0.2.53", to)),
+    )
+    code = doctor.main(["--kubeconfig", kubeconfig(tmp_path, here=api.url), "--json"])
+    findings = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["part"] == "NetworkPolicy"]
+    assert len(findings) == len(said) and all(each["means"] and each["next"] for each in findings), findings
+    for told, wanted in zip(findings, said, strict=True):
+        level, _, rest = wanted.partition(" ")
+        assert told["level"] == level
+        assert told["seen"].startswith(f"out in kube-system: the DNS Pods may not send to {rest}"), told
+    assert code == (3 if any(each.startswith("error") for each in said) else 0)
+
+
+def test_the_apis_own_port_is_looked_for_in_a_policy_on_the_dns_pods(
+    api: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = endpointslice("default/kubernetes", "kubernetes", endpoint("203.0.113.7"), ports=(("https", "TCP", 8443),))
+    out = policy("kube-system/out", {"matchLabels": DNS}, **EGRESS, egress=[OUT_53, {"ports": [{"port": 8443}]}])
+    words = ["--kubeconfig", kubeconfig(tmp_path, here=api.url)]
+    api.put(*well(), out)
+    assert doctor.main(words) == 3 and "port 443 or 6443/TCP of the API" in capsys.readouterr().out
+    api.put(at)
+    assert doctor.main(words) == 0 and "NetworkPolicy" not in capsys.readouterr().out
 
 
 def test_a_cluster_that_is_well_is_said_to_be(api: ApiServer, tmp_path: Path, upstream: Start) -> None:
@@ -233,7 +333,7 @@ def test_queries_that_fail_are_findings(api: ApiServer, tmp_path: Path, upstream
     assert time.monotonic() - began < 30
 
 
-def test_inside_a_pod_the_service_account_is_used_and_its_own_rights_are_asked(api: ApiServer, tmp_path: Path) -> None:
+def test_who_may_not_ask_for_the_servers_rights_from_outside_is_told_so(api: ApiServer, tmp_path: Path) -> None:
     api.put(*well())
     api.denied.add(("list", "services"))
     api.forbidden.add("subjectaccessreviews")
@@ -242,6 +342,52 @@ def test_inside_a_pod_the_service_account_is_used_and_its_own_rights_are_asked(a
         "subjectaccessreviews cannot be read: 403 Forbidden" in done.stdout
         and "may not list services" not in done.stdout
     )
+
+
+@pytest.mark.parametrize("may_ask", [True, False])
+def test_inside_a_pod_its_own_accounts_rights_were_said_to_be_the_servers(
+    may_ask: bool, api: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.put(*well())
+    api.denied.add(("list", "services"))
+    if not may_ask:
+        api.forbidden.add("subjectaccessreviews")
+    monkeypatch.setattr(cluster, "access", lambda values: ApiConfig(api.url, None, "", ""))
+    doctor.main(["--server", f"127.0.0.1:{free_port()}", "--json"])
+    found = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["part"] == "RBAC"]
+    theirs, own = (
+        any(f"/{kind}" in path for path in api.requests) for kind in ("subjectaccessr", "selfsubjectaccessr")
+    )
+    assert theirs and own != may_ask
+    assert all(
+        "--as=system:serviceaccount:kube-system:coredns" in each["next"] for each in found if "list" in each["seen"]
+    )
+    said = [(each["level"], each["seen"]) for each in found]
+    if may_ask:
+        assert said == [("error", "the servers may not list services")]
+    else:
+        assert said[0] == ("warning", "this account may not list services")
+        assert said[1][0] == "info" and "asked for its own rights" in said[1][1]
+
+
+@pytest.mark.parametrize("flag", ["--namespace", "-n", "--from"])
+def test_a_namespace_was_an_unknown_flag_and_is_the_one_of_the_pod_that_asks(
+    flag: str, api: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {**client(), "status": {"phase": "Running", "podIP": "10.244.1.7"}}
+    api.put(*well(), policy("shop/cart", {"matchLabels": {"app": "cart"}}, **EGRESS))
+    words = ["--kubeconfig", kubeconfig(tmp_path, here=api.url), flag]
+    assert doctor.main([*words, "shop"]) == 0
+    said = capsys.readouterr().out
+    assert "no running Pod of the namespace shop is known" in said and "Pods of the namespace shop searches" not in said
+    assert "a Pod of the namespace shop searches shop.svc.cluster.local svc" in said
+    api.put(runs)
+    assert doctor.main([*words, "shop"]) == 3
+    said = capsys.readouterr().out
+    assert "asks as the Pod shop/cart, the first by name; another with --from shop/POD" in said
+    assert "shop/cart searches shop.svc" in said and "shop/cart may not send to port 53/UDP" in said
+    assert doctor.main([*words, "shpo"]) == 3
+    assert "client: there is no namespace shpo" in capsys.readouterr().out
 
 
 def workers(words: str, limit: str, image: str = "kdns:0.1.0") -> list[Finding]:
@@ -324,7 +470,7 @@ def test_a_page_that_is_no_status_page_is_one_finding(said: str, api: ApiServer,
 
 
 @pytest.mark.parametrize(("words", "code", "said"), [
-    (["x"], 2, 'takes no arguments, found "x"'), (["--from", "shop"], 2, "--from takes NAMESPACE/POD"),
+    (["x"], 2, 'takes no arguments, found "x"'), (["--from", "shop/"], 2, "takes NAMESPACE or NAMESPACE/POD"),
     (["--nope"], 2, "not defined"),
     (["--server", "a:b"], 2, "a:b"), (["--zone", "a..b"], 2, "label"),
     (["--kubeconfig", "/nowhere"], 1, "kubeconfig /nowhere: no such file"),
@@ -350,3 +496,38 @@ def test_an_api_that_is_away_or_says_no_to_all_is_one_line(api: ApiServer, tmp_p
     api.forbidden |= set(api.objects) | {"subjectaccessreviews"}
     done = kdns("doctor", "--kubeconfig", path, "--context", "here")
     assert done.returncode == 0 and done.stdout.count("cannot be read: 403") == 8, done.stdout
+
+
+def test_the_rights_that_the_troubleshooting_page_gives_doctor_are_those_it_uses(
+    api: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "troubleshoot.md").read_text()
+    objects = list(yaml.safe_load_all(page.partition("```yaml\n")[2].partition("```")[0]))
+    given = {
+        (group, resource, verb, each["metadata"].get("namespace", ""))
+        for each in objects
+        for rule in each.get("rules", ())
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    for each in objects[3:]:
+        assert each["subjects"] == [{"kind": "ServiceAccount", **objects[0]["metadata"]}]
+    api.put(*well(), config_map("coredns", Corefile=STATUS))
+    monkeypatch.setattr(cluster, "access", lambda values: ApiConfig(api.url, None, "", ""))
+    for place in ("shop", "shop/cart"):
+        doctor.main(["--server", f"127.0.0.1:{free_port()}", "--from", place])
+    assert "cannot be read: 403" not in capsys.readouterr().out
+    used = set()
+    for path in api.requests:
+        words = path.partition("?")[0].strip("/").split("/")
+        if words == ["version"]:
+            continue  # whoever has an account may ask for it: the ClusterRole system:public-info-viewer
+        group = "" if words[0] == "api" else words[1]
+        rest = words[2 if words[0] == "api" else 3 :]
+        if "proxy" in rest:
+            used.add(("", "pods/proxy", "get", rest[1]))
+        else:
+            verb = "create" if group == "authorization.k8s.io" else "list"
+            used.add((group, rest[-1], verb, "kube-system" if rest[-1] == "configmaps" else ""))
+    assert used == given

@@ -203,6 +203,9 @@ class _NoDisk:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *_: []
 
+    def shown(self, path: str) -> str:
+        return path
+
 
 def expression(data: bytes) -> None:
     """An expression of `view` or `template`: refused, or worked out, or an error of its evaluation."""
