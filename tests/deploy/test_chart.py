@@ -123,8 +123,16 @@ def test_values_of_the_original_chart_work_unchanged(tmp_path: Path) -> None:
     assert {"PodDisruptionBudget", "HorizontalPodAutoscaler", "ServiceMonitor"} <= {obj["kind"] for obj in objects}
 
 
-@pytest.mark.parametrize(("scheme", "port"), [("tls://", 853), ("https://", 443), ("grpc://", 5443)])
-def test_encrypted_servers_were_refused_though_kdns_serves_them(tmp_path: Path, scheme: str, port: int) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "port", "protocol"),
+    [
+        ("tls://", 853, "TCP"), ("https://", 443, "TCP"), ("grpc://", 5443, "TCP"), ("quic://", 853, "UDP"),
+        ("https3://", 443, "UDP"),
+    ],
+)  # fmt: skip
+def test_encrypted_servers_were_refused_though_kdns_serves_them(
+    tmp_path: Path, scheme: str, port: int, protocol: str
+) -> None:
     certificate = {"name": "tls", "parameters": "/etc/tls/tls.crt /etc/tls/tls.key"}
     objects = rendered(tmp_path, {
         "servers": [
@@ -136,7 +144,7 @@ def test_encrypted_servers_were_refused_though_kdns_serves_them(tmp_path: Path, 
     built = build.build(build.read(one(objects, "ConfigMap")["data"]["Corefile"], "Corefile", reader=None))
     assert [str(key) for block in built.blocks for key in block.parsed.keys] == [".:53", f"{scheme}.:{port}"]
     ports = {(each["containerPort"], each["protocol"]) for each in container(objects)["ports"]}
-    assert {(53, "UDP"), (port, "TCP")} <= ports and (port, "UDP") not in ports
+    assert {(53, "UDP"), (port, protocol)} <= ports and sum(number == port for number, _ in ports) == 1
 
 
 def test_a_server_beside_the_clusters_own_is_no_cluster_service(tmp_path: Path) -> None:
@@ -275,8 +283,6 @@ def test_the_memory_fits_the_workers_unless_it_was_chosen(
 
 
 @pytest.mark.parametrize(("values", "said"), [
-    ({"servers": [{"zones": [{"zone": ".", "scheme": "quic://"}], "port": 853}]}, "the image of kdns has no QUIC, so "
-        "quic:// (zone .) cannot be served"),
     ({"servers": [{"zones": [{"zone": "."}], "port": 53, "plugins": [{"name": NOT_BUILT}]}]}, f"kdns has no plugin "
         f"{NOT_BUILT} yet"),
     (with_plugins(SIGN), "sign writes to a folder, and everything in the container is read-only: set writable.enabled"),
