@@ -203,7 +203,8 @@ class Forward(Plugin):
         options = request.added
         do = sent is not None and sent.do
         subnet = request.option(edns.SUBNET) if sent is not None and self.config.client_subnet else None
-        if subnet is not None:
+        # `rewrite` may have passed it on already.
+        if subnet is not None and (edns.SUBNET, subnet) not in edns.options(options):
             options += edns.option(edns.SUBNET, subnet)
         return edns.opt(self.size, do, options) if options else self.opts[do]
 

@@ -19,14 +19,16 @@
   7871).
 * `ttl [exact|prefix|suffix|substring|regex] NAME SECONDS|A-B|A-|-B` bounds the TTLs of answers.
 * `rcode [exact|prefix|suffix|substring|regex] NAME FROM TO` changes the response code.
-* `cname [exact|prefix|suffix|substring|regex] FROM TO` gives a CNAME in the answer another target, and resolves that.
+* `cname [exact|prefix|suffix|substring|regex] FROM TO` gives a CNAME in the answer another target, and resolves that
+  (not where the CNAME itself was asked for).
 
 Names are compared in lower case, with their final dot; FROM and TO get one if it is missing (a regular expression does
 not). With `stop` (default) the first rule that fits is the last; with `continue` the next is tried. The client sees
 the question it asked.
 
 `set` puts an option in the place of one there may be, `append` adds one, `replace` does only where there is one (of the
-client's, or of a rule above). Options go upstream and nowhere else: the client's reply shows none of them, with
+client's, or of a rule above). A variable or a subnet is appended only where there is none: with `subnet append` a
+client's own subnet goes upstream. Options go upstream and nowhere else: the client's reply shows none of them, with
 `revert` or without, and no client's own option goes upstream unless a rule says so. What an option depends on, the
 cache keys on.
 

@@ -174,6 +174,12 @@ class Rewrite(Plugin):
                 # A chain may come in any order; what led here stays.
                 kept = [known for known in answer.answer[:i] if known.type == iana.CNAME]
                 kept.append(rrset._replace(rdatas=(target,)))
+                if request.question.type in (iana.CNAME, iana.ANY):
+                    # RFC 1034, section 3.6.2: where the alias is what was asked for, nobody follows it.
+                    aliased = answer.replace(
+                        flags=answer.flags & ~iana.AD, answer=kept, validity=request.inherit(answer)
+                    )
+                    return self._changed(request, changes, aliased)
                 looked_up = request.lookup(target, request.question.type)
                 return then(looked_up, partial(self._joined, request, changes, answer, kept))
         return self._changed(request, changes, answer)

@@ -16,7 +16,11 @@ def apply(option: Option, request: Request) -> bool:
         _remove(request, option.code, before)
         return there
     # What changes from client to client is added once; a constant may stand beside others.
-    if (option.action == "replace" and not there) or (option.action == "append" and there and option.variable):
+    if option.action == "append" and there and option.variable:
+        if option.code == edns.SUBNET:
+            _pass_on(request, before)
+        return False
+    if option.action == "replace" and not there:
         return False
     data = _data(option, request)
     if data is None:
@@ -31,6 +35,13 @@ def _remove(request: Request, code: int, before: list[tuple[int, bytes]]) -> Non
     """Takes an option out of the query, the client's own too."""
     request.added = b"".join(edns.option(c, payload) for c, payload in before if c != code)
     request.remove_option(code)
+
+
+def _pass_on(request: Request, before: list[tuple[int, bytes]]) -> None:
+    """Sends the client's own subnet on, unless a rule has given the query one: a query has one at most."""
+    own = request.option(edns.SUBNET)
+    if own is not None and all(code != edns.SUBNET for code, _ in before):
+        request.added += edns.option(edns.SUBNET, own)
 
 
 def _data(option: Option, request: Request) -> bytes | None:

@@ -163,6 +163,28 @@ def test_names_of_the_cluster_change_at_once_inside_a_cached_zone(
     assert len(up.queries) == 1
 
 
+def test_a_reverse_name_that_an_upstream_denied_is_the_services_from_its_first_moment(
+    serve: Serve, upstream: Start, tmp_path: Path
+) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        reply = soa(answer(query), ttl=300, minimum=300)
+        reply.set_rcode(3)
+        return reply
+
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.1")))
+    up = upstream(script)
+    zones = "kubernetes cluster.local in-addr.arpa"
+    server = serve(cached(up, more=f"{zones} {{\n manifests {path}\n fallthrough in-addr.arpa\n }}"))
+    assert data(server.ask("1.0.0.10.in-addr.arpa.", "PTR")) == ["web.n1.svc.cluster.local."]
+    assert [code(server.ask("2.0.0.10.in-addr.arpa.", "PTR")) for _ in range(3)] == ["NXDOMAIN"] * 3
+    assert len(up.queries) == 1
+    path.write_text(yaml.safe_dump_all([service("n1/web", "10.0.0.1"), service("n1/new", "10.0.0.2")]))
+    eventually(lambda: data(server.ask("new.n1.svc.cluster.local.")) == ["10.0.0.2"], timeout=5)
+    assert data(server.ask("2.0.0.10.in-addr.arpa.", "PTR")) == ["new.n1.svc.cluster.local."]
+    assert len(up.queries) == 1
+
+
 def test_stale_answers_are_served_while_the_upstream_is_dead(serve: Serve, upstream: Start) -> None:
     alive = [True]
 

@@ -2,11 +2,13 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdns.kube import reflector
 from kdns.kube.cluster import Cluster
+from kdns.kube.objects import Slice
 from kdns.testing import ApiServer, Server, code, data, eventually
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.fixtures import Serve
@@ -115,6 +117,53 @@ def test_a_change_of_a_headless_service_of_5000_touches_its_slice_alone(
     api.put(endpointslice("n1/huge-7", "huge", *(endpoint(f"10.2.7.{j + 2}") for j in range(100))))
     eventually(lambda: code(server.ask("10-2-7-1.huge.n1.svc.cluster.local.")) == "NXDOMAIN")
     assert data(server.ask("10-2-7-101.huge.n1.svc.cluster.local.")) == ["10.2.7.101"] and sizes == [101]
+
+
+def test_names_and_types_of_a_headless_service_of_5000_cost_what_those_of_one_of_100_do(
+    serve: Serve, api: ApiServer
+) -> None:
+    def of(name: str, count: int) -> list[dict[str, Any]]:
+        return [service(f"n1/{name}"), *(
+            endpointslice(f"n1/{name}-{i}", name, *(
+                endpoint(f"10.{3 + (name == 'huge')}.{i}.{j + 1}", host=f"host-{i}-{j}") for j in range(100)
+            )) for i in range(count)
+        )]  # fmt: skip
+
+    api.put(namespace("n1"), *of("small", 1), *of("huge", 50))
+    server = serve(kubernetes(f"endpoint {api.url}"))
+    settled(server)
+    assert server.server.instance is not None
+    plugin: Any = next(found for found in server.server.instance.plugins if found.name == "kubernetes")
+    reads = 0
+
+    class Counted(Slice):
+        """A slice that counts what is read of it: whoever walks over endpoints reads each slice."""
+
+        def __getattribute__(self, name: str) -> Any:
+            nonlocal reads
+            reads += 1
+            return super().__getattribute__(name)
+
+    def ask(name: str, rtype: str | int = "A") -> str:
+        reply = server.ask(f"{name}.n1.svc.cluster.local.", rtype)
+        return "DATA" if reply.answer else code(reply)
+
+    def cost(name: str) -> int:
+        """What is read for 200 names and types, once those with data have been made."""
+        entry = plugin.service(name.encode(), b"n1")
+        entry.slices = {key: tuple([Counted(*part) for part in parts]) for key, parts in entry.slices.items()}
+        for first in (f"{name}", f"_http._tcp.{name}"):
+            assert (ask(first), ask(first, "SRV")) == ("DATA", "DATA")
+        assert ask(f"host.{name}") == "NXDOMAIN"
+        before = reads
+        assert before > len(entry.slices)  # it does count
+        for i in range(40):
+            assert ask(name, 300 + i) == ask(f"_http._tcp.{name}", 300 + i) == "NODATA"
+            assert ask(f"_x{i}._tcp.{name}", "SRV") == ask(f"host-x{i}.{name}") == "NXDOMAIN"
+            assert ask(f"host-0-{i}.{name}") == "DATA"
+        return reads - before
+
+    assert cost("huge") == cost("small")
 
 
 def test_srv_of_a_very_large_service_gives_another_part_each_time_it_is_made(serve: Serve, api: ApiServer) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kdns.testing import ApiServer, Server, additional, answers, block, code, data, eventually, flags, free_port
+from kdns.testing import ApiServer, Server, additional, answer, answers, block, code, data, eventually, flags, free_port
 from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
-from tests.fixtures import Serve
+from tests.fixtures import Serve, Start
 
 COREFILE = """
 .:{port} {
@@ -177,6 +177,15 @@ TABLE: list[tuple[str, str, list[str] | str]] = [
     ("5.1.96.10.in-addr.arpa.", "A", "NODATA"),
     ("5.1.96.10.in-addr.arpa.", "TXT", "NODATA"),
     ("05.1.96.10.in-addr.arpa.", "PTR", "NXDOMAIN"),
+    # Names above reverse names of Services exist (RFC 8020, section 2); others do not.
+    *[(name, rtype, "NODATA") for rtype in ("PTR", "A") for name in (
+        "1.96.10.in-addr.arpa.", "96.10.in-addr.arpa.", "0.1.10.in-addr.arpa.", "0.0.0.0.0.d.f.ip6.arpa.",
+        "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
+    )],
+    *[(name, rtype, "NXDOMAIN") for rtype in ("PTR", "A") for name in (
+        "3.96.10.in-addr.arpa.", "97.10.in-addr.arpa.", "x.96.10.in-addr.arpa.", "1.0.0.0.0.d.f.ip6.arpa.",
+        "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.", "g.0.0.0.0.d.f.ip6.arpa.",
+    )],
     ("web" + N, "PTR", "NODATA"),
     ("10-1-7-7.n1.pod.cluster.local.", "A", ["10.1.7.7"]),
     ("10-1-7-7.n1.pod.cluster.local.", "AAAA", "NODATA"),
@@ -364,6 +373,10 @@ def test_namespaces_serves_only_those(serve: Serve, manifests: str) -> None:
     assert code(server.ask("web" + N)) == "NXDOMAIN"
     assert code(server.ask("n1.svc.cluster.local.")) == "NXDOMAIN"
     assert code(server.ask("5.1.96.10.in-addr.arpa.", "PTR")) == "NXDOMAIN"
+    assert code(server.ask("1.96.10.in-addr.arpa.", "PTR")) == "NXDOMAIN"  # nor is there anything below it
+    assert (
+        code(server.ask("2.96.10.in-addr.arpa.", "PTR")) == code(server.ask("96.10.in-addr.arpa.", "PTR")) == "NODATA"
+    )
 
 
 def test_labels_and_namespace_labels_select_objects(serve: Serve, tmp_path: Path) -> None:
@@ -389,6 +402,25 @@ def test_fallthrough_passes_only_the_zones_it_names(serve: Serve, manifests: str
     assert code(server.ask("nope" + N)) == "NXDOMAIN"
     every = serve(corefile(manifests, "fallthrough").replace("}\n}\n", "}\n whoami\n}\n"))
     assert code(every.ask("nope" + N)) == "EMPTY"
+
+
+def test_a_question_of_any_class_for_a_name_of_the_cluster_is_answered_here(
+    serve: Serve, upstream: Start, manifests: str
+) -> None:
+    up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    server = serve(corefile(manifests).replace("}\n}\n", f"}}\n forward . {up.address}\n}}\n"))
+    expected = (
+        ("web" + N, "A", ["10.96.1.5"]), ("db-0.db" + N, "A", ["10.1.0.1"]), ("web" + N, "TXT", "NODATA"),
+        ("nope" + N, "A", "NXDOMAIN"), ("nope.cluster.local.", "A", "NXDOMAIN"),
+        ("5.1.96.10.in-addr.arpa.", "PTR", ["web" + N]), ("9.9.9.10.in-addr.arpa.", "PTR", "NXDOMAIN"),
+    )  # fmt: skip
+    for rdclass in ("ANY", "IN", "ANY"):  # what one class is told is not kept for another
+        for name, rtype, found in expected:
+            reply = server.ask(name, rtype, rdclass=rdclass)
+            assert (data(reply) if reply.answer else code(reply)) == found and "AA" in flags(reply)
+    assert code(server.ask("web" + N, rdclass="CH")) == "REFUSED"
+    assert not up.queries
+    assert data(server.ask("www.example.org.", rdclass="ANY")) == ["192.0.2.1"]
 
 
 def test_ttl_is_that_of_the_corefile(serve: Serve, manifests: str) -> None:

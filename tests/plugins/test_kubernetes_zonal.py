@@ -1,14 +1,18 @@
 """kubernetes: names of topology zones."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
+import dns.message
 import pytest
 
 from kdns.testing import Server, code, data
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.fixtures import Serve
 from tests.plugins.kubernetes_blocks import kubernetes, manifests
+
+N = ".n1.svc.cluster.local."
 
 
 @pytest.fixture
@@ -42,8 +46,29 @@ def zonal(serve: Serve, tmp_path: Path) -> Server:
 ])  # fmt: skip
 def test_names_of_topology_zones(zonal: Server, name: str, rtype: str, expected: list[str] | str) -> None:
     for _ in range(2):
-        reply = zonal.ask(f"{name}.n1.svc.cluster.local.", rtype)
+        reply = zonal.ask(f"{name}{N}", rtype)
         assert (data(reply) if reply.answer else code(reply)) == expected
+
+
+def test_names_of_zones_that_clients_make_up_are_not_held(zonal: Server) -> None:
+    assert zonal.server.instance is not None
+    plugin: Any = next(found for found in zonal.server.instance.plugins if found.name == "kubernetes")
+    types = ("A", "SRV", "TXT")
+    for rtype in types:
+        zonal.ask(f"a.prefer._zone.db{N}", rtype)  # what the Service's own name gets is held
+    before = len(plugin.index.store)
+    assert before
+    queries = [dns.message.make_query(f"a0000.prefer._zone.db{N}", rtype).to_wire() for rtype in types]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.connect((zonal.host, zonal.port))
+        for i in range(2000):
+            label = b"a%04d" % i
+            sock.send(queries[i % 3].replace(b"a0000", label))
+            reply = sock.recv(65535)
+            assert label in reply and reply[3] & 15 == 0 and reply[7] == (4, 4, 0)[i % 3]
+    assert len(plugin.index.store) == before
+    assert len(data(zonal.ask(f"a1999.prefer._zone.db{N}"))) == 4
 
 
 def test_without_zonal_there_are_no_such_names(serve: Serve, tmp_path: Path) -> None:

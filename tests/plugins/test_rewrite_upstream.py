@@ -56,6 +56,28 @@ def test_options_go_upstream_as_rules_say_and_nowhere_else(
     assert seen(*(f"rewrite continue {rule}" for rule in rules), options=options) == expected
 
 
+def test_append_took_away_the_subnet_that_a_client_sent(seen: Seen) -> None:
+    own = dns.edns.ECSOption("198.51.100.0", 24)
+    sent, ours = (8, own.to_wire() or b""), (8, b"\0\1\x18\0\x7f\0\0")
+    append, after = "rewrite edns0 subnet append 24 56", "rewrite edns0 local set 1000 a"
+    assert seen(append, options=[own]) == [sent]
+    assert seen(append, after, options=[own]) == [sent, (1000, b"a")]  # the rule did not fit: the list goes on
+    assert seen(f"rewrite continue{append[7:]}", append, options=[own, OWN]) == [sent]
+    assert seen(append, after) == [ours]
+    assert seen("rewrite continue edns0 subnet set 24 56", append, options=[own]) == [ours]
+    assert seen("rewrite continue edns0 subnet unset", append, options=[own]) == [ours]
+
+
+def test_a_subnet_that_append_passes_on_is_sent_once_and_kept_for_its_clients(serve: Serve, upstream: Start) -> None:
+    for forward in ("", " {\n client_subnet\n }"):
+        up = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+        server = serve(block("rewrite edns0 subnet append 24 56", "cache 30", f"forward . {up.address}{forward}"))
+        subnets = [dns.edns.ECSOption(address, 24) for address in ("198.51.100.0", "203.0.113.0")]
+        for own in subnets * 2:
+            assert data(server.ask("x.org.", use_edns=0, options=[own])) == ["192.0.2.1"]
+        assert [list(query.options) for query in up.queries] == [[own] for own in subnets]
+
+
 def test_a_rule_that_fits_stops_the_list_and_one_that_does_not_goes_on(seen: Seen) -> None:
     rules = ("rewrite edns0 local replace 1000 a", "rewrite edns0 local set 1001 b", "rewrite edns0 local set 1002 c")
     assert seen(*rules) == [(1001, b"b")]
@@ -136,6 +158,26 @@ def test_aliases_that_lead_to_each_other_end(serve: Serve, upstream: Start) -> N
     up = upstream(lambda query, proto: answer(query, "CNAME b.net."))
     server = serve(block("rewrite cname exact b.net a.net", f"forward . {up.address}"))
     assert code(server.ask("www.org.")) in ("NOERROR", "SERVFAIL") and len(up.queries) < 15
+
+
+@pytest.mark.parametrize("rtype", ["CNAME", "ANY"])
+def test_a_question_for_an_alias_itself_was_denied_where_its_new_target_has_none(
+    serve: Serve, upstream: Start, rtype: str
+) -> None:
+    def script(query: dns.message.Message, proto: str) -> dns.message.Message:
+        if query.question[0].name.to_text() == "www.org.":
+            reply = answer(query)
+            reply.answer.append(dns.rrset.from_text("www.org.", 60, "IN", "CNAME", "old.net."))
+            return reply
+        denied = soa(answer(query))
+        denied.set_rcode(3)
+        return denied
+
+    up = upstream(script)
+    rules = ("rewrite cname exact old.net new.net", "rewrite ttl exact www.org 5")
+    reply = serve(block(*rules, f"forward . {up.address}")).ask("www.org.", rtype)
+    assert answers(reply) == ["www.org. CNAME new.net."] and code(reply) == "NOERROR" and not reply.authority
+    assert reply.answer[0].ttl == 5 and len(up.queries) == 1
 
 
 @pytest.mark.parametrize(("rule", "expected"), [
