@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 
-from kdns import __version__, log
+from kdns import __version__, files, log
 from kdns.keepalive import keep_alive
 from kdns.kube.paging import ApiError, Expired, Unauthorized, beginning
 from kdns.kube.proxy import Proxy, env_proxy, usable_proxy
@@ -86,7 +86,8 @@ class ApiConfig:
         elif endpoint:
             for path in tls or ():
                 if not os.path.isfile(path):
-                    raise ValueError(f"tls: cannot read {path}: no such file")
+                    why = "not a regular file" if os.path.exists(path) else "no such file"
+                    raise ValueError(f"tls: cannot read {path}: {why}")
         elif not os.environ.get("KUBERNETES_SERVICE_HOST") or not os.environ.get("KUBERNETES_SERVICE_PORT"):
             raise ValueError(
                 "no cluster is configured: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, so this is "
@@ -105,9 +106,7 @@ class ApiConfig:
             context = None
             if self.endpoint.startswith("https"):
                 cert, key, ca = self.tls or ("", "", "")
-                context = ssl.create_default_context(cafile=ca or None)
-                if cert:
-                    context.load_cert_chain(cert, key)
+                context = _context(ca, cert, key)
             return Access(self.endpoint.rstrip("/"), context, {}, env_proxy(self.endpoint, os.environ))
         loader = _loader()
         from kubernetes.client import Configuration
@@ -167,12 +166,19 @@ def _check_kubeconfig(config: ApiConfig) -> None:
 def _tls(made: Any) -> ssl.SSLContext | None:
     if not made.host.startswith("https"):
         return None
-    context = ssl.create_default_context(cafile=made.ssl_ca_cert or None)
+    context = _context(made.ssl_ca_cert, made.cert_file, made.key_file)
     if not made.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if made.cert_file:
-        context.load_cert_chain(made.cert_file, made.key_file)
+    return context
+
+
+def _context(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
+    """Whom to trust, and what to show; files that are not named are not used. Raises OSError."""
+    files.check_pem([path for path in (ca, cert, key) if path])
+    context = ssl.create_default_context(cafile=ca or None)
+    if cert:
+        context.load_cert_chain(cert, key or None)
     return context
 
 
