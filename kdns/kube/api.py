@@ -25,6 +25,8 @@ from kdns.kube.proxy import Proxy, env_proxy, usable_proxy
 from kdns.metrics import Counter, Histogram
 
 CONNECT: Final = 10.0  # seconds to reach the API
+# Seconds for reading credentials: an exec plugin may have to ask a provider, and what takes longer hangs.
+CREDENTIALS: Final = 30.0
 TOKEN_AGE: Final = 60.0  # seconds a token is used before its file is read again; the kubelet rotates it hourly
 # Keepalive probes that find a dead peer in 30 seconds: a watch may be silent for a minute.
 KEEPALIVE: Final = (15, 5, 3)  # seconds idle, seconds between two, and how many
@@ -97,6 +99,11 @@ class ApiConfig:
         else:
             _loader()  # half a second of CPU: now, and not beside the first queries
         return config
+
+    @property
+    def reading(self) -> str:
+        """What `access` does, in words."""
+        return f"reading the API's credentials ({self.kubeconfig or self.endpoint or 'the service account'})"
 
     def access(self) -> Access:
         """Address and credentials, read anew. May run an exec plugin, so call it in a thread. Raises ValueError or
@@ -221,7 +228,7 @@ class Client:
             if self.access is not None and now - self.read_at < (1.0 if force else TOKEN_AGE):
                 return
             try:
-                access = await asyncio.to_thread(self.config.access)
+                access = await files.waiting(self.config.reading, self.config.access, CREDENTIALS)
             except (ValueError, OSError, ssl.SSLError) as error:
                 if self.access is None:
                     raise ApiError(f"credentials: {error}") from None
