@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 TIMEOUT: Final = 5.0  # seconds for a look at files, and for a pipe's writer: a file system that needs longer hangs
 MAX_THREADS: Final = 16  # each may be lost to a file system that hangs; looks at other files then wait for the rest
+MAX_PEM: Final = 4 << 20  # octets of certificates or a key; all the authorities that a system trusts have some 250 KB
 _PIECE: Final = 1 << 20  # octets read at once
 
 
@@ -63,6 +64,32 @@ def read(path: str, most: int, timeout: float = TIMEOUT) -> bytes:
     data = read_through(path, most, most, timeout).data
     assert data is not None
     return data
+
+
+class NotRegular(OSError):
+    """A pipe, a device, a socket or a folder in a file's place."""
+
+
+def check_regular(path: str) -> None:
+    """For a file that something is to open which would wait for a pipe's writer for ever. Raises OSError; NotRegular
+    where it is no regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise NotRegular(errno.EINVAL, "it is not a regular file", path)
+
+
+def read_regular(path: str, most: int) -> bytes:
+    """The octets of a regular file, at most `most`. Raises OSError; NotRegular as `check_regular`."""
+    check_regular(path)
+    return read(path, most)
+
+
+def check_pem(paths: Iterable[str]) -> None:
+    """For files of certificates and keys that OpenSSL is to open: it says nothing of their names, and never gives up.
+    Raises OSError.
+    """
+    for path in paths:
+        read_regular(path, MAX_PEM)
 
 
 def read_text(path: str, most: int, timeout: float = TIMEOUT) -> str:
@@ -147,7 +174,8 @@ def _await_octets(handle: int, path: str, end: float, timeout: float) -> None:
     poll.register(handle, select.POLLIN)
     left = end - monotonic()
     if not poll.poll(max(left, 0) * 1000):
-        raise TimeoutError(errno.ETIMEDOUT, f"it is a pipe or a device, and did not end within {timeout:g} s", path)
+        late = f"did not end within {timeout:g} s" if timeout else "had nothing to read"
+        raise TimeoutError(errno.ETIMEDOUT, f"it is a pipe or a device, and {late}", path)
 
 
 # Waiting.

@@ -41,7 +41,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from kdns import faults, log
+from kdns import faults, files, log
 from kdns.corefile import Directive, ServerBlock
 from kdns.dns import iana
 from kdns.dns.errors import BadName
@@ -61,6 +61,7 @@ from kdns.zonefile.load import BrokenZone
 
 DEFAULT_RELOAD: Final = 60.0
 MAX_FILES: Final = 100_000  # in the folder; a look at so many takes half a second, in turns
+LOOKING: Final = 30.0  # seconds for a look; a file system that needs longer hangs
 MAX_REGEX: Final = 10_000  # characters (CoreDNS's)
 
 _OPTIONS: Final = ("directory", "reload", "reload_by_mtime", "upstream")
@@ -164,7 +165,11 @@ class Auto(zones.ServesZones):
 
     async def look(self) -> None:
         """Takes in new files, lets go of those that have gone, and reads again what has changed."""
-        found = await asyncio.to_thread(self._found)
+        try:
+            found = await files.waiting(f"looking at folder {self.directory}", self._found, LOOKING)
+        except OSError as error:
+            self._complain(f"{error.strerror or error}; its zones stay as they are")
+            return
         for origin in [origin for origin in self.served if origin not in found]:
             _log.info(f"Deleting zone `{to_text(origin)}'")
             gone = self.served.pop(origin)

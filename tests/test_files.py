@@ -22,3 +22,16 @@ def test_a_file_that_cannot_be_replaced_is_as_it_was_and_nothing_is_left_beside_
     with pytest.raises(OSError, match="folder"):
         files.replace(str(path), [b"new"], 0o600)
     assert os.listdir(tmp_path) == ["folder"] and (path / "inside").is_dir()
+
+
+def test_a_pipe_that_is_not_waited_for_was_said_not_to_have_ended_within_0_s(tmp_path: Path) -> None:
+    path = str(tmp_path / "pipe")
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(TimeoutError, match="it is a pipe or a device, and had nothing to read"):
+            files.read(path, 10, 0)
+        with pytest.raises(files.NotRegular, match=r"it is not a regular file: '.*pipe'"):
+            files.read_regular(path, 10)
+    finally:
+        os.close(writer)

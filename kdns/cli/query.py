@@ -10,7 +10,6 @@ Exit code: 0 for any reply, 9 where none came, as dig's.
 import asyncio
 import contextlib
 import ipaddress
-import ssl
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -29,6 +28,7 @@ from kdns.dns.query import Question
 from kdns.plugin.records import record_of
 from kdns.printable import printable
 from kdns.upstream import oneshot
+from kdns.upstream.context import tls_context
 from kdns.upstream.exchange import Result, UpstreamError
 from kdns.upstream.upstream import ALPN, PORTS, Address, Options, Trust, Upstream
 
@@ -151,16 +151,13 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
 
 def _trust(transport: str, authority: str | None) -> Trust:
     """What a server is verified by: a file with authorities, or this machine's. Raises OSError."""
-    context = ssl.create_default_context(cafile=authority)
     if transport in ALPN:
         if lacking := extras.lacking_quic(f"{transport}://"):
             raise OSError(lacking)
         from kdns.upstream.quic import configuration
 
         return configuration(authority, [], ALPN[transport])
-    if transport in ("https", "grpc"):
-        context.set_alpn_protocols(["h2"])
-    return context
+    return tls_context([authority] if authority else [], ["h2"] if transport in ("https", "grpc") else [])
 
 
 async def _over_udp(query: bytes, question: Question, where: Address) -> Answer:

@@ -18,13 +18,15 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 
-from kdns import __version__, log
+from kdns import __version__, files, log
 from kdns.keepalive import keep_alive
 from kdns.kube.paging import ApiError, Expired, Unauthorized, beginning
 from kdns.kube.proxy import Proxy, env_proxy, usable_proxy
 from kdns.metrics import Counter, Histogram
 
 CONNECT: Final = 10.0  # seconds to reach the API
+# Seconds for reading credentials: an exec plugin may have to ask a provider, and what takes longer hangs.
+CREDENTIALS: Final = 30.0
 TOKEN_AGE: Final = 60.0  # seconds a token is used before its file is read again; the kubelet rotates it hourly
 # Keepalive probes that find a dead peer in 30 seconds: a watch may be silent for a minute.
 KEEPALIVE: Final = (15, 5, 3)  # seconds idle, seconds between two, and how many
@@ -86,7 +88,8 @@ class ApiConfig:
         elif endpoint:
             for path in tls or ():
                 if not os.path.isfile(path):
-                    raise ValueError(f"tls: cannot read {path}: no such file")
+                    why = "not a regular file" if os.path.exists(path) else "no such file"
+                    raise ValueError(f"tls: cannot read {path}: {why}")
         elif not os.environ.get("KUBERNETES_SERVICE_HOST") or not os.environ.get("KUBERNETES_SERVICE_PORT"):
             raise ValueError(
                 "no cluster is configured: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, so this is "
@@ -97,6 +100,11 @@ class ApiConfig:
             _loader()  # half a second of CPU: now, and not beside the first queries
         return config
 
+    @property
+    def reading(self) -> str:
+        """What `access` does, in words."""
+        return f"reading the API's credentials ({self.kubeconfig or self.endpoint or 'the service account'})"
+
     def access(self) -> Access:
         """Address and credentials, read anew. May run an exec plugin, so call it in a thread. Raises ValueError or
         OSError.
@@ -105,9 +113,7 @@ class ApiConfig:
             context = None
             if self.endpoint.startswith("https"):
                 cert, key, ca = self.tls or ("", "", "")
-                context = ssl.create_default_context(cafile=ca or None)
-                if cert:
-                    context.load_cert_chain(cert, key)
+                context = _context(ca, cert, key)
             return Access(self.endpoint.rstrip("/"), context, {}, env_proxy(self.endpoint, os.environ))
         loader = _loader()
         from kubernetes.client import Configuration
@@ -167,12 +173,19 @@ def _check_kubeconfig(config: ApiConfig) -> None:
 def _tls(made: Any) -> ssl.SSLContext | None:
     if not made.host.startswith("https"):
         return None
-    context = ssl.create_default_context(cafile=made.ssl_ca_cert or None)
+    context = _context(made.ssl_ca_cert, made.cert_file, made.key_file)
     if not made.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if made.cert_file:
-        context.load_cert_chain(made.cert_file, made.key_file)
+    return context
+
+
+def _context(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
+    """Whom to trust, and what to show; files that are not named are not used. Raises OSError."""
+    files.check_pem([path for path in (ca, cert, key) if path])
+    context = ssl.create_default_context(cafile=ca or None)
+    if cert:
+        context.load_cert_chain(cert, key or None)
     return context
 
 
@@ -215,7 +228,7 @@ class Client:
             if self.access is not None and now - self.read_at < (1.0 if force else TOKEN_AGE):
                 return
             try:
-                access = await asyncio.to_thread(self.config.access)
+                access = await files.waiting(self.config.reading, self.config.access, CREDENTIALS)
             except (ValueError, OSError, ssl.SSLError) as error:
                 if self.access is None:
                     raise ApiError(f"credentials: {error}") from None

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +25,10 @@ from kdns.kube.source import State
 MAGIC: Final = b"kdns snapshot 1\n"
 PART: Final = 200  # objects in a part: 1 ms to encode or decode, also of slices with a hundred endpoints each
 MAX_SIZE: Final = 1 << 30  # octets: nothing we wrote is larger
+# Seconds for the octets of a file: a start does not wait longer for what only helps, and a disk that needs longer
+# hangs.
+READING: Final = 30.0
+WRITING: Final = 60.0
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _head: Final = msgspec.msgpack.Decoder(tuple[str, float])
@@ -46,7 +51,7 @@ async def write(path: str, identity: str, cluster: State, known: dict[str, dict[
         while rows := list(itertools.islice(objects, PART)):
             parts.append(_framed(_encoder.encode((kind, rows))))
             await asyncio.sleep(0)
-    return await asyncio.to_thread(_replace, path, parts)
+    return await files.waiting(f"writing {path}", partial(_replace, path, parts), WRITING)
 
 
 def _framed(data: bytes) -> bytes:
@@ -66,7 +71,7 @@ async def read(path: str, identity: str, max_age: float, cluster: State) -> tupl
 
     Raises BadSnapshot or OSError; then nothing has been applied.
     """
-    parts = await asyncio.to_thread(_parts_of, path)
+    parts = await files.waiting(f"reading {path}", partial(_parts_of, path), READING)
     try:
         owner, written = _head.decode(next(parts))
     except (StopIteration, msgspec.DecodeError):
@@ -96,6 +101,7 @@ async def read(path: str, identity: str, max_age: float, cluster: State) -> tupl
 
 def _parts_of(path: str) -> Iterator[bytes]:
     """The parts of a file whose checksum is right. Raises BadSnapshot or OSError."""
+    files.check_regular(path)
     with open(path, "rb") as file:
         data = file.read(MAX_SIZE)
     start = len(MAGIC) + 32

@@ -11,10 +11,8 @@ added to an old one.
 """
 
 import asyncio
-import os
 import re
 import ssl
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,13 +20,13 @@ from functools import partial
 from typing import Any, Final, Generic, NoReturn, TypeVar, final
 
 from kdns import faults, files, log
+from kdns.files import MAX_PEM
 from kdns.metrics import Counter, Gauge
 from kdns.watchfile import Follower
 
 T = TypeVar("T")
 
 MINIMUM: Final = ssl.TLSVersion.TLSv1_2  # RFC 8996 took back the versions before; it is CoreDNS's minimum too
-MAX_FILE: Final = 4 << 20  # octets; all the authorities that a system trusts have some 250 KB
 LOOK_EVERY = 1.0  # seconds: handshakes use a new certificate at once, and three looks a second cost nothing
 _CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
 _KEY: Final = "PRIVATE KEY-----"
@@ -116,7 +114,7 @@ class Identity(Generic[T]):
         """Reads the files, which may wait. Raises BadCertificate."""
         self.files = files
         self.make = make
-        self.follower = Follower(f"certificate {files.certificate}", files.paths, most=MAX_FILE, keep=0)
+        self.follower = Follower(f"certificate {files.certificate}", files.paths, most=MAX_PEM, keep=0)
         self.follower.look()  # before they are read: what changes meanwhile is found at the next look
         self.current = make()
         self.task: asyncio.Task[None] | None = None
@@ -180,10 +178,10 @@ def _end_of_element(der: bytes, at: int) -> int:
 def _read(path: str, mark: str, what: str) -> str:
     """The text of a file that holds what it should in PEM form. Raises BadCertificate."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            # It is read here and by OpenSSL, which would wait for a pipe's second writer for ever.
-            raise BadCertificate(f"the {what} {path} is not a regular file")
-        found = files.read(path, MAX_FILE).decode("ascii", errors="replace")
+        # OpenSSL reads it after us.
+        found = files.read_regular(path, MAX_PEM).decode("ascii", errors="replace")
+    except files.NotRegular:
+        raise BadCertificate(f"the {what} {path} is not a regular file") from None
     except FileNotFoundError:
         raise BadCertificate(f"the {what} {path} does not exist") from None
     except OSError as error:

@@ -3,6 +3,7 @@ plugins that are told, the metrics of its state.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -32,6 +33,13 @@ LOST_LINES: Final = Counter(
 )
 
 _log = log.Logger()
+
+
+def loading(corefile: Corefile) -> str:
+    """What is done for as long as files that a Corefile names are read. Its name is in it: while one hangs, another
+    may be loaded.
+    """
+    return f"loading what the Corefile {hashlib.sha256(corefile.fingerprint.encode()).hexdigest()[:8]} names"
 
 
 class Life:

@@ -18,7 +18,7 @@ from kdns.net.tcp import TcpListener
 from kdns.net.udp import UdpListener
 from kdns.server import gc_policy
 from kdns.server.build import Group, Instance, build, build_beside
-from kdns.server.life import LOADING, STATE, Life, before_stop, start_plugins, stop_plugins
+from kdns.server.life import LOADING, STATE, Life, before_stop, loading, start_plugins, stop_plugins
 from kdns.server.listeners import Listeners, open_group, probe
 
 # Seconds that queries in flight get when the server ends (CoreDNS's).
@@ -92,7 +92,7 @@ class Server(Life):
         before = self.runtime.loaded
         try:
             # Files are read and names resolved where waiting holds nobody.
-            await files.waiting("loading what the Corefile names", partial(new.load, self.warns), LOADING)
+            await files.waiting(loading(corefile), partial(new.load, self.warns), LOADING)
             self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(new)
         except BaseException:

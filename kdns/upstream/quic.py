@@ -26,7 +26,6 @@ from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFl
 from kdns.upstream.exchange import matching_reply, our_end
 
 MAX_REPLY: Final = 2 + 65_535  # octets on a stream
-MAX_TRUST: Final = 4 << 20  # octets of a file with authorities
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")  # how OpenSSL finds an authority in a folder
 
 
@@ -36,7 +35,7 @@ def configuration(authority: str | None, identity: list[str], alpn: str) -> Quic
     """
     made = QuicConfiguration(alpn_protocols=[alpn])
     if authority is not None:
-        made.cadata = files.read(authority, MAX_TRUST)
+        made.cadata = files.read_regular(authority, files.MAX_PEM)
     else:
         # aioquic reads them at each handshake: a folder by one name, a file with all takes milliseconds.
         paths = ssl.get_default_verify_paths()
@@ -46,6 +45,7 @@ def configuration(authority: str | None, identity: list[str], alpn: str) -> Quic
                 made.capath = folder
         made.cafile = None if made.capath else paths.cafile
     if identity:
+        files.check_pem(identity)
         try:
             made.load_cert_chain(*identity)
         except (ValueError, TypeError, IndexError) as error:

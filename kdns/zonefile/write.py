@@ -1,11 +1,11 @@
 """A zone kept in a master file that is whole at any moment.
 
-A file is written beside its place, synced, and renamed into it; then its folder is synced. Whoever reads it, also after
-a crash, finds the old version or the new one. Lines are made in turns on the loop, and a thread waits for the disk.
+Whoever reads it, also after a crash, finds the old version or the new one. Lines are made in turns on the loop, and a
+thread waits for the disk: the whole text is in memory meanwhile, some tenth of what the zone itself needs.
 """
 
-import asyncio
 import os
+from functools import partial
 from typing import Final
 
 from kdns import files
@@ -13,34 +13,33 @@ from kdns.store.zone import Zone
 from kdns.timeslice import TimeSlice
 from kdns.zonefile.types import lines
 
-_CHUNK: Final = 1 << 18  # octets handed to the thread at a time: few enough hops, and no large zone as one text
+WRITING: Final = 60.0  # seconds until a file is on the disk: a busy disk may need many, one that needs longer hangs
+_CHUNK: Final = 1 << 18  # octets joined at once, far less than the loop may be held
 
 
 async def save(path: str, zone: Zone, head: str = "") -> None:
-    """Keeps a zone in a file, under a first line of comment. Raises OSError; then the file is what it was."""
-    new = path + ".new"
+    """Keeps a zone in a file, under a first line of comment. Raises OSError; then the file is what it was. After a
+    TimeoutError it may yet be replaced; until that is over it is not written again (kdns.files).
+    """
     zone.readers += 1  # it is not taken apart meanwhile
     try:
-        file = await asyncio.to_thread(os.open, new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            turn = TimeSlice()
-            parts = [f"; {head}\n"] if head else []
-            size = 0
-            for rrset in zone.rrsets():
-                for line in lines(rrset):
-                    parts.append(line + "\n")
-                    size += len(line)
-                if size > _CHUNK:
-                    await asyncio.to_thread(write_all, file, "".join(parts).encode())
-                    parts.clear()
-                    size = 0
-                await turn.pause()
-            await asyncio.to_thread(_last, file, "".join(parts).encode())
-        finally:
-            os.close(file)
+        turn = TimeSlice()
+        texts: list[bytes] = []
+        parts = [f"; {head}\n"] if head else []
+        size = 0
+        for rrset in zone.rrsets():
+            for line in lines(rrset):
+                parts.append(line + "\n")
+                size += len(line)
+            if size > _CHUNK:
+                texts.append("".join(parts).encode())
+                parts.clear()
+                size = 0
+            await turn.pause()
+        texts.append("".join(parts).encode())
     finally:
         zone.readers -= 1
-    await asyncio.to_thread(_replace, new, path)
+    await files.waiting(f"writing {path}", partial(files.replace, path, texts, 0o600), WRITING)
 
 
 def write_all(file: int, data: bytes) -> None:
@@ -48,14 +47,3 @@ def write_all(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-def _last(file: int, data: bytes) -> None:
-    write_all(file, data)
-    os.fsync(file)
-
-
-def _replace(new: str, path: str) -> None:
-    """Puts a synced file into another one's place, for good. Raises OSError."""
-    os.replace(new, path)
-    files.sync_folder(path)

@@ -53,6 +53,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
+from kdns import files
 from kdns.corefile import CorefileError, Directive, Line, ServerBlock
 from kdns.corefile.errors import Position
 from kdns.dns import edns, iana
@@ -127,6 +128,7 @@ class Dynupdate(zones.ServesZones):
     def _seed(self, config: Config, block: BlockInfo) -> Zone | None:
         """What the zone begins as; None where it has begun."""
         try:
+            files.check_regular(self.paths[config.zone])
             with open(self.paths[config.zone], "rb"):
                 return None
         except FileNotFoundError:

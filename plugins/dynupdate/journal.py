@@ -10,8 +10,11 @@ place first and the journal emptied after, and a crash between the two changes n
 was never acknowledged, and nothing follows it: it is cut off.
 """
 
+import contextlib
+import errno
 import fcntl
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -40,15 +43,24 @@ class Frame(NamedTuple):
 
 
 class Journal:
-    """The open file. Its methods wait for the disk: they are called in threads, one at a time."""
+    """The open file. Its methods but `close` wait for the disk: they are called in threads, one at a time."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.file = -1
         self.size = 0
+        self.guard = threading.Lock()  # held for moments: over what follows, and over closing the file
+        self.used = False
+        self.closed = False
 
     def open(self) -> list[Frame]:
         """Opens it, for us alone, and reads what it holds. Raises OSError or Damaged."""
+        with self._using():
+            return self._open()
+
+    def _open(self) -> list[Frame]:
+        with contextlib.suppress(FileNotFoundError):
+            files.check_regular(self.path)
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,19 +92,46 @@ class Journal:
         """Writes a frame to the disk. Raises OSError: then nothing of it may be believed, and `empty` must come
         next.
         """
-        write_all(self.file, frame)
-        os.fdatasync(self.file)
-        self.size += len(frame)
+        with self._using():
+            write_all(self.file, frame)
+            os.fdatasync(self.file)
+            self.size += len(frame)
 
     def empty(self) -> None:
         """Begins anew, once the zone's file holds all. Raises OSError."""
-        os.ftruncate(self.file, 0)
-        os.lseek(self.file, 0, os.SEEK_SET)
-        os.fsync(self.file)
-        self.size = 0
+        with self._using():
+            os.ftruncate(self.file, 0)
+            os.lseek(self.file, 0, os.SEEK_SET)
+            os.fsync(self.file)
+            self.size = 0
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Lets go of the file: now, or as soon as what still waits for the disk has ended. Its number may not become
+        another file's before.
+        """
+        with self.guard:
+            self.closed = True
+            if not self.used:
+                self._release()
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        with self.guard:
+            if self.closed:
+                raise OSError(errno.EBADF, "the journal is closed", self.path)
+            self.used = True
+        try:
+            yield
+        finally:
+            self._unused()
+
+    def _unused(self) -> None:
+        with self.guard:
+            self.used = False
+            if self.closed:  # meanwhile
+                self._release()
+
+    def _release(self) -> None:
         if self.file >= 0:
             os.close(self.file)
             self.file = -1

@@ -2,17 +2,18 @@
 
 Laws: no update is acknowledged before it is on the disk; what waits is bounded, in all and for each key; queries never
 wait for updates. Updates that come together are stored by one write (a sync takes milliseconds, whatever it syncs);
-where that fails, all of them are told so, for what one saw another may have made.
+where that fails, all of them are told so, for what one saw another may have made. A write that hangs has failed; until
+it ends nothing else touches the journal, and the next update begins with the zone's file written anew.
 """
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
-from kdns import faults, log
+from kdns import faults, files, log
 from kdns.dns import edns, iana
 from kdns.dns.errors import FormatError
 from kdns.dns.name import to_text
@@ -27,8 +28,10 @@ from kdns.store.zone_diff import of_name
 from kdns.store.zone_transfer import changed
 from kdns.timeslice import TimeSlice
 from kdns.zonefile.history import Changes, History, released
-from kdns.zonefile.load import BrokenZone, read_beside
-from kdns.zonefile.write import save
+from kdns.zonefile.load import READING, BrokenZone, read_beside
+from kdns.zonefile.write import WRITING, save
+
+T = TypeVar("T")
 
 QUEUE: Final = 256  # updates that wait; at 64 KB each 16 MB, and a second or so of work
 OF_KEY: Final = 128  # of one key, so that no client takes all places
@@ -93,11 +96,15 @@ class DynamicZone:
     async def start(self) -> None:
         """Reads the zone's file and journal. Raises BadStore."""
         try:
-            frames = await asyncio.to_thread(self.journal.open)
+            frames = await self._in_thread(self.journal.open)
         except BlockingIOError:
             raise BadStore(f"{self.journal.path}: another server uses it") from None
         except (OSError, Damaged) as error:
+            self.journal.close()
             raise BadStore(_text(error, self.journal.path)) from None
+        except asyncio.CancelledError:
+            self.journal.close()
+            raise
         try:
             await self._read(frames)
         except BaseException:
@@ -106,22 +113,20 @@ class DynamicZone:
         self.task = asyncio.create_task(faults.supervise("plugin/dynupdate", self._work), name="dynupdate")
 
     async def _read(self, frames: list[Frame]) -> None:
-        if not os.path.exists(self.path):
+        try:
+            self.number = await files.waiting(f"reading {self.path}", self._number, READING)
+        except FileNotFoundError:
             if frames:
                 raise BadStore(
                     f"{self.journal.path} holds updates, but {self.path} is gone: restore it, or remove the journal"
-                )
+                ) from None
             if self.seed is None:
-                raise BadStore(f"{self.path} is gone")
-            self.current = self.seed
-            await self._measure()
-            try:
-                await save(self.path, self.current, self._head())
-            except OSError as error:
-                raise BadStore(_text(error, self.path)) from None
+                raise BadStore(f"{self.path} is gone") from None
+            await self._begin(self.seed)
             return
+        except OSError as error:
+            raise BadStore(_text(error, self.path)) from None
         try:
-            self.number = await asyncio.to_thread(self._number)
             self.current = (await read_beside(self.path, self.origin)).zone
         except (OSError, BrokenZone) as error:
             raise BadStore(_text(error, self.path)) from None
@@ -139,8 +144,23 @@ class DynamicZone:
                 raise BadStore(_text(error, self.journal.path)) from None
             await self._measure()
 
+    async def _begin(self, seed: Zone) -> None:
+        self.current = seed
+        await self._measure()
+        try:
+            await save(self.path, seed, self._head())
+        except OSError as error:
+            raise BadStore(_text(error, self.path)) from None
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        """What a method of the journal gives. While one hangs none is begun: they would meet in the file. Raises
+        OSError.
+        """
+        return await files.waiting(f"using the journal {self.journal.path}", call, WRITING)
+
     def _number(self) -> int:
-        """Up to which frame the zone's file has them."""
+        """Up to which frame the zone's file has them. Raises OSError, BadStore."""
+        files.check_regular(self.path)
         with open(self.path, encoding="utf-8", errors="replace") as file:
             head = file.readline(1024).rstrip("\n")
         words = head.removeprefix("; ").removeprefix(_HEAD).split()
@@ -264,7 +284,7 @@ class DynamicZone:
             (name, [(rtype, ttl, rdatas) for rtype, (ttl, rdatas) in sets.items()]) for name, sets in names.items()
         ]
         try:
-            await asyncio.to_thread(self.journal.append, packed(self.number, content))
+            await self._in_thread(partial(self.journal.append, packed(self.number, content)))
         except OSError:
             self.broken = True
             raise
@@ -284,7 +304,7 @@ class DynamicZone:
         """Writes the zone's file, and begins the journal anew. Raises OSError."""
         assert self.current is not None
         await save(self.path, self.current, self._head())
-        await asyncio.to_thread(self.journal.empty)
+        await self._in_thread(self.journal.empty)
         self.broken = False
 
     async def _try_fold(self) -> None:

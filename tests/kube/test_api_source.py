@@ -397,6 +397,21 @@ def test_a_pods_service_account_is_the_default(serve: Serve, tmp_path: Path, mon
         server.close()
 
 
+def test_a_token_file_that_is_a_pipe_kept_the_server_from_ending_and_nothing_was_said(
+    guarded: ApiServer, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_module, "CREDENTIALS", 0.2)
+    pipe = tmp_path / "token"
+    os.mkfifo(pipe)
+    path = kubeconfig(tmp_path, guarded, {"tokenFile": str(pipe)})
+    try:
+        with Server(COREFILE.replace("SOURCE", f"kubeconfig {path}")):
+            eventually(lambda: any(f"reading the API's credentials ({path}) took over 0.2 s" in line for line in lines))
+            eventually(lambda: any("credentials" in line and "hangs and has not ended yet" in line for line in lines))
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))  # the reader's wait ends
+
+
 def test_credentials_are_not_read_for_each_request(
     guarded: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

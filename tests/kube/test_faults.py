@@ -1,6 +1,7 @@
 """Faults of an API server and of the way to it, each under a load of queries that must not notice."""
 
 import asyncio
+import os
 import socket
 import ssl
 import threading
@@ -17,6 +18,7 @@ import trustme
 
 from kdns.kube import api as api_module
 from kdns.kube import informer, reflector, resync
+from kdns.kube import snapshot as snapshots
 from kdns.kube.informer import ApiSource
 from kdns.metrics import REFRESH, REGISTRY
 from kdns.testing import ApiServer, Server, code, data, eventually, free_port, http_get
@@ -648,6 +650,31 @@ def test_a_damaged_snapshot_is_ignored_with_a_line(
     eventually(lambda: a(server, "kept.n1") == ["10.0.0.1"])
 
 
+def test_a_pipe_as_a_snapshot_kept_the_start_waiting_for_ever(
+    serve: Serve, api: ApiServer, tmp_path: Path, lines: list[str]
+) -> None:
+    path = tmp_path / "snapshot"
+    os.mkfifo(path)
+    server = snapshot(serve, api, path)
+    assert any("is ignored" in line and "it is not a regular file" in line for line in lines)
+    eventually(lambda: a(server, "kept.n1") == ["10.0.0.1"])
+
+
+def test_a_snapshot_on_a_file_system_that_hangs_kept_the_start_waiting_for_ever(
+    serve: Serve, api: ApiServer, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(snapshots, "_parts_of", lambda path: over.wait(20))
+    monkeypatch.setattr(snapshots, "READING", 0.2)
+    try:
+        server = snapshot(serve, api, tmp_path / "snapshot")
+        assert any("is ignored" in line and "took over 0.2 s and was given up" in line for line in lines)
+        eventually(lambda: a(server, "kept.n1") == ["10.0.0.1"])
+        assert not over.is_set()
+    finally:
+        over.set()
+
+
 def test_a_snapshot_of_another_cluster_or_too_old_is_ignored(
     serve: Serve, api: ApiServer, tmp_path: Path, lines: list[str]
 ) -> None:
@@ -674,7 +701,6 @@ def test_a_snapshot_that_cannot_be_written_is_said_and_serving_goes_on(
 
 def test_the_source_of_a_snapshot_holds_nothing_after_it_is_read(api: ApiServer, tmp_path: Path) -> None:
     """A restart loop must not grow: reading twice gives the same state."""
-    from kdns.kube import snapshot as snapshots
     from kdns.kube.cluster import Cluster
     from kdns.kube.objects import Namespace, Service
 

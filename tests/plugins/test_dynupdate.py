@@ -1,5 +1,6 @@
 """dynupdate: RFC 2136 by dnspython, nsupdate and knsupdate; who may do what; crashes; floods; secondaries."""
 
+import fcntl
 import os
 import random
 import shutil
@@ -339,6 +340,69 @@ def test_a_disk_that_fails_fails_the_update_and_nothing_else(
     assert send(server, update_of("all.")) == "NOERROR" and serial(server) == 2
     frames = journal._frames((folder / "db.journal").read_bytes())
     assert len(list(frames)) == 1
+
+
+@pytest.mark.parametrize("name", ["db", "db.journal"])
+def test_a_pipe_as_the_database_kept_the_start_waiting_for_ever(serve: Serve, folder: Path, name: str) -> None:
+    os.mkfifo(folder / name)
+    with pytest.raises(CorefileError, match=f"dynupdate: .*/{name}: it is not a regular file"):
+        serve(corefile(folder))
+
+
+def test_a_disk_that_hangs_kept_updates_waiting_and_the_server_from_ending(
+    serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was given is not acknowledged, and what hangs does not meet what is written after it."""
+    over = threading.Event()
+    monkeypatch.setattr(zone, "WRITING", 0.3)
+    monkeypatch.setattr(journal.os, "fdatasync", lambda file: over.wait(20))
+    try:
+        with Server(corefile(folder)) as server:
+            for _ in range(2):  # the second finds the first hanging
+                assert send(server, update_of("all.")) == "SERVFAIL"
+                assert code(server.ask("more.example.org.")) == "NXDOMAIN" and serial(server) == 1
+            over.set()
+            eventually(lambda: send(server, update_of("all.")) == "NOERROR")
+            assert serial(server) == 2
+            assert len(list(journal._frames((folder / "db.journal").read_bytes()))) == 1
+            over.clear()
+            made = update("all.")
+            made.add("last", 60, "A", "192.0.2.9")
+            assert send(server, made) == "SERVFAIL"
+        assert not over.is_set()
+    finally:
+        over.set()
+    monkeypatch.setattr(journal.os, "fdatasync", os.fsync)
+    eventually(lambda: not busy(folder / "db.journal"))
+    again = serve(corefile(folder))
+    assert data(again.ask("more.example.org.")) == ["192.0.2.9"]
+
+
+def busy(path: Path) -> bool:
+    """Whether somebody has the journal's lock."""
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_journal_is_closed_once_what_hangs_in_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, over = threading.Event(), threading.Event()
+    monkeypatch.setattr(journal.os, "fdatasync", lambda file: (begun.set(), over.wait(20)))
+    opened = journal.Journal(str(tmp_path / "j"))
+    opened.open()
+    thread = threading.Thread(target=opened.append, args=(journal.packed(1, []),))
+    thread.start()
+    assert begun.wait(10)
+    opened.close()
+    os.fstat(opened.file)
+    over.set()
+    thread.join()
+    assert opened.file == -1
+    with pytest.raises(OSError, match="the journal is closed"):
+        opened.append(b"")
 
 
 def test_a_flood_is_bounded_and_others_do_not_wait(serve: Serve, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import os
 import random
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from kdns import files, watchfile
 from kdns.corefile import CorefileError
 from kdns.dns.name import from_text
+from kdns.plugins import auto
 from kdns.testing import Server, Upstream, code, data, eventually
 from kdns.testing.upstream import answer
 from kdns.zonefile import follow, load
@@ -323,6 +325,27 @@ def test_a_folder_that_is_not_there_is_named_and_waited_for(serve: Serve, tmp_pa
     (tmp_path / "later").mkdir()
     put(tmp_path / "later" / "db.example.org")
     eventually(lambda: data(server.ask("www.example.org.")) == ["192.0.2.2"])
+
+
+def test_a_folder_on_a_file_system_that_hangs_kept_the_server_from_ending_and_nothing_was_said(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "db.example.org")
+    corefile = f".:{{port}} {{\n bind 127.0.0.1\n auto {{\n directory {tmp_path}\n reload 20ms\n }}\n}}"
+    over = threading.Event()
+    found = auto.Auto._found
+    hangs: list[bool] = []
+    monkeypatch.setattr(auto, "LOOKING", 0.2)
+    monkeypatch.setattr(auto.Auto, "_found", lambda self: over.wait(20) if hangs else found(self))
+    try:
+        with Server(corefile) as server:
+            hangs.append(True)
+            said = f"looking at folder {tmp_path} took over 0.2 s and was given up; its zones stay as they are"
+            eventually(lambda: any(said in line for line in lines))
+            assert data(server.ask("www.example.org.")) == ["192.0.2.2"]
+        assert not over.is_set()
+    finally:
+        over.set()
 
 
 SIGNED = """\

@@ -1,5 +1,6 @@
 """Upstreams over TLS and HTTPS: what is verified, what is kept, and what a broken one comes to."""
 
+import os
 import re
 import shutil
 import socket
@@ -193,6 +194,18 @@ def test_a_broken_authority_is_named_with_its_place(serve: Serve, tmp_path: Path
     (tmp_path / "bad.pem").write_text(text)
     with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+.*tls .*bad.pem"):
         serve(forward("tls://127.0.0.1", f"tls {tmp_path / 'bad.pem'}"))
+
+
+@pytest.mark.parametrize("to", ["tls://127.0.0.1", "https3://127.0.0.1"])
+@pytest.mark.parametrize("files", ["pipe", "pipe pipe", "good.pem good.pem pipe"])
+def test_a_pipe_as_a_certificate_kept_the_start_waiting_for_ever(
+    serve: Serve, authority: Authority, tmp_path: Path, to: str, files: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    shutil.copy(authority.path, tmp_path / "good.pem")
+    paths = " ".join(str(tmp_path / name) for name in files.split())
+    with pytest.raises(CorefileError, match=r"Corefile:\d+:\d+.*tls .*it is not a regular file: '.*/pipe'"):
+        serve(forward(to, f"tls {paths}"))
 
 
 def test_a_path_in_an_https_upstream_is_an_error(serve: Serve) -> None:

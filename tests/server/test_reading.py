@@ -9,7 +9,8 @@ import pytest
 
 from kdns import files
 from kdns.corefile import CorefileError
-from kdns.server import build, catalog, reading
+from kdns.plugins.chaos import Chaos
+from kdns.server import build, catalog, lifecycle, reading
 from kdns.server.reading import CorefileOnDisk
 from kdns.testing import block as server_block
 from kdns.testing import data
@@ -124,6 +125,25 @@ def test_a_pipe_as_an_import_held_everybody_up_for_ever(
         answered += 1
     assert done == [False] and answered > 10
     assert any(": cannot import" in line and "did not end within 0.5 s" in line for line in lines)
+
+
+def test_what_hung_while_a_corefile_was_loaded_failed_every_later_reload(
+    serve: Serve, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(Chaos, "load", lambda self, block: over.wait(20))
+    monkeypatch.setattr(lifecycle, "LOADING", 0.3)
+    hosts = "hosts /nowhere {\n 192.0.2.1 a.org\n }"
+    server = serve(server_block(hosts))
+    try:
+        for said in ("names took over 0.3 s and was given up", "names hangs and has not ended yet"):
+            assert not server.reload(server_block(hosts, "chaos"))
+            assert said in lines[-1]
+        monkeypatch.setattr(lifecycle, "LOADING", 20)
+        assert server.reload(server_block(hosts, "any"))
+        assert not over.is_set() and data(server.ask("a.org.")) == ["192.0.2.1"]
+    finally:
+        over.set()
 
 
 def test_two_thousand_blocks_were_compared_each_with_each() -> None:

@@ -457,6 +457,7 @@ def test_a_reload_of_the_corefile_keeps_the_zone(serve: Serve, db: Path) -> None
     ("secondary {\n transfer from 192.0.2.1\n tls ca.pem\n }", "no primary is asked over TLS"),
     ("secondary {\n transfer from 192.0.2.1\n tls_servername ns.example\n }", "no primary is asked over TLS"),
     ("secondary {\n transfer from tls://192.0.2.1\n tls nowhere.pem\n }", "tls nowhere.pem: No such file"),
+    ("secondary {\n transfer from tls://192.0.2.1\n tls /dev/null\n }", "tls /dev/null: it is not a regular file"),
     ("secondary {\n transfer from ns.example\n resolver ns.example\n }", "expected an IP address"),
     ("secondary {\n transfer from 192.0.2.1\n directory\n }", "expected a folder"),
     ("secondary {\n transfer from 127.0.0.1\n tsig k.\n }", "has no key k."),
