@@ -51,7 +51,7 @@ from kdns.upstream.exchange import UpstreamError
 from kdns.upstream.upstream import Upstream
 
 PERIOD: Final = 60.0  # seconds between probes
-PATIENCE: Final = 5.0  # seconds a probe may take to come back; servers on the way drop it after that
+TIMEOUT: Final = 5.0  # seconds a probe may take to come back; servers on the way drop it after that
 DETECTED: Final = Gauge(
     "kdns_loop_detected", "Whether an upstream leads back to this server.", ("upstream",), across=MAX
 )
@@ -138,7 +138,7 @@ class Loop(Plugin):
                 upstream.exchange(pack_query(0, question), question, "tcp", lambda _: None)
             else:
                 asked.append(faults.attempt("plugin/loop", _ask(upstream, question)))
-        await asyncio.gather(asyncio.sleep(PATIENCE), *asked)
+        await asyncio.gather(asyncio.sleep(TIMEOUT), *asked)
         # What is left did not come back.
         for upstream in self.probes.values():
             if upstream.refused:
@@ -198,4 +198,4 @@ async def _ask(upstream: Upstream, question: Question) -> None:
     """Asks an upstream. What it answers tells nothing: the question comes back to this server, or it does not."""
     where, source = upstream.where, upstream.options.source
     with contextlib.suppress(UpstreamError):
-        await oneshot.ask(pack_query(0, question), question, where.host, where.port, timeout=PATIENCE, source=source)
+        await oneshot.ask(pack_query(0, question), question, where.host, where.port, timeout=TIMEOUT, source=source)

@@ -63,7 +63,7 @@ from kdns.upstream.exchange import UpstreamError
 MESSAGE: Final = 16_384
 MAX_LENGTH: Final = 60_000  # of one RRset in a message; a longer one goes on in the next
 TRIES: Final = 3  # of a NOTIFY
-PATIENCE: Final = 2.0  # seconds for each
+TIMEOUT: Final = 2.0  # seconds for each
 _NOTIFY: Final = 4 << 11  # the opcode (RFC 1996, section 3)
 
 _log = log.plugin("transfer")
@@ -261,7 +261,7 @@ async def _notify(zone: bytes, where: tuple[str, int], source: str, key: tsig.Ke
             # The id is chosen when it is sent; a signature covers the one that the TSIG record names (RFC 8945, section
             # 5.3.1).
             message = query if key is None else tsig.signed(query, key, time.time())[0]
-            answer = await oneshot.ask(message, question, *where, timeout=PATIENCE, source=source)
+            answer = await oneshot.ask(message, question, *where, timeout=TIMEOUT, source=source)
         except UpstreamError as error:
             why = str(error)
             continue

@@ -2,8 +2,8 @@
 
     kdns query [@[SCHEME://]SERVER[:PORT]] [FLAGS] NAME [TYPE] | -x ADDRESS
 
-Over UDP (again over TCP where the reply is cut), TCP, TLS, HTTPS (by HTTP/2 or HTTP/3), gRPC or QUIC, as flags or the
-server's scheme say.
+Over UDP (again over TCP where the reply is truncated), TCP, TLS, HTTPS (by HTTP/2 or HTTP/3), gRPC or QUIC, as flags or
+the server's scheme say.
 Exit code: 0 for any reply, 9 where none came, as dig's.
 """
 
@@ -123,7 +123,7 @@ async def _ask(question: Question, where: Address, values: dict[str, Value]) -> 
     try:
         if where.transport == "dns" and not values["tcp"]:
             answer = await _over_udp(query, question, where)
-            if answer.flags & iana.TC:  # cut: again over TCP (RFC 7766, section 5); what came is better than nothing
+            if answer.flags & iana.TC:  # again over TCP (RFC 7766, section 5); what came is better than nothing
                 with contextlib.suppress(UpstreamError, OSError):
                     answer = await _over_stream(query, question, where, trust)
         else:

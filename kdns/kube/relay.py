@@ -25,7 +25,7 @@ FRAME: Final = 50
 # Objects that may wait for a follower by key. Beyond, all of them are sent: that is about as much work.
 LIMIT: Final = 20_000
 # Seconds that a source waits for the state of another process when it starts: 170,000 objects take one or two.
-PATIENCE: Final = 30.0
+TIMEOUT: Final = 30.0
 
 KINDS: Final = (NAMESPACE, SERVICE, IMPORT, SLICE, POD, POLICY)
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -213,7 +213,7 @@ class RelayedSource:
         """
         self.feed.follow(self.name, self.receive)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await self.told.wait()
 
     async def stop(self) -> None:

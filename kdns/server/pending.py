@@ -23,7 +23,7 @@ MAX_PENDING_CLIENT: Final = MAX_PENDING // 2
 # Seconds a query may wait: an upstream's five and a half, and some for a chain of names. Clients wait five.
 DEADLINE: Final = 12.0
 # Seconds after which nobody waits for a reply: glibc, musl and Go ask again after five.
-PATIENCE: Final = 5.0
+CLIENT_TIMEOUT: Final = 5.0
 MAX_DETACHED: Final = 1000
 SWEPT: Final = 64  # that are answered before others run: at some 20 microseconds each, 1.3 ms
 
@@ -95,7 +95,7 @@ class PendingTable:
         # Some in one pass, as in `_sweep`.
         late: list[Pending] = []
         for result, (deadline, _) in self.table.items():
-            given_up = deadline - DEADLINE + PATIENCE
+            given_up = deadline - DEADLINE + CLIENT_TIMEOUT
             if given_up > now or len(late) == SWEPT:
                 if not late:
                     self.full_until = given_up

@@ -200,12 +200,12 @@ class Upstream:
         result: Result,
     ) -> None:
         if type(result) is Answer:
-            cut = result.flags & iana.TC and proto == "udp"
-            if (cut or (result.rcode in _NO_EDNS and query[11])) and monotonic() - began < self.options.timeout:
-                if not cut:
+            truncated = result.flags & iana.TC and proto == "udp"
+            if (truncated or (result.rcode in _NO_EDNS and query[11])) and monotonic() - began < self.options.timeout:
+                if not truncated:
                     # The least there is: no OPT, and no AD bit, which was a reserved zero in RFC 1035.
                     query = b"".join((query[:3], bytes((query[3] & ~iana.AD,)), query[4:10], b"\0\0", question.wire))
-                self._send(began, query, question, "tcp" if cut else proto, result, done)
+                self._send(began, query, question, "tcp" if truncated else proto, result, done)
                 return
         elif type(result) is Mismatched:
             self.mismatches[0] += 1

@@ -19,7 +19,7 @@ from kdns.timeslice import TimeSlice
 from kdns.upstream.exchange import new_id
 from kdns.zonefile.load import build_beside
 
-PATIENCE: Final = 10.0  # seconds for a connection, and for each message
+TIMEOUT: Final = 10.0  # seconds for a connection, and for each message
 WHOLE: Final = 3600.0  # seconds for a transfer in all
 GOODBYE: Final = 1.0  # seconds that a primary has to end TLS in good order
 _DOT: Final = "dot"  # the protocol's name in the handshake (RFC 9103, section 7.1)
@@ -147,10 +147,10 @@ class _Connection:
             assert self.context is not None
             options = {"ssl": self.context, "server_hostname": place.server_name, "ssl_shutdown_timeout": GOODBYE}
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 self.reader, self.writer = await asyncio.open_connection(place.host, place.port, **options)
         except TimeoutError:
-            raise TimeoutError(f"no connection within {PATIENCE:g} s") from None
+            raise TimeoutError(f"no connection within {TIMEOUT:g} s") from None
         tls = self.writer.get_extra_info("ssl_object")
         if place.secure and tls.selected_alpn_protocol() != _DOT:
             await self.__aexit__()
@@ -173,11 +173,11 @@ class _Connection:
         """The next message. Raises TimeoutError, EOFError, or FormatError for one without a header."""
         assert self.reader is not None
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 size = int.from_bytes(await self.reader.readexactly(2), "big")
                 data = await self.reader.readexactly(size)
         except TimeoutError:
-            raise TimeoutError(f"nothing came for {PATIENCE:g} s") from None
+            raise TimeoutError(f"nothing came for {TIMEOUT:g} s") from None
         if size < 12:
             raise FormatError("a message without a header")
         return data

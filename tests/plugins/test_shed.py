@@ -133,7 +133,7 @@ def test_a_new_query_takes_the_place_of_one_whose_client_has_given_up(
     serve: Serve, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pending, "MAX_PENDING", 2)
-    monkeypatch.setattr(pending, "PATIENCE", 0.3)
+    monkeypatch.setattr(pending, "CLIENT_TIMEOUT", 0.3)
     up = upstream(lambda query, proto: answer(query, "A 192.0.2.9") if b"new" in query.to_wire() else None)
     server = serve(block(f"shed\n forward . {up.address}"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

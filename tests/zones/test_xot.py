@@ -214,7 +214,7 @@ def listening(said: bytes | None) -> Iterator[int]:
 def test_what_is_no_tls_server_is_named(
     serve: Serve, site: Site, lines: list[str], monkeypatch: pytest.MonkeyPatch, said: bytes | None, expected: str
 ) -> None:
-    monkeypatch.setattr(client, "PATIENCE", 0.3)
+    monkeypatch.setattr(client, "TIMEOUT", 0.3)
     with listening(said) as port:
         serve(secondary(site, port))
         eventually(lambda: any(f"from tls://127.0.0.1:{port}: {expected}" in line for line in lines))
