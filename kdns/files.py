@@ -72,7 +72,7 @@ class NotRegular(OSError):
 
 def check_regular(path: str) -> None:
     """For a file that something is to open which would wait for a pipe's writer for ever. Raises OSError; NotRegular
-    where it is no regular file.
+    where it is not a regular file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise NotRegular(errno.EINVAL, "it is not a regular file", path)
@@ -93,7 +93,7 @@ def check_pem(paths: Iterable[str]) -> None:
 
 
 def read_text(path: str, most: int, timeout: float = TIMEOUT) -> str:
-    """A file's text; octets that are no UTF-8 are replaced. Raises OSError."""
+    """A file's text; octets that are not UTF-8 are replaced. Raises OSError."""
     return read(path, most, timeout).decode(errors="replace")
 
 

@@ -4,8 +4,8 @@ unpacked.
 Theory of operation. A table is one run of octets: a head, two open-addressing hash tables (of names and of addresses,
 by CRC-32), and one entry for each pair of name and address. An entry holds both, and where the next entry of the same
 name and the next of the same address stand. One million names take some 50 MB so, where Python's own objects need ten
-times that. The CRC of a name is no secret, but what is in the table is the file's and not the client's: a client cannot
-make probes long.
+times that. The CRC of a name is not a secret, but what is in the table is the file's and not the client's: a client
+cannot make probes long.
 
 A table is made in two steps that give way after some lines: `read` adds entries, `link` finds the chains. For a large
 file a child process does it (`python -m kdns.hostsfile PATH`, with a Request on its standard input) and prints the
@@ -95,7 +95,7 @@ def _name(word: str) -> bytes:
 
 
 def lines_of(file: BinaryIO) -> Iterator[str]:
-    """The lines of an open file, which is never held as a whole; octets that are no UTF-8 are replaced, and what
+    """The lines of an open file, which is never held as a whole; octets that are not UTF-8 are replaced, and what
     follows the first MAX_LINE octets of a line is passed over.
     """
     rest: list[bytes] = []  # of a line whose end is still to come; joined once, however long it is

@@ -4,15 +4,15 @@
 Theory of operation. A table is one run of octets: a head, an open-addressing hash table of names by CRC-32, one entry
 for each name, and the records that policy zones give in place of others. An entry says what is done with the name
 itself and what with the names below it. One million names take some 35 MiB so. A query costs a look-up for each of its
-labels; the closest name that says something counts. The CRC of a name is no secret, but what is in the table is the
+labels; the closest name that says something counts. The CRC of a name is not a secret, but what is in the table is the
 list's and not the client's: a client cannot make probes long.
 
 A large file and every policy zone is read by a child process (`python -m kdns.namelist PATH`, with a Request on its
 standard input), which prints the table. Small ones are read in steps on the loop.
 
 Laws: a line that is not understood is counted and left out, and the first one is said with its number. A file with more
-lines that are not understood than others is no list (a page that says that a download failed): it is refused whole. Of
-a name that stands twice the first counts.
+lines that are not understood than others is not a list (a page that says that a download failed): it is refused whole.
+Of a name that stands twice the first counts.
 """
 
 import os
@@ -81,7 +81,7 @@ _TRIGGERS: Final = (b"rpz-ip", b"rpz-client-ip", b"rpz-nsdname", b"rpz-nsip")
 
 
 class BadList(Exception):
-    """A file is no list; the text is one line."""
+    """A file is not a list; the text is one line."""
 
 
 class Request(msgspec.Struct):
@@ -136,7 +136,7 @@ class Builder:
     def read(self, data: bytes) -> Iterator[None]:
         """Takes the lines of a file."""
         if b"\0" in data[:4096]:
-            raise BadList("it is no text")
+            raise BadList("it is not text")
         if self.format == "auto":
             self.format = format_of(data)
         self.report.format = self.format
@@ -155,7 +155,7 @@ class Builder:
                 self._bad(number, line)
         if self.report.bad > good:
             raise BadList(
-                f"line {self.report.first}: it is no list of names: {self.report.bad} lines are not understood, the "
+                f"line {self.report.first}: it is not a list of names: {self.report.bad} lines are not understood, the "
                 f"first of them: {self.report.text!r}"
             )
 

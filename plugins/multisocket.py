@@ -89,7 +89,7 @@ class Multisocket(Plugin):
         try:
             count = int(word.text)
         except ValueError:
-            raise readers.fail(word, f'invalid num sockets: "{word.text}" is no number') from None
+            raise readers.fail(word, f'invalid num sockets: "{word.text}" is not a number') from None
         if count < 1:
             raise readers.fail(word, f"num sockets can not be zero or negative: {count}")
         if count > MOST:

@@ -102,7 +102,7 @@ class Cluster:
             page = await self.get(path, limit="500", **({"continue": token} if token else {}), **params)
             found, meta = page.get("items") or [], page.get("metadata") or {}
             if not isinstance(found, list) or not isinstance(meta, dict) or not all(map(_is_named, found)):
-                raise ValueError(f"{path} is no list of Kubernetes' API")
+                raise ValueError(f"{path} is not a list of Kubernetes' API")
             out += found
             token = str(meta.get("continue") or "")
             if not token:

@@ -1,8 +1,8 @@
 """`kdns compare`: asks two servers the same questions, and says where they differ.
 
 Either of them may be the configuration at hand, which answers without a listener. Every question that is answered
-differently is asked of both again: a Service that changed in between is no difference. Asked at a bounded rate, a few
-at a time.
+differently is asked of both again: a Service that changed in between is not a difference. Asked at a bounded rate, a
+few at a time.
 """
 
 import asyncio

@@ -139,7 +139,7 @@ def _tenants(state: State) -> Iterator[Finding]:
         return
     yield Finding(
         INFO, "tenants", "the Corefile has tenants: names of other namespaces do not exist for Pods",
-        "a name that one Pod finds may be NXDOMAIN for another, or SERVFAIL for who is no Pod",
+        "a name that one Pod finds may be NXDOMAIN for another, or SERVFAIL for who is not a Pod",
         "kdns explain NAME    # and kdns_tenants_hidden_total counts",
     )  # fmt: skip
     if any("node-local" in name_of(each) for each in state.daemonsets or ()):

@@ -70,7 +70,7 @@ class Reader(FileReader):
 
 
 def raw_text(path: str, *, exactly: bool = False) -> str:
-    """A file's text as it stands; `-` and `stdin` are standard input. `exactly`: octets that are no UTF-8 are an
+    """A file's text as it stands; `-` and `stdin` are standard input. `exactly`: octets that are not UTF-8 are an
     error.
     """
     if path in ("-", "stdin"):

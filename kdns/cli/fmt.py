@@ -3,7 +3,7 @@
     kdns fmt [--diff | --write] [FILE | -]
 
 Prints the result; `--diff` what would change, with exit code 1 if anything would; `--write` puts it in the file's
-place. What is no text, or has braces without a partner, is an error and stays as it is.
+place. What is not text, or has braces without a partner, is an error and stays as it is.
 """
 
 import difflib

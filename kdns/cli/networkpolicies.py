@@ -24,7 +24,7 @@ class Targets(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What a server asks. `address`: what is no IP address, such as a host name, stands for one that is not known.
+    """What a server asks. `address`: what is not an IP address, such as a host name, stands for one that is not known.
     `protocol`: UDP or TCP.
     """
 

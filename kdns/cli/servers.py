@@ -6,7 +6,7 @@ from typing import Final
 from kdns.cli.clusterstate import Object, State, labels_of, name_of
 from kdns.cli.finding import ERROR, INFO, WARNING, Finding
 
-RESTARTS: Final = 5  # of a container, beyond which it is no accident
+RESTARTS: Final = 5  # of a container, beyond which it is not an accident
 # Top-level domains that many Pods' outside names are in.
 TOP_LEVEL: Final = frozenset(
     "com net org edu gov int io dev app cloud ai co de uk fr nl eu us cn jp in br ru au ca ch".split()

@@ -1,4 +1,4 @@
-"""The text of Corefiles: read whole, bounded, and refused where it is no text."""
+"""The text of Corefiles: read whole, bounded, and refused where it is not text."""
 
 import errno
 import io
@@ -12,7 +12,7 @@ MAX_FILE: Final = 4 << 20
 
 
 def read(path: str, *, exactly: bool = False) -> str:
-    """A file's text; octets that are no UTF-8 are replaced (`exactly`: an error).
+    """A file's text; octets that are not UTF-8 are replaced (`exactly`: an error).
 
     Raises OSError, also for a pipe that nobody writes to, or CorefileError.
     """

@@ -48,7 +48,9 @@ def queries(read: Callable[[int], bytes]) -> Iterator[bytes]:
         try:
             found = _query(data)
         except FormatError:
-            raise FormatError(f"the frame at octet {stream.begin} is no dnstap message: is the file whole?") from None
+            raise FormatError(
+                f"the frame at octet {stream.begin} is not a dnstap message: is the file whole?"
+            ) from None
         if found is not None:
             yield found
 
@@ -76,7 +78,7 @@ class _Stream:
             if not length:
                 self._control()
             elif not self.is_open:
-                raise FormatError("it does not begin as Frame Streams do, so it is no dnstap file")
+                raise FormatError("it does not begin as Frame Streams do, so it is not a dnstap file")
             elif length > MAX_FRAME:
                 raise FormatError(
                     f"octet {self.begin} begins a frame of {length} octets, and {MAX_FRAME} are the most: is the file "
@@ -88,12 +90,12 @@ class _Stream:
     def _control(self) -> None:
         length = self._number(self._exactly(4))
         if not 4 <= length <= _MAX_CONTROL:
-            raise FormatError(f"octet {self.begin} begins a control frame of {length} octets: it is no dnstap file")
+            raise FormatError(f"octet {self.begin} begins a control frame of {length} octets: it is not a dnstap file")
         body = self._exactly(length)
         kind = int.from_bytes(body[:4], "big")
         if not self.is_open:
             if kind != _START:
-                raise FormatError(f"it begins with control frame {kind}, not START: it is no dnstap file")
+                raise FormatError(f"it begins with control frame {kind}, not START: it is not a dnstap file")
             _check_content(body)
         self.is_open = kind != _STOP
 
@@ -121,12 +123,12 @@ def _check_content(body: bytes) -> None:
         content = body[at + 8 : at + 8 + length]
         at += 8 + length
         if at > len(body):
-            raise FormatError("its first control frame cannot be read: it is no dnstap file")
+            raise FormatError("its first control frame cannot be read: it is not a dnstap file")
         if kind == _CONTENT_TYPE and content != _CONTENT:
             raise FormatError(f'it holds "{printable(content.decode("latin-1"))}", not dnstap')
         if kind == _CONTENT_TYPE:
             return
-    raise FormatError("its START names no content type: it is no dnstap file")
+    raise FormatError("its START names no content type: it is not a dnstap file")
 
 
 def _query(data: bytes) -> bytes | None:

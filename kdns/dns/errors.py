@@ -2,7 +2,7 @@
 
 
 class BadName(ValueError):
-    """A text or wire form that is no domain name (RFC 1035, section 2.3.4)."""
+    """A text or wire form that is not a domain name (RFC 1035, section 2.3.4)."""
 
 
 class FormatError(ValueError):

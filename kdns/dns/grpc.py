@@ -20,7 +20,7 @@ _BITS: Final = 32  # of a number in a message: it says how long a DNS message is
 
 
 class BadPacket(ValueError):
-    """Octets that are no DnsPacket in a gRPC message."""
+    """Octets that are not a DnsPacket in a gRPC message."""
 
 
 def packed(message: bytes) -> bytes:

@@ -2,8 +2,8 @@
 
 The body is cut out between question and OPT: its pointers lead into itself or the question, and the client's
 question is as long as the one that was sent. So a forwarded answer is never taken apart, unless a plugin asks
-for its records. Where an OPT or a TSIG stands before other records, or a pointer leads to octets that are no name, the
-sections are rendered anew: the OPT is taken out, and a cache changes TTLs.
+for its records. Where an OPT or a TSIG stands before other records, or a pointer leads to octets that are not a name,
+the sections are rendered anew: the OPT is taken out, and a cache changes TTLs.
 """
 
 import struct

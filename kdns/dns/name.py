@@ -20,8 +20,8 @@ _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ
 
 
 def from_plain(text: str) -> bytes | None:
-    """from_text in lower case for ASCII text without escapes, in a third of the time; None where it is no name, and for
-    the root.
+    """from_text in lower case for ASCII text without escapes, in a third of the time; None where it is not a name, and
+    for the root.
     """
     parts = text.lower().encode().split(b".")
     if not parts[-1]:

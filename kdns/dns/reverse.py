@@ -22,7 +22,7 @@ def name_of(address: bytes) -> bytes:
 
 
 def address_of(name: bytes) -> bytes | None:
-    """The packed address that a lower-cased reverse name stands for; None if it is no whole, canonical one."""
+    """The packed address that a lower-cased reverse name stands for; None if it is not a whole, canonical one."""
     if len(name) == 74 and name[64:] == IP6:
         if name[0:64:2] != b"\x01" * 32:
             return None

@@ -22,7 +22,7 @@ from kdns.expression.values import (
     Value,
 )
 
-MAX_DEPTH: Final = 64  # of brackets and operators within each other: deeper is no expression anybody wrote
+MAX_DEPTH: Final = 64  # of brackets and operators within each other: deeper is not an expression anybody wrote
 
 # How tightly operators bind, as in expr-lang 1.17.
 _BINARY: Final = {

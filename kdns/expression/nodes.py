@@ -34,7 +34,7 @@ def opposite(run: Run) -> Run:
 
 
 def member(node: Node, name: str, optional: bool) -> Node:
-    """A member of a map; `optional`: nil has none, and that is no error."""
+    """A member of a map; `optional`: nil has none, and that is not an error."""
 
     def run(scope: Scope) -> Value:
         value = node.run(scope)

@@ -159,7 +159,7 @@ def _check_kubeconfig(config: ApiConfig) -> None:
     try:
         contexts, current = loader.list_kube_config_contexts(path)
     except UnicodeDecodeError:
-        raise ValueError(f"kubeconfig {path} cannot be read: it is no text") from None
+        raise ValueError(f"kubeconfig {path} cannot be read: it is not text") from None
     except Exception as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"kubeconfig {path} cannot be read: {why}") from None

@@ -215,7 +215,7 @@ class Cluster:
         self._tidy(key, entry)
         touched = [*before, *after]
         if (old.kind if old is not None else "") != (service.kind if service is not None else ""):
-            # Its endpoints' addresses have names only while it has, and is no alias.
+            # Its endpoints' addresses have names only while it has, and is not an alias.
             touched += (address for part in entry.parts() for address in part.addresses())
         self._tell(entry, touched)
         return True

@@ -69,8 +69,8 @@ _objects: Final[dict[str, Any]] = {kind: msgspec.json.Decoder(cls) for kind, cls
 
 
 def _decode(decoder: Any, raw: bytes | str) -> Any:
-    """The result of a decoder. Raises msgspec.DecodeError, also for octets that are no UTF-8 and for what is nested too
-    deep.
+    """The result of a decoder. Raises msgspec.DecodeError, also for octets that are not UTF-8 and for what is nested
+    too deep.
     """
     try:
         return decoder.decode(raw)
@@ -79,7 +79,7 @@ def _decode(decoder: Any, raw: bytes | str) -> Any:
 
 
 def page(kind: str, body: bytes) -> tuple[ListMeta, list[Raw | Unreadable]]:
-    """A page of a list. Raises msgspec.DecodeError where it is no list at all."""
+    """A page of a list. Raises msgspec.DecodeError where it is not a list at all."""
     try:
         found = _decode(_lists[kind], body)
         return found.metadata, found.items or []

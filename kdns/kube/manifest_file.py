@@ -21,7 +21,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class BrokenManifest(ValueError):
-    """A file that is no YAML, or holds no objects; the text begins with file and line."""
+    """A file that is not YAML, or holds no objects; the text begins with file and line."""
 
 
 class Found(NamedTuple):
@@ -82,14 +82,14 @@ def _parsed(text: str, path: str, loader: Any) -> tuple[list[Found], list[str]]:
         for document in yaml.load_all(text, Loader=loader):
             for item in _items(document):
                 if not isinstance(item, dict) or not isinstance(item.get("kind"), str):
-                    rejected.append(f"{path}: a document is no Kubernetes object (it has no kind)")
+                    rejected.append(f"{path}: a document is not a Kubernetes object (it has no kind)")
                     continue
                 line = item.pop("\0line", 1)
                 if item["kind"] in RAW:
                     found.append(Found(item["kind"], item, line))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        # What is no text at all has a position in place of a mark, and a second line about it.
+        # What is not text at all has a position in place of a mark, and a second line about it.
         position = getattr(error, "position", None)
         line = mark.line + 1 if mark is not None else text.count("\n", 0, position) + 1 if position is not None else 1
         why = getattr(error, "problem", None) or str(error).partition("\n")[0]

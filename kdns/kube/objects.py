@@ -383,7 +383,7 @@ def slices(raw: RawSlice, detail: Projection = PLAIN) -> Slices | None:
         host = (endpoint.hostname or "").lower()
         if host and not _is_label(host):
             left_out = (
-                f"endpoint {' '.join(endpoint.addresses or ())[:80]} rejected: its hostname {host[:80]!r} is no DNS "
+                f"endpoint {' '.join(endpoint.addresses or ())[:80]} rejected: its hostname {host[:80]!r} is not a DNS "
                 f"label"
             )
             continue

@@ -40,7 +40,7 @@ _parts: Final[dict[str, Any]] = {
 
 
 class BadSnapshot(ValueError):
-    """A file that is no snapshot of this configuration; the text says why."""
+    """A file that is not a snapshot of this configuration; the text says why."""
 
 
 async def write(path: str, identity: str, cluster: State, known: dict[str, dict[str, str]]) -> int:

@@ -82,7 +82,7 @@ class Doq:
         listener = connection.listener
         if len(query) < 12 or query[0] or query[1] or query[2] & 0x80 or _keepalive(query):
             # Sections 4.2.1 (an ID other than 0) and 5.5.2 (edns-tcp-keepalive).
-            self._fail("a message that is no query for QUIC")
+            self._fail("a message that is not a query for QUIC")
             return
         if connection.full():
             connection.reset(stream, EXCESSIVE_LOAD)

@@ -55,7 +55,7 @@ def leaves_table(block: bytes) -> bool:
             if octet & 0x60:
                 return False
             off = _end_of_integer(block, off, 0x0F)
-            for _ in range(1 if octet & 0x0F else 2):  # a name that is no index, and the value
+            for _ in range(1 if octet & 0x0F else 2):  # a name that is not an index, and the value
                 size = block[off] & 0x7F
                 if size == 0x7F:
                     return False

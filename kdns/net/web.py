@@ -218,7 +218,7 @@ def named(exchange: Exchange, peer: Address, trusted: Sequence[Network]) -> Addr
 
 
 def forwarded(value: bytes, peer: Address, trusted: Sequence[Network]) -> Address:
-    """The client of an X-Forwarded-For: going back from the peer, the first address that is no trusted proxy's."""
+    """The client of an X-Forwarded-For: going back from the peer, the first address that is not a trusted proxy's."""
     found = peer
     for word in reversed(value.split(b",")[-MAX_FORWARDED:]):
         try:

@@ -71,7 +71,7 @@ def _subnet(text: str) -> bytes:
             text += f"/{SUBNET4 if ipaddress.ip_address(text).version == 4 else SUBNET6}"
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise ValueError("edns_client_subnet is no address or network") from None
+        raise ValueError("edns_client_subnet is not an address or network") from None
     family = 1 if network.version == 4 else 2
     length = network.prefixlen
     return bytes((0, family, length, 0)) + network.network_address.packed[: length + 7 >> 3]

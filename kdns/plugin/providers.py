@@ -333,7 +333,7 @@ class NamesNamespaces(Protocol):
     name: str
 
     def owners(self, name: bytes, starts: list[int]) -> list[Owner] | None:
-        """Whose a name is, whether it exists or not; None for names that are no namespace's."""
+        """Whose a name is, whether it exists or not; None for names that are not a namespace's."""
 
     def named_zones(self) -> tuple[bytes, ...]:
         """The zones that such names are in."""

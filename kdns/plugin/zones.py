@@ -93,7 +93,7 @@ def find(name: bytes, qtype: int, zones: Mapping[bytes, S]) -> S | None:
                 return known
             found = known
         elif found is None:
-            qtype = 0  # a DS of a name that is no apex is the zone's own
+            qtype = 0  # a DS of a name that is not an apex is the zone's own
         if name == b"\0":
             return found
         name = parent(name)

@@ -28,7 +28,7 @@ def _reply_flags() -> dict[bytes, int]:
 REPLY_FLAGS: Final = _reply_flags()
 # Headers of queries without a question and with one more record, which may ask for a cookie (RFC 7873, section 5.4).
 COOKIE_ALONE: Final = frozenset(header[:3] + b"\0" + header[4:] for header in REPLY_FLAGS if header[9])
-# Types that are no data and cannot be asked for: OPT and TSIG belong to a message (RFC 6891, 6.1; RFC 8945, 4.2).
+# Types that are not data and cannot be asked for: OPT and TSIG belong to a message (RFC 6891, 6.1; RFC 8945, 4.2).
 META: Final = frozenset((iana.OPT, iana.TSIG, iana.TKEY))
 
 

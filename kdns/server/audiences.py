@@ -48,7 +48,7 @@ class Audiences:
 
 
 def turned_away(data: bytes, verdict: int) -> bytes | None:
-    """The reply to a query that a gate has not let pass. What is no well-formed query gets none."""
+    """The reply to a query that a gate has not let pass. What is not a well-formed query gets none."""
     if verdict == IGNORED or check(data) is not None:
         return None
     try:

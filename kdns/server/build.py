@@ -111,7 +111,7 @@ class Instance:
         _check_quic(self.blocks)
 
     def warnings(self) -> list[str]:
-        """What is no error, and of no single plugin."""
+        """What is not an error, and of no single plugin."""
         encrypted = {(key.scheme, key.port) for block in self.blocks if _has_tls(block) for key in block.parsed.keys}
         keys = [key for block in self.blocks for key in block.parsed.keys if SCHEMES[key.scheme].alpn]
         open_ = [key for key in keys if (key.scheme, key.port) not in encrypted and not SCHEMES[key.scheme].quic]

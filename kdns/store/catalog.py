@@ -11,7 +11,7 @@ _VERSION: Final = b"\x012"  # the text "2" (section 4.2.1)
 
 
 class BadCatalog(ValueError):
-    """A zone that is no catalog of version 2."""
+    """A zone that is not a catalog of version 2."""
 
 
 class Member(NamedTuple):

@@ -14,7 +14,7 @@ from kdns.store.zone_proofs import MAX_ITERATIONS, Nsec3Proofs, NsecProofs, Proo
 
 
 class BadZone(ValueError):
-    """Records that are no zone."""
+    """Records that are not a zone."""
 
 
 @final
@@ -48,7 +48,7 @@ class ZoneBuilder:
             elif rrset.type == NSEC3:
                 hashed = True
         if hashed:
-            # A hashed name is no name of the zone (RFC 5155, section 7.2.8).
+            # A hashed name is not a name of the zone (RFC 5155, section 7.2.8).
             label = name[1 : name[0] + 1]
             self.hashed.put(label, node)
             proof = node.rrset(NSEC3)

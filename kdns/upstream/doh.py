@@ -52,7 +52,7 @@ def result(owner: Connections, response: Response, flight: InFlightQuery) -> Res
     if response.status != "200":
         return owner.broken(flight, f"HTTP status {response.status or 'missing'}")
     if response.type.partition(";")[0].strip() != MESSAGE or len(response.body) > MAX_BODY:
-        return owner.broken(flight, f"the reply is no {MESSAGE}")
+        return owner.broken(flight, f"the reply is not {MESSAGE}")
     return matched(owner, bytes(response.body), flight)
 
 

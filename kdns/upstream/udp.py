@@ -25,9 +25,9 @@ MAX_AGE: Final = 10.0  # seconds of one port
 # one as they get free, for to close one takes 8 µs, and after a pause all would be too old at the same moment.
 MAX_IDLE: Final = 256
 MAX_REPLY: Final = 4096  # octets; we ask for 1232 at most
-# Datagrams that are no reply to the query in flight, after which the wait ends: somebody who guesses ids has found the
-# port, and would have as many guesses as there is time (RFC 5452, section 9; other resolvers do the same). An honest
-# network duplicates a reply now and then; ten are no accident.
+# Datagrams that are not a reply to the query in flight, after which the wait ends: somebody who guesses ids has found
+# the port, and would have as many guesses as there is time (RFC 5452, section 9; other resolvers do the same). An
+# honest network duplicates a reply now and then; ten are no accident.
 MAX_JUNK: Final = 10
 
 HITS = Counter(

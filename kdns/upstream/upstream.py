@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT: Final = 1.0  # seconds (CoreDNS's)
 MAX_ERROR: Final = 200  # characters kept of an error
-MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is no reason to spin
+MIN_INTERVAL: Final = 0.05  # seconds between probes: `health_check 0` is not a reason to spin
 PORTS: Final = {"dns": 53, "tls": 853, "https": 443, "https3": 443, "grpc": 443, "quic": 853}
 ALPN: Final = {"quic": "doq", "https3": "h3"}  # the transports over QUIC, and what is spoken there
 

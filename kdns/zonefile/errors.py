@@ -19,7 +19,7 @@ class Problem(NamedTuple):
 
 
 class BadRecord(ValueError):
-    """Text that is no record; `at` is the offset in the file where it goes wrong."""
+    """Text that is not a record; `at` is the offset in the file where it goes wrong."""
 
     def __init__(self, at: int, message: str) -> None:
         super().__init__(message)

@@ -41,7 +41,7 @@ _LONG: Final = 200  # letters of a file's name, which may have 255 in all
 
 
 class BadCopy(Exception):
-    """A file that is no whole copy; the text says why."""
+    """A file that is not a whole copy; the text says why."""
 
 
 def path_of(folder: str, origin: bytes) -> str:

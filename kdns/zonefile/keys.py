@@ -145,7 +145,7 @@ def _text(path: str) -> str:
     try:
         return files.read(path, MAX_FILE).decode("ascii")
     except UnicodeDecodeError:
-        raise BadKey(f"{path}: this is no key file") from None
+        raise BadKey(f"{path}: this is not a key file") from None
     except OSError as error:
         raise BadKey(f"{path}: {error.strerror or error}") from None
 

@@ -112,7 +112,7 @@ class MasterFile:
         self._entries(_File(path, data, self.origin, 0))
 
     def finish(self) -> dict[bytes, dict[int, list[Any]]]:
-        """The records. Raises ZoneFileError where they are no zone."""
+        """The records. Raises ZoneFileError where they are not a zone."""
         self._judge()
         if any(problem.fatal for problem in self.problems):
             raise ZoneFileError(self.problems)

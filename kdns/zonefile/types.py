@@ -75,7 +75,7 @@ _ROWS: Final[dict[str, tuple[Field, ...]]] = {
     "AVC": (Strings(),), "AMTRELAY": (_U8, Relay()), "RESINFO": (Strings(),), "WALLET": (Strings(),), "DLV": _DS,
 }  # fmt: skip
 LAYOUTS: Final = {iana.TYPES[text]: row for text, row in _ROWS.items()}
-# Types that are no data: of messages and of questions only.
+# Types that are not data: of messages and of questions only.
 NO_DATA: Final = frozenset((0, iana.OPT, *range(249, 256)))
 
 
@@ -108,7 +108,7 @@ def _generic(rtype: int, entry: Entry) -> bytes:
     if not word.text.isdigit() or int(word.text[:6]) != len(made):
         raise BadRecord(word.at, f'the length says "{shown(word.text)}", but {len(made)} octets follow')
     if rtype in LAYOUTS and not fits(rtype, made):
-        raise BadRecord(word.at, f"these octets are no {iana.type_text(rtype)}")
+        raise BadRecord(word.at, f"these octets do not fit {iana.type_text(rtype)}")
     return made
 
 

@@ -35,7 +35,7 @@ class Word(NamedTuple):
 
 @final
 class Entry:
-    """The words of one entry, read one after the other. `blank`: its first word is no owner."""
+    """The words of one entry, read one after the other. `blank`: its first word is not an owner."""
 
     __slots__ = ("blank", "end", "i", "origin", "words")
 

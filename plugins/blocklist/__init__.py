@@ -47,7 +47,7 @@ A name that is blocked never reaches a cache or an upstream. What is allowed is 
   by mistake is back within a minute. Records of a policy zone have their own.
 * `reload` is how often files are looked at. Default: 5s; 0 never.
 * `namespaces`: only clients of these namespaces, by the addresses of their Pods; `except`: all but those. Either needs
-  `kubernetes` in the same server block and watches Pods. Clients that are no Pods are in no namespace.
+  `kubernetes` in the same server block and watches Pods. Clients that are not Pods are in no namespace.
 
 Of several lists the first one with a name counts, those of the Corefile before files, files in their order; in a list
 the closest name. The directive may stand more than once, such as with other lists for other namespaces. Lists of names

@@ -286,6 +286,6 @@ def _permission(line: Line, zone: bytes) -> Permission:
     for word in words:
         number = iana.type_number(word.text)
         if number is None or number in NOT_TAKEN:
-            raise readers.fail(word, f'"{word.text}" is no type that updates may change')
+            raise readers.fail(word, f'"{word.text}" is not a type that updates may change')
         types.add(number)
     return Permission(readers.name(key), where, frozenset(types))

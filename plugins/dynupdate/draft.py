@@ -205,7 +205,7 @@ class Draft:
             serial = int.from_bytes(record.rdata[-20:-16], "big")
             ours = sets.get(_SOA)
             if ours is None or not serial or not rdata.is_newer(serial, int.from_bytes(ours[1][0][-20:-16], "big")):
-                return  # no apex, or no newer version (RFC 1982); 0 is no serial to begin anew with
+                return  # no apex, or no newer version (RFC 1982); 0 is not a serial to begin anew with
         _, rdatas = sets.get(rtype, (0, ()))
         if rtype in _SINGLE:
             sets[rtype] = (record.ttl, (record.rdata,))

@@ -64,7 +64,7 @@ def _check_prerequisite(record: Record) -> None:
         if record.rdata:
             raise FormatError("a prerequisite of class ANY or NONE with an rdata")
         if record.type in _META and record.type != iana.ANY:
-            raise FormatError("a prerequisite of a type that is no data")
+            raise FormatError("a prerequisite of a type that is not data")
     elif record.cls != iana.IN:
         raise FormatError("a prerequisite of another class")
     elif record.type in _META or not types.fits(record.type, record.rdata):
@@ -76,17 +76,17 @@ def check_update(record: Record) -> None:
     rtype = record.type
     if record.cls == iana.IN:
         if rtype in _META or record.ttl >= 1 << 31:
-            raise FormatError("a record to add of a type that is no data, or with a TTL over 31 bits")
+            raise FormatError("a record to add of a type that is not data, or with a TTL over 31 bits")
         if not record.rdata and rtype in types.LAYOUTS and rtype != 42:  # APL alone may be empty (RFC 3123, section 4)
             raise FormatError("a record to add without an rdata")
         if not types.fits(rtype, record.rdata):
             raise FormatError("a record to add whose rdata is not of its type")
     elif record.cls == ANY:
         if record.ttl or record.rdata or (rtype in _META and rtype != iana.ANY):
-            raise FormatError("a deletion of records with a TTL or an rdata, or of a type that is no data")
+            raise FormatError("a deletion of records with a TTL or an rdata, or of a type that is not data")
     elif record.cls == NONE:
         if record.ttl or rtype in _META:
-            raise FormatError("a deletion of a record with a TTL, or of a type that is no data")
+            raise FormatError("a deletion of a record with a TTL, or of a type that is not data")
         if rtype in types.LAYOUTS and not types.fits(rtype, record.rdata):
             raise FormatError("a deletion of a record whose rdata is not of its type")
     else:

@@ -60,7 +60,7 @@ class Config:
 
     @property
     def primary(self) -> bytes:
-        """The zone that PTR records point into: the first that is no reverse zone, and none of several clusters."""
+        """The zone that PTR records point into: the first that is not a reverse zone, and none of several clusters."""
         forward = [zone for zone in self.zones if not is_reverse(zone)]
         return next((zone for zone in forward if zone not in self.multicluster), forward[0])
 

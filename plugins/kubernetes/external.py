@@ -339,7 +339,7 @@ class K8sExternal(Plugin):
     # For who tells clients apart.
 
     def owners(self, name: bytes, starts: list[int]) -> list[Owner] | None:
-        """Whose a name is, whether it exists or not; None for names that are no namespace's."""
+        """Whose a name is, whether it exists or not; None for names that are not a namespace's."""
         zone = self._zone(name, starts)
         if zone is None:
             return None
@@ -379,7 +379,7 @@ class K8sExternal(Plugin):
     # Transfers.
 
     def transfer_zones(self) -> tuple[bytes, ...]:
-        """The zones that are no reverse zones."""
+        """The zones that are not reverse zones."""
         return tuple(zone for zone in self.config.zones if not is_reverse(zone))
 
     def transfer(self, zone: bytes) -> Iterator[RRset] | None:

@@ -219,7 +219,7 @@ class Index:
 
 
 def wire_key(entry: ServiceState) -> bytes:
-    """`SERVICE.NAMESPACE` of a Service as lower-cased wire labels without a root; empty where they are no labels."""
+    """`SERVICE.NAMESPACE` of a Service as lower-cased wire labels without a root; empty where they are not labels."""
     try:
         return from_labels([entry.name.lower().encode(), entry.namespace.lower().encode()])[:-1]
     except (BadName, UnicodeError):

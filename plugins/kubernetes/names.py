@@ -157,7 +157,7 @@ class Names:
             if node is not None:
                 return node.find(qtype)
             if not self.cluster.synced and not _private(address) and _falls_through(zone, name):
-                return None  # a public address is no cluster's: others know it, whatever the API does
+                return None  # a public address is not a cluster's: others know it, whatever the API does
         elif self._has_addresses_below(name) and not _falls_through(zone, name):
             # RFC 8020, section 2: a name with names below it exists.
             return self.records.negative(zone, name, iana.NOERROR)
@@ -198,7 +198,7 @@ class Names:
     # For who tells clients apart.
 
     def owners(self, name: bytes, starts: list[int]) -> list[Owner] | None:
-        """Whose a name is, whether it exists or not; None for names that are no namespace's."""
+        """Whose a name is, whether it exists or not; None for names that are not a namespace's."""
         found = self.zone(name, starts)
         if found is None:
             return None

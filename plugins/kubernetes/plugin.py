@@ -339,7 +339,7 @@ class Kubernetes(Plugin):
         return "labels" if config.labels.terms else "namespace_labels" if config.namespace_labels.terms else ""
 
     def owners(self, name: bytes, starts: list[int]) -> list[Owner] | None:
-        """Whose a name is, whether it exists or not; None for names that are no namespace's."""
+        """Whose a name is, whether it exists or not; None for names that are not a namespace's."""
         return self.queries.owners(name, starts)
 
     def named_zones(self) -> tuple[bytes, ...]:

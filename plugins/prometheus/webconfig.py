@@ -137,7 +137,7 @@ def _tls(found: dict[str, Any], folder: str) -> _Tls:
 def _suites(found: Any) -> tuple[str, ...]:
     """OpenSSL's names of the suites before TLS 1.3."""
     if not isinstance(found, list):
-        raise ValueError("cipher_suites is no list")
+        raise ValueError("cipher_suites is not a list")
     for name in found:
         if name not in _SUITES and name not in _SUITES_13:
             raise ValueError(f'cipher_suites: "{name}" is none of {", ".join((*_SUITES, *_SUITES_13))}')
@@ -146,7 +146,7 @@ def _suites(found: Any) -> tuple[str, ...]:
 
 def _mapping(found: Any, what: str, known: tuple[str, ...] | None) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise ValueError(f"{what} is no mapping")
+        raise ValueError(f"{what} is not a mapping")
     for name in found:
         if known is not None and name not in known:
             raise ValueError(f"{name} is not supported by kdns (there are: {', '.join(known)})")

@@ -289,7 +289,7 @@ class Secondary(zones.ServesZones):
         if not served.has_primary(host) or request.question.type != iana.SOA:
             self.strangers += 1
             if self.strangers == 1:
-                _log.warning(f"notify of {to_text(served.origin)} from {host}, which is no primary of it: refused")
+                _log.warning(f"notify of {to_text(served.origin)} from {host}, which is not a primary of it: refused")
             return iana.REFUSED
         if served.key is not None and request.may_be_signed:
             try:

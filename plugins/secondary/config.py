@@ -31,7 +31,7 @@ class Config:
     key: bytes = b""
     algorithm: bytes = tsig.SHA256
     fallthrough: Fallthrough = field(default_factory=Fallthrough)
-    catalog: tuple[bytes, ...] | None = None  # what its members may be; None: it is no catalog
+    catalog: tuple[bytes, ...] | None = None  # what its members may be; None: it is not a catalog
     directory: str = ""
 
 

@@ -26,7 +26,7 @@ endpoints, Pods, SRV and PTR records, targets of CNAMEs, and the names of `k8s_e
 * `deny` is what a Pod gets for a hidden name: `nxdomain` (default), exactly what a name gets that does not exist; or
   `refused`, for those that exist and those that do not alike.
 * `exempt`: clients with these addresses see all.
-* `unknown` must be written: whether clients that are no Pods (nodes, Pods with `hostNetwork`, addresses that NAT
+* `unknown` must be written: whether clients that are not Pods (nodes, Pods with `hostNetwork`, addresses that NAT
   changed) see all, or only what is shared. A hidden name is SERVFAIL for them, with extended error 18 (Prohibited).
 
 Everybody sees `kubernetes.default`, `kube-dns.kube-system` and the Services that lead to this server. An address that
@@ -34,7 +34,7 @@ no Pod has is waited for, 200 ms at most, as the watch may be about to tell of i
 not waited for again within a minute. So it is while the API has not been listed.
 
 Behind a NodeLocal DNSCache, or anything else that asks for many, tenants are not told apart: all come from one address,
-and the cache gives what it got for one to the other. Hiding names is no network policy: who knows an address can use
+and the cache gives what it got for one to the other. Hiding names is not a network policy: who knows an address can use
 it.
 
 It needs `kubernetes` in the same server block, without its options `labels` and `namespace_labels`, and rights to list

@@ -69,7 +69,7 @@ def parse(directives: Sequence[Directive], block: ServerBlock) -> list[Config]:
     if "unknown" not in seen:
         raise readers.fail(
             directive,
-            "tenants needs `unknown allow` or `unknown deny`: what clients see that are no Pods (nodes, Pods with "
+            "tenants needs `unknown allow` or `unknown deny`: what clients see that are not Pods (nodes, Pods with "
             "hostNetwork, a NodeLocal DNSCache in front); there is no default",
         )
     if not seen & {"isolate", "from"}:
@@ -89,7 +89,7 @@ def _by(line: Line) -> tuple[str, ...]:
         raise readers.fail(line.args[0], f'expected "by" and keys of labels, found "{" ".join(line.words())}"')
     for word in line.args[1:]:
         if not _KEY.fullmatch(word.text):
-            raise readers.fail(word, f'"{word.text}" is no key of a label')
+            raise readers.fail(word, f'"{word.text}" is not a key of a label')
     return tuple(dict.fromkeys(word.text for word in line.args[1:]))
 
 
@@ -107,5 +107,5 @@ def _allowed(line: Line) -> dict[tuple[str, str], Token]:
 
 def _namespace(word: Token) -> str:
     if not _NAMESPACE.fullmatch(word.text):
-        raise readers.fail(word, f'"{word.text}" is no name of a namespace')
+        raise readers.fail(word, f'"{word.text}" is not a name of a namespace')
     return word.text

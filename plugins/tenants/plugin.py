@@ -103,7 +103,7 @@ class Tenants(Plugin):
         if self.config.zone and self.config.zone not in self.source.cluster_zones():
             zones = " ".join(map(to_text, self.source.cluster_zones()))
             text = to_text(self.config.zone)
-            raise CorefileError(self.config.at, f"tenants: {text} is no zone of the block's kubernetes ({zones})")
+            raise CorefileError(self.config.at, f"tenants: {text} is not a zone of the block's kubernetes ({zones})")
         if option := self.source.selects():
             raise CorefileError(
                 self.config.at,
@@ -366,5 +366,5 @@ class Tenants(Plugin):
         if why is None:
             return ""
         if why == "unknown":
-            return "hidden: the client is no Pod, and `unknown deny` stands"
+            return "hidden: the client is not a Pod, and `unknown deny` stands"
         return f"hidden from the namespace {self.clients.namespace(request._client[0])}, as if it did not exist"

@@ -120,7 +120,7 @@ def test_a_closed_standard_input_was_a_traceback(words: str, folder: Path) -> No
     ("compare @127.0.0.1:1 @127.0.0.1:1 --manifests HUGE", 1, "cannot read HUGE: it is larger than 256 MiB\n"),
     ("doctor --kubeconfig HUGE", 1, "the cluster cannot be asked: kubeconfig HUGE cannot be read: it is larger than "
         "4 MiB\n"),
-    ("doctor --kubeconfig LATIN", 1, "the cluster cannot be asked: kubeconfig LATIN cannot be read: it is no text\n"),
+    ("doctor --kubeconfig LATIN", 1, "the cluster cannot be asked: kubeconfig LATIN cannot be read: it is not text\n"),
     ("doctor --kubeconfig DIR", 1, "the cluster cannot be asked: kubeconfig DIR: not a file\n"),
     ("explain a..b -conf FILE", 2, "empty label in name 'a..b'\nSee: kdns explain --help\n"),
     ("explain a --from / -conf FILE", 2, '--from takes NAMESPACE or NAMESPACE/POD, found "/"\nSee: kdns explain '

@@ -161,14 +161,14 @@ def test_real_questions_come_from_dnstap(serve: Serve, upstream: Start, tmp_path
 
 @pytest.mark.parametrize(("data", "said"), [
     (b"", "FILE has no questions: there is nothing to ask"),
-    (bytes(5000), "FILE: octet 0 begins a control frame of 0 octets: it is no dnstap file"),
+    (bytes(5000), "FILE: octet 0 begins a control frame of 0 octets: it is not a dnstap file"),
     (dnstapfiles.start()[:20], "FILE: octet 20 is the end, within a frame"),
     (dnstapfiles.start(), "FILE has no questions: there is nothing to ask"),
     (dnstapfiles.start(b"protobuf:x"), 'FILE: it holds "protobuf:x", not dnstap'),
     (dnstapfiles.start() + b"\xff\xff\xff\xff" + bytes(99),
         "FILE: octet 42 begins a frame of 4294967295 octets, and 1048576 are the most: is the file whole?"),
     (dnstapfiles.start() + dnstapfiles.frame(b"\xff" * 99),
-        "FILE: the frame at octet 42 is no dnstap message: is the file whole?"),
+        "FILE: the frame at octet 42 is not a dnstap message: is the file whole?"),
     (dnstapfiles.start() + dnstapfiles.frame(dnstapfiles.message(None)) * 2,
         "FILE: none of its 2 queries has its message: log them whole, with CoreDNS by `dnstap ... full`"),
     (gzip.compress(dnstapfiles.stream(b"")),

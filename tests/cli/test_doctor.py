@@ -267,7 +267,7 @@ OUT_53 = {"ports": PORT_53}
     ("9.9.9.9", [TO_API, {**OUT_53, "to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["9.9.9.0/24"]}}]}],
         ["error port 53/UDP of their upstreams 9.9.9.9"]),
     ("9.9.9.9", [TO_API, {**OUT_53, "to": [{"namespaceSelector": {}}]}], ["error port 53/UDP of their upstreams 9.9"]),
-    # What may be let out is no finding.
+    # What may be let out is not a finding.
     ("192.0.2.53", [{}], []), ("192.0.2.53", [TO_API, OUT_53], []),
     ("192.0.2.53", [{"ports": [{"port": 6443}]}, OUT_53], []),
     ("10.96.7.7", [TO_API, {**OUT_53, "to": [{"namespaceSelector": {}}]}], []),

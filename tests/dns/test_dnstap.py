@@ -63,13 +63,13 @@ def test_a_query_whose_message_was_left_out_is_empty() -> None:
     (start() + b"\xff\xff\xff\xff" + b"x" * 99, "octet 42 begins a frame of 4294967295 octets"),
     (start() + frame(message(b"one"))[:-1], "octet 100 is the end, within a frame"),
     (start() + b"\0\0", "within a frame"),
-    (start() + frame(b"\x0a\xff"), "the frame at octet 42 is no dnstap message"),
-    (start() + frame(b"\xff" * 11), "no dnstap message"),
-    (start() + frame(field(14, b"\x52\x05abc") + field(15, 1)), "no dnstap message"),
-    (start() + frame(b"\x0b"), "no dnstap message"),  # wire type 3: a group, which dnstap has none of
-    (start() + frame(field(14, 5)), "no dnstap message"),  # a number where a message must be
-    (start() + frame(field(14, field(10, 5)) + field(15, 1)), "no dnstap message"),
-    (start() + frame(b"\x01abc"), "no dnstap message"),
+    (start() + frame(b"\x0a\xff"), "the frame at octet 42 is not a dnstap message"),
+    (start() + frame(b"\xff" * 11), "not a dnstap message"),
+    (start() + frame(field(14, b"\x52\x05abc") + field(15, 1)), "not a dnstap message"),
+    (start() + frame(b"\x0b"), "not a dnstap message"),  # wire type 3: a group, which dnstap has none of
+    (start() + frame(field(14, 5)), "not a dnstap message"),  # a number where a message must be
+    (start() + frame(field(14, field(10, 5)) + field(15, 1)), "not a dnstap message"),
+    (start() + frame(b"\x01abc"), "not a dnstap message"),
 ])  # fmt: skip
 def test_what_is_no_dnstap_stream_is_said_in_one_line_with_its_place(data: bytes, said: str) -> None:
     with pytest.raises(FormatError) as raised:

@@ -1,4 +1,4 @@
-"""An API, or what stands before it, whose answers have no end, are bombs, or are no text; and one that is behind."""
+"""An API, or what stands before it, whose answers have no end, are bombs, or are not text; and one that is behind."""
 
 import asyncio
 import contextlib
@@ -145,7 +145,7 @@ def test_objects_that_make_too_large_a_page_come_in_smaller_ones(
     eventually(lambda: a(server, "x19.n1") == ["10.0.1.19"])
 
 
-# Octets that are no text.
+# Octets that are not text.
 
 
 def a(server: Server, name: str) -> list[str] | str:

@@ -223,7 +223,7 @@ def test_any_text_is_a_manifest_or_refused_with_its_line(text: str) -> None:
     except BrokenManifest as error:
         assert str(error).startswith("f.yaml:")
         return
-    assert all(each.kind in RAW for each in found) and all("no Kubernetes object" in line for line in odd)
+    assert all(each.kind in RAW for each in found) and all("not a Kubernetes object" in line for line in odd)
 
 
 @pytest.mark.parametrize("text", ['!!int ""', '!!float ""', "!!bool maybe", "!!timestamp x", "!!timestamp 2024-13-01"])

@@ -476,8 +476,8 @@ def test_queries_in_a_url_are_answered_in_json_over_both_versions(serve: Serve, 
     ("", "name is missing"), ("name=", "name is missing"), ("name=a&name=b", "twice"), ("name=a..b", "empty label"),
     ("name=" + "x" * 64, "label of 64"), ("name=%C3%A4.example", "Punycode"), ("name=a&type=0", "type is neither"),
     ("name=a&type=NONSENSE", "type is neither"), ("name=a&type=65536", "type is neither"), ("name=a&do=2", "do is not"),
-    ("name=a&cd=yes", "cd is not"), ("name=a&edns_client_subnet=x", "no address"),
-    ("name=a&edns_client_subnet=1.2.3.4/33", "no address"), ("&".join(["a=b"] * 30), "fields"),
+    ("name=a&cd=yes", "cd is not"), ("name=a&edns_client_subnet=x", "not an address"),
+    ("name=a&edns_client_subnet=1.2.3.4/33", "not an address"), ("&".join(["a=b"] * 30), "fields"),
 ])  # fmt: skip
 def test_what_is_no_query_in_a_url_gets_400_and_the_reason(
     serve: Serve, site: Site, parameters: str, said: str

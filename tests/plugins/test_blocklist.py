@@ -262,9 +262,9 @@ def test_the_first_of_several_lists_counts(start: Callable[..., tuple[Server, An
 
 
 @pytest.mark.parametrize(("text", "problem"), [
-    (b"\0\1\2binary", "no text"), (b"<html>\n<body>download failed</body>\n</html>\n", "line 1: it is no list"),
-    (b"a" * 1_000_000, "no list"), (b"@ SOA a. b. 1 1 1 1 1\nx.org CNAME\n", "line 2: "),
-    (b"www.*.org\n", "no list"), (b"$ORIGIN \n@ SOA (\n", "line"), ("m\u00fcller.de\n".encode(), "no list"),
+    (b"\0\1\2binary", "not text"), (b"<html>\n<body>download failed</body>\n</html>\n", "line 1: it is not a list"),
+    (b"a" * 1_000_000, "not a list"), (b"@ SOA a. b. 1 1 1 1 1\nx.org CNAME\n", "line 2: "),
+    (b"www.*.org\n", "not a list"), (b"$ORIGIN \n@ SOA (\n", "line"), ("m\u00fcller.de\n".encode(), "not a list"),
 ])  # fmt: skip
 def test_what_is_no_list_is_refused_whole(text: bytes, problem: str) -> None:
     with pytest.raises(BadList, match=problem):
@@ -319,7 +319,7 @@ def test_a_list_is_followed_and_counts_at_once_also_for_cached_answers(
     path.write_text("late.org\n")
     eventually(lambda: code(server.ask("late.org.")) == "NXDOMAIN")
     path.write_text("\0\1 no list")
-    eventually(lambda: any("it is no text; what was read before is kept" in line for line in lines))
+    eventually(lambda: any("it is not text; what was read before is kept" in line for line in lines))
     path.unlink()
     eventually(lambda: sum("No such file" in line or "no such file" in line for line in lines) == 2)
     assert code(server.ask("late.org.")) == "NXDOMAIN"
@@ -341,7 +341,7 @@ def test_a_large_list_is_read_by_a_child_and_says_the_same(
     assert code(server.ask("x.n19999.big-enough-a-name.example.")) == "NXDOMAIN"
     assert data(server.ask("n20000.big-enough-a-name.example.")) == ["192.0.2.9"]
     path.write_text("nonsense nonsense\n" * 20_000)
-    eventually(lambda: any(f"{path}:1: it is no list of names" in line for line in lines))
+    eventually(lambda: any(f"{path}:1: it is not a list of names" in line for line in lines))
     assert code(server.ask("n7.big-enough-a-name.example.")) == "NXDOMAIN"
 
 

@@ -509,7 +509,7 @@ def _spoil(folder: Path, kind: str) -> tuple[str, str]:
         return base, "the field privatekey is missing"
     assert kind == "binary"
     private.write_bytes(bytes(range(256)))
-    return base, f"{private}: this is no key file"
+    return base, f"{private}: this is not a key file"
 
 
 @pytest.mark.parametrize(

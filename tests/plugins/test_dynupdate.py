@@ -542,7 +542,7 @@ def test_an_update_is_notified_and_had_by_ixfr(serve: Serve, folder: Path, notif
         ("dynupdate {\n file x\n allow k * A\n }", "`database`"),
         ("dynupdate {\n file x\n database y\n }", "needs `allow"),
         ("dynupdate {\n file x\n database y\n allow k www.example.net A\n }", "is not in the zone"),
-        ("dynupdate {\n file x\n database y\n allow k * RRSIG\n }", "is no type"),
+        ("dynupdate {\n file x\n database y\n allow k * RRSIG\n }", "is not a type"),
         ("dynupdate {\n file x\n database y\n allow k * * A\n }", "stands alone"),
         ("dynupdate {\n file x\n database y\n allow k * A\n color\n }", "unknown"),
         ("dynupdate {\n file /nowhere/x\n database /nowhere/y\n allow k * A\n }", "No such file"),

@@ -114,7 +114,7 @@ def _endless(http: H3Connection, stream: int, reply: bytes) -> None:
     ("respond", "said"),
     [
         (_status(b"503"), "HTTP status 503"),
-        (_status(b"200", b"text/html"), "the reply is no application/dns-message"),
+        (_status(b"200", b"text/html"), "the reply is not application/dns-message"),
         (_long, "the reply is too long"),
         (_endless, "the reply is too long"),
     ],

@@ -104,7 +104,7 @@ def test_https_asks_many_at_once_on_one_connection(serve: Serve, peer: Begin, au
 
 
 @pytest.mark.parametrize(("options", "expected"), [
-    ({"status": "503"}, "HTTP status 503"), ({"content": "text/html"}, "is no application/dns-message"),
+    ({"status": "503"}, "HTTP status 503"), ({"content": "text/html"}, "is not application/dns-message"),
     ({"alpn": "http/1.1"}, "does not speak HTTP/2"),
 ])  # fmt: skip
 def test_what_an_https_upstream_does_wrong_is_said(

@@ -239,12 +239,12 @@ def test_hidden_answers_are_counted_also_when_they_are_repeated(start: Callable[
     ("unknown deny", "tenants needs `isolate` or `from networkpolicy`"),
     ("isolate\nunknown maybe", 'expected allow or deny, found "maybe"'),
     ("isolate by\nunknown deny", 'expected "by" and keys of labels'),
-    ("isolate by -\nunknown deny", "no key of a label"),
+    ("isolate by -\nunknown deny", "not a key of a label"),
     ("isolate\nisolate\nunknown deny", "isolate stands twice"),
     ("isolate\nallow a b\nunknown deny", "NAMESPACE -> NAMES"),
     ("isolate\nshare b\nallow a -> b\nunknown deny", "b is shared with all"),
     ("isolate\nallow a -> a\nunknown deny", "a sees itself"),
-    ("isolate\nshare A_\nunknown deny", "no name of a namespace"),
+    ("isolate\nshare A_\nunknown deny", "not a name of a namespace"),
     ("isolate\nexempt 1.2.3\nunknown deny", "expected an address or a network"),
     ("from ingress\nunknown deny", "expected networkpolicy"), ("isolate\nnope\nunknown deny", "unknown property"),
 ])  # fmt: skip
@@ -256,7 +256,7 @@ def test_what_is_wrong_is_said_with_its_place(lines: str, message: str) -> None:
 @pytest.mark.parametrize(("text", "message"), [
     ("tenants {\nisolate\nunknown deny\n}", "it needs the plugin kubernetes"),
     ("kubernetes cluster.local {\nlabels a=b\nmanifests /\n}\ntenants {\nisolate\nunknown deny\n}", "`labels`"),
-    ("kubernetes cluster.local {\nmanifests /\n}\ntenants x.org {\nisolate\nunknown deny\n}", "no zone of the"),
+    ("kubernetes cluster.local {\nmanifests /\n}\ntenants x.org {\nisolate\nunknown deny\n}", "not a zone of the"),
 ])  # fmt: skip
 def test_what_contradicts_the_block_is_an_error(text: str, message: str) -> None:
     with pytest.raises(CorefileError, match=message):

@@ -141,12 +141,12 @@ def test_cipher_suites_are_those_of_the_web_configuration(serve: Serve, tmp_path
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    (None, "No such file or directory"), ("- a", "the file is no mapping"), ("a: [", "while parsing"),
+    (None, "No such file or directory"), ("- a", "the file is not a mapping"), ("a: [", "while parsing"),
     ("basic_auth_users:\n  a: b", "the password of a is not a bcrypt hash"),
-    ("basic_auth_users: [a]", "basic_auth_users is no mapping"),
+    ("basic_auth_users: [a]", "basic_auth_users is not a mapping"),
     ("tls_server_config:\n  cert_file: x\n  key_file: y\n  cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]",
         "is none of TLS_ECDHE_ECDSA_WITH"),
-    ("tls_server_config:\n  cert_file: x\n  key_file: y\n  cipher_suites: x", "cipher_suites is no list"),
+    ("tls_server_config:\n  cert_file: x\n  key_file: y\n  cipher_suites: x", "cipher_suites is not a list"),
     ("web: {}", "web is not supported by kdns"),
     ("tls_server_config:\n  cert_file: x", "key_file is missing"),
     ("tls_server_config:\n  cert_file: x\n  key_file: y", "x does not exist"),

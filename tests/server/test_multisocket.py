@@ -260,7 +260,7 @@ def test_health_says_which_worker_hangs_and_it_is_replaced(several: Callable[...
         ("0", "num sockets can not be zero or negative: 0"),
         ("-1", "num sockets can not be zero or negative: -1"),
         ("1025", "num sockets exceeds maximum (1024): 1025"),
-        ("two", 'invalid num sockets: "two" is no number'),
+        ("two", 'invalid num sockets: "two" is not a number'),
     ],
 )
 def test_a_bad_number_is_an_error_with_its_place(tmp_path: Path, words: str, text: str) -> None:

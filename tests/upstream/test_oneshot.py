@@ -59,7 +59,7 @@ def reply_to(query: bytes, address: str = "192.0.2.1") -> bytes:
 
 
 def forged(query: bytes) -> list[bytes]:
-    """What is no reply to a query."""
+    """What is not a reply to a query."""
     right = reply_to(query, "198.51.100.66")
     other = dns.message.make_response(
         dns.message.make_query("y.org.", "A", id=dns.message.from_wire(query).id)

@@ -218,7 +218,7 @@ def test_simple_lines_are_read_by_the_short_way_as_by_the_long_one(lines: list[s
     ("$ORIGIN\n", "db:4:1: expected a name"),
     ("www TYPE255 \\# 0\n", "db:4:5: a record of type ANY cannot stand in a zone"), ("www TYPE999 x\n",
     "type TYPE999 has no text form here"),
-    ("www A \\# 3 010203\n", "db:4:10: these octets are no A"),
+    ("www A \\# 3 010203\n", "db:4:10: these octets do not fit A"),
     ("www A \\# 4 0102\n", 'the length says "4", but 2 octets follow'),
     ("www A 192.0.2.1\nwww CNAME x\n", "db:5:1: www.example.org. has a CNAME beside A: a CNAME stands alone (RFC 1034, "
         "section 3.6.2)"),

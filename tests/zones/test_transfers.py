@@ -337,7 +337,7 @@ def test_notify_is_taken_from_primaries_only(serve: Serve, db: Path, lines: list
     assert (
         dns.query.udp(query, "127.0.0.1", port=server.port, timeout=5, source="127.0.0.9").rcode() == dns.rcode.REFUSED
     )
-    assert any("127.0.0.9, which is no primary" in line for line in lines)
+    assert any("127.0.0.9, which is not a primary" in line for line in lines)
     other = dns.message.make_query("example.net.", "SOA")
     other.set_opcode(dns.opcode.NOTIFY)
     assert dns.query.udp(other, "127.0.0.1", port=server.port, timeout=5).rcode() == dns.rcode.REFUSED
