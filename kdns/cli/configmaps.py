@@ -28,10 +28,12 @@ def _configuration(state: State) -> Iterator[Finding]:
             f"kubectl -n {ns} get cm",
         )
     for source in state.corefiles[:1]:
-        maps = " ".join(name.rpartition("/")[2] for name in (source.name, *_imported(source)))
+        imported, unbuilt = _read_through(source)
+        maps = " ".join(name.rpartition("/")[2] for name in (source.name, *imported))
         show = f"kubectl -n {ns} get cm {maps} -o yaml | kdns check -"
         summary, errors = examined(source, 53, False)
-        unbuilt = _unbuilt(source) if state.images and not state.runs_kdns else set()
+        if state.runs_kdns or not state.images:
+            unbuilt = set()
         others = [error for error in errors if not isinstance(error, CorefileError) or error.where not in unbuilt]
         for error in errors:
             if error not in others:
@@ -66,27 +68,22 @@ def served(state: State) -> tuple[ServerBlock, ...] | None:
     return None
 
 
-def _imported(source: Source) -> list[str]:
-    """The ConfigMaps that a Corefile imports from."""
+def _read_through(source: Source) -> tuple[list[str], set[Position | None]]:
+    """The ConfigMaps that a Corefile imports from, and where it has plugins of CoreDNS that kdns does not have: other
+    servers take them.
+    """
     reader = Reader(source)
+    blocks: list[ServerBlock] = []
     with contextlib.suppress(CorefileError):
-        build.read(source.text, source.name, reader=reader, errors=[])
-    return sorted({source.holders[name] for name in reader.used if name in source.holders})
-
-
-def _unbuilt(source: Source) -> set[Position | None]:
-    """Where a Corefile has plugins of CoreDNS that kdns does not have: other servers take them."""
-    try:
-        blocks = build.read(source.text, source.name, reader=Reader(source), errors=[]).blocks
-    except CorefileError:
-        return set()
-    return {
+        blocks = build.read(source.text, source.name, reader=reader, errors=[]).blocks
+    unbuilt: set[Position | None] = {
         directive.at
         for block in blocks
         for name, directives in block.directives.items()
         if name in ORDER and ORDER[name] is None
         for directive in directives
     }
+    return sorted({source.holders[name] for name in reader.used if name in source.holders}), unbuilt
 
 
 def _blocks(state: State, source: Source) -> Iterator[Finding]:

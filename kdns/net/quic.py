@@ -31,7 +31,6 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from kdns import faults
 from kdns.metrics import Counter
 from kdns.net import Address, Handler
-from kdns.net.certificates import Identity
 from kdns.net.quic_connection import Application, QuicConnection
 from kdns.net.sockets import Controls, receive_local, reply_from
 from kdns.net.tcp import TcpListener
@@ -82,7 +81,6 @@ class QuicListener(TcpListener):
         self.no_error = no_error
         self.overload = overload
         self.wildcard = wildcard
-        self.identity: Identity[QuicConfiguration] | None = None
         self.loop: Any = None
         self.accepting = False
         self.tokens = QuicRetryTokenHandler()
@@ -97,13 +95,8 @@ class QuicListener(TcpListener):
         if wildcard:
             receive_local(sock)
 
-    def identify(self, identity: Identity[QuicConfiguration] | None, label: str) -> None:
-        if identity is None or (self.identity is not None and self.identity.files == identity.files):
-            return
-        if self.identity is not None:
-            self.identity.stop()
-        self.identity = identity
-        identity.start()
+    def show(self, label: str) -> None:
+        """Nothing is to be done: each connection takes what there is when it begins."""
 
     async def start(self) -> None:
         """Begins to read."""
@@ -181,7 +174,7 @@ class QuicListener(TcpListener):
         except ValueError:
             self.rejected[0] += 1
             return None
-        configuration = self.identity.current
+        configuration: QuicConfiguration = self.identity.current
         configuration.idle_timeout = self.idle
         version = header.version or 0
         if version and version not in configuration.supported_versions:

@@ -87,11 +87,11 @@ class TcpListener:
         idle: float = IDLE,
         max_connections: int = 0,
         max_queries: int = 0,
-        tls: TlsGate | None = None,
     ) -> None:
         """`max_connections` 0: as many as `most_connections` says."""
         self.sock = sock
-        self.tls = tls
+        self.identity: Identity[Any] | None = None
+        self.tls: TlsGate | None = None
         self.proxy: ProxyGate | None = None
         self.http = HttpOptions()
         self.tasks: set[asyncio.Task[None]] = set()  # where HTTP is spoken: answers that are being made
@@ -164,19 +164,24 @@ class TcpListener:
 
     def identify(self, identity: Identity[Any] | None, label: str) -> None:
         """Shows this certificate from now on; None: connections are not encrypted."""
-        before = self.tls.identity if self.tls is not None else None
+        before = self.identity
         if before is not None and identity is not None and before.files == identity.files:
             return  # another one for the same files would forget the sessions that clients may resume
         if before is not None:
             before.stop()
-        if identity is None:
+        if identity is not None:
+            identity.start()
+        self.identity = identity
+        self.show(label)
+
+    def show(self, label: str) -> None:
+        """Handshakes that begin from now on show the present certificate."""
+        if self.identity is None:
             self.tls = None
-            return
-        identity.start()
-        if self.tls is None:
-            self.tls = TlsGate(identity, label)
+        elif self.tls is None:
+            self.tls = TlsGate(self.identity, label)
         else:
-            self.tls.identity = identity
+            self.tls.identity = self.identity
 
     def admit(self, connection: Connection, host: str) -> bool:
         """Takes a connection in, at another's cost where there is no room; says whether it has."""
@@ -217,8 +222,9 @@ class TcpListener:
         self.stop_accepting()
         if self.proxy is not None:
             self.proxy.stop()
+        if self.identity is not None:
+            self.identity.stop()
         if self.tls is not None:
-            self.tls.identity.stop()
             self.tls.stop()
         for connection in list(self.connections):
             connection.abort()

@@ -120,17 +120,14 @@ class CorefileOnDisk:
         # Before the first nobody is served yet. Imports count: the digests of the last time say how much they were.
         if self.last is None or (inputs.octets <= INLINE and len(self.seen) <= 1):
             corefile = _parsed(request, inputs)
-            seen = inputs.seen
         else:
             corefile, seen = _by_child(request)
-            seen |= inputs.seen
+            inputs.seen |= seen
         for path in self.beside(corefile):
-            also = Inputs()
             with contextlib.suppress(OSError, CorefileError):  # whoever loads it says what is wrong
-                also.read(path)
-            seen |= also.seen
-            corefile.fingerprint += also.seen[path, False].hex()
-        self.last, self.seen = corefile, seen
+                inputs.read(path)
+            corefile.fingerprint += inputs.seen[path, False].hex()
+        self.last, self.seen = corefile, inputs.seen
         return corefile
 
 

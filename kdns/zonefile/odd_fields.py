@@ -1,4 +1,6 @@
-"""Fields of types with a text form of their own: LOC, APL, IPSECKEY, HIP, SVCB and HTTPS."""
+"""Fields of types with a text form of their own: LOC, APL, IPSECKEY, AMTRELAY, NID, L64, HIP, SVCB and
+HTTPS.
+"""
 
 import base64
 import ipaddress
@@ -128,55 +130,53 @@ class Prefixes:
 _DIGITS: Final = bytes.maketrans(b"12", b"\x01\x02")
 
 
+_TARGETS: Final[dict[int, Field]] = {1: Address(socket.AF_INET), 2: Address(socket.AF_INET6), 3: Name()}
+
+
+def _read_target(kind: int, entry: Entry, what: str) -> bytes:
+    """An address or a name, as a kind says; `.` for kind 0, which has neither."""
+    if kind:
+        return _TARGETS[kind].read(entry)
+    word = entry.next(f"a {what}")
+    if word.text != b".":
+        raise BadRecord(word.at, f'expected "." for no {what}, found "{shown(word.text)}"')
+    return b""
+
+
+def _show_target(kind: int, data: bytes, at: int, what: str) -> tuple[str, int]:
+    if not kind:
+        return ".", at
+    if kind not in _TARGETS:
+        raise ValueError(f"no {what}")
+    return _TARGETS[kind].show(data, at)
+
+
 class Gateway:
     """An IPSECKEY's gateway type, algorithm and gateway (RFC 4025, section 3)."""
-
-    _KINDS: Final[dict[int, Field]] = {1: Address(socket.AF_INET), 2: Address(socket.AF_INET6), 3: Name()}
 
     def read(self, entry: Entry) -> bytes:
         kind = number(entry.next("a gateway type"), 3)
         algorithm = Number(1).read(entry)
-        if not kind:
-            word = entry.next("a gateway")
-            if word.text != b".":
-                raise BadRecord(word.at, f'expected "." for no gateway, found "{shown(word.text)}"')
-            return b"\0" + algorithm
-        return bytes((kind,)) + algorithm + self._KINDS[kind].read(entry)
+        return bytes((kind,)) + algorithm + _read_target(kind, entry, "gateway")
 
     def show(self, data: bytes, at: int) -> tuple[str, int]:
         kind, algorithm = _cut(data, at, 2)
-        if not kind:
-            return f"0 {algorithm} .", at + 2
-        if kind not in self._KINDS:
-            raise ValueError("no gateway")
-        text, at = self._KINDS[kind].show(data, at + 2)
+        text, at = _show_target(kind, data, at + 2, "gateway")
         return f"{kind} {algorithm} {text}", at
 
 
 class Relay:
     """An AMTRELAY's discovery bit, type and relay (RFC 8777, section 4.3)."""
 
-    _KINDS: Final[dict[int, Field]] = {1: Address(socket.AF_INET), 2: Address(socket.AF_INET6), 3: Name()}
-
     def read(self, entry: Entry) -> bytes:
         discovery = number(entry.next("0 or 1"), 1)
         kind = number(entry.next("a relay type"), 3)
-        if not kind:
-            word = entry.next("a relay")
-            if word.text != b".":
-                raise BadRecord(word.at, f'expected "." for no relay, found "{shown(word.text)}"')
-            return bytes((discovery << 7,))
-        return bytes((discovery << 7 | kind,)) + self._KINDS[kind].read(entry)
+        return bytes((discovery << 7 | kind,)) + _read_target(kind, entry, "relay")
 
     def show(self, data: bytes, at: int) -> tuple[str, int]:
         (octet,) = _cut(data, at, 1)
-        discovery, kind = octet >> 7, octet & 0x7F
-        if not kind:
-            return f"{discovery} 0 .", at + 1
-        if kind not in self._KINDS:
-            raise ValueError("no relay")
-        text, at = self._KINDS[kind].show(data, at + 1)
-        return f"{discovery} {kind} {text}", at
+        text, at = _show_target(octet & 0x7F, data, at + 1, "relay")
+        return f"{octet >> 7} {octet & 0x7F} {text}", at
 
 
 class Locator:

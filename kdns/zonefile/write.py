@@ -4,7 +4,6 @@ Whoever reads it, also after a crash, finds the old version or the new one. Line
 thread waits for the disk: the whole text is in memory meanwhile, some tenth of what the zone itself needs.
 """
 
-import os
 from functools import partial
 from typing import Final
 
@@ -40,10 +39,3 @@ async def save(path: str, zone: Zone, head: str = "") -> None:
     finally:
         zone.readers -= 1
     await files.waiting(f"writing {path}", partial(files.replace, path, texts, 0o600), WRITING)
-
-
-def write_all(file: int, data: bytes) -> None:
-    """Writes all of it. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]

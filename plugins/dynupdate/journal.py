@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from kdns import files
-from kdns.zonefile.write import write_all
 
 MARK: Final = b"\xd2kdU"
 _HEAD: Final = 12  # octets: mark, length, CRC-32
@@ -93,7 +92,7 @@ class Journal:
         next.
         """
         with self._using():
-            write_all(self.file, frame)
+            _write_all(self.file, frame)
             os.fdatasync(self.file)
             self.size += len(frame)
 
@@ -199,3 +198,10 @@ def _follows(data: bytes, at: int) -> bool:
         if _content(data, at) is not None:
             return True
     return False
+
+
+def _write_all(file: int, data: bytes) -> None:
+    """Writes all of it. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

@@ -115,13 +115,17 @@ def test_a_plugins_metrics_are_named_in_its_manual() -> None:
                 assert metric in manual(name), f"{metric} is not in the manual of {name}"
 
 
+def built(kind: str, pattern: str, folder: Path) -> Path:
+    """A wheel or sdist of the checkout."""
+    words = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(words, check=True, capture_output=True, timeout=110)
+    (made,) = folder.glob(pattern)
+    return made
+
+
 @pytest.mark.interpreted("it builds the checkout")
 def test_the_wheel_holds_every_module_and_the_sample(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
-        check=True, capture_output=True, timeout=110,
-    )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = built("wheel", "*.whl", tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
         archive.extractall(tmp_path / "out")
@@ -139,11 +143,7 @@ def test_the_wheel_holds_every_module_and_the_sample(tmp_path: Path) -> None:
 
 @pytest.mark.interpreted("it builds the checkout")
 def test_the_sdist_lacked_files_that_its_tests_read_and_had_plugins_in_another_place(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
-        check=True, capture_output=True, timeout=110,
-    )  # fmt: skip
-    (sdist,) = tmp_path.glob("*.tar.gz")
+    sdist = built("sdist", "*.tar.gz", tmp_path)
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     top = tmp_path / sdist.name.removesuffix(".tar.gz")

@@ -2,7 +2,7 @@
 names, of names that are forwarded, and of those that the cache has, over UDP and TCP.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dns.edns
 import dns.flags
@@ -46,8 +46,15 @@ def query(name: str, rtype: str = "SOA") -> dns.message.Message:
     return made
 
 
+def extended(zone: str, version: int, flags: int, options: Sequence[dns.edns.Option]) -> dns.message.Message:
+    made = query(zone)
+    made.use_edns(version, flags, 1232, options=list(options))
+    return made
+
+
 ZONES = pytest.mark.parametrize("zone", ["cluster.local.", "a.org.", "b.org."])
 TRANSPORTS = pytest.mark.parametrize("tcp", [False, True])
+OPTIONS = pytest.mark.parametrize("options", [(), (UNKNOWN_OPTION,)])
 
 
 @ZONES
@@ -85,13 +92,12 @@ def test_an_opcode_that_nobody_knows_is_notimp(server: Server, zone: str, tcp: b
 @ZONES
 @TRANSPORTS
 @pytest.mark.parametrize("flags", [0, UNKNOWN_FLAG, dns.flags.DO, dns.flags.DO | UNKNOWN_FLAG])
-@pytest.mark.parametrize("options", [(), (UNKNOWN_OPTION,)])
+@OPTIONS
 def test_what_edns_may_carry_takes_no_answer_away(
     server: Server, zone: str, tcp: bool, flags: int, options: tuple[dns.edns.Option, ...]
 ) -> None:
     """Sections 8.2.1, 8.2.3, 8.2.4 and 8.2.8."""
-    asked = query(zone)
-    asked.use_edns(0, flags, 1232, options=list(options))
+    asked = extended(zone, 0, flags, options)
     for _ in range(2):
         reply = server.send(asked, tcp=tcp)
         assert reply.rcode() == dns.rcode.NOERROR and reply.answer[0].rdtype == dns.rdatatype.SOA
@@ -102,14 +108,12 @@ def test_what_edns_may_carry_takes_no_answer_away(
 @ZONES
 @TRANSPORTS
 @pytest.mark.parametrize("flags", [0, UNKNOWN_FLAG, dns.flags.DO])
-@pytest.mark.parametrize("options", [(), (UNKNOWN_OPTION,)])
+@OPTIONS
 def test_another_version_of_edns_is_badvers_whatever_comes_with_it(
     server: Server, zone: str, tcp: bool, flags: int, options: tuple[dns.edns.Option, ...]
 ) -> None:
     """Sections 8.2.2, 8.2.5, 8.2.6 and 8.2.9."""
-    asked = query(zone)
-    asked.use_edns(1, flags, 1232, options=list(options))
-    reply = server.send(asked, tcp=tcp)
+    reply = server.send(extended(zone, 1, flags, options), tcp=tcp)
     assert reply.rcode() == dns.rcode.BADVERS and reply.edns == 0 and not reply.answer
     assert not reply.ednsflags & UNKNOWN_FLAG and not reply.options
 
@@ -118,19 +122,16 @@ def test_another_version_of_edns_is_badvers_whatever_comes_with_it(
 @TRANSPORTS
 def test_several_options_at_once_take_no_answer_away(server: Server, zone: str, tcp: bool) -> None:
     """Section 8.2.10: NSID, COOKIE, EXPIRE and a client's subnet."""
-    asked = query(zone)
     options = [
         dns.edns.GenericOption(3, b""), dns.edns.CookieOption(b"12345678", b""), dns.edns.GenericOption(9, b""),
         dns.edns.ECSOption("192.0.2.0", 24),
     ]  # fmt: skip
-    asked.use_edns(0, 0, 1232, options=options)
-    reply = server.send(asked, tcp=tcp)
+    reply = server.send(extended(zone, 0, 0, options), tcp=tcp)
     assert reply.rcode() == dns.rcode.NOERROR and reply.answer[0].rdtype == dns.rdatatype.SOA and reply.edns == 0
 
 
 def test_keepalive_is_answered_over_tcp_and_not_over_udp(server: Server) -> None:
     """RFC 7828, sections 3.2.2 and 3.3.2."""
-    asked = query("cluster.local.")
-    asked.use_edns(0, 0, 1232, options=[dns.edns.GenericOption(11, b"")])
+    asked = extended("cluster.local.", 0, 0, [dns.edns.GenericOption(11, b"")])
     assert [each.otype for each in server.send(asked, tcp=True).options] == [11]
     assert not server.send(asked).options
