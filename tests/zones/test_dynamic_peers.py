@@ -234,7 +234,7 @@ def test_a_primary_that_is_killed_in_a_transfer_and_between_updates_loses_no_pee
             eventually(lambda: serial(port) >= 1, timeout=60, step=0.05)
             end = time.monotonic() + 0.2 + chance.random() * 0.3
             i = 0
-            while time.monotonic() < end:
+            while time.monotonic() < end or i < 4:
                 i += 1
                 primary.update((f"t{turn}-{i}", "x" * 100), (f"h{turn * 500 + i}", ""))
             primary.kill()
