@@ -166,6 +166,14 @@ def test_a_pause_of_ours_loses_no_query(server: Server, monkeypatch: pytest.Monk
     assert _flood(server, 200, "127.0.0.1") == 200 and not _late(server)
 
 
+@pytest.mark.parametrize("body", ["bind 127.0.0.1", ""])
+def test_a_crowd_after_a_datagram_that_was_alone_is_answered_whole(serve: Serve, body: str) -> None:
+    server = serve(HOSTS.replace("BODY", body))
+    for count in (1, 2, 1, udp_module.ALONE, 1, udp_module.ALONE + 1, 1, 3 * udp_module.BATCH_DATAGRAMS):
+        server.thread.loop.call_soon_threadsafe(time.sleep, 0.05 if count > 1 else 0.0)
+        assert _flood(server, count, "127.0.0.1") == count
+
+
 def test_where_the_kernel_does_not_say_when_a_datagram_came_none_is_late(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
