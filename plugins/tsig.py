@@ -20,8 +20,8 @@ Transaction signatures (RFC 8945) prove to a server who asks, and to a client wh
 
 A query with a good signature is answered with a signed reply, a transfer message by message. A bad one is answered
 NOTAUTH, with BADKEY, BADSIG or BADTIME. Keys serve all algorithms: HMAC-MD5, SHA-1, SHA-224, SHA-256, SHA-384 and
-SHA-512. A signed reply is made for its client; it is never repeated. Metadata: `tsig/key` is the name of the key that a
-query was signed with.
+SHA-512, and the truncated SHA-256-128, SHA-384-192 and SHA-512-256. A signed reply is made for its client; it is never
+repeated. Metadata: `tsig/key` is the name of the key that a query was signed with.
 
 `secondary` and `transfer` of the same block sign with these keys.
 

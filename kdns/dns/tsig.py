@@ -19,17 +19,20 @@ NOTAUTH: Final = 9
 FUDGE: Final = 300  # seconds that clocks may differ (RFC 8945, section 10)
 UNSIGNED: Final = 99  # messages of a transfer that may stand unsigned between two signed ones (RFC 8945, section 5.3.1)
 
-# Digests by algorithm name (RFC 8945, section 6).
+# Algorithm names (RFC 8945, section 6): the hash, and how many octets of it make the MAC.
 ALGORITHMS: Final = {
-    from_text("hmac-md5.sig-alg.reg.int."): "md5",
-    from_text("hmac-sha1."): "sha1",
-    from_text("hmac-sha224."): "sha224",
-    from_text("hmac-sha256."): "sha256",
-    from_text("hmac-sha384."): "sha384",
-    from_text("hmac-sha512."): "sha512",
+    from_text("hmac-md5.sig-alg.reg.int."): ("md5", 16),
+    from_text("hmac-sha1."): ("sha1", 20),
+    from_text("hmac-sha224."): ("sha224", 28),
+    from_text("hmac-sha256."): ("sha256", 32),
+    from_text("hmac-sha256-128."): ("sha256", 16),
+    from_text("hmac-sha384."): ("sha384", 48),
+    from_text("hmac-sha384-192."): ("sha384", 24),
+    from_text("hmac-sha512."): ("sha512", 64),
+    from_text("hmac-sha512-256."): ("sha512", 32),
 }
 SHA256: Final = from_text("hmac-sha256.")
-_SIZES: Final = {"md5": 16, "sha1": 20, "sha224": 28, "sha256": 32, "sha384": 48, "sha512": 64}
+_HASHES: Final = {"md5": 16, "sha1": 20, "sha224": 28, "sha256": 32, "sha384": 48, "sha512": 64}  # their octets
 _ANY: Final = b"\0\xff"
 
 
@@ -139,19 +142,20 @@ def mac_of(
     else:
         tail = error.to_bytes(2, "big") + len(other).to_bytes(2, "big") + other
         variables = b"".join((key.name, _ANY, b"\0\0\0\0", key.algorithm, _timers(time, fudge), tail))
-    return hmac.digest(key.secret, _counted(before) + message + variables, ALGORITHMS[key.algorithm])
+    digest, size = ALGORITHMS[key.algorithm]
+    return hmac.digest(key.secret, _counted(before) + message + variables, digest)[:size]
 
 
 def check(
     data: bytes, tsig: Tsig, key: Key, now: float, before: bytes = b"", timers_only: bool = False, between: bytes = b""
 ) -> None:
     """Checks a signature. `between` are unsigned messages that came before this one. Raises Refused or FormatError."""
-    digest = ALGORITHMS.get(tsig.algorithm)
-    if digest is None or tsig.algorithm != key.algorithm:
+    found = ALGORITHMS.get(tsig.algorithm)
+    if found is None or tsig.algorithm != key.algorithm:
         raise Refused(BADKEY)
-    size = _SIZES[digest]
-    # RFC 8945, section 5.2.2.1: no shorter than 10 octets and half of the digest, no longer than it.
-    if len(tsig.mac) > size or len(tsig.mac) < max(10, size // 2):
+    digest, size = found
+    # RFC 8945, section 5.2.2.1: no shorter than 10 octets and half of the hash, no longer than the algorithm's.
+    if len(tsig.mac) > size or len(tsig.mac) < max(10, _HASHES[digest] // 2):
         raise FormatError("a MAC of a wrong length")
     message = between + stripped(data, tsig)
     mac = mac_of(message, key, tsig.time, tsig.fudge, tsig.error, tsig.other, before, timers_only)

@@ -237,7 +237,8 @@ def tsig_algorithm(word: Token) -> bytes:
     if found not in tsig.ALGORITHMS:
         raise fail(
             word,
-            f'unknown algorithm "{word.text}": hmac-sha1, -sha224, -sha256, -sha384, -sha512 and hmac-md5 are known',
+            f'unknown algorithm "{word.text}": hmac-sha1, -sha224, -sha256, -sha256-128, -sha384, -sha384-192, '
+            "-sha512, -sha512-256 and hmac-md5 are known",
         )
     return found
 
