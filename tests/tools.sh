@@ -3,7 +3,7 @@
 # skipped by name. kubectl and helm are not here: distributions have none or old ones (CONTRIBUTING.md says which to take).
 # Each program, and the package that it is in:
 tools="dig:bind9-dnsutils unbound:unbound named:bind9 nsd:nsd knotd:knot musl-gcc:musl-tools go:golang-go"
-tools="$tools promtool:prometheus kdig:knot-dnsutils ldns-verify-zone:ldnsutils nghttp:nghttp2-client stubby:stubby dnsdist:dnsdist haproxy:haproxy"
+tools="$tools promtool:prometheus kdig:knot-dnsutils ldns-verify-zone:ldnsutils nghttp:nghttp2-client stubby:stubby dnsdist:dnsdist haproxy:haproxy dnsviz:dnsviz"
 missing=""
 for pair in $tools; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"

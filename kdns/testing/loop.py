@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -17,9 +17,23 @@ T = TypeVar("T")
 # Below every system's ephemeral ports (Linux 32768, IANA and macOS 49152 upwards), so that no client's own socket is
 # given a port that a test has picked.
 _PORTS: Final = range(10_000, 32_000)
-_candidates = itertools.cycle(_PORTS)
-# Two runs on one machine begin in different places.
-next(itertools.islice(_candidates, random.randrange(len(_PORTS)), None))
+
+
+def _ports(environ: Mapping[str, str]) -> list[int]:
+    """The ports that this process picks from, in their order.
+
+    Workers of pytest-xdist share none, so that no worker takes a port between another's choice and its use. Two runs on
+    one machine begin in different places; what else the processes of one run have in common is the run's number.
+    """
+    worker, of = environ.get("PYTEST_XDIST_WORKER", ""), environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    number = int(worker.removeprefix("gw")) if worker.startswith("gw") else 0
+    turn = random.Random(environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(len(_PORTS))
+    turned = [*_PORTS[turn:], *_PORTS[:turn]]
+    each = len(_PORTS) // max(int(of), number + 1)
+    return turned[number * each : (number + 1) * each]
+
+
+_candidates = itertools.cycle(_ports(os.environ))
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -89,7 +103,7 @@ class LoopThread:
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that is free for UDP and TCP on an address, that no socket is given unasked, and not the one before."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in itertools.islice(_candidates, len(_PORTS)):
+    for port in itertools.islice(_candidates, len(_PORTS)):  # each of its candidates, once at least
         with socket.socket(family, socket.SOCK_STREAM) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -26,7 +26,8 @@ from kdns.corefile import CorefileError
 from kdns.metrics import REGISTRY
 from kdns.net import certificates
 from kdns.net import tls as tls_module
-from kdns.testing import Server, Upstream, data, eventually, free_port
+from kdns.testing import Server, Upstream, data, eventually
+from tests import programs
 from tests.fixtures import Serve
 from tests.securepeers import HOSTS, NAME, Site
 
@@ -100,14 +101,13 @@ def test_kdig_asks_over_tls(serve: Serve, site: Site) -> None:
     assert "192.0.2.1" in out.stdout and "Received 468 B" in out.stdout, out.stdout + out.stderr
 
 
+@programs.needs("unbound")
 def test_unbound_forwards_over_tls_and_checks_the_certificate(serve: Serve, site: Site, tmp_path: Path) -> None:
-    unbound = shutil.which("unbound") or shutil.which("unbound", path="/usr/sbin")
-    if unbound is None:
-        pytest.skip("unbound is not installed")
     server = serve(site.block())
-    port = free_port()
-    (tmp_path / "unbound.conf").write_text(
-        f"""server:
+
+    def words(port: int) -> list[str]:
+        (tmp_path / "unbound.conf").write_text(
+            f"""server:
   interface: 127.0.0.1
   port: {port}
   do-daemonize: no
@@ -123,19 +123,18 @@ forward-zone:
   forward-tls-upstream: yes
   forward-addr: 127.0.0.1@{server.port}#{NAME}
 """
-    )
-    with subprocess.Popen([unbound, "-d", "-c", str(tmp_path / "unbound.conf")], stderr=subprocess.DEVNULL) as process:
-        try:
+        )
+        return ["unbound", "-d", "-c", str(tmp_path / "unbound.conf")]
 
-            def found() -> bool:
-                with contextlib.suppress(OSError, dns.exception.DNSException):
-                    reply = dns.query.udp(dns.message.make_query("a.example.org.", "A"), "127.0.0.1", 3, port)
-                    return bool(reply.answer) and data(reply) == ["192.0.2.1"]
-                return False
+    with programs.running(tmp_path / "unbound", words) as program:
 
-            eventually(found)
-        finally:
-            process.terminate()
+        def found() -> bool:
+            with contextlib.suppress(OSError, dns.exception.DNSException):
+                reply = dns.query.udp(dns.message.make_query("a.example.org.", "A"), "127.0.0.1", 3, program.port)
+                return bool(reply.answer) and data(reply) == ["192.0.2.1"]
+            return False
+
+        program.until(found)
 
 
 def test_the_protocol_dot_is_offered_and_need_not_be_asked_for(serve: Serve, site: Site) -> None:

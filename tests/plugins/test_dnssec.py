@@ -29,6 +29,7 @@ from kdns.store.zone_node import canonical_key
 from kdns.testing import Server, Upstream, block, code, data
 from kdns.testing.upstream import answer
 from kdns.zonefile import keys as keyfiles
+from tests import programs
 from tests.fixtures import Serve, Start
 from tests.zones import keymaker, peers
 from tests.zones.example_zones import ZONES
@@ -221,7 +222,7 @@ def test_a_dnames_cname_has_no_signature_and_the_dname_has_one(serve: Serve, fol
 
 
 def test_a_zone_that_is_signed_already_is_left_as_it_is(serve: Serve, folder: Path) -> None:
-    if not peers.find("dnssec-signzone"):
+    if not programs.find("dnssec-signzone"):
         pytest.skip("BIND's tools are not installed")
     path = peers.signed(folder / "theirs", "example.", ZONES["example."])
     shutil.copy(path, folder / "db.example.")
@@ -452,7 +453,7 @@ def test_a_zone_without_a_key_of_its_own_is_signed_with_another_ones(serve: Serv
     check(server.ask("xx.example.", "A", want_dnssec=True), {dns.name.from_text("example."): keys})
 
 
-@pytest.mark.skipif(not peers.find("dnssec-keygen"), reason="dnssec-keygen is not installed")
+@pytest.mark.skipif(not programs.find("dnssec-keygen"), reason="dnssec-keygen is not installed")
 @pytest.mark.parametrize("algorithm", ["ECDSAP256SHA256", "ECDSAP384SHA384", "ED25519", "ED448", "RSASHA256"])
 def test_keys_of_bind_are_read(tmp_path: Path, algorithm: str) -> None:
     for name in peers.keygen(tmp_path, "Example.ORG", algorithm):
@@ -461,12 +462,12 @@ def test_keys_of_bind_are_read(tmp_path: Path, algorithm: str) -> None:
             assert name.endswith(f"+{key.algorithm:03d}+{key.tag:05d}") and key.owner == from_text("example.org.")
 
 
-@pytest.mark.skipif(not peers.find("ldns-keygen"), reason="ldns-keygen is not installed")
+@pytest.mark.skipif(not programs.find("ldns-keygen"), reason="ldns-keygen is not installed")
 def test_keys_of_ldns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
 
     monkeypatch.chdir(tmp_path)
-    words = [str(peers.find("ldns-keygen")), "-a", "ECDSAP256SHA256", "-k", "example.org"]
+    words = [str(programs.find("ldns-keygen")), "-a", "ECDSAP256SHA256", "-k", "example.org"]
     name = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
     assert keyfiles.read(name).is_sep
 

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,8 @@ import pytest
 import trustme
 
 from kdns.corefile import CorefileError
-from kdns.testing import answer, code, data, eventually, free_port
+from kdns.testing import answer, code, data, eventually
+from tests import programs
 from tests.fixtures import Serve, Start
 from tests.securepeers import Authority, Doh, Dot, Peer, Script
 
@@ -236,11 +236,12 @@ def test_a_half_open_tcp_connection_ends_in_time_and_the_next_upstream_answers(s
 def test_a_real_unbound_is_asked_over_tls_and_https(
     serve: Serve, authority: Authority, tmp_path: Path, kind: str
 ) -> None:
-    port = free_port()
     cert: trustme.LeafCert = authority.ca.issue_cert("dns.example.net")
     cert.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     cert.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
-    (tmp_path / "unbound.conf").write_text(f"""
+
+    def words(port: int) -> list[str]:
+        (tmp_path / "unbound.conf").write_text(f"""
 server:
   interface: 127.0.0.1@{port}
   {"tls-port" if kind == "tls" else "https-port"}: {port}
@@ -257,13 +258,12 @@ server:
 remote-control:
   control-enable: no
 """)
-    with subprocess.Popen(["unbound", "-c", str(tmp_path / "unbound.conf")], stderr=subprocess.DEVNULL) as process:
-        try:
-            server = serve(forward(f"{kind}://127.0.0.1%dns.example.net:{port}", f"tls {authority.path}"))
-            eventually(lambda: data(server.ask("www.example.org.")) == ["192.0.2.7"], timeout=20)
-            assert code(server.ask("nope.example.org.")) == "NXDOMAIN"
-        finally:
-            process.terminate()
+        return ["unbound", "-c", str(tmp_path / "unbound.conf")]
+
+    with programs.running(tmp_path / "unbound", words) as program:
+        server = serve(forward(f"{kind}://127.0.0.1%dns.example.net:{program.port}", f"tls {authority.path}"))
+        program.until(lambda: data(server.ask("www.example.org.")) == ["192.0.2.7"])
+        assert code(server.ask("nope.example.org.")) == "NXDOMAIN"
 
 
 def where(kind: str, to: str, authority: Authority) -> str:

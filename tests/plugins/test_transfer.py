@@ -20,6 +20,7 @@ import yaml
 from kdns.corefile import CorefileError
 from kdns.testing import ApiServer, Server, code, data, eventually, free_port
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from tests import programs
 from tests.fixtures import Serve
 
 
@@ -233,33 +234,28 @@ def test_dig_reads_the_zone(serve: Serve, objects: Path) -> None:
     assert "XFR size" in text and "web.n1.svc.cluster.local. 30" in text
 
 
-@pytest.mark.skipif(shutil.which("knotd") is None, reason="knot is not installed")
+@programs.needs("knotd")
 def test_knot_takes_the_zone_as_a_secondary(serve: Serve, objects: Path, tmp_path: Path) -> None:
     server = serve(block(objects))
-    port = free_port()
-    (tmp_path / "knot.conf").write_text(
-        f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {tmp_path}\ndatabase:\n  storage: {tmp_path}/db\n"
-        f"remote:\n  - id: kdns\n    address: 127.0.0.1@{server.port}\ntemplate:\n  - id: default\n    storage: "
-        f"{tmp_path}\n"
-        "zone:\n  - domain: cluster.local\n    master: kdns\n"
-    )
-    with subprocess.Popen(
-        ["knotd", "-c", str(tmp_path / "knot.conf")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as knot:
-        try:
 
-            def asked() -> bool:
-                query = dns.message.make_query("web.n1.svc.cluster.local.", "A")
-                try:
-                    return data(dns.query.udp(query, "127.0.0.1", port=port, timeout=1)) == ["10.0.0.1"]
-                except OSError:
-                    return False
-                except dns.exception.Timeout:
-                    return False
+    def words(port: int) -> list[str]:
+        (tmp_path / "knot.conf").write_text(
+            f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {tmp_path}\ndatabase:\n  storage: {tmp_path}/db\n"
+            f"remote:\n  - id: kdns\n    address: 127.0.0.1@{server.port}\ntemplate:\n  - id: default\n"
+            f"    storage: {tmp_path}\nzone:\n  - domain: cluster.local\n    master: kdns\n"
+        )
+        return ["knotd", "-c", str(tmp_path / "knot.conf")]
 
-            eventually(asked, timeout=15, step=0.2)
-        finally:
-            knot.terminate()
+    with programs.running(tmp_path / "knot", words) as program:
+
+        def asked() -> bool:
+            query = dns.message.make_query("web.n1.svc.cluster.local.", "A")
+            try:
+                return data(dns.query.udp(query, "127.0.0.1", port=program.port, timeout=1)) == ["10.0.0.1"]
+            except (OSError, dns.exception.Timeout):
+                return False
+
+        program.until(asked)
 
 
 @pytest.mark.parametrize(("options", "expected"), [

@@ -1,7 +1,6 @@
 """Other authorities for the same zones: BIND, NSD and Knot, each a process of its own; and signers for test zones."""
 
 import contextlib
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +10,14 @@ import dns.message
 import dns.query
 import dns.rcode
 
-from kdns.testing.loop import eventually, free_port
+from tests import programs
 
 PROGRAMS = {"bind": "named", "nsd": "nsd", "knot": "knotd"}
 
 
-def find(program: str) -> str | None:
-    """A program's path; servers stand where a user's PATH does not lead."""
-    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
-
-
 def there() -> list[str]:
     """The peers that this machine has."""
-    return [peer for peer, program in PROGRAMS.items() if find(program)]
+    return [peer for peer, program in PROGRAMS.items() if programs.find(program)]
 
 
 def _bind(folder: Path, port: int, zones: dict[str, Path]) -> list[str]:
@@ -47,6 +41,8 @@ def _nsd(folder: Path, port: int, zones: dict[str, Path]) -> list[str]:
     text = (
         f'server:\n ip-address: 127.0.0.1@{port}\n username: ""\n zonesdir: "{folder}"\n pidfile: "{folder}/nsd.pid"\n'
         f' xfrdfile: "{folder}/xfrd.state"\n zonelistfile: "{folder}/zone.list"\n xfrdir: "{folder}"\n refuse-any: no\n'
+        # By default all that run on a machine share one database, and so each other's zones of the same name.
+        ' database: ""\n'
         " server-count: 1\n rrl-ratelimit: 0\n rrl-whitelist-ratelimit: 0\n minimal-responses: no\n round-robin: no\n"
         "remote-control:\n control-enable: no\n"
     )
@@ -82,40 +78,17 @@ def answers(port: int, zone: str) -> bool:
 
 
 @contextlib.contextmanager
-def process(words: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose output goes to a file in a folder, until the block ends."""
-    with (
-        open(folder / "output", "ab") as output,
-        subprocess.Popen(words, stdout=output, stderr=output, cwd=folder) as running,
-    ):
-        try:
-            yield running
-        finally:
-            running.terminate()
-            try:
-                running.wait(10)
-            except subprocess.TimeoutExpired:
-                running.kill()
-
-
-@contextlib.contextmanager
 def serving(peer: str, folder: Path, zones: dict[str, Path]) -> Iterator[int]:
     """A peer that serves zones (names with their final dot) from files; gives its port."""
-    program = find(PROGRAMS[peer])
-    assert program is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    with process([program, *_CONFIGURE[peer](folder, port, zones)], folder):
-        try:
-            eventually(lambda: all(answers(port, zone) for zone in zones), timeout=30, step=0.1)
-        except AssertionError:
-            raise AssertionError((folder / "output").read_text(errors="replace")[-3000:]) from None
-        yield port
+    with programs.running(folder, lambda port: [PROGRAMS[peer], *_CONFIGURE[peer](folder, port, zones)]) as program:
+        for zone in zones:
+            program.until(lambda zone=zone: answers(program.port, zone))
+        yield program.port
 
 
 def keygen(folder: Path, zone: str, algorithm: str = "ECDSAP256SHA256", split: bool = True) -> list[str]:
     """Makes keys of a zone by BIND's dnssec-keygen, a KSK and perhaps a ZSK: their names, the KSK's first."""
-    program = find("dnssec-keygen")
+    program = programs.find("dnssec-keygen")
     assert program is not None
     made = []
     for flags in (["-f", "KSK"], []) if split else (["-f", "KSK"],):
@@ -129,7 +102,7 @@ def signed(folder: Path, zone: str, text: str, *options: str) -> Path:
     """The file of a zone signed by BIND's dnssec-signzone with keys of its own; `options` are the signer's."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = folder / f"{zone}plain"
-    keygen, signer = find("dnssec-keygen"), find("dnssec-signzone")
+    keygen, signer = programs.find("dnssec-keygen"), programs.find("dnssec-signzone")
     assert keygen is not None and signer is not None
     for flags in ([], ["-f", "KSK"]):
         subprocess.run(

@@ -19,6 +19,7 @@ import dns.zone
 import pytest
 
 from kdns.testing import Server
+from tests import programs
 from tests.zones import peers
 from tests.zones.example_zones import ZONES
 
@@ -153,7 +154,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]
     for zone, text in ZONES.items():
         path = made["plain"][zone] = folder / f"{zone}plain"
         path.write_text(text)
-    if peers.find("dnssec-signzone"):
+    if programs.find("dnssec-signzone"):
         for kind, options in SIGNINGS.items():
             made[kind] = {zone: peers.signed(folder / kind, zone, text, *options) for zone, text in ZONES.items()}
     return made
@@ -258,7 +259,7 @@ def test_the_same_answers_as_peers_in_random_zones(kind: str, peer: str, tmp_pat
             "peers prove a closest encloser that is opted out each in a way of its own; ours is BIND's (RFC 5155, "
             "section 7.2)"
         )
-    if kind != "plain" and not peers.find("dnssec-signzone"):
+    if kind != "plain" and not programs.find("dnssec-signzone"):
         pytest.skip("dnssec-signzone is not installed")
     paths = {}
     for i in range(5):

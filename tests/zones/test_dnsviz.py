@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests import programs
 from tests.fixtures import Serve
-from tests.zones import peers
 from tests.zones.example_zones import ZONES
 from tests.zones.test_validators import SIGN_KINDS, needs_bind, signed_by_sign, signing_itself
 
@@ -23,7 +23,7 @@ WITHOUT_A_PARENT = {"CDS_SIGNER_INVALID", "CDNSKEY_SIGNER_INVALID"}
 
 def runs() -> bool:
     """Whether dnsviz is there, with the libraries that it needs to say anything."""
-    found = peers.find("dnsviz")
+    found = programs.find("dnsviz")
     return found is not None and not subprocess.run([found, "grok", "-h"], capture_output=True).returncode
 
 
@@ -38,7 +38,7 @@ def servers_that_refuse_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(words: list[str], given: bytes = b"") -> bytes:
-    dnsviz = peers.find("dnsviz")
+    dnsviz = programs.find("dnsviz")
     assert dnsviz
     done = subprocess.run([dnsviz, *words], input=given, capture_output=True, timeout=120)
     assert not done.returncode, done.stderr.decode()

@@ -22,7 +22,8 @@ from kdns.testing import Server, answer, code, data, eventually, free_port
 from kdns.upstream import lookup
 from tests.fixtures import Serve, Start
 from tests.securepeers import NAME, Site
-from tests.zones.test_transfers import primary, put, serial
+from tests.zones.test_transfers import primary, put
+from tests.zones.xfrpeers import serial
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 gone.
 """
 
+import base64
 import contextlib
 import itertools
 import os
@@ -9,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -28,12 +30,17 @@ import pytest
 
 from kdns import watchfile
 from kdns.corefile import CorefileError
+from kdns.dns import tsig
+from kdns.dns.name import from_text
+from kdns.dns.tsig import Key
 from kdns.store import zone_transfer
 from kdns.testing import Server, code, data, eventually, free_port
+from tests import programs
 from tests.fixtures import Serve
 from tests.zones import peers
+from tests.zones.relay import Relay
+from tests.zones.xfrpeers import COMMANDS, KEYS, SECRET, serial, urged
 
-SECRET = "c2VjcmV0IG9mIHRoZXNlIHRlc3RzIGFuZCBub25l"
 ZONE = """\
 $TTL 300
 @ SOA ns hostmaster {serial} 3600 1 86400 60
@@ -79,7 +86,6 @@ def secondary(port: int, *more: str, inner: str = "") -> str:
 
 
 TSIG = f"tsig {{\n secret key.example. {SECRET}\n require AXFR IXFR\n }}"
-KEYS = dns.tsigkeyring.from_text({"key.example.": SECRET})
 
 
 def whole(port: int, **options: object) -> set[str]:
@@ -98,14 +104,6 @@ def expected(path: Path) -> set[str]:
         f"{str(name).lower()} {ttl} {dns.rdatatype.to_text(rdata.rdtype)} {rdata}"
         for name, ttl, rdata in made.iterate_rdatas()
     }
-
-
-def serial(port: int) -> int:
-    try:
-        reply = dns.query.udp(dns.message.make_query("example.org.", "SOA"), "127.0.0.1", port=port, timeout=1)
-    except (OSError, dns.exception.DNSException):
-        return -1
-    return reply.answer[0][0].serial if reply.answer and reply.rcode() == 0 else -1
 
 
 # Out.
@@ -154,10 +152,13 @@ def test_ixfr_from_a_version_that_is_not_known_gives_the_whole_zone(serve: Serve
     assert made.get_soa().serial == 5
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    ["hmac-md5.sig-alg.reg.int.", "hmac-sha1.", "hmac-sha224.", "hmac-sha256.", "hmac-sha384.", "hmac-sha512."],
-)
+ALGORITHMS = [
+    "hmac-md5.sig-alg.reg.int.", "hmac-sha1.", "hmac-sha224.", "hmac-sha256.", "hmac-sha384.", "hmac-sha512.",
+    "hmac-sha256-128.", "hmac-sha384-192.", "hmac-sha512-256.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_signed_transfer_is_signed_message_by_message(serve: Serve, db: Path, algorithm: str) -> None:
     put(db, 1, "".join(f"h{i} A 10.0.{i >> 8}.{i & 255}\n" for i in range(3000)))  # several messages
     server = serve(primary(db, TSIG))
@@ -178,6 +179,24 @@ def test_a_signed_query_gets_a_signed_reply_each_time(serve: Serve, db: Path) ->
     assert not server.ask("www.example.org.").had_tsig
 
 
+@pytest.mark.parametrize(("algorithm", "least", "most"), [
+    ("hmac-sha256.", 16, 32), ("hmac-sha256-128.", 16, 16), ("hmac-sha384-192.", 24, 24), ("hmac-sha512-256.", 32, 32),
+])  # fmt: skip
+def test_a_mac_is_as_long_as_its_algorithm_allows(
+    serve: Serve, db: Path, algorithm: str, least: int, most: int
+) -> None:
+    server = serve(primary(db, TSIG))
+    made = Key(from_text("key.example."), base64.b64decode(SECRET), from_text(algorithm))
+    query = dns.message.make_query("www.example.org.", "A").to_wire()
+    now = int(time.time())
+    mac = tsig.mac_of(query, made, now, 300, 0, b"")
+    for size in (9, least - 1, least, most, most + 1):
+        wire = tsig.with_record(query, made, now, mac.ljust(size, b"x")[:size], 0, b"", query[:2])
+        reply = server.raw(wire)
+        assert reply is not None
+        assert reply[3] & 15 == (dns.rcode.NOERROR if least <= size <= most else dns.rcode.FORMERR), size
+
+
 @pytest.mark.parametrize(("name", "secret", "shift", "error"), [
     ("other.example.", SECRET, 0, dns.tsig.PeerBadKey), ("key.example.", "d3Jvbmc=", 0, dns.tsig.PeerBadSignature),
     ("key.example.", SECRET, -1000, dns.tsig.PeerBadTime), ("KEY.Example.", SECRET, 0, None),
@@ -194,8 +213,6 @@ def test_a_bad_signature_is_told_why(
     server = serve(primary(db, TSIG))
     query = dns.message.make_query("www.example.org.", "A")
     query.use_tsig(dns.tsigkeyring.from_text({name: secret}), name)
-    import time
-
     usual = time.time
     monkeypatch.setattr(dns.message.time, "time", lambda: usual() + shift)
     wire = query.to_wire()
@@ -229,13 +246,13 @@ def test_the_place_of_a_signature_and_its_form_are_checked(serve: Serve, db: Pat
 # In.
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_a_secondary_follows_its_primary(serve: Serve, db: Path, signed: bool) -> None:
+@pytest.mark.parametrize("signed", ["", "hmac-sha256", "hmac-sha256-128", "hmac-sha384-192", "hmac-sha512-256"])
+def test_a_secondary_follows_its_primary(serve: Serve, db: Path, signed: str) -> None:
     port = free_port()
-    tsig = (TSIG,) if signed else ()
-    inner = "tsig key.example." if signed else ""
-    first = serve(primary(db, *tsig, to=f"* 127.0.0.1:{port}", inner=inner))
-    second = serve(secondary(first.port, *tsig, inner=inner), port=port)
+    keys = (TSIG,) if signed else ()
+    inner = f"tsig key.example. {signed}" if signed else ""
+    first = serve(primary(db, *keys, to=f"* 127.0.0.1:{port}", inner=inner))
+    second = serve(secondary(first.port, *keys, inner=inner), port=port)
     eventually(lambda: serial(port) == 1)
     assert (
         data(second.ask("x.wild.example.org.", "TXT")) == ['"wild"']
@@ -258,7 +275,7 @@ def test_a_secondary_follows_its_primary(serve: Serve, db: Path, signed: bool) -
 def test_a_signed_zone_stays_whole_through_its_changes(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not peers.find("dnssec-signzone"):
+    if not programs.find("dnssec-signzone"):
         pytest.skip("dnssec-signzone is not installed")
     monkeypatch.setattr(watchfile, "SETTLE", 0.01)
     text = ZONE.replace("{serial}", "1")
@@ -270,7 +287,7 @@ def test_a_signed_zone_stays_whole_through_its_changes(
     plain = tmp_path / "example.org.plain"
     plain.write_text(text.replace(" 1 3600", " 2 3600") + "new.ly A 192.0.2.77\n")
     out = tmp_path / "next"
-    signer = peers.find("dnssec-signzone")
+    signer = programs.find("dnssec-signzone")
     assert signer
     subprocess.run(
         [signer, "-S", "-K", str(tmp_path), "-o", "example.org.", "-f", str(out), "-O", "full", "-3", "ab", "-H", "1",
@@ -543,89 +560,86 @@ def test_keys_are_read_from_a_file_as_bind_writes_it(serve: Serve, db: Path, tmp
 # Peers.
 
 
-def knot(folder: Path, port: int, *, master: int = 0, file: Path | None = None, slave: int = 0) -> list[str]:
-    (folder / "db").mkdir(parents=True, exist_ok=True)
-    zone = "  - domain: example.org\n    acl: all\n    semantic-checks: off\n"
-    if master:
-        zone += "    master: kdns\n"
-    if file is not None:
-        zone += f"    file: {file}\n    zonefile-load: difference\n    journal-content: changes\n    notify: kdns\n"
-    remote = master or slave
-    (folder / "knot.conf").write_text(
-        f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {folder}\n  background-workers: 1\n  udp-workers: 1\n  "
-        f"tcp-workers: 1\n"
-        f"database:\n  storage: {folder}/db\nkey:\n  - id: key.example.\n    algorithm: hmac-sha256\n    secret: "
-        f"{SECRET}\n"
-        f"remote:\n  - id: kdns\n    address: 127.0.0.1@{remote}\n    key: key.example.\n"
-        f"acl:\n  - id: all\n    address: 127.0.0.1\n    action: [transfer, notify]\n    key: key.example.\n"
-        f"template:\n  - id: default\n    storage: {folder}\nzone:\n{zone}"
-    )
-    program = peers.find("knotd")
-    assert program
-    return [program, "-c", str(folder / "knot.conf")]
+PEERS = [pytest.param(peer, marks=programs.needs(program)) for peer, program in peers.PROGRAMS.items()]
 
 
-def bind(folder: Path, port: int, *, master: int = 0, file: Path | None = None, slave: int = 0) -> list[str]:
-    folder.mkdir(exist_ok=True)
-    if master:
-        zone = f"type secondary; primaries {{ 127.0.0.1 port {master} key key.example.; }}; allow-notify {{ any; }};"
-    else:
-        zone = (
-            f'type primary; file "{file}"; ixfr-from-differences yes; also-notify {{ 127.0.0.1 port {slave} key '
-            f"key.example.; }}; notify explicit;"
-        )
-    (folder / "named.conf").write_text(
-        f'key key.example. {{ algorithm hmac-sha256; secret "{SECRET}"; }};\n'
-        f'options {{ directory "{folder}"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; pid-file '
-        f'"{folder}/pid"; recursion no;'
-        " session-keyfile none; dnssec-validation no; allow-transfer { key key.example.; }; notify-delay 0; "
-        "};\ncontrols { };\n"
-        f'zone "example.org" {{ {zone} }};\n'
-    )
-    program = peers.find("named")
-    assert program
-    return [program, "-c", str(folder / "named.conf"), "-g", "-n", "1"]
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_follows_kdns_by_signed_notify_axfr_and_ixfr(serve: Serve, db: Path, tmp_path: Path, peer: str) -> None:
+    def words(port: int) -> list[str]:
+        server = serve(primary(db, TSIG, to=f"* 127.0.0.1:{port}", inner="tsig key.example."))
+        return COMMANDS[peer](tmp_path / peer, port, master=server.port)
 
-
-PEERS = {"knot": ("knotd", knot), "bind": ("named", bind)}
-
-
-@pytest.mark.parametrize("peer", list(PEERS))
-def test_a_peer_follows_kdns_by_signed_notify_axfr_and_ixfr(
-    serve: Serve, db: Path, tmp_path: Path, peer: str, lines: list[str]
-) -> None:
-    program, words = PEERS[peer]
-    if not peers.find(program):
-        pytest.skip(f"{program} is not installed")
-    port = free_port()
-    server = serve(primary(db, TSIG, to=f"* 127.0.0.1:{port}", inner="tsig key.example."))
-    with peers.process(words(tmp_path / peer, port, master=server.port), tmp_path):
-        eventually(lambda: serial(port) == 1, timeout=30, step=0.1)
+    with programs.running(tmp_path / peer, words) as program:
+        urged(program, lambda: serial(program.port) == 1)
         put(db, 2, "new A 192.0.2.9\n")
-        eventually(lambda: serial(port) == 2, timeout=30, step=0.1)
-        assert whole(port, keyring=KEYS, keyname="key.example.") == expected(db)
-    output = (tmp_path / "output").read_text(errors="replace").lower()
-    # Not the whole zone: BIND counts the records of each transfer, Knot names its kind.
-    assert ("ixfr, incoming" if peer == "knot" else "5 records") in output, output[-2000:]
+        program.until(lambda: serial(program.port) == 2)
+        assert whole(program.port, keyring=KEYS, keyname="key.example.") == expected(db)
+    # Not the whole zone: BIND counts the records of each transfer, Knot names its kind; NSD says neither.
+    by_ixfr = {"knot": "ixfr, incoming", "bind": "5 records", "nsd": ""}
+    assert by_ixfr[peer] in program.said().lower(), program.said()[-2000:]
 
 
-@pytest.mark.parametrize("peer", list(PEERS))
+@pytest.mark.parametrize("peer", PEERS)
 def test_kdns_follows_a_peer_by_signed_notify_axfr_and_ixfr(
     serve: Serve, db: Path, tmp_path: Path, peer: str, lines: list[str]
 ) -> None:
-    program, words = PEERS[peer]
-    if not peers.find(program):
-        pytest.skip(f"{program} is not installed")
-    port, ours = free_port(), free_port()
+    ours = free_port()
     copy = tmp_path / "zone"
     shutil.copy(db, copy)
-    with peers.process(words(tmp_path / peer, port, file=copy, slave=ours), tmp_path) as running:
-        eventually(lambda: serial(port) == 1, timeout=30, step=0.1)
-        server = serve(secondary(port, TSIG, inner="tsig key.example."), port=ours)
-        eventually(lambda: serial(ours) == 1)
+    with programs.running(
+        tmp_path / peer, lambda port: COMMANDS[peer](tmp_path / peer, port, file=copy, slave=ours)
+    ) as program:
+        program.until(lambda: serial(program.port) == 1)
+        server = serve(secondary(program.port, TSIG, inner="tsig key.example."), port=ours)
+        program.until(lambda: serial(ours) == 1)
         put(copy, 2, "new A 192.0.2.9\n")
-        running.send_signal(1)  # SIGHUP: read the zones again
-        eventually(lambda: serial(ours) == 2, timeout=40, step=0.1)
+        program.hang_up()
+        program.until(lambda: serial(ours) == 2)
         assert data(server.ask("new.example.org.")) == ["192.0.2.9"]
         assert whole(ours, keyring=KEYS, keyname="key.example.") == expected(copy)
     assert any("by AXFR, serial 1" in line for line in lines) and any("by IXFR, serial 2" in line for line in lines)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_primary_that_is_killed_in_a_transfer_leaves_the_zone_as_it_was_and_is_caught_up_with(
+    serve: Serve, db: Path, tmp_path: Path, peer: str, lines: list[str]
+) -> None:
+    ours = free_port()
+    copy = tmp_path / "zone"
+    put(copy, 1, "".join(f"h{i} A 10.0.{i >> 8}.{i & 255}\n" for i in range(3000)))
+    relay = Relay(0)
+    alive: list[programs.Program] = []
+
+    def half(octets: int) -> None:
+        if alive and octets > 30_000:  # of some 80,000
+            alive.pop().kill()
+            raise OSError
+
+    relay.more = half
+
+    def words(port: int) -> list[str]:
+        relay.octets, relay.to = 0, port
+        return COMMANDS[peer](tmp_path / peer, port, file=copy, slave=ours)
+
+    try:
+        with programs.running(tmp_path / peer, words) as program:
+            program.until(lambda: serial(program.port) == 1)
+            alive.append(program)
+            serve(secondary(relay.port, TSIG, inner="tsig key.example."), port=ours)
+            eventually(lambda: not alive, timeout=programs.PATIENCE)
+        assert serial(ours) == -1  # half a zone is none
+        with programs.running(tmp_path / peer, words) as program:
+            program.until(lambda: serial(ours) == 1)
+            before = expected(copy)
+            put(copy, 2, "".join(f"n{i} TXT 10.1.{i >> 8}.{i & 255}\n" for i in range(3000)))
+            relay.octets = 0
+            alive.append(program)
+            program.hang_up()
+            eventually(lambda: not alive, timeout=programs.PATIENCE)
+        eventually(lambda: sum("Failed to transfer" in line for line in lines) >= 2)
+        assert whole(ours, keyring=KEYS, keyname="key.example.") == before
+        with programs.running(tmp_path / peer, words) as program:
+            program.until(lambda: serial(ours) == 2)
+            assert whole(ours, keyring=KEYS, keyname="key.example.") == expected(copy)
+    finally:
+        relay.close()

@@ -17,7 +17,8 @@ import dns.rcode
 import dns.zone
 import pytest
 
-from kdns.testing import Server, eventually, free_port
+from kdns.testing import Server, eventually
+from tests import programs
 from tests.fixtures import Serve
 from tests.zones import peers
 from tests.zones.example_zones import ZONES
@@ -60,33 +61,34 @@ def judges(name: str, rtype: str) -> bool:
     return not (rtype == "CNAME" and ".moved." in name) and not (rtype == "DS" and name == "example.")
 
 
-needs_unbound = pytest.mark.skipif(not peers.find("unbound"), reason="unbound is not installed")
-needs_bind = pytest.mark.skipif(not peers.find("dnssec-signzone"), reason="BIND's tools are not installed")
+needs_unbound = programs.needs("unbound")
+needs_bind = programs.needs("dnssec-signzone")
 
 
 def judge(server: Server, folder: Path, keys: Path, paths: dict[str, Path], kind: str) -> None:
     """Has unbound, with the keys of a folder as its anchors, ask a server for names of zones in random order."""
     anchors = "".join(path.read_text() for path in keys.glob("K*.key") if " 257 " in path.read_text())
     (folder / "anchors").write_text(anchors)
-    port = free_port()
     stubs = "".join(f'stub-zone:\n name: "{zone}"\n stub-addr: 127.0.0.1@{server.port}\n' for zone in paths)
-    (folder / "unbound.conf").write_text(
-        f'server:\n interface: 127.0.0.1\n port: {port}\n username: ""\n chroot: ""\n directory: "{folder}"\n '
-        f'pidfile: ""\n use-syslog: no\n verbosity: 1\n val-log-level: 2\n'
-        f' do-not-query-localhost: no\n trust-anchor-file: "{folder}/anchors"\n module-config: "validator '
-        f'iterator"\n num-threads: 1\n'
-        ' cache-max-ttl: 0\n cache-max-negative-ttl: 0\n aggressive-nsec: no\n local-zone: "example." nodefault\n '
-        "qname-minimisation: no\n"
-        f" do-ip6: no\nremote-control:\n control-enable: no\n{stubs}"
-    )
-    unbound = peers.find("unbound")
-    assert unbound
+
+    def words(port: int) -> list[str]:
+        (folder / "unbound.conf").write_text(
+            f'server:\n interface: 127.0.0.1\n port: {port}\n username: ""\n chroot: ""\n directory: "{folder}"\n '
+            f'pidfile: ""\n use-syslog: no\n verbosity: 1\n val-log-level: 2\n'
+            f' do-not-query-localhost: no\n trust-anchor-file: "{folder}/anchors"\n module-config: "validator '
+            f'iterator"\n num-threads: 1\n'
+            ' cache-max-ttl: 0\n cache-max-negative-ttl: 0\n aggressive-nsec: no\n local-zone: "example." nodefault\n '
+            "qname-minimisation: no\n"
+            f" do-ip6: no\nremote-control:\n control-enable: no\n{stubs}"
+        )
+        return ["unbound", "-d", "-c", str(folder / "unbound.conf")]
+
     chance = random.Random(kind)
-    with peers.process([unbound, "-d", "-c", str(folder / "unbound.conf")], folder):
+    with programs.running(folder / "unbound", words) as program:
 
         def ask(name: str, rtype: str, timeout: float = 10) -> dns.message.Message:
             query = dns.message.make_query(name, rtype, want_dnssec=True)
-            return dns.query.udp(query, "127.0.0.1", port=port, timeout=timeout)
+            return dns.query.udp(query, "127.0.0.1", port=program.port, timeout=timeout)
 
         def up() -> bool:
             try:
@@ -94,7 +96,7 @@ def judge(server: Server, folder: Path, keys: Path, paths: dict[str, Path], kind
             except (OSError, dns.exception.DNSException):
                 return False
 
-        eventually(up, timeout=30, step=0.1)
+        program.until(up)
         judged, odd = 0, []
         for zone, path in paths.items():
             every = [(name, rtype) for name in names_of(zone, path, chance) for rtype in TYPES if judges(name, rtype)]
@@ -113,7 +115,7 @@ DELV = 8  # questions of a zone; each is a process of its own
 
 def judge_by_delv(server: Server, folder: Path, keys: Path, paths: dict[str, Path], kind: str) -> None:
     """Has delv, with the keys of a folder as its anchors, ask a server for names of zones."""
-    delv = peers.find("delv")
+    delv = programs.find("delv")
     assert delv
     found = [
         re.sub(r"^(\S+) .*DNSKEY (\d+) (\d+) (\d+) (.*)$", r'"\1" static-key \2 \3 \4 "\5";', line)
@@ -142,7 +144,7 @@ def judge_by_delv(server: Server, folder: Path, keys: Path, paths: dict[str, Pat
     assert not odd, odd[:5]
 
 
-needs_delv = pytest.mark.skipif(not peers.find("delv"), reason="delv is not installed")
+needs_delv = programs.needs("delv")
 Judge = Callable[[Server, Path, Path, dict[str, Path], str], None]
 JUDGES = (
     pytest.param(judge, id="unbound", marks=needs_unbound), pytest.param(judge_by_delv, id="delv", marks=needs_delv),

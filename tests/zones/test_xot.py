@@ -22,10 +22,11 @@ import pytest
 from kdns import watchfile
 from kdns.plugins.secondary import client
 from kdns.testing import code, data, eventually, free_port
+from tests import programs
 from tests.fixtures import Serve
 from tests.securepeers import NAME, Site
-from tests.zones import peers
-from tests.zones.test_transfers import SECRET, TSIG, expected, put, serial
+from tests.zones.test_transfers import TSIG, expected, put
+from tests.zones.xfrpeers import SECRET, serial
 
 
 @pytest.fixture
@@ -275,52 +276,48 @@ def named(folder: Path, port: int, site: Site, tls: int, zone: str) -> list[str]
         f' pid-file "{folder}/pid"; recursion no; session-keyfile none; dnssec-validation no; notify-delay 0; }};\n'
         f'controls {{ }};\nzone "example.org" {{ {zone} }};\n'
     )
-    program = peers.find("named")
-    assert program
-    return [program, "-c", str(folder / "named.conf"), "-g", "-n", "1"]
+    return ["named", "-c", str(folder / "named.conf"), "-g", "-n", "1"]
 
 
-needs_bind = pytest.mark.skipif(not peers.find("named"), reason="BIND is not installed")
+needs_bind = programs.needs("named")
 
 
 @needs_bind
 def test_kdns_has_a_zone_of_bind_over_tls(serve: Serve, site: Site, db: Path, tmp_path: Path, lines: list[str]) -> None:
-    port, tls, ours = free_port(), free_port(), free_port()
+    tls, ours = free_port(), free_port()
     zone = (
         f'type primary; file "{db}"; ixfr-from-differences yes; also-notify {{ 127.0.0.1 port {ours}; }};'
         f" notify explicit; allow-transfer port {tls} transport tls {{ key key.example.; }};"
     )
-    with peers.process(named(tmp_path / "bind", port, site, tls, zone), tmp_path) as running:
-        eventually(lambda: serial(port) == 1, timeout=30, step=0.1)
+    with programs.running(tmp_path / "bind", lambda port: named(tmp_path / "bind", port, site, tls, zone)) as program:
+        program.until(lambda: serial(program.port) == 1)
         server = serve(secondary(site, tls, TSIG, inner="tsig key.example."), port=ours)
-        eventually(lambda: serial(ours) == 1, timeout=30)
+        program.until(lambda: serial(ours) == 1)
         put(db, 2, "new A 192.0.2.9\n")
-        running.send_signal(1)
-        eventually(lambda: serial(ours) == 2, timeout=40, step=0.1)
+        program.hang_up()
+        program.until(lambda: serial(ours) == 2)
         assert data(server.ask("new.example.org.")) == ["192.0.2.9"]
     assert any(f"from tls://127.0.0.1:{tls} by IXFR, serial 2" in line for line in lines)
 
 
 @needs_bind
 def test_bind_has_a_zone_of_kdns_over_tls(serve: Serve, site: Site, db: Path, tmp_path: Path) -> None:
-    port, tls = free_port(), free_port()
+    tls = free_port()
     server = serve(primary(site, db, TSIG))
     put(db, 1, "".join(f"h{i} A 10.0.{i >> 8}.{i & 255}\n" for i in range(3000)))
     zone = (
         f"type secondary; primaries {{ 127.0.0.1 port {server.port} key key.example. tls kdns; }};"
         " min-refresh-time 1; max-refresh-time 1; notify no;"
     )
-    with peers.process(named(tmp_path / "bind", port, site, tls, zone), tmp_path):
-        eventually(lambda: serial(port) == 1, timeout=30, step=0.1)
+    with programs.running(tmp_path / "bind", lambda port: named(tmp_path / "bind", port, site, tls, zone)) as program:
+        program.until(lambda: serial(program.port) == 1)
         put(db, 2, "new A 192.0.2.9\n")
-        eventually(lambda: serial(port) == 2, timeout=40, step=0.1)
+        program.until(lambda: serial(program.port) == 2)
 
 
+@programs.needs("kdig")
 def test_kdig_has_a_zone_over_tls(serve: Serve, site: Site, db: Path) -> None:
-    kdig = peers.find("kdig")
-    if kdig is None:
-        pytest.skip("kdig is not installed")
     server = serve(primary(site, db))
-    words = [kdig, "@127.0.0.1", "-p", str(server.port), f"+tls-ca={site.authority.path}", f"+tls-hostname={NAME}"]
+    words = ["kdig", "@127.0.0.1", "-p", str(server.port), f"+tls-ca={site.authority.path}", f"+tls-hostname={NAME}"]
     done = subprocess.run([*words, "example.org.", "AXFR"], capture_output=True, text=True, timeout=30)
     assert "www.example.org." in done.stdout and "Received 468 B" in done.stdout, done.stdout + done.stderr
