@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from kdns import __version__, faults, log, version
 from kdns.cli.flags import BadFlag, Flag, Help, parse, refuse
 from kdns.corefile import Corefile, CorefileError, source
+from kdns.kube import execplugin
 from kdns.printable import printable
 from kdns.server import build, catalog, gc_policy
 from kdns.server.lifecycle import Server, pid_text
@@ -301,5 +302,6 @@ class _Life:
     def _leave(self, code: int) -> None:
         """Leaves at once."""
         self._remove_pid()
+        execplugin.end_all()
         log.stop_writer(0.2)
         os._exit(code)

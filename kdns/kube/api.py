@@ -9,17 +9,21 @@ import asyncio
 import contextlib
 import importlib
 import os
+import socket
 import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
-from kdns import __version__, files, log
+from kdns import __version__, files, hostnames, log
 from kdns.keepalive import keep_alive
+from kdns.kube import execplugin
 from kdns.kube.paging import ApiError, Expired, Unauthorized, beginning
 from kdns.kube.proxy import Proxy, env_proxy, usable_proxy
 from kdns.metrics import Counter, Histogram
@@ -143,7 +147,9 @@ def _loader() -> Any:
     if hidden:
         sys.modules[unused] = None  # type: ignore[assignment]
     try:
-        return importlib.import_module("kubernetes.config")
+        found = importlib.import_module("kubernetes.config")
+        execplugin.install()
+        return found
     finally:
         if hidden:
             del sys.modules[unused]
@@ -205,6 +211,23 @@ def _headers_and_proxy(access: Access) -> dict[str, Any]:
     return {"headers": access.headers, "proxy": access.proxy.url, "proxy_headers": access.proxy.headers}
 
 
+class _Resolver(AbstractResolver):
+    """Looks up the API's name where waiting does not keep the process from ending."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await hostnames.look_up(host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(hostname=host, host=address[0], port=port, family=family, proto=proto, flags=numeric)
+            for family, _, proto, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+
 class Client:
     """An HTTP session to one API server."""
 
@@ -228,7 +251,9 @@ class Client:
             if self.access is not None and now - self.read_at < (1.0 if force else TOKEN_AGE):
                 return
             try:
-                access = await files.waiting(self.config.reading, self.config.access, CREDENTIALS)
+                with execplugin.running() as plugin:
+                    read = partial(plugin.run, self.config.access)
+                    access = await files.waiting(self.config.reading, read, CREDENTIALS)
             except (ValueError, OSError, ssl.SSLError) as error:
                 if self.access is None:
                     raise ApiError(f"credentials: {error}") from None
@@ -239,7 +264,10 @@ class Client:
             if self.session is None or old is None or old.url != access.url or force:
                 await self.close()
                 connector = aiohttp.TCPConnector(
-                    ssl=access.tls if access.tls is not None else True, limit=32, ttl_dns_cache=30
+                    ssl=access.tls if access.tls is not None else True,
+                    limit=32,
+                    ttl_dns_cache=30,
+                    resolver=_Resolver(),
                 )
                 self.session = aiohttp.ClientSession(
                     connector=connector,

@@ -1,13 +1,15 @@
 """One Pod, as the API or manifests have it: for tools that want to know who asks, and how it resolves names."""
 
-import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from kdns import files
 from kdns.kube import manifest_file
 from kdns.kube.api import ApiConfig, Client
 from kdns.kube.paging import body
+from kdns.watchfile import READING
 
 READ = 10.0  # seconds the API may take
 _PAGE = 100  # Pods looked at for one that runs: the API gives them by name
@@ -34,7 +36,7 @@ async def _pods(
     api: ApiConfig | None, paths: tuple[str, ...], namespace: str, query: dict[str, str]
 ) -> list[dict[str, Any]]:
     if api is None:
-        listed = await asyncio.to_thread(_from_files, paths)
+        listed = await files.waiting(f"reading {' '.join(paths)}", partial(_from_files, paths), READING)
     else:
         client = Client(api)
         try:
