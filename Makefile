@@ -79,8 +79,9 @@ fuzz: $(READY)
 	  $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS); \
 	done
 
-## make torture - floods, idle, slow and greedy clients, a mute upstream: a table, beside CoreDNS where it is on PATH; some 4 minutes
+## make torture - clients, upstreams and API servers that misbehave, row by row (tests/torture/tables.txt), then floods of them; some 8 minutes
 torture: $(READY) tools
+	$(BIN)/python -m pytest -q -n $(WORKERS) $$($(BIN)/python -m tests.torture.tables)
 	$(BIN)/python -m tests.torture.load
 
 ## make soak   - mixed traffic, reloads and changes for SOAK_MINUTES (30): memory, files and tasks must stay as they are
