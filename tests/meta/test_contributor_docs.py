@@ -60,6 +60,17 @@ def test_what_shows_a_promise_is_there(path: str) -> None:
     assert (ROOT / path).exists(), path
 
 
+def test_each_weakness_elsewhere_has_its_test_here() -> None:
+    rows = [line for line in SECURITY.splitlines() if line.startswith("| CVE-")]
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
+        assert named or "the same tests" in row, row
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.M), (file, test)
+    numbers = [number for row in rows for number in re.findall(r"CVE-\d{4}-\d+", row)]
+    assert len(numbers) == len(set(numbers)) > 70
+
+
 def test_a_counter_that_a_promise_names_is_there() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "kdns").rglob("*.py"))
     for counter in re.findall(r"`(\w+_total)`", SECURITY):

@@ -14,7 +14,7 @@ from kdns.dns.name import from_text, labels
 from kdns.dns.render import render
 from kdns.store.zone import Zone
 from kdns.store.zone_node import canonical_key
-from kdns.zonefile.load import read
+from kdns.zonefile.load import BrokenZone, read
 
 ORIGIN = from_text("example.")
 RRSIG = "RRSIG {} 13 2 300 20300101000000 20200101000000 1 example. " + "A" * 86 + "=="
@@ -101,3 +101,16 @@ def test_a_name_without_the_type_and_an_empty_non_terminal_have_their_proof(zone
 def test_a_proof_lives_no_longer_than_the_denial(zone: Zone) -> None:
     reply = proven(zone, from_text("zz.example."))
     assert {rrset.ttl for rrset in reply.authority} == {60} and len(reply.authority) == 6
+
+
+def test_a_chain_whose_hashes_cost_too_much_is_not_served(tmp_path: Path) -> None:
+    """A name that does not exist takes as many hashes as its chain says, for whoever asks."""
+    path = tmp_path / "db"
+    hashed = "0P9MHAVEQVM6T7VBL5LOP2U3T2RP3TOM"
+    zone = "$TTL 300\n@ SOA ns hostmaster 1 3600 300 86400 60\n@ NS ns\nns A 192.0.2.2\n@ NSEC3PARAM 1 0 {0} aabb\n"
+    zone += f"{hashed} NSEC3 1 0 {{0}} aabb {hashed} NS SOA NSEC3PARAM\n"
+    path.write_text(zone.format(150))
+    assert read(str(path), ORIGIN).zone.proofs is not None
+    path.write_text(zone.format(151))
+    with pytest.raises(BrokenZone, match="NSEC3 with 151 iterations: resolvers take at most 150"):
+        read(str(path), ORIGIN)
