@@ -45,6 +45,7 @@ from kdns.net.http2_frames import (
     Http2Error,
     frame,
     leaves_table,
+    too_many_sizes,
     unpadded,
 )
 
@@ -237,6 +238,8 @@ class Http2:
         known = self.memo.get(block)
         if known is not None:
             return known
+        if too_many_sizes(block):
+            raise Http2Error(COMPRESSION_ERROR, "new sizes of the table without end")
         try:
             found = [(bytes(name), bytes(value)) for name, value in self.decoder.decode(block, raw=True)]
         except OversizedHeaderListError:
@@ -348,14 +351,16 @@ class Http2:
             raise Http2Error(FRAME_SIZE_ERROR if not stream else PROTOCOL_ERROR, "SETTINGS")
         if flags & ACK:
             return
+        initial = self.initial
         for at in range(0, len(payload), 6):
-            value = int.from_bytes(payload[at + 2 : at + 6], "big")
             if payload[at : at + 2] == b"\0\4":  # SETTINGS_INITIAL_WINDOW_SIZE
-                if value > _MOST:
+                initial = int.from_bytes(payload[at + 2 : at + 6], "big")
+                if initial > _MOST:
                     raise Http2Error(FLOW_CONTROL_ERROR, "a window that is too large")
-                for exchange in self.streams.values():
-                    exchange.window += value - self.initial
-                self.initial = value
+        if initial != self.initial:
+            for exchange in self.streams.values():
+                exchange.window += initial - self.initial
+            self.initial = initial
         self.out.append(frame(SETTINGS, ACK, 0))
         self._flush()
 

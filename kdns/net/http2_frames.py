@@ -65,6 +65,20 @@ def leaves_table(block: bytes) -> bool:
     return off == total
 
 
+def too_many_sizes(block: bytes) -> bool:
+    """True if a block begins with more new sizes of the table than an encoder ever needs: the smallest that it had
+    since the last block, and the one it has (RFC 7541, section 4.2). A decoder would go on for 16,000 of them.
+    """
+    off = count = 0
+    while off < len(block) and block[off] & 0xE0 == 0x20 and count <= 2:
+        try:
+            off = _end_of_integer(block, off, 0x1F)
+        except IndexError:
+            return False  # the decoder says what is wrong
+        count += 1
+    return count > 2
+
+
 def _end_of_integer(block: bytes, off: int, mask: int) -> int:
     """Where an integer ends (section 5.1)."""
     long = block[off] & mask == mask

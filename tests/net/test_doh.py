@@ -10,8 +10,11 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -27,7 +30,7 @@ from kdns.corefile import CorefileError
 from kdns.dns import grpc
 from kdns.dns.freshness import lifetime
 from kdns.metrics import REGISTRY
-from kdns.net import http2_frames
+from kdns.net import http2_frames, web
 from kdns.net.web import forwarded
 from kdns.server import build
 from kdns.testing import Server, Upstream, answer, data, eventually
@@ -656,6 +659,35 @@ def test_a_header_block_without_an_end_and_one_that_is_too_large_end_the_connect
         with contextlib.suppress(OSError):
             http.sock.sendall(raw(1, 4 | 1, 1, entry + b"\xbe" * 8000))
         assert settled(http) in (http2_frames.ENHANCE_YOUR_CALM, -1)
+
+
+def test_large_frames_were_read_four_at_a_time_before_the_clock_was_looked_at(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read 16 KiB of fields takes milliseconds, and everybody waited for four times that."""
+    server = serve(site.block(tls="minimal", scheme="https"))
+    handled = 0
+    looks: list[int] = []
+
+    def look() -> float:
+        looks.append(handled)
+        return time.monotonic()
+
+    def count(*arguments: Any) -> Any:
+        nonlocal handled
+        handled += 1
+        return handler(*arguments)
+
+    monkeypatch.setattr(web, "time", SimpleNamespace(monotonic=look))
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    handler = listener.handler
+    monkeypatch.setattr(listener, "handler", count)
+    path = b"/dns-query?dns=" + base64.urlsafe_b64encode(query()).rstrip(b"=")
+    head = b"\x82\x87" + http2_frames.field(b":path", path) + b"\0\1a\x7f\x89\x26" + b"b" * 5000
+    with server.connect(10) as sock:
+        sock.sendall(http2_frames.PREFACE + raw(4, 0, 0) + b"".join(raw(1, 5, 2 * i + 1, head) for i in range(20)))
+        eventually(lambda: handled == 20)
+    assert max(after - before for before, after in pairwise(looks)) == 1
 
 
 @pytest.mark.parametrize("sent", [

@@ -4,7 +4,9 @@ grows.
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hpack import Decoder
@@ -115,6 +117,39 @@ def test_a_block_of_fields_means_the_same_only_while_the_table_does() -> None:
     assert seen == [b"/one"] * 3 + [b"/two"] * 3
 
 
+def test_settings_of_two_thousand_windows_changed_all_streams_two_thousand_times() -> None:
+    """16 KiB of them, and 256 requests that are not complete: 100 ms for one frame."""
+    looks = 0
+
+    class Streams(dict[int, Exchange]):
+        def values(self) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().values()
+
+    http = Http2(lambda _: None, 1000, 100)
+    http.streams = Streams()
+    feed(http.take, [PREFACE, *(frame(1, 4, 2 * i + 1, b"\x83\x84") for i in range(256))])
+    windows = b"".join(b"\0\4" + (i % 2 * 1000 + i).to_bytes(4, "big") for i in range(2_700))
+    feed(http.take, [frame(4, 0, 0, windows)])
+    assert looks <= 2
+    assert {each.window for each in http.streams.values()} == {3_699}
+
+
+@pytest.mark.parametrize("count", [2, 3, 16_000])
+def test_a_block_of_nothing_but_new_sizes_of_the_table_held_everybody(count: int) -> None:
+    """Each is one octet and 2 µs of work, and 16 KiB of them were a request like any other."""
+    asked: list[Exchange] = []
+    http = Http2(asked.append, 1000, 100)
+    block = frame(1, 5, 1, b"\x20" * count + b"\x83\x84")[: http2.MAX_HEADERS + 9]
+    if count == 2:  # as many as an encoder may ever want (RFC 7541, section 4.2)
+        feed(http.take, [PREFACE, block])
+        assert asked
+        return
+    with pytest.raises(Http2Error, match="sizes"):
+        feed(http.take, [PREFACE, block])
+
+
 @given(blocks)
 def test_a_block_whose_meaning_is_remembered_puts_nothing_into_the_table(block: bytes) -> None:
     decoder = Decoder(16_384)
@@ -126,6 +161,29 @@ def test_a_block_whose_meaning_is_remembered_puts_nothing_into_the_table(block: 
         return
     if http2_frames.leaves_table(block):
         assert (list(decoder.header_table.dynamic_entries), decoder.header_table.maxsize) == before
+
+
+@pytest.mark.parametrize("head", [
+    b"GET / HTTP/1.1\r\nhost:x\r\na:" + b" " * 16_000 + b"\0",
+    b"GET / HTTP/1.1\r\nhost:x\r\na:x" + b" " * 16_000 + b"x",
+    b"GET http://" + b"a" * 16_000 + b"# HTTP/1.1\r\nhost:x",
+])  # fmt: skip
+def test_spaces_in_a_field_and_a_fragment_in_a_url_held_everybody(head: bytes) -> None:
+    """There were as many ways to read them as there are pairs or triples of octets, and all were tried: for hours."""
+    began = time.process_time()
+    with contextlib.suppress(Http1Error):
+        assert Http1(lambda _: None, 100).take(head + b"\r\n\r\n", 0) > 16_000
+    assert time.process_time() - began < 1
+
+
+def test_three_thousand_fields_of_one_request_were_read() -> None:
+    for count, wrong in ((99, 0), (3_000, 431)):
+        status = 0
+        try:
+            Http1(lambda _: None, 100).take(b"GET / HTTP/1.1\r\nhost:x\r\n" + b"a:b\r\n" * count + b"\r\n", 0)
+        except Http1Error as error:
+            status = error.status
+        assert status == wrong
 
 
 lines = st.sampled_from([
