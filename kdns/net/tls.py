@@ -2,17 +2,21 @@
 
 Laws: a handshake has a time limit; those that have not come to their end are bounded in number, and the one makes room
 that its client has stalled for longest (a client that means it needs milliseconds); handshakes get one step of a turn,
-so that in a flood of them nobody else's queries wait for more than that; the protocol inside is made once a handshake
-is over, and learns nothing of those that fail; a client that does not read is not read from.
+so that in a flood of them nobody else's queries wait for more than that; what has come is decrypted in pieces, and for
+a millisecond of a turn, all connections together; the protocol inside is made once a handshake is over, and learns
+nothing of those that fail; a client that does not read is not read from.
 
 Theory of operation. The loop's own TLS makes an endless number of half-open handshakes and does each as its octets
-come. So the records go through memory (`ssl.MemoryBIO`, OpenSSL does all else): what comes in is decrypted in one go
-and handed on in one piece, what the inside writes in a turn is one record, or a few large ones.
+come. So the records go through memory (`ssl.MemoryBIO`, OpenSSL does all else): what comes in is decrypted and handed
+on in one piece, what the inside writes in a turn is one record, or a few large ones. OpenSSL goes on until it has
+octets for us or no more records, and a record may be one octet, or a change of keys: it is given no more at a time than
+it may take long over. What must wait is kept here, and nothing more is read from the socket until then.
 """
 
 import asyncio
 import contextlib
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -21,6 +25,7 @@ from typing import Any, Final, final
 from kdns import faults
 from kdns.metrics import Counter, Gauge
 from kdns.net.certificates import Identity
+from kdns.net.connection import LITTLE, LOOP_SECONDS
 
 # Seconds for a handshake: three round trips across the world, and one lost packet.
 HANDSHAKE: Final = 3.0
@@ -29,6 +34,9 @@ MAX_HALF_OPEN: Final = 500
 LOOKS: Final = 16  # handshakes that are looked at for one that gives way
 # Octets of a handshake from a client: a chain of certificates has some 5,000; OpenSSL itself stops at 100 KB a message.
 MAX_HANDSHAKE_OCTETS: Final = 64 << 10
+# Octets that are decrypted in one go. They may be 75 changes of keys (RFC 8446, section 4.6.3), which take 2 ms; with
+# all that a socket had, 64 KiB, it was 70 ms.
+PIECE: Final = 2048
 _RECORD: Final = 16 << 10  # octets of a record (RFC 8446, section 5.1)
 
 HANDSHAKES = Counter("kdns_tls_handshakes_total", "TLS handshakes of clients, by result.", ("server", "result"))
@@ -53,7 +61,10 @@ class TlsGate:
         self.limit = limit
         self.max_half_open = max_half_open
         self.half_open: dict[TlsConnection, None] = {}  # the oldest first
-        self.queue: deque[TlsConnection] = deque()
+        self.queue: deque[TlsConnection] = deque()  # whose handshake goes on
+        self.reading: deque[TlsConnection] = deque()  # whose octets wait to be decrypted
+        self.spent = 0.0  # seconds of decrypting since the last turn of the loop
+        self.coming_back = False
         self.open = HALF_OPEN.slot(label)
         self.ok = HANDSHAKES.slot(label, "ok")
         self.failed = HANDSHAKES.slot(label, "failed")
@@ -85,6 +96,30 @@ class TlsGate:
             asyncio.get_running_loop().call_soon(self._turn)
         self.queue.append(connection)
 
+    def reads(self, connection: "TlsConnection") -> None:
+        """Octets wait to be decrypted in a later turn."""
+        self.reading.append(connection)
+        self.come_back()
+
+    def come_back(self) -> None:
+        """Goes on with those that wait in the loop's next turn."""
+        if not self.coming_back:
+            self.coming_back = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self.coming_back = False
+        self.spent = 0.0
+        reading = self.reading
+        try:
+            for _ in range(len(reading)):
+                reading.popleft().go_on()
+                if self.spent >= LOOP_SECONDS:
+                    return
+        finally:
+            if reading:
+                self.come_back()
+
     def stop(self) -> None:
         """Ends all handshakes."""
         for connection in list(self.half_open):
@@ -110,12 +145,15 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         "closing",
         "eof",
         "gate",
+        "held",
         "incoming",
         "inside",
+        "left",
         "make",
         "outgoing",
         "queued",
         "raw",
+        "stopped",
         "timer",
         "tls",
         "took",
@@ -130,7 +168,10 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self.timer: asyncio.TimerHandle | None = None
-        self.queued = False
+        self.left = b""  # what has come and OpenSSL has not got
+        self.queued = False  # its turn will come
+        self.held = False  # the protocol inside wants nothing now
+        self.stopped = False  # nothing is read from the socket
         self.took = 0  # octets of the handshake
         self.eof = False  # the client writes no more
         self.closing = False
@@ -145,20 +186,24 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     def data_received(self, data: bytes) -> None:
         if self.closing or self.eof:
             return  # what comes behind a goodbye nobody would ever read
-        self.incoming.write(data)
-        if self.inside is not None:
-            self._read()
-            return
-        self.took += len(data)
-        if not self.queued and self.raw is not None:
-            self.queued = True
-            self.raw.pause_reading()  # until its turn, so that nothing gathers
-            self.gate.wants(self)
+        self.left = self.left + data if self.left else data
+        gate = self.gate
+        if self.inside is None:
+            self.took += len(data)
+            if not self.queued:
+                self.queued = True
+                gate.wants(self)
+        elif not self.queued and not self.held:
+            if not gate.reading and gate.spent < LOOP_SECONDS:
+                self._read()
+            else:
+                self._wait()
+        self._flow()
 
     def eof_received(self) -> bool:
-        self.incoming.write_eof()
         if self.inside is None:
             return False
+        self.incoming.write_eof()
         self._ended()
         return self.raw is not None  # half a close: what was asked is still answered
 
@@ -176,6 +221,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._settled()
         inside, self.inside = self.inside, None
         self.tls = None
+        self.left = b""
         if inside is not None:
             inside.connection_lost(exc)
 
@@ -186,6 +232,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self.queued = False
         if self.raw is None or self.closing or self.inside is not None:
             return
+        self._feed()
         try:
             if self.tls is None:
                 context = self.gate.identity.current
@@ -196,9 +243,12 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             if self.took > MAX_HANDSHAKE_OCTETS:
                 self.gate.failed[0] += 1
                 self.abort()
-            else:
-                self._flush()
-                self.raw.resume_reading()
+                return
+            self._flush()
+            if self.left:
+                self.queued = True
+                self.gate.wants(self)
+            self._flow()
             return
         except (ssl.SSLError, OSError):
             # The alert says why to the client; what a stranger sends is nobody's error here.
@@ -209,12 +259,12 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             self.raw.close()
             return
         self._flush()
-        self.raw.resume_reading()
         self.gate.ok[0] += 1
         self._settled()
         self.inside = self.make()
         self.inside.connection_made(self)
         self._read()
+        self._flow()
 
     def _settled(self) -> None:
         self.gate.leave(self)
@@ -229,39 +279,89 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
 
     # Octets.
 
+    def go_on(self) -> None:
+        """Decrypts what waits, its turn having come."""
+        self.queued = False
+        if not self.held:
+            self._read()
+        self._flow()
+
+    def _feed(self) -> None:
+        """Gives OpenSSL a piece of what has come."""
+        left = self.left
+        if len(left) <= PIECE:
+            self.incoming.write(left)
+            self.left = b""
+        else:
+            self.incoming.write(left[:PIECE])
+            self.left = left[PIECE:]
+
+    def _flow(self) -> None:
+        """Reads from the socket while nothing waits here and the protocol inside wants more."""
+        stop = self.held or bool(self.left)
+        raw = self.raw
+        if stop != self.stopped and raw is not None and not self.eof and not self.closing:
+            self.stopped = stop
+            if stop:
+                raw.pause_reading()
+            else:
+                raw.resume_reading()
+
     def _read(self) -> None:
-        """Hands on what has come, in one piece."""
+        """Decrypts what has come, a piece at least, and hands it on; what is left has its turn later."""
         tls = self.tls
         if tls is None or self.closing:
             return
+        gate = self.gate
         parts: list[bytes] = []
-        ended = False
+        began = time.monotonic()
         try:
             while True:
-                data = tls.read(_RECORD)
-                if not data:
-                    ended = True
+                if self.left:
+                    self._feed()
+                ended = self._decrypt(tls, parts)
+                now = time.monotonic()
+                if ended or not self.left or now - began >= LOOP_SECONDS:
                     break
-                parts.append(data)
-                if not self.incoming.pending and not tls.pending():
-                    break
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLEOFError:
-            ended = (
-                True  # the end of the connection without a goodbye: messages have lengths, so nothing can be cut unseen
-            )
         except ssl.SSLError:
             self._flush()
             self.abort()
             return
+        gate.spent += now - began
+        if gate.spent >= LITTLE:
+            gate.come_back()
         if self.outgoing.pending:
             self._flush()  # replies of TLS itself, such as to a key update
         inside = self.inside
         if parts and inside is not None:
             inside.data_received(parts[0] if len(parts) == 1 else b"".join(parts))
         if ended:
+            self.left = b""  # what comes behind a goodbye nobody would ever read
             self._ended()
+        elif self.left and not self.held:
+            self._wait()
+
+    def _decrypt(self, tls: ssl.SSLObject, parts: list[bytes]) -> bool:
+        """Decrypts what OpenSSL has got; True where the client writes no more. Raises ssl.SSLError."""
+        try:
+            while True:
+                data = tls.read(_RECORD)
+                if not data:
+                    return True
+                parts.append(data)
+                if not self.incoming.pending and not tls.pending():
+                    return False
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLEOFError:
+            # The end of the connection without a goodbye: messages have lengths, so nothing can be cut unseen.
+            return True
+
+    def _wait(self) -> None:
+        """Has its turn later."""
+        if not self.queued and not self.closing:
+            self.queued = True
+            self.gate.reads(self)
 
     def _ended(self) -> None:
         inside = self.inside
@@ -314,12 +414,14 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         return self.closing or self.raw is None
 
     def pause_reading(self) -> None:
-        if self.raw is not None and not self.eof:
-            self.raw.pause_reading()
+        self.held = True
+        self._flow()
 
     def resume_reading(self) -> None:
-        if self.raw is not None and not self.eof:
-            self.raw.resume_reading()
+        self.held = False
+        if self.left:
+            self._wait()
+        self._flow()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         if self.raw is not None:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dns.edns
@@ -29,6 +30,7 @@ from kdns.net import tls as tls_module
 from kdns.testing import Server, Upstream, data, eventually
 from tests import programs
 from tests.fixtures import Serve
+from tests.keyupdates import Updater
 from tests.securepeers import HOSTS, NAME, Site
 
 
@@ -64,6 +66,12 @@ def frame(sock: socket.socket) -> bytes:
     file = sock.makefile("rb")
     size = int.from_bytes(file.read(2), "big")
     return file.read(size)
+
+
+def ids(sock: socket.socket, count: int) -> list[int]:
+    """The ids of so many replies."""
+    file = sock.makefile("rb")
+    return [int.from_bytes(file.read(int.from_bytes(file.read(2), "big"))[:2], "big") for _ in range(count)]
 
 
 def results(server: Server) -> dict[str, float]:
@@ -642,3 +650,97 @@ def test_handshakes_that_came_together_were_done_in_one_turn_while_queries_waite
 
     asyncio.run(run())
     assert len(set(turns)) == 10
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_changes_of_keys_without_end_held_everybody_for_70_ms(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    """All that a socket had was decrypted in one go: 64 KiB may be 2,400 changes of keys (RFC 8446, section 4.6.3)."""
+    pieces: list[int] = []
+    feed = tls_module.TlsConnection._feed
+
+    def count(self: tls_module.TlsConnection) -> None:
+        before = len(self.left)
+        feed(self)
+        pieces.append(before - len(self.left))
+
+    monkeypatch.setattr(tls_module.TlsConnection, "_feed", count)
+    monkeypatch.setattr(tls_module, "LOOP_SECONDS", 0.0)  # each piece takes that long
+    server = serve(site.block())
+    peer = Updater(server.port, site.client(), site.folder, NAME)
+    with peer.sock:
+        pieces.clear()
+        query = wire("a.example.org.", 7)
+        peer.sock.sendall(peer.updates(2400, answered=answered) + peer.data(query) + peer.updates(1) + peer.data(query))
+        for _ in range(2):
+            size = int.from_bytes(peer.read(2), "big")
+            assert data(dns.message.from_wire(peer.read(size))) == ["192.0.2.1"]
+        assert max(pieces) <= tls_module.PIECE and sum(pieces) > 64_000
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    eventually(lambda: not listener.connections)
+
+
+def test_each_of_many_connections_had_its_octets_decrypted_in_the_same_turn(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(site.block())
+    done = [0]
+    between: list[int] = []  # pieces decrypted from one turn of the loop to the next
+    now = [0.0]
+    loop = server.thread.loop
+    decrypt = tls_module.TlsConnection._decrypt
+
+    def costly(self: tls_module.TlsConnection, *arguments: Any) -> bool:
+        done[0] += 1
+        now[0] += 0.001
+        return decrypt(self, *arguments)
+
+    def look(before: int) -> None:
+        between.append(done[0] - before)
+        if done[0] < 300:
+            loop.call_soon(look, done[0])
+
+    batch = b"".join(wire("a.example.org.", i) for i in range(900))
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(connect(server, site.client())) for _ in range(20)]
+        monkeypatch.setattr(tls_module.TlsConnection, "_decrypt", costly)
+        monkeypatch.setattr(tls_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        server.thread.call(look, 0)
+        for sock in socks:
+            sock.sendall(batch)
+        for sock in socks:
+            assert ids(sock, 900) == list(range(900))
+    assert done[0] >= 300 and max(between) <= 4
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    eventually(lambda: not listener.connections)
+
+
+def test_what_waits_to_be_decrypted_is_not_lost_where_the_client_does_not_always_read(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_module, "LOOP_SECONDS", 0.0)
+    server = serve(site.block())
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    loop = server.thread.loop
+    over = threading.Event()
+
+    def turn(number: int) -> None:
+        """Stops and goes on, some turns of the loop each."""
+        for each in listener.connections:
+            if number % 6 == 0:
+                each.pause_writing()
+            elif number % 6 == 4:
+                each.resume_writing()
+        if not over.is_set():
+            loop.call_soon(turn, number + 1)
+
+    with connect(server, site.client()) as sock:
+        eventually(lambda: listener.connections)
+        server.thread.call(turn, 0)
+        try:
+            for _ in range(5):
+                sock.sendall(b"".join(wire("a.example.org.", i) for i in range(1000)))
+                assert ids(sock, 1000) == list(range(1000))
+        finally:
+            over.set()
