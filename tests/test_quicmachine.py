@@ -7,7 +7,9 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+import pylsqpack
 import pytest
+from aioquic.h3 import connection as h3
 from aioquic.h3.connection import H3Connection, Setting
 from aioquic.h3.events import HeadersReceived
 from aioquic.quic import events
@@ -278,6 +280,49 @@ def test_http3_offers_no_table_of_fields_and_keeps_nothing_of_a_stream_that_is_f
     kept = len(server._stream)
     server.forget(stream)
     assert len(server._stream) == kept - 1 and stream not in server._stream
+
+
+def request(*frames: bytes, fields: bytes = b"") -> bytes:
+    """The octets of a request's stream: its fields, the plain ones and others that are encoded already, and frames."""
+    _, block = pylsqpack.Encoder().encode(
+        0, [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"x"), (b":path", b"/")]
+    )
+    block += fields
+    return b"\1" + (0x8000_0000 | len(block)).to_bytes(4, "big") + block + b"".join(frames)
+
+
+MANY = {
+    "empty frames of a body": (0, request(b"\0\0" * 40_000)),
+    "frames that nobody knows": (0, request(b"\x21\0" * 40_000)),
+    "fields": (0, request(fields=b"\xe3" * 1_000)),
+    "long fields": (0, request(fields=b"\xe3" * 60_000)),
+    "frames beside requests": (2, b"\0\4\0" + b"\x21\0" * 8_000),
+    "settings beside requests": (2, b"\0\4\0" + b"\x0d\1\1" * 5_000),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_what_came_of_a_stream_at_once_held_the_loop_for_a_tenth_of_a_second(
+    site: Site, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(site, alpn="h3")
+    server = quicmachine.Http3(pair.server)
+    stream, octets = MANY[kind]
+    looked = []
+    validate = h3.validate_header_name
+    monkeypatch.setattr(h3, "validate_header_name", lambda name: looked.append(name) or validate(name))
+    found = server.handle_event(events.StreamDataReceived(data=octets, end_stream=False, stream_id=stream))
+    assert len(found) <= quicmachine.MAX_FRAMES and len(looked) < 1_000
+    ended = pair.server._close_event
+    assert ended is not None and ended.error_code == h3.ErrorCode.H3_EXCESSIVE_LOAD
+
+
+def test_a_request_in_many_frames_and_with_many_fields_is_read(site: Site) -> None:
+    pair = Pair(site, alpn="h3")
+    server = quicmachine.Http3(pair.server)
+    octets = request(*[b"\0\1x"] * 200, fields=b"\xe3" * 200)
+    came = server.handle_event(events.StreamDataReceived(data=octets, end_stream=True, stream_id=0))
+    assert isinstance(came[0], HeadersReceived) and len(came[0].headers) == 204 and len(came) == 201
 
 
 def test_nothing_else_touches_a_private_attribute_of_aioquic() -> None:
