@@ -5,18 +5,21 @@ Law: nothing else in kdns touches a private attribute of aioquic, and a test pin
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import pylsqpack
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 from aioquic.h3.connection import ErrorCode, H3Connection, ProtocolError
 from aioquic.h3.events import H3Event, Headers
 from aioquic.quic import connection as machine
 from aioquic.quic import events
 from aioquic.quic import stream as streams
+from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionError
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicStreamFrame
 from aioquic.quic.rangeset import RangeSet
-from aioquic.tls import Epoch
+from aioquic.tls import Epoch, pull_client_hello
 
 ONE_RTT: Final = Epoch.ONE_RTT
 
@@ -29,6 +32,30 @@ def allow_streams(quic: QuicConnection, most: int) -> None:
     """Lets the peer have `most` bidirectional streams open at a time. Before the handshake; aioquic's own are 128."""
     limit = quic._local_max_streams_bidi
     limit.value = limit.sent = most
+
+
+def choose_certificate(quic: QuicConnection, choose: Callable[[str | None], QuicConfiguration]) -> None:
+    """Lets the server name of the ClientHello (None: it names none) choose the configuration whose certificate is
+    shown. Before the handshake; aioquic has one certificate for all names.
+    """
+    initialize = quic._initialize
+
+    def begin(peer_cid: bytes) -> None:
+        initialize(peer_cid)
+        tls = quic.tls
+        answer = tls._server_handle_hello
+
+        def hello(message: Buffer, initial: Buffer, handshake: Buffer) -> None:
+            shown = choose(pull_client_hello(message).server_name)
+            message.seek(0)
+            tls.certificate = shown.certificate
+            tls.certificate_chain = shown.certificate_chain
+            tls.certificate_private_key = shown.private_key
+            answer(message, initial, handshake)
+
+        tls._server_handle_hello = hello  # type: ignore[assignment, method-assign]
+
+    quic._initialize = begin  # type: ignore[method-assign]
 
 
 # Octets of a handshake that may wait for those before them, as over TCP (net.tls): aioquic lets it be eight times that.

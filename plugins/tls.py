@@ -26,15 +26,37 @@ The files are looked at every second, and read again when they have changed: new
 certificate, and open connections stay open. Bad files are an error at start; later, the previous certificate stays in
 use, and a line in the log says why.
 
-The certificate applies to the listener, so to all server blocks on the same address and port; the last block counts. A
-listener for `tls://` offers the protocol `dot` (ALPN). CoreDNS's `require` accepts any certificate unverified, which
+A listener for `tls://` offers the protocol `dot` (ALPN). CoreDNS's `require` accepts any certificate unverified, which
 keeps no one out: kdns refuses it.
+
+## Several certificates
+
+Server blocks on the same address and port share a listener, and each may have a certificate of its own. A client gets
+the one for the server name that it sends (SNI): whose DNS names (subjectAltName) have it, else one with a wildcard for
+its first label. Clients that send no name, or one that no certificate is for, get the first block's. The name chooses
+the certificate and nothing else: every client may ask all blocks of the listener.
+
+So what is asked of clients is one for the listener: blocks whose `client_auth`, CA or `min_version` differ are an
+error. The last block's `keylog` counts for all.
 
 ## Examples
 
 ~~~ corefile
 tls://.:1853 {
     tls tls.crt tls.key
+    whoami
+}
+~~~
+
+Two certificates on one port; the folder `lab` is a mounted Secret:
+
+~~~ corefile
+tls://.:2853 {
+    tls tls.crt tls.key
+    whoami
+}
+tls://lab.example:2853 {
+    tls lab
     whoami
 }
 ~~~
@@ -51,7 +73,7 @@ tls://.:1853 {
 import os
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, Final
@@ -159,4 +181,27 @@ class Tls(Plugin):
         return out
 
     def listener(self) -> ListenerOptions:
-        return ListenerOptions(tls=self.files)
+        return ListenerOptions(tls=() if self.files is None else (self.files,))
+
+    @property
+    def at(self) -> Position:
+        config: Config = self.config
+        return config.at
+
+    @property
+    def verifies(self) -> ssl.VerifyMode:
+        config: Config = self.config
+        return config.clients
+
+    @property
+    def asks(self) -> Mapping[str, str]:
+        """What blocks that share a listener must agree on. The authority is known once folders were looked into."""
+        config: Config = self.config
+        modes = {mode: word for word, mode in reversed(_CLIENTS.items())}
+        versions = {version: word for word, version in _VERSIONS.items()}
+        authority = self.files.authority if self.files is not None and config.clients != ssl.CERT_NONE else ""
+        return {
+            "client_auth": modes[config.clients],
+            "min_version": versions[config.minimum],
+            "the CA": authority or "of this machine",
+        }

@@ -42,12 +42,13 @@ class Authority:
 
 
 class Site:
-    """A folder with an authority, and a certificate and key in `tls.crt` and `tls.key`."""
+    """A folder with an authority, or what another one signs, and a certificate and key in `tls.crt` and `tls.key`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *names: str, authority: Authority | None = None) -> None:
         self.folder = folder
-        self.authority = Authority(folder)
-        self.issue(NAME)
+        folder.mkdir(exist_ok=True)
+        self.authority = authority or Authority(folder)
+        self.issue(*(names or (NAME,)))
 
     def issue(self, *names: str, **options: Any) -> None:
         """Puts another certificate in their place."""
@@ -64,10 +65,10 @@ class Site:
             setattr(context, name, value)
         return context
 
-    def block(self, *more: str, tls: str = "", scheme: str = "tls") -> str:
+    def block(self, *more: str, tls: str = "", scheme: str = "tls", zone: str = ".") -> str:
         lines = "".join(f" {line}\n" for line in more)
         directive = tls or f"tls {self.folder}/tls.crt {self.folder}/tls.key"
-        return f"{scheme}://.:{{port}} {{\n bind 127.0.0.1\n {directive}\n{HOSTS}{lines} whoami\n}}\n"
+        return f"{scheme}://{zone}:{{port}} {{\n bind 127.0.0.1\n {directive}\n{HOSTS}{lines} whoami\n}}\n"
 
 
 class Peer:

@@ -18,6 +18,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.stream import QuicStream, QuicStreamSender
 from aioquic.tls import Epoch
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from kdns import quicmachine
 from tests.securepeers import Site
@@ -29,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 class Pair:
     """A client and a server without a network, on a clock of their own."""
 
-    def __init__(self, site: Site, streams: int = 0, alpn: str = "doq") -> None:
+    def __init__(self, site: Site, streams: int = 0, alpn: str = "doq", other: Site | None = None) -> None:
+        """`other`: whose certificate is shown to who asks for `x`, as the client does."""
         self.now = 1000.0
         self.client = QuicConnection(
             configuration=QuicConfiguration(alpn_protocols=[alpn], verify_mode=ssl.CERT_NONE, server_name="x")
@@ -43,6 +45,11 @@ class Pair:
         if streams:
             quicmachine.allow_streams(self.server, streams)
         quicmachine.hold_at_most(self.server, HELD)
+        self.asked_for: list[str | None] = []
+        if other is not None:
+            others = QuicConfiguration(is_client=False)
+            others.load_cert_chain(other.folder / "tls.crt", other.folder / "tls.key")
+            quicmachine.choose_certificate(self.server, lambda name: self.asked_for.append(name) or others)  # type: ignore[func-returns-value]
         self.client.connect(("192.0.2.1", 853), self.now)
         for _ in range(6):
             self.to_server()
@@ -76,6 +83,17 @@ class Pair:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
+
+
+def test_the_certificate_is_that_of_the_name_that_a_client_asks_for(site: Site, tmp_path: Path) -> None:
+    other = Site(tmp_path / "other", "other.example.net")
+    pair = Pair(site, other=other)
+    assert pair.asked_for == ["x"]
+    found = pair.client.tls._peer_certificate
+    assert found is not None
+    assert ssl.DER_cert_to_PEM_cert(found.public_bytes(Encoding.DER)).split() == (
+        (other.folder / "tls.crt").read_text().split()
+    )
 
 
 def test_the_number_of_streams_that_a_client_may_open_is_ours(site: Site) -> None:

@@ -1,14 +1,18 @@
 """What a listener allows: its own limits, and those that the plugins of its blocks set. For `kdns explain`."""
 
 from collections.abc import Iterator
+from typing import Any, Final
 
 from kdns.dns.edns import UDP_SIZE
 from kdns.net import udp
+from kdns.net.certificates import Identities
 from kdns.net.tcp import CLIENT_SHARE, FIRST_READ, IDLE, most_connections
 from kdns.net.web import MAX_STREAMS
 from kdns.plugin.providers import BoundsSize, TellsLimits
 from kdns.server.build import Group, Instance
 from kdns.server.pending import MAX_PENDING
+
+SHOWN: Final = 8  # names of a certificate that are printed
 
 
 def of_listener(instance: Instance, group: Group) -> list[str]:
@@ -25,8 +29,7 @@ def of_listener(instance: Instance, group: Group) -> list[str]:
         out[0] += f", {asked.max_queries} queries on each"
     if group.scheme in ("https", "https3", "grpc", "quic"):
         out.append(f"requests at a time on a connection with streams: {asked.max_streams or MAX_STREAMS}")
-    if asked.tls is not None:
-        out.append(f"certificate: {asked.tls.certificate}, {asked.tls.minimum.name.replace('v', ' ', 1)}+")
+    out += _certificates(dispatcher.identities)
     out.append(f"queries that wait for an upstream: {MAX_PENDING}, of one client {dispatcher.waiting.most_of_client}")
     if group.scheme == "dns":
         late = udp.LATE if asked.shed is None else asked.shed.age
@@ -35,6 +38,18 @@ def of_listener(instance: Instance, group: Group) -> list[str]:
         trusted = " ".join(str(each) for each in asked.proxy.trusted) or "everybody"
         out.append(f"PROXY headers are believed from: {trusted}; of others: {asked.proxy.others}")
     return [*out, *_told(instance, group)]
+
+
+def _certificates(shown: Identities[Any] | None) -> Iterator[str]:
+    """A line for each certificate; of several also for whom it is."""
+    for each in shown.all if shown is not None else ():
+        line = f"certificate: {each.files.certificate}, {each.files.minimum.name.replace('v', ' ').replace('_', '.')}+"
+        if shown is not None and shown.several:
+            names = [name for name, its in shown.by_name.items() if its is each]
+            words = [*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]
+            words += ["other names, and none"] if each is shown.all[0] else []
+            line += f", for {', '.join(words) or 'nobody'}"
+        yield line
 
 
 def _told(instance: Instance, group: Group) -> Iterator[str]:

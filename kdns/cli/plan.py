@@ -9,7 +9,7 @@ from kdns.cli import corefiles
 from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
 from kdns.plugin.base import overrides
-from kdns.server import build
+from kdns.server import build, encryption
 from kdns.server.block import Block
 
 FLAGS: Final = (
@@ -54,6 +54,8 @@ def main(words: Sequence[str]) -> int:
     print("\n\n".join("\n".join(described(block)) for block in instance.blocks))
     if (count := instance.processes()) > 1:
         print(f"\nserved by {count} processes on the same ports (multisocket)")
+    if lines := encryption.choices(instance.blocks):
+        print("\n" + "\n".join(lines))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The identity of a server in a TLS handshake: a certificate and key from files, read again when they have changed.
+"""The identities of a server in a TLS handshake: certificates and keys from files, read again when they have changed.
 
 Laws: files are never looked at on the loop, for their file system may hang; connections that are open go on; files that
 cannot be read or do not belong together leave the certificate before in use, with one line in the log for each state of
@@ -7,28 +7,28 @@ the files; every error names the file and says what to do.
 Theory of operation. The files are followed as all others are (kdns.watchfile), so a Secret's folder that is swapped
 changes both in one step. What a handshake needs is made in a thread, and a handshake that begins takes what there is. A
 context is never changed: a new one is made, for a certificate of another kind (RSA, ECDSA) or authority would only be
-added to an old one.
+added to an old one. Where a listener has several certificates, the server name that a client sends (SNI, RFC 6066,
+section 3) chooses one: by its exact name, then by a wildcard; the first for all others.
 """
 
 import asyncio
-import re
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Generic, NoReturn, TypeVar, final
+from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar, final
 
 from kdns import faults, files, log
 from kdns.files import MAX_PEM
 from kdns.metrics import Counter, Gauge
+from kdns.net import x509
 from kdns.watchfile import Follower
 
 T = TypeVar("T")
 
 MINIMUM: Final = ssl.TLSVersion.TLSv1_2  # RFC 8996 took back the versions before; it is CoreDNS's minimum too
 LOOK_EVERY = 1.0  # seconds: handshakes use a new certificate at once, and three looks a second cost nothing
-_CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
+_CERTIFICATE: Final = x509.BEGIN
 _KEY: Final = "PRIVATE KEY-----"
 
 RELOADS: Final = Counter(
@@ -74,7 +74,7 @@ class TlsFiles:
         made.options |= ssl.OP_NO_RENEGOTIATION
         if alpn:
             made.set_alpn_protocols(list(alpn))
-        expires = expiry(_read(self.certificate, _CERTIFICATE, "certificate"))
+        expires = x509.expiry(_read(self.certificate, _CERTIFICATE, "certificate"))
         _read(self.key, _KEY, "private key")
         try:
             made.load_cert_chain(self.certificate, self.key, password=lambda: _locked(self.key))
@@ -93,6 +93,10 @@ class TlsFiles:
         EXPIRES.slot(self.certificate)[0] = expires
         return made
 
+    def names(self) -> tuple[str, ...]:
+        """The DNS names that the certificate is for. Raises BadCertificate."""
+        return x509.names(_read(self.certificate, _CERTIFICATE, "certificate"))
+
     def _trust(self, context: ssl.SSLContext) -> None:
         if not self.authority:
             context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
@@ -110,10 +114,11 @@ class TlsFiles:
 class Identity(Generic[T]):
     """What a server shows in handshakes: `current`, made of files by `make`, and made again from `start` to `stop`."""
 
-    def __init__(self, files: TlsFiles, make: Callable[[], T]) -> None:
-        """Reads the files, which may wait. Raises BadCertificate."""
+    def __init__(self, files: TlsFiles, make: Callable[[], T], renewed: Callable[[], object] | None = None) -> None:
+        """Reads the files, which may wait. `renewed` is called when `current` has changed. Raises BadCertificate."""
         self.files = files
         self.make = make
+        self.renewed = renewed
         self.follower = Follower(f"certificate {files.certificate}", files.paths, most=MAX_PEM, keep=0)
         self.follower.look()  # before they are read: what changes meanwhile is found at the next look
         self.current = make()
@@ -139,40 +144,74 @@ class Identity(Generic[T]):
             _log.error(f"{error}; the previous certificate stays in use")
         else:
             RELOADS.slot("ok")[0] += 1
+            if self.renewed is not None:
+                self.renewed()
             _log.info(f"{self.files.certificate} has changed and is in use")
 
 
-def expiry(pem: str) -> float:
-    """When the first certificate of a PEM text expires, as Unix time; 0 where it does not say."""
-    found = re.search(f"{_CERTIFICATE}.*?-----END CERTIFICATE-----", pem, re.DOTALL)
-    if found is None:
-        return 0.0
-    try:
-        der = ssl.PEM_cert_to_DER_cert(found[0])
-        # RFC 5280, section 4.1: Certificate { tbsCertificate { [0] version, serial, signature, issuer, validity { from,
-        # to } } }
-        at = _inside(der, _inside(der, 0))
-        if der[at] == 0xA0:
-            at = _end_of_element(der, at)
-        for _ in range(3):
-            at = _end_of_element(der, at)
-        last = _end_of_element(der, _inside(der, at))
-        text = der[_inside(der, last) : _end_of_element(der, last)].decode("ascii")
-        form = "%y%m%d%H%M%SZ" if der[last] == 0x17 else "%Y%m%d%H%M%SZ"
-        return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
-    except (ValueError, IndexError):
-        return 0.0
+class Shown(NamedTuple, Generic[T]):
+    """What handshakes with one certificate need, and the DNS names that it is for."""
+
+    made: T
+    names: tuple[str, ...]
 
 
-def _inside(der: bytes, at: int) -> int:
-    """Where the contents of the DER element at `at` begin."""
-    return at + 2 + (der[at + 1] & 0x7F if der[at + 1] & 0x80 else 0)
+@final
+class Identities(Generic[T]):
+    """What a listener shows: an identity for each of its certificates, whose server name chooses between them."""
 
+    def __init__(self, files: Sequence[TlsFiles], make: Callable[[TlsFiles], T]) -> None:
+        """Reads the files, which may wait. Raises BadCertificate."""
+        self.files = tuple(files)
+        self.make = make
+        self.all = [Identity(each, partial(self._shown, each), self._index) for each in files]
+        self.by_name: dict[str, Identity[Shown[T]]] = {}
+        self._index()
 
-def _end_of_element(der: bytes, at: int) -> int:
-    """Where the DER element at `at` ends."""
-    begin = _inside(der, at)
-    return begin + (int.from_bytes(der[at + 2 : begin], "big") if der[at + 1] & 0x80 else der[at + 1])
+    @property
+    def several(self) -> bool:
+        """True if there is a choice."""
+        return len(self.all) > 1
+
+    @property
+    def first(self) -> T:
+        """What is shown to clients that name no server, or one that no certificate is for."""
+        return self.all[0].current.made
+
+    def choose(self, name: str | None) -> T:
+        """What is shown to a client that names a server: its own certificate before that of a wildcard, which stands
+        for one label (RFC 9525, section 6.3).
+        """
+        key = (name or "").lower()
+        found = self.by_name.get(key)
+        if found is None and (dot := key.find(".")) > 0:
+            found = self.by_name.get(f"*{key[dot:]}")
+        return self.first if found is None else found.current.made
+
+    def unused(self) -> list[str]:
+        """The files of certificates that are shown to nobody: those before them are for all of their names."""
+        used = {id(self.all[0]), *map(id, self.by_name.values())}
+        return [each.files.certificate for each in self.all if id(each) not in used]
+
+    def start(self) -> None:
+        """Begins to follow the files."""
+        for each in self.all:
+            each.start()
+
+    def stop(self) -> None:
+        """Follows them no more."""
+        for each in self.all:
+            each.stop()
+
+    def _shown(self, files: TlsFiles) -> Shown[T]:
+        return Shown(self.make(files), files.names() if len(self.files) > 1 else ())
+
+    def _index(self) -> None:
+        by_name: dict[str, Identity[Shown[T]]] = {}
+        for each in self.all:
+            for name in each.current.names:
+                by_name.setdefault(name, each)
+        self.by_name = by_name
 
 
 def _read(path: str, mark: str, what: str) -> str:

@@ -35,6 +35,7 @@ from kdns.net.quic_connection import Application, QuicConnection
 from kdns.net.sockets import Controls, receive_local, reply_from
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import HALF_OPEN, HANDSHAKES, MAX_HALF_OPEN
+from kdns.quicmachine import choose_certificate
 
 BATCH_DATAGRAMS: Final = 64  # of a turn, as over UDP
 BATCH_SECONDS: Final = 0.001
@@ -121,8 +122,8 @@ class QuicListener(TcpListener):
             connection.abort()
         if self.loop is not None:
             self.loop.remove_reader(self.sock)
-        if self.identity is not None:
-            self.identity.stop()
+        if self.identities is not None:
+            self.identities.stop()
         self.sock.close()
 
     # Datagrams.
@@ -166,7 +167,7 @@ class QuicListener(TcpListener):
 
     def _open(self, data: bytes, peer: Address, came: bytes) -> QuicConnection | None:
         """The connection that a datagram begins; None where it begins none, or its client must prove its address."""
-        if not self.accepting or len(data) < SMALLEST_INITIAL or self.identity is None:
+        if not self.accepting or len(data) < SMALLEST_INITIAL or self.identities is None:
             self.rejected[0] += 1
             return None
         try:
@@ -174,7 +175,7 @@ class QuicListener(TcpListener):
         except ValueError:
             self.rejected[0] += 1
             return None
-        configuration: QuicConfiguration = self.identity.current
+        configuration: QuicConfiguration = self.identities.first
         configuration.idle_timeout = self.idle
         version = header.version or 0
         if version and version not in configuration.supported_versions:
@@ -217,6 +218,8 @@ class QuicListener(TcpListener):
             self.send([(packet, peer)], came)
             return None
         connection = QuicConnection(self, configuration, original, retried, peer)
+        if self.identities.several:
+            choose_certificate(connection.quic, self.identities.choose)
         self.by_id[header.destination_cid] = connection
         connection.ids.add(header.destination_cid)
         self.half_open[connection] = None

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler
-from kdns.net.certificates import Identity
+from kdns.net.certificates import Identities
 from kdns.net.connection import LOOP_SECONDS
 from kdns.net.http_options import HttpOptions
 from kdns.net.proxy import ProxyConnection, ProxyGate
@@ -90,7 +90,7 @@ class TcpListener:
     ) -> None:
         """`max_connections` 0: as many as `most_connections` says."""
         self.sock = sock
-        self.identity: Identity[Any] | None = None
+        self.identities: Identities[Any] | None = None
         self.tls: TlsGate | None = None
         self.proxy: ProxyGate | None = None
         self.http = HttpOptions()
@@ -162,26 +162,26 @@ class TcpListener:
         self.max_client = min(of_client or max(self.max_connections // CLIENT_SHARE, 1), self.max_connections)
         self.exempt = exempt or nobody
 
-    def identify(self, identity: Identity[Any] | None, label: str) -> None:
-        """Shows this certificate from now on; None: connections are not encrypted."""
-        before = self.identity
-        if before is not None and identity is not None and before.files == identity.files:
-            return  # another one for the same files would forget the sessions that clients may resume
+    def identify(self, identities: Identities[Any] | None, label: str) -> None:
+        """Shows these certificates from now on; None: connections are not encrypted."""
+        before = self.identities
+        if before is not None and identities is not None and before.files == identities.files:
+            return  # others for the same files would forget the sessions that clients may resume
         if before is not None:
             before.stop()
-        if identity is not None:
-            identity.start()
-        self.identity = identity
+        if identities is not None:
+            identities.start()
+        self.identities = identities
         self.show(label)
 
     def show(self, label: str) -> None:
-        """Handshakes that begin from now on show the present certificate."""
-        if self.identity is None:
+        """Handshakes that begin from now on show the present certificates."""
+        if self.identities is None:
             self.tls = None
         elif self.tls is None:
-            self.tls = TlsGate(self.identity, label)
+            self.tls = TlsGate(self.identities, label)
         else:
-            self.tls.identity = self.identity
+            self.tls.identities = self.identities
 
     def admit(self, connection: Connection, host: str) -> bool:
         """Takes a connection in, at another's cost where there is no room; says whether it has."""
@@ -222,8 +222,8 @@ class TcpListener:
         self.stop_accepting()
         if self.proxy is not None:
             self.proxy.stop()
-        if self.identity is not None:
-            self.identity.stop()
+        if self.identities is not None:
+            self.identities.stop()
         if self.tls is not None:
             self.tls.stop()
         for connection in list(self.connections):

@@ -10,21 +10,24 @@ Theory of operation. The loop's own TLS makes an endless number of half-open han
 come. So the records go through memory (`ssl.MemoryBIO`, OpenSSL does all else): what comes in is decrypted and handed
 on in one piece, what the inside writes in a turn is one record, or a few large ones. OpenSSL goes on until it has
 octets for us or no more records, and a record may be one octet, or a change of keys: it is given no more at a time than
-it may take long over. What must wait is kept here, and nothing more is read from the socket until then.
+it may take long over. What must wait is kept here, and nothing more is read from the socket until then. A handshake
+begins with the first certificate; where there are several, OpenSSL asks which it is to be once it has read the server's
+name.
 """
 
 import asyncio
 import contextlib
 import ssl
+import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final, final
 
 from kdns import faults
 from kdns.metrics import Counter, Gauge
-from kdns.net.certificates import Identity
+from kdns.net.certificates import Identities
 from kdns.net.connection import LITTLE, LOOP_SECONDS
 
 # Seconds for a handshake: three round trips across the world, and one lost packet.
@@ -47,17 +50,17 @@ Make = Callable[[], asyncio.Protocol]
 
 @final
 class TlsGate:
-    """The handshakes of one listener. `identity` may be replaced: it is that of handshakes that begin later."""
+    """The handshakes of one listener. `identities` may be replaced: they are those of handshakes that begin later."""
 
     def __init__(
         self,
-        identity: Identity[ssl.SSLContext],
+        identities: Identities[ssl.SSLContext],
         label: str,
         *,
         limit: float = HANDSHAKE,
         max_half_open: int = MAX_HALF_OPEN,
     ) -> None:
-        self.identity = identity
+        self.identities = identities
         self.limit = limit
         self.max_half_open = max_half_open
         self.half_open: dict[TlsConnection, None] = {}  # the oldest first
@@ -70,6 +73,17 @@ class TlsGate:
         self.failed = HANDSHAKES.slot(label, "failed")
         self.late = HANDSHAKES.slot(label, "timeout")
         self.evicted = HANDSHAKES.slot(label, "evicted")
+
+    def begin(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
+        """The TLS of a connection."""
+        context = self.identities.first
+        if self.identities.several:
+            context.sni_callback = self._switch
+        return context.wrap_bio(incoming, outgoing, server_side=True)
+
+    def _switch(self, tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Called by OpenSSL with the server name that a client sends."""
+        tls.context = self.identities.choose(name)
 
     def enter(self, connection: "TlsConnection") -> None:
         """A connection that begins its handshake."""
@@ -235,9 +249,9 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._feed()
         try:
             if self.tls is None:
-                context = self.gate.identity.current
-                self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-            self.tls.do_handshake()
+                self.tls = self.gate.begin(self.incoming, self.outgoing)
+            with _names_unsaid():
+                self.tls.do_handshake()
         except ssl.SSLWantReadError:
             # Checked here, for what came may hold the first queries too.
             if self.took > MAX_HANDSHAKE_OCTETS:
@@ -435,3 +449,21 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         if name == "ssl_object":
             return self.tls if self.tls is not None else default
         return self.raw.get_extra_info(name, default) if self.raw is not None else default
+
+
+@contextlib.contextmanager
+def _names_unsaid() -> Iterator[None]:
+    """Keeps server names that are not ASCII off the standard error: Python refuses the handshake, and prints the name
+    and a stack trace besides, as often as a stranger likes.
+    """
+    before = sys.unraisablehook
+
+    def hook(raised: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(raised.exc_type, UnicodeDecodeError):
+            before(raised)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -87,7 +87,7 @@ class ListenerOptions:
     TCP connections; `connections` and `client_connections` are how many there may be, of all clients and of each. All
     are 0 where they are not set; so is `client_waiting`, the queries of a client that may wait for the network.
     `exempt` says of a client's address, as text, whether the limits of each client are not for it. `gate` makes, from
-    the listener's label, what judges each query before anything else. `tls`: the certificate of encrypted listeners.
+    the listener's label, what judges each query before anything else. `tls`: the certificates of encrypted listeners.
     `audience`: which clients' replies must not be given to others (see `Request.audience`).
     `max_streams`: requests at a time of a connection to https:// and grpc:// (0: not set). `proxy`: whose PROXY headers
     are believed. `cookies` makes, from the listener's label, what makes DNS cookies. `shed`: from which age on waiting
@@ -106,7 +106,7 @@ class ListenerOptions:
     client_waiting: int = 0
     exempt: Callable[[str], bool] | None = None
     gate: Callable[[str], Gate] | None = None
-    tls: TlsFiles | None = None
+    tls: tuple[TlsFiles, ...] = ()
     proxy: ProxyPolicy | None = None
     max_streams: int = 0
     cookies: Callable[[str], ServerCookies] | None = None

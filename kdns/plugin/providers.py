@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import ssl
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from kdns.dns.answer import Validity
@@ -10,6 +11,7 @@ from kdns.dns.rrset import RRset
 from kdns.kube.cluster import Cluster, ServiceState
 
 if TYPE_CHECKING:
+    from kdns.corefile import Position
     from kdns.plugin.outcome import Outcome
     from kdns.plugin.request import Request
 
@@ -205,6 +207,23 @@ class BoundsSize(Protocol):
     @property
     def udp_size(self) -> int:
         """Octets."""
+
+
+@runtime_checkable
+class Encrypts(Protocol):
+    """A plugin that gives its block's listeners a certificate. `at`: where it stands; `verifies`: whether clients must
+    show certificates of theirs; `asks`: all that is asked of clients, in the Corefile's words. After `load` there may
+    be more.
+    """
+
+    @property
+    def at(self) -> Position: ...
+
+    @property
+    def verifies(self) -> ssl.VerifyMode: ...
+
+    @property
+    def asks(self) -> Mapping[str, str]: ...
 
 
 @runtime_checkable

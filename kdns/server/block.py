@@ -12,7 +12,7 @@ from kdns.dns.iana import MAX_TTL
 from kdns.dns.name import closest, from_text, to_text
 from kdns.plugin.base import Plugin, in_query_path, overrides
 from kdns.plugin.outcome import Outcome
-from kdns.plugin.providers import Admission, LabelCollector, TtlLimit
+from kdns.plugin.providers import Admission, LabelCollector, NamesHosts, TtlLimit
 from kdns.plugin.request import Request
 from kdns.server.chain import Chain
 
@@ -60,6 +60,11 @@ class Block:
     def anywhere(self, protocol: Callable[..., P]) -> list[P]:
         """The plugins of all blocks of this server that follow a protocol."""
         return [plugin for block in self.every_block() for plugin in block.all(protocol)]
+
+    def named_hosts(self) -> tuple[str, ...]:
+        """Its addresses; as `bind` names them where it is not loaded yet; an empty one for every address."""
+        named = self.hosts or tuple(host for plugin in self.all(NamesHosts) for host in plugin.named_hosts())
+        return named or ("",)
 
     def path(self, text: str) -> str:
         """A path of the Corefile, joined to `root` where it is relative."""

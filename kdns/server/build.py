@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kdns import extras, log
+from kdns import log
 from kdns.address import host_port
 from kdns.corefile import Corefile, CorefileError, Directive, Key, Reader, ServerBlock, Token, parse
 from kdns.corefile.errors import did_you_mean
 from kdns.dns.errors import BadName
 from kdns.dns.name import from_text
-from kdns.net.certificates import BadCertificate, Identity, TlsFiles
+from kdns.net.certificates import BadCertificate
 from kdns.plugin import readers
-from kdns.plugin.base import ListenerOptions, Plugin
+from kdns.plugin.base import Plugin
 from kdns.plugin.endpoint import ServesHttp, one_name
-from kdns.plugin.providers import NamesHosts, Processes
-from kdns.server import catalog, plugin_files
+from kdns.plugin.providers import Processes
+from kdns.server import catalog, encryption, plugin_files
 from kdns.server.block import Block
 from kdns.server.dispatch import Dispatcher
 from kdns.server.order import ORDER, RANK
@@ -73,6 +71,8 @@ class Instance:
                     log.plugin(plugin.name).warning(warning)
             time.sleep(0)  # where this is a thread: others first
         self._wire()
+        for warning in self._unused() if warn else ():
+            log.plugin("tls").warning(warning)
 
     def _wire(self) -> None:
         for block in self.blocks:
@@ -108,15 +108,20 @@ class Instance:
                 plugin.check(block)
         _check_duplicates(self.blocks)
         _check_endpoints(self.blocks)
-        _check_quic(self.blocks)
+        encryption.check(self.blocks)
 
     def warnings(self) -> list[str]:
-        """What is not an error, and of no single plugin."""
-        encrypted = {(key.scheme, key.port) for block in self.blocks if _has_tls(block) for key in block.parsed.keys}
-        keys = [key for block in self.blocks for key in block.parsed.keys if SCHEMES[key.scheme].alpn]
-        open_ = [key for key in keys if (key.scheme, key.port) not in encrypted and not SCHEMES[key.scheme].quic]
-        unencrypted = [f"{key} is served unencrypted: there is no `tls` in its server block" for key in open_]
-        return [*unencrypted, *_certificates(self.blocks)]
+        """What is not an error, and of no single plugin; once loaded, also what the certificates come to."""
+        return [*encryption.unencrypted(self.blocks), *self._unused()]
+
+    def _unused(self) -> list[str]:
+        """Warnings of certificates that are of no use; none before `load`."""
+        shown = [(group, found.identities) for group, found in self.dispatchers.items() if found.identities is not None]
+        return [
+            f"{group.label}: no client is shown the certificate {path}: it has no DNS name that those of the blocks "
+            f"before it do not have"
+            for group, identities in shown for path in identities.unused()
+        ]  # fmt: skip
 
     def group(self) -> None:
         """Makes the dispatchers. Raises CorefileError where two blocks claim the same."""
@@ -133,17 +138,13 @@ class Instance:
                     dispatcher.add(from_text(key.zone), block)
                     for option in options:
                         dispatcher.fold(option)
-                        if SCHEMES[key.scheme].quic:
-                            _check_over_quic(key, option)
             time.sleep(0)
         for group, dispatcher in self.dispatchers.items():
             dispatcher.ready()
-            files = dispatcher.settings.tls
-            if SCHEMES[group.scheme].alpn and files is not None:
-                try:
-                    dispatcher.identity = Identity(files, _maker(group.scheme, files))
-                except BadCertificate as error:
-                    raise CorefileError(None, f"tls: {error}") from None
+            try:
+                dispatcher.identities = encryption.identities(group.scheme, dispatcher.settings.tls)
+            except BadCertificate as error:
+                raise CorefileError(None, f"tls: {error}") from None
 
     async def close_beside(self) -> None:
         """`close`, while others run."""
@@ -316,67 +317,6 @@ def check_key(key: Key) -> None:
         raise CorefileError(key.token.at, str(error)) from None
 
 
-def _certificates(blocks: list[Block]) -> list[str]:
-    """Warnings of listeners whose blocks name different certificates: one of them is shown to all clients."""
-    named: dict[tuple[str, int], dict[str, None]] = {}
-    for block in blocks:
-        for directive in block.parsed.directives.get("tls", ()):
-            for key in block.parsed.keys:
-                if SCHEMES[key.scheme].alpn:
-                    named.setdefault((key.scheme, key.port), {})[" ".join(directive.words())] = None
-    return [
-        f"blocks for {scheme}://...:{port} name different certificates, and clients of all of them get the last: {last}"
-        for (scheme, port), texts in named.items() if len(texts) > 1 for last in [list(texts)[-1]]
-    ]  # fmt: skip
-
-
-def _maker(scheme: str, files: TlsFiles) -> Callable[[], Any]:
-    """What makes of files what a scheme's handshakes need."""
-    if SCHEMES[scheme].quic:
-        from kdns.net.quic_identity import configuration  # its library is an extra
-
-        return partial(configuration, files, SCHEMES[scheme].alpn)
-    return partial(files.context, SCHEMES[scheme].alpn)
-
-
-def _check_over_quic(key: Key, options: ListenerOptions) -> None:
-    """Raises CorefileError for what a listener over QUIC cannot do."""
-    if options.proxy is not None:
-        raise CorefileError(key.token.at, f"{key}: proxyproto cannot be had over QUIC: serve this key in another block")
-    if options.tls is not None and options.tls.clients != ssl.CERT_NONE:
-        # aioquic asks for no certificate, and a listener that lets everybody in is not what was meant.
-        raise CorefileError(
-            key.token.at, f"{key}: client_auth cannot be had over QUIC: serve this key in another block, without it"
-        )
-
-
-def _check_quic(blocks: list[Block]) -> None:
-    """Raises CorefileError where QUIC is asked for and cannot be had."""
-    encrypted = {(key.scheme, key.port) for block in blocks if _has_tls(block) for key in block.parsed.keys}
-    for block in blocks:
-        for key in block.parsed.keys:
-            if not SCHEMES[key.scheme].quic:
-                continue
-            if lacking := extras.lacking_quic(f"{key.scheme}://"):
-                raise CorefileError(key.token.at, lacking)
-            if (key.scheme, key.port) not in encrypted:
-                raise CorefileError(
-                    key.token.at, f"{key}: QUIC is always encrypted: name a certificate with `tls CERT KEY`"
-                )
-
-
-def _has_tls(block: Block) -> bool:
-    return any(plugin.name == "tls" for plugin in block.plugins)
-
-
-def _hosts(block: Block) -> tuple[str, ...]:
-    """The addresses of a block; as `bind` names them where it is not loaded yet; an empty one for every address."""
-    if block.hosts:
-        return block.hosts
-    named = [host for plugin in block.all(NamesHosts) for host in plugin.named_hosts()]
-    return tuple(named) or ("",)
-
-
 def _check_duplicates(blocks: list[Block]) -> None:
     """Raises CorefileError where two keys claim the same zone, transport and port on the same or overlapping
     addresses.
@@ -384,7 +324,7 @@ def _check_duplicates(blocks: list[Block]) -> None:
     claims: dict[tuple[str, str, int], dict[str, Key]] = {}  # by scheme, zone and port: who claims which address
     for block in blocks:
         time.sleep(0)  # where this is a thread: others first
-        hosts = _hosts(block)
+        hosts = block.named_hosts()
         for key in block.parsed.keys:
             for host in hosts:
                 claimed = claims.setdefault((key.scheme, key.zone, key.port), {})

@@ -22,7 +22,7 @@ from kdns.dns.errors import FormatError
 from kdns.dns.query import parse, readable_opt
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
-from kdns.net.certificates import Identity
+from kdns.net.certificates import Identities
 from kdns.plugin.base import PASS, Audience, Gate, ListenerOptions, Plugin
 from kdns.plugin.outcome import Outcome, Pending, RcodeOnly
 from kdns.plugin.providers import TakesNotify, TakesUpdate
@@ -50,7 +50,7 @@ class Dispatcher:
         self.zones: dict[bytes, list[Block]] = {}
         self.only: Block | None = None
         self.settings = ListenerOptions()
-        self.identity: Identity[Any] | None = None
+        self.identities: Identities[Any] | None = None
         self.gate: Gate | None = None
         self.audiences = Audiences()
         self.packer = Packer(label, self.failed, self._panic)

@@ -137,7 +137,7 @@ def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:
         packer.keepalive = edns.option(edns.KEEPALIVE, min(int((tcp.idle - 1) * 10), 0xFFFF).to_bytes(2, "big"))
     tcp.http = asked.http
     tcp.proxy = ProxyGate(asked.proxy, dispatcher.label) if asked.proxy is not None else None
-    tcp.identify(dispatcher.identity, dispatcher.label)
+    tcp.identify(dispatcher.identities, dispatcher.label)
 
 
 def _own_addresses(group: Group, dispatcher: Dispatcher, label: str) -> list[UdpListener]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -376,14 +377,23 @@ def test_check_said_ok_of_a_plugin_without_the_one_that_it_needs(tmp_path: Path,
     assert done.returncode == 1 and needs in done.stdout + done.stderr
 
 
-def test_check_warns_of_different_certificates_on_one_listener(tmp_path: Path) -> None:
-    text = "tls://a.org {{\n tls a.crt a.key\n whoami\n}}\ntls://b.org {{\n tls {} b.key\n whoami\n}}\n"
-    (tmp_path / "Corefile").write_text(text.format("b.crt"))
-    done = kdns("check", str(tmp_path / "Corefile"))
-    assert done.returncode == 0 and "name different certificates" in done.stdout + done.stderr
-    (tmp_path / "Corefile").write_text(text.format("a.crt").replace("b.key", "a.key"))
-    done = kdns("check", str(tmp_path / "Corefile"))
-    assert "different certificates" not in done.stdout + done.stderr
+def test_check_refuses_blocks_of_one_listener_that_ask_different_things_of_clients(tmp_path: Path) -> None:
+    text = "tls://a.org {\n tls a.crt a.key\n whoami\n}\ntls://b.org {\n tls b.crt b.key {\n%s\n }\n whoami\n}\n"
+    for option, said in (("", ""), ("client_auth require_and_verify", "client_auth"), ("min_version 1.3", "1.3")):
+        (tmp_path / "Corefile").write_text(text % option)
+        done = kdns("check", str(tmp_path / "Corefile"))
+        assert done.returncode == (1 if option else 0), done.stderr
+        assert not option or re.search(rf"Corefile:6:2: error: tls: tls://b\.org\.\S* has {option}", done.stderr)
+        assert said in done.stderr and (option or not done.stderr)
+
+
+def test_check_refuses_client_certificates_over_quic_without_reading_them(tmp_path: Path) -> None:
+    for scheme in ("quic", "https3"):
+        text = f"{scheme}://a.org {{\n tls a.crt a.key ca.crt {{\n client_auth verify_if_given\n }}\n whoami\n}}\n"
+        (tmp_path / "Corefile").write_text(text)
+        done = kdns("check", str(tmp_path / "Corefile"))
+        assert done.returncode == 1 and "Corefile:1:1: error: " in done.stderr, done.stderr
+        assert "client_auth cannot be had over QUIC" in done.stderr
 
 
 def test_a_signal_to_reload_while_it_started_ended_the_process(tmp_path: Path, processes: list[Process]) -> None:

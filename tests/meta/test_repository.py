@@ -96,6 +96,7 @@ def test_a_plugins_manual_has_its_parts_and_its_examples_load(
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "kdns/cli/sample/cluster.yaml", tmp_path / "cluster.yaml")
     Site(tmp_path)
+    Site(tmp_path / "lab", "*.lab.example")
     for zone in ("example.org.", "cluster.local."):
         keymaker.make(tmp_path, zone, secret=keymaker.KNOWN)
     (tmp_path / "db.example.org").write_text("@ 60 SOA ns h 1 2 3 4 5\n@ 60 NS ns\nns 60 A 192.0.2.1\n")
