@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -255,8 +255,33 @@ class _Threads:
 _threads: Final = _Threads()
 
 
-async def waiting(what: str, call: Callable[[], T], timeout: float = TIMEOUT) -> T:
-    """What a call gives that may wait, made in a thread. Raises what it raises, TimeoutError after `timeout` seconds.
+def waiting_here(what: str, call: Callable[[], T], timeout: float = TIMEOUT) -> T:
+    """As `waiting`, where there is no loop yet: the caller waits, and the handlers of its signals run meanwhile.
+
+    Nothing is left of the thread unless it hangs.
+    """
+    came: list[tuple[T | None, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            came.append((call(), None))
+        except BaseException as caught:
+            came.append((None, caught))
+
+    thread = threading.Thread(target=work, name="files", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not came:
+        raise TimeoutError(errno.ETIMEDOUT, f"{what} took over {timeout:g} s and was given up")
+    result, error = came[0]
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+async def waiting(what: str, call: Callable[[], T], timeout: float | None = TIMEOUT) -> T:
+    """What a call gives that may wait, made in a thread. Raises what it raises, TimeoutError after `timeout` seconds
+    (None: it may take as long as it likes).
 
     `what` says in a few words what is done; while an earlier call of that name hangs, it is not made again.
     """

@@ -7,15 +7,17 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from kdns import __version__, faults, log, version
+from kdns import __version__, faults, files, log, version
 from kdns.cli.flags import BadFlag, Flag, Help, parse, refuse
 from kdns.corefile import Corefile, CorefileError, source
 from kdns.kube import execplugin
 from kdns.printable import printable
 from kdns.server import build, catalog, gc_policy
+from kdns.server.life import READING
 from kdns.server.lifecycle import Server, pid_text
 from kdns.server.reading import CorefileOnDisk
 
@@ -32,6 +34,7 @@ FLAGS: Final = (
     Flag(("version",), False, "show the version"),
     Flag(("share-port",), False, "let another process listen on the same ports (kdns only)"),
 )
+GIVE_UP: Final = 0.5  # seconds that a start which is given up has to undo what it did
 _log = log.Logger()
 
 
@@ -80,21 +83,47 @@ def run(
     """Serves what `reread` gives; returns the exit code."""
     with contextlib.suppress(ValueError, OSError):
         _raise_file_limit()
-    life = _Life(reread, quiet, pidfile, share_port, greeting)
-    try:
-        first = reread()
-        several = "multisocket" in {name for block in first.blocks for name in block.directives}
-        # Before there is a loop, or a thread: what workers are forked from has neither.
-        if several and build.build(first).processes() > 1:
+    with _ended_by_signals():
+        try:
+            first, several = files.waiting_here("reading the Corefile", lambda: _first(reread), READING)
+        except (CorefileError, OSError) as error:
+            return fail(str(error))
+        life = _Life(first, reread, quiet, pidfile, share_port, greeting)
+        if several:
+            # Before there is a loop, or a thread: what workers are forked from has neither.
             life.server = _supervisor(reread, share_port)
-    except (CorefileError, OSError) as error:
-        return fail(str(error))
+        try:
+            import uvloop
+        except ImportError:
+            return asyncio.run(life.run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(life.run())
+
+
+def _first(reread: Callable[[], Corefile]) -> tuple[Corefile, bool]:
+    """The first Corefile, and whether several processes are to serve it. Raises CorefileError or OSError."""
+    first = reread()
+    several = "multisocket" in {name for block in first.blocks for name in block.directives}
+    return first, several and build.build(first).processes() > 1
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Until a loop hears of signals, those that are to end a server end it at once: the first process of a container
+    is ended by no signal that it does not handle (signal(7), pid_namespaces(7)).
+    """
+
+    def end(number: int, frame: object) -> None:
+        name = signal.Signals(number).name
+        os.write(2, f"{name}: ended before serving, while reading the Corefile\n".encode())
+        os._exit(0)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(life.run())
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(life.run())
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _supervisor(reread: Callable[[], Corefile], share_port: bool) -> "Supervisor":
@@ -121,8 +150,9 @@ def corefile_source(conf: str, port: int) -> Callable[[], Corefile]:
     again must not take all names away.
     """
     if conf == "stdin" and not sys.stdin.isatty():
-        text = source.text_of(sys.stdin.buffer, "stdin")
-        return lambda: _or_builtin(build.read(text, "stdin", default_port=port), port)
+        # Read once, when it is first asked for.
+        text = cache(lambda: source.text_of(sys.stdin.buffer, "stdin"))
+        return lambda: _or_builtin(build.read(text(), "stdin", default_port=port), port)
     path = conf if conf != "stdin" else ""
     if not path and not os.path.lexists("Corefile"):
         return lambda: _builtin(port)
@@ -192,13 +222,14 @@ class _Life:
 
     def __init__(
         self,
+        first: Corefile,
         reread: Callable[[], Corefile],
         quiet: bool,
         pidfile: str,
         share_port: bool,
         greeting: Callable[[Server], list[str]] | None,
     ) -> None:
-        self.reread = reread
+        self.first = first
         self.quiet = quiet
         self.pidfile = pidfile
         self.server: Server | Supervisor = Server(reread, share_port=share_port)
@@ -223,12 +254,14 @@ class _Life:
         loop.add_signal_handler(signal.SIGUSR1, self._reload)
         log.start_writer()
         try:
-            starting = asyncio.ensure_future(self.server.start(self.reread()))
+            starting = asyncio.ensure_future(self.server.start(self.first))
             told = asyncio.ensure_future(self.told.wait())
             await asyncio.wait((starting, told), return_when=asyncio.FIRST_COMPLETED)
             told.cancel()
             if not starting.done():
                 starting.cancel()
+                await asyncio.wait((starting,), timeout=GIVE_UP)
+                log.stop_writer()
                 return self.code
             await starting
         except (CorefileError, OSError) as error:

@@ -52,6 +52,7 @@ class Instance:
     corefile: Corefile
     blocks: list[Block]
     dispatchers: dict[Group, Dispatcher] = field(default_factory=dict)
+    loads: str = ""  # what is loaded at the moment, for whoever waits for it
 
     @property
     def plugins(self) -> list[Plugin]:
@@ -65,11 +66,13 @@ class Instance:
         """
         for block in self.blocks:
             for plugin in block.plugins:
+                self.loads = f"plugin/{plugin.name} of the server block at {block.parsed.at}"
                 plugin.check(block)
                 plugin.load(block)
                 for warning in plugin.warnings() if warn else ():
                     log.plugin(plugin.name).warning(warning)
             time.sleep(0)  # where this is a thread: others first
+        self.loads = ""
         self._wire()
         for warning in self._unused() if warn else ():
             log.plugin("tls").warning(warning)
@@ -201,9 +204,14 @@ def read(
 def build(corefile: Corefile) -> Instance:
     """Plugin objects for each block, in the fixed order. Raises CorefileError. Opens nothing."""
     instance = Instance(corefile, [])
-    for _ in _steps(corefile, instance):
-        pass
+    fill(instance)
     return instance
+
+
+def fill(instance: Instance) -> None:
+    """Does `build` for an instance without blocks."""
+    for _ in _steps(instance.corefile, instance):
+        pass
 
 
 async def build_beside(corefile: Corefile) -> Instance:
@@ -228,6 +236,7 @@ def _steps(corefile: Corefile, instance: Instance) -> Iterator[None]:
         for name, directives in parsed.directives.items():
             if name == plugin_files.NAME:
                 for directive in directives:
+                    instance.loads = f"the plugin file at {directive.at}"
                     cls, read_as = plugin_files.load(directive, folder)
                     ranked.append(((_before(cls, directive.args[0]), cls.name), _parsed(cls, [read_as], parsed)))
             else:
@@ -235,6 +244,7 @@ def _steps(corefile: Corefile, instance: Instance) -> Iterator[None]:
         for _, made in sorted(ranked, key=lambda item: item[0]):
             block.plugins += made
         blocks.append(block)
+    instance.loads = ""
     for block in blocks:
         block.siblings = blocks
         block.compile()

@@ -14,6 +14,7 @@ from kdns.metrics import MAX, REFRESH, Counter, Gauge
 from kdns.plugin.base import Plugin
 from kdns.plugin.runtime import Runtime
 from kdns.server import gc_policy
+from kdns.server.build import Instance
 from kdns.timeslice import TimeSlice
 
 # Seconds for reading a Corefile with its imports, and for what plugins load: files, and names of upstreams, which may
@@ -40,6 +41,21 @@ def loading(corefile: Corefile) -> str:
     may be loaded.
     """
     return f"loading what the Corefile {hashlib.sha256(corefile.fingerprint.encode()).hexdigest()[:8]} names"
+
+
+async def loaded(instance: Instance, load: Callable[[], None]) -> None:
+    """Loads what a configuration names where waiting holds nobody: files, and names of upstreams. Raises what `load`
+    raises, and TimeoutError; whoever gives up is told what hung.
+    """
+    try:
+        await files.waiting(loading(instance.corefile), load, LOADING)
+    except TimeoutError as error:
+        doing = f", in {instance.loads}" if instance.loads else ""
+        raise TimeoutError(error.errno, f"{error.strerror or error}{doing}") from None
+    except asyncio.CancelledError:
+        doing = f": {instance.loads}" if instance.loads else ""
+        _log.warning(f"gave up loading the configuration{doing}")
+        raise
 
 
 class Life:

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 
-from kdns import files, log
+from kdns import log
 from kdns.corefile import Corefile
 from kdns.metrics import MIN, Gauge
 from kdns.net.tcp import TcpListener
 from kdns.net.udp import UdpListener
 from kdns.server import gc_policy
-from kdns.server.build import Group, Instance, build, build_beside
-from kdns.server.life import LOADING, STATE, Life, before_stop, loading, start_plugins, stop_plugins
+from kdns.server.build import Group, Instance, build_beside, fill
+from kdns.server.life import STATE, Life, before_stop, loaded, start_plugins, stop_plugins
 from kdns.server.listeners import Listeners, open_group, probe
 
 # Seconds that queries in flight get when the server ends (CoreDNS's).
@@ -59,22 +59,25 @@ class Server(Life):
         gc_policy.suspend()
         for warning in corefile.warnings if self.warns else ():
             _log.warning(warning)
-        instance: Instance | None = None
+        instance = Instance(corefile, [])
         try:
-            instance = build(corefile)
-            for warning in instance.warnings() if self.warns else ():
-                _log.warning(warning)
-            instance.load(self.warns)
+            await loaded(instance, partial(self._build, instance))
             self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(instance)
         except BaseException:
-            if instance is not None:
-                instance.close()
+            instance.close()
             gc_policy.release()
             raise
         self.instance = instance
         self.listeners = opened
         self._begun()
+
+    def _build(self, instance: Instance) -> None:
+        """Builds and loads the first: in one go, as nobody waits for an answer yet."""
+        fill(instance)
+        for warning in instance.warnings() if self.warns else ():
+            _log.warning(warning)
+        instance.load(self.warns)
 
     async def _replace(self, corefile: Corefile) -> None:
         prepared = await self.prepare(corefile)
@@ -91,8 +94,7 @@ class Server(Life):
             _log.warning(warning)
         before = self.runtime.loaded
         try:
-            # Files are read and names resolved where waiting holds nobody.
-            await files.waiting(loading(corefile), partial(new.load, self.warns), LOADING)
+            await loaded(new, partial(new.load, self.warns))
             self.runtime.loaded = corefile.fingerprint
             opened = await self._bring_up(new)
         except BaseException:

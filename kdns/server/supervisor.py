@@ -12,14 +12,14 @@ import pickle
 from collections.abc import Callable
 from typing import Final, final
 
-from kdns import files, log
+from kdns import log
 from kdns.corefile import Corefile
 from kdns.plugin.base import Plugin
 from kdns.server import gc_policy
 from kdns.server.build import Group, Instance, build_beside
 from kdns.server.crew import PAUSE, SLOW, WorkerFailed, Workers
 from kdns.server.forks import ForkServer
-from kdns.server.life import LOADING, STATE, Life, before_stop, loading, start_plugins, stop_plugins
+from kdns.server.life import STATE, Life, before_stop, loaded, start_plugins, stop_plugins
 from kdns.server.lifecycle import DRAIN, banner
 from kdns.server.listeners import probe
 
@@ -153,7 +153,7 @@ class Supervisor(Life):
         instance = await build_beside(corefile)
         for warning in (*corefile.warnings, *instance.warnings()):
             _log.warning(warning)
-        await files.waiting(loading(corefile), instance.load, LOADING)
+        await loaded(instance, instance.load)
         for group in instance.dispatchers:
             if not self.share_port and (open_already is None or group not in open_already):
                 probe(group)

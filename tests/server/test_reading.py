@@ -10,7 +10,7 @@ import pytest
 from kdns import files
 from kdns.corefile import CorefileError
 from kdns.plugins.chaos import Chaos
-from kdns.server import build, catalog, lifecycle, reading
+from kdns.server import build, catalog, life, reading
 from kdns.server.reading import CorefileOnDisk
 from kdns.testing import block as server_block
 from kdns.testing import data
@@ -132,14 +132,14 @@ def test_what_hung_while_a_corefile_was_loaded_failed_every_later_reload(
 ) -> None:
     over = threading.Event()
     monkeypatch.setattr(Chaos, "load", lambda self, block: over.wait(20))
-    monkeypatch.setattr(lifecycle, "LOADING", 0.3)
+    monkeypatch.setattr(life, "LOADING", 0.3)
     hosts = "hosts /nowhere {\n 192.0.2.1 a.org\n }"
     server = serve(server_block(hosts))
     try:
         for said in ("names took over 0.3 s and was given up", "names hangs and has not ended yet"):
             assert not server.reload(server_block(hosts, "chaos"))
             assert said in lines[-1]
-        monkeypatch.setattr(lifecycle, "LOADING", 20)
+        monkeypatch.setattr(life, "LOADING", 20)
         assert server.reload(server_block(hosts, "any"))
         assert not over.is_set() and data(server.ask("a.org.")) == ["192.0.2.1"]
     finally:
