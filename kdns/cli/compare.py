@@ -12,14 +12,16 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Final, NamedTuple
 
-from kdns import log
+from kdns import files, log
 from kdns.address import split_host_port
 from kdns.cli import cluster, differences, questionfile, questions, streams
 from kdns.cli.explain import read_corefile
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
 from kdns.cli.offline import Offline
+from kdns.cli.running import result_of, run
 from kdns.corefile import CorefileError
 from kdns.deadlines import Deadlines
 from kdns.dns import edns, iana, reply
@@ -34,6 +36,7 @@ from kdns.plugin.outcome import RcodeOnly
 from kdns.plugins.kubernetes import Kubernetes
 from kdns.printable import printable
 from kdns.server import build
+from kdns.server.life import READING, loaded
 from kdns.upstream.exchange import Result
 from kdns.upstream.upstream import Address, Options, Upstream
 
@@ -134,7 +137,7 @@ def main(words: Sequence[str]) -> int:
         log.stop_writer()
         return misused(str(error), HELP)
     try:
-        report = asyncio.run(_compare(values, wheres, [asked] if names else None, zones))
+        report = run(_compare(values, wheres, [asked] if names else None, zones))
     except BrokenPipeError:
         raise
     except (CorefileError, OSError, BadName, ValueError) as error:
@@ -157,11 +160,11 @@ async def _compare(
     instance: build.Instance | None = None
     try:
         if len(wheres) == 1:
-            corefile = await asyncio.to_thread(read_corefile, values)
+            corefile = await files.waiting("reading the Corefile", partial(read_corefile, values), READING)
             if not corefile.blocks:
                 raise CorefileError(None, f"{corefile.name} has no server block")
             instance = build.build(corefile)
-            await asyncio.to_thread(instance.load)
+            await loaded(instance, instance.load)
             sides.append(await _offline(instance, int(values["dns.port"])))
         sides += [_server(await _address(host), port) for host, port in wheres]
         found = names if names is not None else await _questions(values, instance)
@@ -178,7 +181,7 @@ async def _questions(values: Mapping[str, Value], instance: build.Instance | Non
     """The questions of a file, of manifests, or of the cluster. Raises OSError, ValueError or CorefileError."""
     path, zone = str(values["file"]), str(values["zone"]).rstrip(".")
     if path:
-        return await asyncio.to_thread(_from_file, path, int(values["limit"]))
+        return await files.waiting(f"reading {path}", partial(_from_file, path, int(values["limit"])), None)
     plugins = [plugin for plugin in instance.plugins if isinstance(plugin, Kubernetes)] if instance is not None else []
     paths = (
         (str(values["manifests"]),)
@@ -186,7 +189,7 @@ async def _questions(values: Mapping[str, Value], instance: build.Instance | Non
         else next((plugin.paths for plugin in plugins if plugin.paths), ())
     )
     if paths:
-        objects = await asyncio.to_thread(_from_manifests, paths)
+        objects = await files.waiting(f"reading {' '.join(paths)}", partial(_from_manifests, paths), READING)
         if not objects:
             raise ValueError(f"there is no object of Kubernetes in {' '.join(paths)}: there is nothing to ask for")
         return list(questions.of_objects(objects, zone))
@@ -245,9 +248,7 @@ def _server(host: str, port: int) -> Side:
     async def ask(question: Question) -> Answer | str:
         result: Result | None = None
         for _ in range(2):  # one datagram may be lost
-            came: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-            upstream.exchange(pack_query(0, question, opt=opt), question, "udp", came.set_result)
-            result = await came
+            result = await result_of(upstream, pack_query(0, question, opt=opt), question, "udp")
             if type(result) is Answer:
                 return result
         return str(result)

@@ -5,16 +5,16 @@ DNSCache and one Pod's resolver, and at the servers' status pages, then asks rea
 are in findings.
 """
 
-import asyncio
 import contextlib
 import json
 import sys
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
-from kdns import log
+from kdns import files, log
 from kdns.address import split_host_port
 from kdns.cli import cluster, statuspages
 from kdns.cli.clusterstate import Asked, Object, State, labels_of, name_of
@@ -22,6 +22,7 @@ from kdns.cli.finding import ERROR, WARNING, Finding
 from kdns.cli.findings import diagnosed
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse, refuse
 from kdns.cli.networkpolicies import Place
+from kdns.cli.running import result_of, run
 from kdns.deadlines import Deadlines
 from kdns.dns import iana, resolvconf
 from kdns.dns.answer import Answer
@@ -29,10 +30,10 @@ from kdns.dns.errors import BadName
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
+from kdns.kube.api import CREDENTIALS
 from kdns.kube.paging import ApiError
 from kdns.kube.pod import pod_object, some_pod
 from kdns.printable import printable
-from kdns.upstream.exchange import Result
 from kdns.upstream.upstream import Address, Options, Upstream
 
 TIMEOUT: Final = 3.0  # seconds a server has for one query
@@ -87,7 +88,7 @@ def main(words: Sequence[str]) -> int:
         return misused(str(error), HELP)
     log.start_writer(sys.stderr)
     try:
-        state = asyncio.run(_gathered(values, server))
+        state = run(_gathered(values, server))
     except cluster.FAILURES as error:
         sys.stderr.write(f"the cluster cannot be asked: {printable(cluster.explained(error))}\n")
         return 1
@@ -120,7 +121,7 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
     """All that the rules look at. Raises what cluster.FAILURES names where the API cannot be reached at all."""
     namespace = str(values["dns-namespace"])
     state = State(namespace, zone=str(values["zone"]).rstrip("."), client_name=str(values["from"]))
-    config = await asyncio.to_thread(cluster.access, values)
+    config = await files.waiting("reading the kubeconfig", partial(cluster.access, values), CREDENTIALS)
     state.inside = not config.kubeconfig
     api = cluster.Cluster(config)
     try:
@@ -152,7 +153,8 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
     finally:
         await api.close()
     if state.inside:
-        state.nameservers = await asyncio.to_thread(_local_nameservers)
+        with contextlib.suppress(OSError):
+            state.nameservers = await files.waiting("reading /etc/resolv.conf", _local_nameservers)
     await _ask_all(state, server, str(values["outside"]))
     return state
 
@@ -211,11 +213,8 @@ async def _denied(state: State, api: cluster.Cluster, account: str) -> list[str]
 
 
 def _local_nameservers() -> tuple[str, ...]:
-    try:
-        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
-            return tuple(resolvconf.nameservers(file.read()))
-    except OSError:
-        return ()
+    with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+        return tuple(resolvconf.nameservers(file.read()))
 
 
 async def _ask_all(state: State, server: tuple[str, int] | None, outside: str) -> None:
@@ -236,9 +235,7 @@ async def _ask(host: str, port: int, name: str, transport: str) -> Asked:
     question = Question(from_text(name).lower(), iana.A)
     began = time.monotonic()
     try:
-        came: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        upstream.exchange(pack_query(0, question), question, transport, came.set_result)
-        result = await came
+        result = await result_of(upstream, pack_query(0, question), question, transport)
         said = iana.rcode_text(result.rcode) if type(result) is Answer else str(result)
         answered = type(result) is Answer and result.rcode == iana.NOERROR
     except OSError as error:

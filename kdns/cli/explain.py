@@ -11,7 +11,6 @@ is looked up in reverse. Of several listeners the one on the default port is ask
 its clients. Exit code: 0 with an answer, 3 without.
 """
 
-import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, ref
 from kdns.cli.offline import LEFT_OUT, Offline
 from kdns.cli.query import reverse_of
 from kdns.cli.resolv import Resolver, of_namespace, of_pod
+from kdns.cli.running import run
 from kdns.corefile import Corefile, CorefileError
 from kdns.dns import iana
 from kdns.dns.answer import Answer
@@ -100,7 +100,7 @@ def main(words: Sequence[str]) -> int:
             for line in listenerlimits.of_listener(instance, offline.group):
                 print(f"  {line}")
             print()
-        return asyncio.run(_explain(offline, name, qtype, place))
+        return run(_explain(offline, name, qtype, place))
     except BrokenPipeError:
         raise
     except (CorefileError, OSError, BadName, ValueError) as error:
@@ -126,7 +126,7 @@ def read_corefile(values: Mapping[str, Value], beside: str = "") -> Corefile:
             None, "there is no ./Corefile and no cluster is configured: name one with -conf, --kubeconfig or --context"
         )
     config = cluster.access(values)
-    return cluster.with_access(corefiles.parsed(asyncio.run(_cluster_corefile(config, values)), port), config)
+    return cluster.with_access(corefiles.parsed(run(_cluster_corefile(config, values)), port), config)
 
 
 async def _cluster_corefile(config: ApiConfig, values: Mapping[str, Value]) -> corefiles.Source:

@@ -7,7 +7,6 @@ the server's scheme say.
 Exit code: 0 for any reply, 9 where none came, as dig's.
 """
 
-import asyncio
 import contextlib
 import ipaddress
 import sys
@@ -17,6 +16,7 @@ from typing import Final
 from kdns import extras
 from kdns.address import split_host_port
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
+from kdns.cli.running import result_of, run
 from kdns.deadlines import Deadlines
 from kdns.dns import edns, iana
 from kdns.dns.answer import REPLY_EDNS, REPLY_RD, Answer
@@ -29,7 +29,7 @@ from kdns.plugin.records import record_of
 from kdns.printable import printable
 from kdns.upstream import oneshot
 from kdns.upstream.context import tls_context
-from kdns.upstream.exchange import Result, UpstreamError
+from kdns.upstream.exchange import UpstreamError
 from kdns.upstream.upstream import ALPN, PORTS, Address, Options, Trust, Upstream
 
 FLAGS: Final = (
@@ -73,7 +73,7 @@ def main(words: Sequence[str]) -> int:
         question, where = _read(rest, servers[-1] if servers else "127.0.0.1", values)
     except ValueError as error:
         return misused(str(error), HELP)
-    return asyncio.run(_ask(question, where, values))
+    return run(_ask(question, where, values))
 
 
 def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Question, Address]:
@@ -171,11 +171,9 @@ async def _over_udp(query: bytes, question: Question, where: Address) -> Answer:
 
 async def _over_stream(query: bytes, question: Question, where: Address, trust: Trust | None) -> Answer:
     """The reply over a connection. Raises UpstreamError."""
-    came: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
     upstream = Upstream(where, Options(timeout=TIMEOUT, max_fails=0, force_tcp=True), "query", Deadlines(), trust)
     try:
-        upstream.exchange(query, question, "tcp", came.set_result)
-        result = await came
+        result = await result_of(upstream, query, question, "tcp")
     finally:
         await upstream.close()
     if type(result) is not Answer:
