@@ -9,11 +9,15 @@ import asyncio
 import base64
 import hashlib
 import re
+from functools import partial
 from typing import Any, Final
+
+from kdns import files
 
 _HASH: Final = re.compile(r"\$2[abxy]\$\d\d\$[./A-Za-z0-9]{53}", re.ASCII)
 # Of nobody: a name that is not known takes as long as a wrong password.
 _NOBODY: Final = b"$2b$10$OMwzFyXoi/sh55quHzuVO.I7GqILlC5GqXPPiK35OCD0hPsU7jrr6"
+TIMEOUT: Final = 60.0  # seconds of a check: a hash may say that it takes days, and the process would not end before
 MAX_WRONG: Final = 100  # passwords kept that were wrong: a scraper with an old one asks every few seconds
 
 
@@ -49,18 +53,26 @@ class Users:
         key = hashlib.sha256(f"{len(name)}:{name}{password}".encode()).digest()
         if key in self.right:
             return True
-        async with self.lock:
+        await self.lock.acquire()
+        # Who has gone waits no more, but the check that has begun goes on, and the next one begins after it.
+        return await asyncio.shield(self._check(key, name, password.encode()))
+
+    async def _check(self, key: bytes, name: str, password: bytes) -> bool:
+        """The check of one password; lets go of the lock. Raises TimeoutError."""
+        try:
             if key in self.right or key in self.wrong:
                 return key in self.right
-            hashed = self.hashes.get(name, _NOBODY)
-            right = await asyncio.to_thread(self._matches, password.encode(), hashed) and name in self.hashes
+            matches = partial(self._matches, password, self.hashes.get(name, _NOBODY))
+            right = await files.waiting("checking a password", matches, TIMEOUT) and name in self.hashes
             if right:
                 self.right.add(key)
             else:
                 self.wrong[key] = None
                 if len(self.wrong) > MAX_WRONG:
                     del self.wrong[next(iter(self.wrong))]
-        return right
+            return right
+        finally:
+            self.lock.release()
 
     def _matches(self, password: bytes, hashed: bytes) -> bool:
         try:

@@ -2,8 +2,12 @@
 
 import base64
 import http.client
+import os
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +122,62 @@ def test_a_scraper_with_the_right_password_waited_for_all_who_guessed(serve: Ser
         guesses[-1].recv(1)
     for sock in guesses:
         sock.close()
+
+
+def test_who_guesses_and_goes_does_not_keep_the_scraper_out(serve: Serve, tmp_path: Path) -> None:
+    """Each check that nobody waited for any more went on beside the next."""
+    import bcrypt
+
+    path, port = tmp_path / "web.yaml", free_port()
+    path.write_text(f"basic_auth_users:\n  ann: {bcrypt.hashpw(b'right', bcrypt.gensalt(10)).decode()}\n")
+    serve(block(f"prometheus 127.0.0.1:{port} {{\n tls {path}\n }}", "whoami"))
+
+    def ask(password: str) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+        token = base64.b64encode(f"ann:{password}".encode()).decode()
+        sock.sendall(f"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Basic {token}\r\n\r\n".encode())
+        return sock
+
+    def status(password: str) -> bytes:
+        with ask(password) as sock, sock.makefile("rb") as stream:
+            return stream.readline()
+
+    # Another server of this process may have left a check that nobody waits for.
+    eventually(lambda: b" 401 " in status("wrong"), 60)
+    for number in range(30):
+        ask(f"wrong {number}").close()
+    assert b" 200 " in status("right")
+
+
+def test_a_hash_that_takes_days_to_check_kept_the_process_from_ending(tmp_path: Path) -> None:
+    import bcrypt
+
+    port, corefile, log = free_port(), tmp_path / "Corefile", tmp_path / "log"
+    days = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode().replace("$04$", "$31$")
+    (tmp_path / "web.yaml").write_text(f"basic_auth_users:\n  ann: {days}\n")
+    prometheus = f"prometheus 127.0.0.1:{port} {{\n tls {tmp_path}/web.yaml\n }}"
+    corefile.write_text(block(prometheus, "whoami").replace("{port}", str(free_port())))
+
+    def seconds() -> float:
+        """Of CPU."""
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+    with (
+        log.open("wb") as out,
+        subprocess.Popen([sys.executable, "-m", "kdns", "-conf", str(corefile)], stdout=out, stderr=out) as process,
+    ):
+        try:
+            eventually(lambda: "CPython" in log.read_text(), 60)
+            before = seconds()
+            with socket.create_connection(("127.0.0.1", port)) as sock:
+                token = base64.b64encode(b"ann:wrong").decode()
+                sock.sendall(f"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Basic {token}\r\n\r\n".encode())
+                eventually(lambda: seconds() - before > 0.5, 60)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_cipher_suites_are_those_of_the_web_configuration(serve: Serve, tmp_path: Path) -> None:
