@@ -33,7 +33,7 @@ watches the cluster's API, or follows manifests in files, and answers from an in
 * `endpoint` is the API's URL, for use outside of a cluster; `tls` the client certificate, its key and the CA for it.
   Without `endpoint`, `kubeconfig` and `manifests`, the Pod's service account is used.
 * `kubeconfig` takes address and credentials from a kubeconfig file, CONTEXT or its current context: tokens, client
-  certificates and exec plugins.
+  certificates and exec plugins. An exec plugin has 30 seconds; then it is killed, with all that it started.
 * A proxy in front of the API is used as kubectl does: the kubeconfig's `proxy-url`, or else HTTPS_PROXY or HTTP_PROXY
   of the environment, except for hosts that NO_PROXY lists (hosts, domains, addresses, prefixes, each with or without a
   port) and this machine itself. The proxy is asked over `http://` or `https://`; SOCKS proxies are not supported.
