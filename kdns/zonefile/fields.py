@@ -217,7 +217,7 @@ class Encoded:
         first = entry.peek()
         parts = [entry.next("").text for _ in range(entry.left())]
         made = decoded(b"".join(parts), self.base)
-        at = first.at if first is not None else entry.end
+        at = first.at if first is not None else entry.words[-1].at
         if made is None:
             raise BadRecord(at, f"expected {_BASES[self.base]}")
         if len(made) < self.least:
@@ -231,10 +231,9 @@ class Encoded:
 
 
 class Counted:
-    """Octets behind their count: one word in hex or base32; `-` where there are none (RFC 5155, section 3.3)."""
+    """Octets behind their count: one word in hex; `-` where there are none (RFC 5155, section 3.3)."""
 
-    def __init__(self, base: int) -> None:
-        self.base = base
+    base = 16
 
     def read(self, entry: Entry) -> bytes:
         word = entry.next(_BASES[self.base])
@@ -249,6 +248,24 @@ class Counted:
         size = data[at]
         part = _cut(data, at + 1, size)
         return (_encoded(part, self.base) if part else "-"), at + 1 + size
+
+
+class Hashed(Counted):
+    """An NSEC3's next name behind its length, in base32."""
+
+    base = 32
+
+    def read(self, entry: Entry) -> bytes:
+        made = super().read(entry)
+        # The algorithm stands four words before.
+        if not fits_hash(number(entry.words[entry.i - 5], 255), len(made) - 1):
+            raise BadRecord(entry.words[entry.i - 1].at, "a hash of SHA-1 has 20 octets")
+        return made
+
+
+def fits_hash(algorithm: int, size: int) -> bool:
+    """Whether an NSEC3's hash may have so many octets (RFC 5155, section 11)."""
+    return size == 20 if algorithm == 1 else 0 < size <= 255
 
 
 _BASES: Final = {16: "octets in hex", 32: "octets in base32", 64: "octets in base64"}

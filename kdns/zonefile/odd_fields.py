@@ -1,6 +1,4 @@
-"""Fields of types with a text form of their own: LOC, APL, IPSECKEY, AMTRELAY, NID, L64, HIP, SVCB and
-HTTPS.
-"""
+"""Fields of types with a text form of their own: LOC, APL, IPSECKEY, AMTRELAY, NID, L64, NSAP, HIP, SVCB and HTTPS."""
 
 import base64
 import ipaddress
@@ -9,7 +7,7 @@ import socket
 from typing import Final
 
 from kdns.zonefile.errors import BadRecord
-from kdns.zonefile.fields import Address, Counted, Field, Name, Number, _cut, number, quoted
+from kdns.zonefile.fields import Address, Counted, Field, Name, Number, _cut, decoded, number, quoted
 from kdns.zonefile.words import Entry, Word, name, shown, unescape
 
 
@@ -192,12 +190,29 @@ class Locator:
         return _cut(data, at, 8).hex(":", 2), at + 8
 
 
+class Nsap:
+    """An NSAP's address (RFC 1706, section 7): hex behind `0x`, with dots between the octets or without."""
+
+    def read(self, entry: Entry) -> bytes:
+        word = entry.next("an address such as 0x47.0005")
+        text = word.text.replace(b".", b"").lower()
+        made = decoded(text[2:], 16) if text.startswith(b"0x") else None
+        if not made:
+            raise BadRecord(word.at, f'expected an address such as 0x47.0005, found "{shown(word.text)}"')
+        return made
+
+    def show(self, data: bytes, at: int) -> tuple[str, int]:
+        if at == len(data):
+            raise ValueError("no address")
+        return f"0x{data[at:].hex()}", len(data)
+
+
 class HostIdentity:
     """A HIP's rdata (RFC 8005, section 5): algorithm, identity in hex, key in base64, rendezvous servers."""
 
     def read(self, entry: Entry) -> bytes:
         algorithm = Number(1).read(entry)
-        identity = Counted(16).read(entry)
+        identity = Counted().read(entry)
         word = entry.next("a key in base64")
         try:
             key = base64.b64decode(word.text, validate=True)
@@ -218,10 +233,10 @@ class HostIdentity:
         return " ".join(out), at
 
 
-# SvcParamKeys by name (RFC 9460, section 14.3; RFC 9461; RFC 9540).
+# SvcParamKeys by name (RFC 9460, section 14.3; RFC 9461; RFC 9540; 9: draft-ietf-tls-key-share-prediction).
 _KEYS: Final = {
     "mandatory": 0, "alpn": 1, "no-default-alpn": 2, "port": 3, "ipv4hint": 4, "ech": 5, "ipv6hint": 6, "dohpath": 7,
-    "ohttp": 8,
+    "ohttp": 8, "tls-supported-groups": 9,
 }  # fmt: skip
 _KEY_TEXT: Final = {value: text for text, value in _KEYS.items()}
 
@@ -234,7 +249,7 @@ class Parameters:
         while entry.left():
             word = entry.next("")
             text, equals, value = word.text.partition(b"=")
-            given = Word(value, word.at + len(text) + 1)
+            given = Word(value, word.at + len(text) + 1 if value else word.at)
             follows = entry.peek()
             if (
                 equals
@@ -278,11 +293,11 @@ class Parameters:
                 raise BadRecord(word.at, "this parameter takes no value")
             return b""
         text = unescape(word)
-        if key in (0, 1, 3, 4, 5, 6, 7) and not text:
+        if key in (0, 1, 3, 4, 5, 6, 7, 9) and not text:
             raise BadRecord(word.at, "this parameter needs a value")
         try:
             if key == 0:
-                return b"".join(sorted(self._key(Word(part, word.at)).to_bytes(2, "big") for part in text.split(b",")))
+                return b"".join(_once(sorted(self._key(Word(part, word.at)) for part in text.split(b",")), word))
             if key == 1:
                 return b"".join([bytes((len(part),)) + part for part in _listed(text, word)])
             if key == 3:
@@ -292,6 +307,8 @@ class Parameters:
                 return b"".join([socket.inet_pton(family, part.decode("ascii")) for part in text.split(b",")])
             if key == 5:
                 return base64.b64decode(text, validate=True)
+            if key == 9:
+                return b"".join(_once([number(Word(part, word.at), 65535) for part in text.split(b",")], word))
         except (OSError, ValueError) as error:
             if isinstance(error, BadRecord):
                 raise
@@ -335,11 +352,23 @@ class Parameters:
             return f"{text}={','.join(hints)}"
         if key == 5:
             return f"{text}={quoted(base64.b64encode(value))}"
+        if key == 9:
+            if len(value) % 2 or not value:
+                raise ValueError("a bad list of groups")
+            numbers = [int.from_bytes(value[i : i + 2], "big") for i in range(0, len(value), 2)]
+            return f"{text}={','.join(map(str, numbers))}"
         return f"{text}={quoted(value)}" if value else text
 
 
 def _fail() -> str:
     raise ValueError("a bad parameter")
+
+
+def _once(numbers: list[int], word: Word) -> list[bytes]:
+    """Numbers of a list, two octets each."""
+    if len(set(numbers)) < len(numbers):
+        raise BadRecord(word.at, f'"{shown(word.text)}": one of these stands twice')
+    return [each.to_bytes(2, "big") for each in numbers]
 
 
 def _listed(text: bytes, word: Word) -> list[bytes]:
@@ -352,7 +381,10 @@ def _listed(text: bytes, word: Word) -> list[bytes]:
         if octet == 0x2C:
             out.append(bytearray())
             continue
-        if octet == 0x5C and i < len(text):
+        if octet == 0x5C:
+            # Nothing else may be escaped here (RFC 9460, appendix A.1).
+            if text[i : i + 1] not in (b"\\", b","):
+                raise BadRecord(word.at, f'"{shown(word.text)}": of a list\'s item, commas and backslashes are escaped')
             octet = text[i]
             i += 1
         out[-1].append(octet)

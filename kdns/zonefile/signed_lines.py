@@ -10,7 +10,7 @@ from typing import Final, final
 
 from kdns.dns import iana
 from kdns.zonefile.errors import BadRecord
-from kdns.zonefile.fields import Field, decoded
+from kdns.zonefile.fields import Field, decoded, fits_hash
 from kdns.zonefile.types import LAYOUTS
 from kdns.zonefile.words import Word, name, split
 
@@ -57,9 +57,9 @@ class SignedLines:
     def nsec3(self, parameters: bytes, following: bytes, types: bytes) -> bytes:
         """An NSEC3's rdata."""
         made = decoded(following, 32)
-        if not made or len(made) > 255:
-            raise BadRecord(0, "no hash")
         head = self._read(self.parameters, parameters, _PARAMETERS)
+        if made is None or not fits_hash(head[0], len(made)):
+            raise BadRecord(0, "no hash")
         return self._whole(b"".join((head, bytes((len(made),)), made, self._types(types))))
 
     def _types(self, text: bytes) -> bytes:

@@ -17,6 +17,7 @@ from kdns.zonefile.fields import (
     Encoded,
     Eui,
     Field,
+    Hashed,
     Mnemonic,
     Moment,
     Name,
@@ -29,7 +30,7 @@ from kdns.zonefile.fields import (
     Type,
     name_text,
 )  # fmt: skip
-from kdns.zonefile.odd_fields import Gateway, HostIdentity, Location, Locator, Parameters, Prefixes, Relay
+from kdns.zonefile.odd_fields import Gateway, HostIdentity, Location, Locator, Nsap, Parameters, Prefixes, Relay
 from kdns.zonefile.words import Entry, shown
 
 _NAME: Final = Name()
@@ -50,7 +51,7 @@ _CERTIFICATE: Final = Mnemonic(2, {
     "PKIX": 1, "SPKI": 2, "PGP": 3, "IPKIX": 4, "ISPKI": 5, "IPGP": 6, "ACPKIX": 7, "IACPKIX": 8, "URI": 253,
     "OID": 254,
 })  # fmt: skip
-_KEY: Final = (_U16, _U8, _ALGORITHM, Encoded(64, 0))
+_KEY: Final = (_U16, _U8, _ALGORITHM, _BASE64)
 _DS: Final = (_U16, _ALGORITHM, _U8, _HEX)
 _SVCB: Final = (_U16, _NAME, Parameters())
 
@@ -60,19 +61,23 @@ _ROWS: Final[dict[str, tuple[Field, ...]]] = {
     "MR": (_NAME,),
     "PTR": (_NAME,), "HINFO": (_STRING, _STRING), "MINFO": (_NAME, _NAME), "MX": (_U16, _NAME), "TXT": (Strings(),),
     "RP": (_NAME, _NAME), "AFSDB": (_U16, _NAME), "X25": (_STRING,), "ISDN": (_STRING, Strings(0)), "RT": (_U16, _NAME),
-    "KEY": _KEY, "PX": (_U16, _NAME, _NAME), "AAAA": (Address(socket.AF_INET6),), "LOC": (Location(),),
+    "KEY": (_U16, _U8, _ALGORITHM, Encoded(64, 0)),  # without a key where its flags say so (RFC 2535, section 3.1.2)
+    "PX": (_U16, _NAME, _NAME), "AAAA": (Address(socket.AF_INET6),), "LOC": (Location(),),
     "SRV": (_U16, _U16, _U16, _NAME), "NAPTR": (_U16, _U16, _STRING, _STRING, _STRING, _NAME), "KX": (_U16, _NAME),
     "CERT": (_CERTIFICATE, _U16, _ALGORITHM, _BASE64), "DNAME": (_NAME,), "APL": (Prefixes(),), "DS": _DS,
     "SSHFP": (_U8, _U8, _HEX), "IPSECKEY": (_U8, Gateway(), Encoded(64, 0)),
     "RRSIG": (Type(), _ALGORITHM, _U8, _U32, Moment(), Moment(), _U16, _NAME, _BASE64), "NSEC": (_NAME, Bitmap()),
-    "DNSKEY": _KEY, "DHCID": (_BASE64,), "NSEC3": (_U8, _U8, _U16, Counted(16), Counted(32), Bitmap()),
-    "NSEC3PARAM": (_U8, _U8, _U16, Counted(16)), "TLSA": (_U8, _U8, _U8, _HEX), "SMIMEA": (_U8, _U8, _U8, _HEX),
+    "DNSKEY": _KEY, "DHCID": (_BASE64,), "NSEC3": (_U8, _U8, _U16, Counted(), Hashed(), Bitmap()),
+    "NSEC3PARAM": (_U8, _U8, _U16, Counted()), "TLSA": (_U8, _U8, _U8, _HEX), "SMIMEA": (_U8, _U8, _U8, _HEX),
     "HIP": (HostIdentity(),), "CDS": _DS, "CDNSKEY": _KEY, "OPENPGPKEY": (_BASE64,), "CSYNC": (_U32, _U16, Bitmap()),
     "ZONEMD": (_U32, _U8, _U8, _HEX), "SVCB": _SVCB, "HTTPS": _SVCB, "SPF": (Strings(),), "EUI48": (Eui(6),),
     "EUI64": (Eui(8),), "URI": (_U16, _U16, Rest()), "CAA": (_U8, Tag(), Rest()),
     "GPOS": (_STRING, _STRING, _STRING), "NINFO": (Strings(),),
     "NID": (_U16, Locator()), "L32": (_U16, Address(socket.AF_INET)), "L64": (_U16, Locator()), "LP": (_U16, _NAME),
     "AVC": (Strings(),), "AMTRELAY": (_U8, Relay()), "RESINFO": (Strings(),), "WALLET": (Strings(),), "DLV": _DS,
+    "NSAP": (Nsap(),), "NSAP-PTR": (_NAME,), "EID": (_HEX,), "NIMLOC": (_HEX,), "RKEY": _KEY, "TALINK": (_NAME, _NAME),
+    "TA": _DS, "DOA": (_U32, _U32, _U8, _STRING, Encoded(64, 0)), "HHIT": (_BASE64,), "BRID": (_BASE64,),
+    "DSYNC": (Type(), Mnemonic(1, {"NOTIFY": 1}), _U16, _NAME),
 }  # fmt: skip
 LAYOUTS: Final = {iana.TYPES[text]: row for text, row in _ROWS.items()}
 # Types that are not data: of messages and of questions only.
@@ -86,7 +91,7 @@ def read(rtype: int, entry: Entry) -> bytes:
     if first is not None and first.text == b"\\#" and not first.quoted:
         return _generic(rtype, entry)
     if row is None:
-        at = first.at if first is not None else entry.end
+        at = first.at if first is not None else entry.words[-1].at
         raise BadRecord(
             at, f"type {iana.type_text(rtype)} has no text form here: write \\# LENGTH HEX (RFC 3597, section 5)"
         )

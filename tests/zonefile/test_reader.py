@@ -77,8 +77,50 @@ RDATA = [
     "DLV 12345 8 2 " + "ab" * 32, "EUI64 00-00-5e-ef-10-00-00-2a",
     'URI 10 1 "ftp://ftp1.example.com/public"', 'CAA 0 issue "ca.example.net; x=1"', "TYPE731 \\# 6 abcdef 012345",
     "TYPE62347 \\# 0",
-    "A \\# 4 0A000001",
+    "A \\# 4 0A000001", "NSAP 0x47.0005.80.005a00.0000.0001.e133.ffffff000161.00", "NSAP-PTR host",
+    "DSYNC CDS NOTIFY 5359 scanner.example.net.", "DSYNC TYPE65280 200 53 @",
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "octets"), [
+    ("EID 12 89 AB", "1289ab"), ("NIMLOC 12 89 AB", "1289ab"), ("TALINK . b.", "00016200"),
+    ("RKEY 0 255 1 AQMF", "0000ff01010305"),
+    ('DOA 0 1 2 "" aHR0', "0000000000000001020068" "7474"), ('DOA 1 2 3 "t"', "0000000100000002030174"),
+    ("TA 1 13 2 ab", "00010d02ab"), ("HHIT aHR0", "687474"), ("BRID aHR0", "687474"),
+])  # fmt: skip
+def test_types_that_dnspython_does_not_know_are_read_and_printed(text: str, octets: str) -> None:
+    word, _, rest = text.partition(" ")
+    rtype = iana.type_number(word)
+    assert rtype is not None
+    made = types.read(rtype, split(rest.encode(), 0, ORIGIN))
+    assert made.hex() == octets and types.fits(rtype, made)
+    assert types.read(rtype, split(types.show(rtype, made).encode(), 0, b"\0")) == made
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("x NSAP 0x", "db:4:8: expected an address such as"), ("x NSAP 0x123", "expected an address such as"),
+    ("x NSAP 47", "expected an address such as"),
+    ("x DNSKEY 257 3 13", "db:4:16: expected octets in base64, found the end of the record"),
+    ("x CERT 1 2 3 ; nothing", "db:4:12: expected octets in base64"),
+    ("x TYPE731", "db:4:3: type TYPE731 has no text form"),
+    ("x HTTPS 1 . port", "db:4:13: this parameter needs a value"),
+    ("x HTTPS 1 . mandatory=alpn,alpn alpn=h2", "one of these stands twice"),
+    (r"x HTTPS 1 . alpn=a\\b", "commas and backslashes are escaped"),
+    (r"x HTTPS 1 . alpn=a\\", "commas and backslashes are escaped"),
+    ("x NSEC3 1 0 0 - CPNMU", "a hash of SHA-1 has 20 octets"),
+    ("x NSEC3 1 0 0 - 2T7B4G4VSA5SMI47K61MV5BV1A22BOJR A", ""), ("x NSEC3 2 0 0 - CPNMU", ""),
+])  # fmt: skip
+def test_what_is_missing_or_wrong_has_its_place(text: str, expected: str) -> None:
+    if expected:
+        assert expected in complaint(text + "\n")
+    else:
+        read(text + "\n")
+
+
+def test_an_item_of_a_list_may_hold_a_comma_and_a_backslash() -> None:
+    made = types.read(iana.HTTPS, split(rb'1 . alpn="f\\\\oo\\,bar,h2"', 0, ORIGIN))
+    assert made == dns.rdata.from_text("IN", "HTTPS", r'1 . alpn="f\\\\oo\\,bar,h2"').to_wire()
+    assert b"\x08f\\oo,bar\x02h2" in made
 
 
 @pytest.mark.parametrize("text", RDATA)
@@ -95,8 +137,26 @@ def test_every_types_rdata_is_read_as_dnspython_reads_it_and_printed_so_that_it_
     assert types.read(rtype, split(again.encode(), 0, b"\0")) == made
     assert types.read(rtype, split(f"\\# {len(made)} {made.hex()}".encode(), 0, b"\0")) == made
     assert types.fits(rtype, made)
-    if rtype in types.LAYOUTS and word not in ("DHCID", "OPENPGPKEY"):  # any octets do
+    if rtype in types.LAYOUTS and word not in ("DHCID", "OPENPGPKEY", "NSAP"):  # any octets do
         assert not types.fits(rtype, made[:1])
+
+
+def test_the_groups_of_a_service_are_numbers_of_two_octets() -> None:
+    """dnspython 2.9 does not know this parameter by name."""
+    for text in ("1 . alpn=h2 tls-supported-groups=4588,29,65535", '1 . tls-supported-groups="4588,29,65535" alpn=h2'):
+        made = types.read(iana.HTTPS, split(text.encode(), 0, ORIGIN))
+        peer = dns.rdata.from_text("IN", "HTTPS", "1 . alpn=h2 key9=\\017\\236\\000\\029\\255\\255")
+        assert made == peer.to_wire()
+        assert types.show(iana.HTTPS, made) == '1 . alpn="h2" tls-supported-groups=4588,29,65535'
+    assert types.fits(iana.HTTPS, made) and not types.fits(iana.HTTPS, made[:-1])
+
+
+@pytest.mark.parametrize(("value", "expected"), [
+    ("", "needs a value"), ("=", "needs a value"), ("=29,29", "stands twice"), ("=29,", "expected a number"),
+    ("=x25519", "expected a number"), ("=65536", "expected a number"), ("=29 key9=\\000\\029", "stands twice"),
+])  # fmt: skip
+def test_groups_of_a_service_that_are_none_are_named(value: str, expected: str) -> None:
+    assert expected in complaint(f"svc HTTPS 1 . tls-supported-groups{value}\n")
 
 
 ZONE = """\
