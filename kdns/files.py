@@ -130,7 +130,8 @@ def sync_folder(path: str) -> None:
 def read_through(path: str, most: int, keep: int, timeout: float = TIMEOUT) -> Content:
     """Reads a file to its end; of one with more than `keep` octets the data is not kept.
 
-    Raises OSError, also for a folder and for a file of over `most` octets.
+    Raises OSError, also for a folder and for a file of over `most` octets; NotRegular for a device that gives octets
+    (/dev/zero gives as many as there are) and is no terminal.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # or a FIFO would wait for its writer here
     try:
@@ -138,6 +139,7 @@ def read_through(path: str, most: int, keep: int, timeout: float = TIMEOUT) -> C
         if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         regular = stat.S_ISREG(found.st_mode)
+        device = stat.S_ISBLK(found.st_mode) or (stat.S_ISCHR(found.st_mode) and not os.isatty(handle))
         if regular and found.st_size > most:
             raise _too_large(path, most)
         digest = hashlib.blake2b()
@@ -150,6 +152,8 @@ def read_through(path: str, most: int, keep: int, timeout: float = TIMEOUT) -> C
             piece = os.read(handle, _PIECE)
             if not piece:
                 break
+            if device:
+                raise NotRegular(errno.EINVAL, "it is a device and not a file", path)
             size += len(piece)
             if size > most:
                 raise _too_large(path, most)

@@ -1,4 +1,4 @@
-"""A file that is replaced is the old one or the new one, whole."""
+"""A file that is replaced is the old one or the new one, whole; pipes and devices in a file's place."""
 
 import os
 from pathlib import Path
@@ -35,3 +35,13 @@ def test_a_pipe_that_is_not_waited_for_was_said_not_to_have_ended_within_0_s(tmp
             files.read_regular(path, 10)
     finally:
         os.close(writer)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "/dev/urandom"])
+def test_a_device_that_never_ends_was_read_as_far_as_a_file_may_reach(path: str) -> None:
+    with pytest.raises(files.NotRegular, match=f"it is a device and not a file: '{path}'"):
+        files.read_through(path, 1 << 60, 0)
+
+
+def test_the_device_that_is_empty_is_an_empty_file() -> None:
+    assert files.read("/dev/null", 10) == b""

@@ -262,6 +262,7 @@ def test_a_reload_of_the_corefile_reads_no_zone_again(serve: Serve, db: Path) ->
     ("file", "expected a file"), ("file {db} {\n bogus\n }", "unknown property"),
     ("file {db} {\n reload 5\n }", "a unit is missing"),
     ("file {db} {\n reload_by_mtime x\n }", "unexpected argument"), ("file {bad}", "bad:1:5: expected an IPv4 address"),
+    ("file /dev/zero {\n reload 0\n }", "it is a device and not a file"),
     ("file {none} {\n reload 0\n }", "No such file"), ("auto", "auto needs `directory`"), ("auto {\n directory a b\n }",
     "needs a TEMPLATE"),
     ("auto {\n directory a db {1}\n }", "needs a group"),
