@@ -54,7 +54,7 @@ from kdns.dns.rrset import RRset
 from kdns.plugin import Outcome, Plugin, RcodeOnly, Request, readers
 from kdns.plugin.base import BlockInfo
 from kdns.plugin.outcome import Transfer
-from kdns.plugin.providers import KeyRing, StepSource, TransferSource, ZoneStep
+from kdns.plugin.providers import KeyRing, NumbersVersions, StepSource, TransferSource, ZoneStep
 from kdns.plugin.runtime import Runtime
 from kdns.upstream import oneshot
 from kdns.upstream.exchange import UpstreamError
@@ -62,6 +62,7 @@ from kdns.upstream.exchange import UpstreamError
 # Octets of records in one message, at most: a turn of the loop makes one, and 16 KB take a millisecond.
 MESSAGE: Final = 16_384
 MAX_LENGTH: Final = 60_000  # of one RRset in a message; a longer one goes on in the next
+MAX_GIVEN: Final = 10_000  # versions that clients have from us: the last ones of each, some 1 MB
 TRIES: Final = 3  # of a NOTIFY
 TIMEOUT: Final = 2.0  # seconds for each
 _NOTIFY: Final = 4 << 11  # the opcode (RFC 1996, section 3)
@@ -102,7 +103,9 @@ class TransferPlugin(Plugin):
         # NOTIFYs on their way, by zone and address; and those that a newer version has overtaken meanwhile.
         self.tasks: dict[tuple[bytes, tuple[str, int]], asyncio.Task[None]] = {}
         self.again: set[tuple[bytes, tuple[str, int]]] = set()
-        self.started = False
+        self.serving = False
+        # The versions that were given, by zone, client and serial, of sources that number them themselves.
+        self.given: dict[tuple[bytes, str, int], None] = {}
 
     def wire(self, block: BlockInfo) -> None:
         self.sources = block.all(TransferSource)
@@ -116,16 +119,16 @@ class TransferPlugin(Plugin):
                 self.keys[rule.key] = tsig.Key(rule.key, secret, rule.algorithm)
 
     async def start(self, runtime: Runtime) -> None:
-        self.started = True
         # A secondary comes at once: before the sockets are open it would find nobody, and stay away for half a minute.
         runtime.on_serving.append(self._notify_all)
 
     def _notify_all(self) -> None:
+        self.serving = True
         for zone in dict.fromkeys(zone for source in self.sources for zone in source.transfer_zones()):
             self.notify(zone)
 
     async def stop(self) -> None:
-        self.started = False
+        self.serving = False
         tasks = list(self.tasks.values())
         for task in tasks:
             task.cancel()
@@ -133,10 +136,14 @@ class TransferPlugin(Plugin):
         self.tasks.clear()
         self.sources = []
 
+    def transfers(self, zone: bytes) -> bool:
+        """True if there is a rule for a zone."""
+        return self._rule(zone) is not None
+
     def notify(self, zone: bytes) -> None:
         """Tells those that are named by address of a new version; of several while one is told, once more."""
         rule = self._rule(zone)
-        if rule is None or not self.started:
+        if rule is None or not self.serving:
             return
         for where in rule.notified:
             if (zone, where) in self.tasks:
@@ -188,14 +195,26 @@ class TransferPlugin(Plugin):
         ours = int.from_bytes(soa.rdatas[0][-20:-16], "big")
         if serial is not None and (serial - ours) & 0xFFFFFFFF < 0x80000000:
             return Transfer(iter([(soa,)]))  # RFC 1995, section 2: not older than ours (RFC 1982)
-        steps = (
-            source.transfer_steps(request.question.name, serial)
-            if serial is not None and isinstance(source, StepSource)
-            else None
-        )
-        if steps is not None:
-            return Transfer(_messages(soa, _told(steps)))
-        return Transfer(_messages(soa, records))
+        steps: Sequence[ZoneStep] | None = None
+        if serial is not None and isinstance(source, StepSource) and self._has(source, request, serial):
+            steps = source.transfer_steps(request.question.name, serial)
+        if isinstance(source, NumbersVersions):
+            self._gives(request, ours)
+        return Transfer(_messages(soa, records if steps is None else _told(steps)))
+
+    def _has(self, source: TransferSource, request: Request, serial: int) -> bool:
+        """True if a serial says which version a client has."""
+        if not isinstance(source, NumbersVersions):
+            return True
+        return (request.question.name, str(request.client[0]), serial) in self.given
+
+    def _gives(self, request: Request, serial: int) -> None:
+        """Notes what a client has from us."""
+        place = (request.question.name, str(request.client[0]), serial)
+        self.given.pop(place, None)
+        self.given[place] = None
+        if len(self.given) > MAX_GIVEN:
+            del self.given[next(iter(self.given))]
 
 
 def _told(steps: Sequence[ZoneStep]) -> Iterator[RRset]:

@@ -145,11 +145,23 @@ class StepSource(Protocol):
 
 
 @runtime_checkable
+class NumbersVersions(Protocol):
+    """A StepSource that numbers versions itself, as other replicas do: a serial alone does not say what a secondary
+    has. Steps are for those that had their version from this process.
+    """
+
+    numbers_versions: bool
+
+
+@runtime_checkable
 class Notifies(Protocol):
     """A plugin that tells secondaries of new versions of a zone (RFC 1996)."""
 
     def notify(self, zone: bytes) -> None:
         """A zone has another version. Called in the loop."""
+
+    def transfers(self, zone: bytes) -> bool:
+        """True if anybody may have a zone: else nobody wants to know of its versions."""
 
 
 @runtime_checkable

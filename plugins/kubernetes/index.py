@@ -47,6 +47,7 @@ class Zone:
         self.denials: dict[int, Answer] = {}
         self.negatives: dict[int, Answer] = {}
         self.apex: dict[bytes, dict[int, Answer]] = {}
+        self.version = 0  # the serial, where the zone has versions (kdns.plugins.kubernetes.journal); else the index's
 
 
 @final
@@ -162,6 +163,16 @@ class Index:
                 # They hold as they are; the next ones show the new serial.
                 zone.denials = {}
                 zone.negatives = {}
+
+    def publish(self, zones: Iterable[Zone], serial: int) -> None:
+        """Zones have another version: they show its serial from now on."""
+        for zone in zones:
+            zone.version = serial
+            zone.apex = {}
+            zone.denials = {}
+            zone.negatives = {}
+        self.changes.end()
+        self.changes = Validity()
 
     def _names_changed(self) -> None:
         self.names.end()

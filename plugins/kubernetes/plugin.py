@@ -35,6 +35,7 @@ from kdns.plugin.providers import (
     WATCH_POLICIES,
     ExternalAddresses,
     LabelCollector,
+    Notifies,
     Owner,
     SearchBase,
     WatchesMore,
@@ -45,10 +46,12 @@ from kdns.plugins.kubernetes import labels
 from kdns.plugins.kubernetes.config import Config
 from kdns.plugins.kubernetes.explain import reason
 from kdns.plugins.kubernetes.index import SVC, Index
+from kdns.plugins.kubernetes.journal import Journal
 from kdns.plugins.kubernetes.names import Names
 from kdns.plugins.kubernetes.records import Records
-from kdns.plugins.kubernetes.transfer import transfer
+from kdns.plugins.kubernetes.transfer import Contents, State
 from kdns.timeslice import emptied
+from kdns.zonefile.history import Step
 
 SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.", across=MIN)
 OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",), across=MAX)
@@ -64,6 +67,7 @@ class Kubernetes(Plugin):
     name: ClassVar[str] = "kubernetes"
     central = True
     pure = True
+    numbers_versions = True
 
     @classmethod
     def parse(cls, directives: Sequence[Directive], block: ServerBlock) -> Sequence[Config]:
@@ -84,6 +88,8 @@ class Kubernetes(Plugin):
         self.publishes = False  # whether the block has metadata
         self.wanted: frozenset[str] = frozenset()  # what others of the block want to know of the cluster
         self.external = False  # whether the block serves Services' addresses outside the cluster
+        self.notifiers: list[Notifies] = []
+        self.journal: Journal[State] | None = None  # where any zone is transferred
         self.source: Source | None = None
         self.invalidating: asyncio.Task[None] | None = None
         self.attach(Cluster())
@@ -126,6 +132,7 @@ class Kubernetes(Plugin):
     def wire(self, block: BlockInfo) -> None:
         self.publishes = bool(block.all(LabelCollector))
         self.external = bool(block.all(ExternalAddresses))
+        self.notifiers = block.all(Notifies)
         self.wanted = frozenset().union(*(each.watches() for each in block.all(WatchesMore)))
 
     async def start(self, runtime: Runtime) -> None:
@@ -172,11 +179,20 @@ class Kubernetes(Plugin):
         self.source = await runtime.acquire(self.key, make)
         self.index.close()
         self.attach(self.source.cluster)
+        index = self.index
+        zones = [zone for zone in index.forward if not zone.imports and self._is_transferred(zone.name)]
+        if zones:
+            self.journal = Journal(index, Contents(index, self.records), zones, self._changed)
+            await self.journal.start()
         REFRESH.append(self._count)
         if not self.cluster.synced:
             self.waiting = asyncio.create_task(self._wait(), name="kubernetes-wait")
 
     async def stop(self) -> None:
+        if self.journal is not None:
+            await self.journal.stop()
+            self.journal = None
+        self.notifiers = []
         self.index.close()
         if self._count in REFRESH:
             REFRESH.remove(self._count)
@@ -213,6 +229,13 @@ class Kubernetes(Plugin):
             (IMPORT, len(cluster.imports)), (POLICY, len(cluster.policies)),
         ):  # fmt: skip
             OBJECTS.slot(kind)[0] = count
+
+    def _is_transferred(self, zone: bytes) -> bool:
+        return any(each.transfers(zone) for each in self.notifiers)
+
+    def _changed(self, zone: bytes) -> None:
+        for each in self.notifiers:
+            each.notify(zone)
 
     def _freshened(self) -> None:
         """Answers say from now on that they are stale, or do not any more: what was rendered does not hold."""
@@ -330,8 +353,11 @@ class Kubernetes(Plugin):
 
     def transfer(self, zone: bytes) -> Iterator[RRset] | None:
         """All records of a zone; None before the first sync."""
-        found = next((known for known in self.index.forward if known.name == zone), None)
-        return transfer(self.index, self.records, found) if found is not None and self.cluster.synced else None
+        return self.journal.whole(zone) if self.journal is not None else None
+
+    def transfer_steps(self, zone: bytes, serial: int) -> Sequence[Step] | None:
+        """The steps that lead from a version to the present one."""
+        return self.journal.since(zone, serial) if self.journal is not None else None
 
     def selects(self) -> str:
         """Which option keeps part of the cluster from it, or nothing."""

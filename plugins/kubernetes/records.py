@@ -74,7 +74,8 @@ class Records:
     def soa(self, zone: Zone) -> bytes:
         """The zone's SOA rdata."""
         mname, rname = b"\x02ns\x03dns" + zone.name, b"\x0ahostmaster" + zone.name
-        return rdata.soa(mname, rname, self.index.serial, rdata.REFRESH, rdata.RETRY, rdata.EXPIRE, self.index.ttl)
+        serial = zone.version or self.index.serial
+        return rdata.soa(mname, rname, serial, rdata.REFRESH, rdata.RETRY, rdata.EXPIRE, self.index.ttl)
 
     def denial(self, zone: Zone, name: bytes, rcode: int) -> Answer:
         """NXDOMAIN, or NODATA (NOERROR), of a name where the sets of Services and namespaces decide that."""
@@ -145,7 +146,7 @@ class Records:
                 for part in entry.parts():
                     for i, address in enumerate(part.addresses()):
                         found = True
-                        label = endpoint_label(part, i, address)
+                        label = endpoint_label(part, i, address, index.config.endpoint_pod_names)
                         yield bytes((len(label),)) + label + name, address
             else:
                 for address in service.addresses:
@@ -368,12 +369,17 @@ class Records:
             found = filter(self._shown, self.index.cluster.owners(address))
         return [Owner(entry.namespace.lower().encode(), entry.name.lower().encode()) for entry in found]
 
+    def exists(self, entry: ServiceState) -> bool:
+        """True if the names of a Service exist."""
+        service = entry.service
+        if service is None or not self.index.is_namespace(entry.namespace.lower().encode()):
+            return False
+        return not self._hides(entry, service)
+
     def _shown(self, entry: ServiceState) -> bool:
         """True if the names of a Service that addresses belong to exist: else no address may point to them."""
         service = entry.service
-        if service is None or service.kind == EXTERNAL:
-            return False
-        return self.index.is_namespace(entry.namespace.lower().encode()) and not self._hides(entry, service)
+        return service is not None and service.kind != EXTERNAL and self.exists(entry)
 
     def _hides(self, entry: ServiceState, service: Service) -> bool:
         """True if `ignore empty_service` takes a Service away, and all that would be below it."""
