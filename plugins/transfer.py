@@ -19,8 +19,13 @@ AXFR and IXFR (RFC 5936, RFC 1995) are answered over TCP and TLS (RFC 9103), fro
 `kubernetes` and `k8s_external`, `file`, `auto`, `secondary` and `dynupdate`. An IXFR from a serial that is not older
 than ours gets our SOA; one from a version whose steps to the present one are known gets those; any other gets the whole
 zone. Over UDP, and for others than `to` names, the answer is REFUSED. Those that `to` names by address are notified at
-start and of every new version (RFC 1996), with `tsig` signed. The zones of `kubernetes` and `k8s_external` change too
-often for that: they are notified of at start alone, keep no steps, and secondaries follow them by the SOA's refresh.
+start and of every new version (RFC 1996), with `tsig` signed.
+
+The zones of `kubernetes` have at most one version a second, so however much changes in it is one NOTIFY and one step.
+The last 1000 are kept, up to 100,000 records; where more than 2000 Services change at once, secondaries get the whole
+zone. Versions are those of one process: a secondary that had the zone from another replica, or before a reload or a
+restart, gets it whole once. Serials are seconds since 1970. The zones of `k8s_external` keep no steps and are notified
+of at start alone: secondaries follow them by the SOA's refresh.
 
 ## Examples
 

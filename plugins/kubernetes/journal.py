@@ -65,7 +65,9 @@ class Contents(Protocol[S]):
     def sides(
         self, zone: Zone, key: bytes, old: S | None, new: S | None
     ) -> tuple[Iterator[RRset], Iterator[RRset], Iterator[RRset]]:
-        """Records of the old state, of the new one, and those that are of both though they stand in one of these."""
+        """Records of the old state, of the new one, and those that are of both though they stand in one of these. An
+        RRset without records may stand wherever there has been work.
+        """
 
 
 @final

@@ -4,7 +4,7 @@ A Service of thousands of endpoints is given in many small RRsets, so that whoev
 time: the same owner and type may come more than once, the same record never does.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, final
 
 from kdns.dns import iana, rdata
@@ -107,7 +107,7 @@ class Contents:
         )
 
     def _headless(
-        self, base: bytes, parts: tuple[Slice, ...] | list[Slice], weight: int, only: Container[bytes] | None = None
+        self, base: bytes, parts: tuple[Slice, ...] | list[Slice], weight: int, only: set[bytes] | None = None
     ) -> Side:
         """The records of endpoints, or of those with some addresses only."""
         ttl, pod_names = self.index.ttl, self.index.config.endpoint_pod_names
@@ -116,7 +116,11 @@ class Contents:
         srvs: set[bytes] = set()  # port and target
         for part in parts:
             rtype = iana.A if part.width == 4 else iana.AAAA
-            found = [(i, each) for i, each in enumerate(part.addresses()) if only is None or each in only]
+            every = part.addresses()
+            if only is not None and only.isdisjoint(every):
+                yield RRset(base, rtype, ttl, ())  # a place to stop at
+                continue
+            found = [(i, each) for i, each in enumerate(every) if only is None or each in only]
             fresh = dict.fromkeys([each for _, each in found if each not in addresses])
             if fresh:
                 addresses.update(fresh)
