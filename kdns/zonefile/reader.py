@@ -1,9 +1,10 @@
 """The master-file reader (RFC 1035, section 5; RFC 2308, section 4; RFC 3597): files in, records by owner and type out.
 
 Theory of operation. Nearly all lines of large zones are one of a few simple forms. One regular expression recognises
-such a line whole, and which of its groups matched last says which form it is; that takes a microsecond or two. Every
-other entry is split into words (`words.split`) and read field by field (`types.read`), which takes ten times as long
-and gives errors their place. Both give the same records; a test holds them beside each other.
+such a line whole, and which of its groups matched last says which form it is; that takes a microsecond or two. What
+recurs in such lines is known by its text: targets and what names end in, an SRV's or MX's numbers. Every other entry is
+split into words (`words.split`) and read field by field (`types.read`), which takes ten times as long and gives errors
+their place. Both give the same records; a test holds them beside each other.
 
 What is wrong is noted with its place, and reading goes on behind the entry, so one look shows all faults (at most
 MAX_PROBLEMS). A zone with a fatal one is not served. Out-of-zone records are left out and named (BIND, NSD); of
@@ -20,32 +21,32 @@ from typing import Any, Final, NamedTuple, final
 
 from kdns import files
 from kdns.dns import iana
-from kdns.dns.name import is_within, to_text
+from kdns.dns.name import MAX_LABEL, MAX_NAME, is_within, to_text
 from kdns.zonefile import types
 from kdns.zonefile.errors import BadRecord, Problem, ZoneFileError
 from kdns.zonefile.fields import ttl as read_ttl
 from kdns.zonefile.generate import MAX_GENERATED, expanded
 from kdns.zonefile.signed_lines import LINES, SignedLines
-from kdns.zonefile.words import Entry, Word, name, shown, split
+from kdns.zonefile.words import LENGTH, Entry, Word, name, shown, split
 
 MAX_OCTETS: Final = 1 << 30  # of a file and all it includes; ten million records have some 400 MB
 MAX_DEPTH: Final = 7  # of $INCLUDE (CoreDNS's)
 MAX_PROBLEMS: Final = 20
-_NAMES_KEPT: Final = 4096  # wire forms kept by their text; a bound, not a tuning
+_KEPT: Final = 4096  # wire forms kept by their text; a bound, not a tuning
 
 # Key of a signature's set: its records share a TTL with what they cover, not with each other (RFC 4034, section 3).
 SIGNED: Final = 16
 
 # Groups: 1 owner (empty: the one before), 2 TTL, then by type: 3 A, 4 AAAA, 5 and 6 a type whose rdata is one name, 7
-# and 8 MX, 9 a TXT of one string, 10 to 13 SRV, 14 to 20 what signed zones have (signed_lines). Nothing is given back
-# (`++`, `*+`): what follows a part never begins like it.
+# and 8 MX, 9 a TXT of one string, 10 an SRV's numbers and 11 its target, 12 to 18 what signed zones have
+# (signed_lines). Nothing is given back (`++`, `*+`): what follows a part never begins like it.
 _NAME: Final = rb"[-A-Za-z0-9_.*/@]++"
 _FAST: Final = re.compile(
     rb"([-A-Za-z0-9_.*/@]*+)[ \t]++(?:([0-9]{1,9})[ \t]++)?(?:(?:IN|in)[ \t]++)?"
     rb"(?:A[ \t]++([0-9.]++)|AAAA[ \t]++([0-9A-Fa-f:.]++)"
     rb"|(NS|CNAME|PTR)[ \t]++(" + _NAME + rb")|MX[ \t]++([0-9]{1,5})[ \t]++(" + _NAME + rb")"
     rb'|TXT[ \t]++"([^"\\\n]{0,255}+)"'
-    rb"|SRV[ \t]++([0-9]{1,5})[ \t]++([0-9]{1,5})[ \t]++([0-9]{1,5})[ \t]++(" + _NAME + rb")|" + LINES + rb")"
+    rb"|SRV[ \t]++((?:[0-9]{1,5}[ \t]++){3})(" + _NAME + rb")|" + LINES + rb")"
     rb"[ \t\r]*+(?:;[^\n]*+)?(?:\n|\Z)"
 )
 _IDLE: Final = re.compile(rb"(?:[ \t\r]*+(?:;[^\n]*+)?+\n)++")  # lines with nothing in them
@@ -167,8 +168,11 @@ class MasterFile:
             at = 3  # a byte order mark
         fast, idle, from_text = _FAST.match, _IDLE.match, socket.inet_pton
         names = self.names
+        numbers: dict[bytes, bytes] = {}  # wire forms by their text
         targets: dict[bytes, bytes] = {}
+        tails: dict[bytes, bytes] = {}  # of what stands behind a name's first dot
         origin = file.origin
+        below, room = self._below(origin)
         signed = SignedLines(origin)
         owner = before = b""  # of the entry before, and as it stands there
         node: dict[int, list[Any]] | None = None
@@ -185,7 +189,9 @@ class MasterFile:
                 at = self._entry(file, at)
                 if file.origin is not origin:
                     origin = file.origin
+                    below, room = self._below(origin)
                     targets = {}
+                    tails = {}
                     signed = SignedLines(origin)
                 before = b""
                 owner = file.owner
@@ -198,7 +204,14 @@ class MasterFile:
             if ttl < 0 or ttl > iana.MAX_TTL:
                 odd = True  # whoever reads it as an odd one says what is wrong
                 continue
-            if text and text != before:
+            if text and len(text) <= room and b"." not in text and text != b"@":
+                if text != before:
+                    owner = file.owner = LENGTH[len(text)] + text.lower() + below
+                    before = text
+                    node = names.get(owner)
+                    if node is None:
+                        node = names[owner] = {}
+            elif text and text != before:
                 try:
                     owner = file.owner = name(Word(text, at), origin).lower()
                 except BadRecord as error:
@@ -223,30 +236,37 @@ class MasterFile:
                     rtype, rdata = 1, from_text(socket.AF_INET, match[3].decode())
                 elif form == 4:
                     rtype, rdata = 28, from_text(socket.AF_INET6, match[4].decode())
-                elif form == 6 or form == 8 or form == 13:
+                elif form == 6 or form == 8 or form == 11:
                     word = match[form]
                     target = targets.get(word)
                     if target is None:
-                        target = name(Word(word, match.start(form)), origin)
-                        if len(targets) >= _NAMES_KEPT:
-                            targets.clear()
-                        targets[word] = target
+                        first, dot, rest = word.partition(b".")
+                        tail = tails.get(rest) if dot else None
+                        if tail is not None and 0 < len(first) <= MAX_LABEL and len(first) + len(tail) < MAX_NAME:
+                            target = LENGTH[len(first)] + first + tail
+                        else:
+                            target = name(Word(word, match.start(form)), origin)
+                            if rest:
+                                _keep(tails, rest, target[len(first) + 1 :])
+                        _keep(targets, word, target)
                     if form == 6:
                         rtype, rdata = _ONE_NAME[match[5]], target
-                        if rtype == 5:
-                            self.places.setdefault((owner, 5), (file, at))
-                    elif form == 8:
-                        rtype, rdata = 15, int(match[7]).to_bytes(2, "big") + target
+                        if rtype == 5 and rtype not in node:
+                            self.places[owner, 5] = (file, at)
                     else:
-                        numbers = [int(match[i]).to_bytes(2, "big") for i in (10, 11, 12)]
-                        rtype, rdata = 33, b"".join(numbers) + target
-                elif form == 15:
-                    rdata = signed.rrsig(match[14], match[15])
+                        figures = match[7] if form == 8 else match[10]
+                        head = numbers.get(figures)
+                        if head is None:
+                            head = b"".join([int(each).to_bytes(2, "big") for each in figures.split()])
+                            _keep(numbers, figures, head)
+                        rtype, rdata = 15 if form == 8 else 33, head + target
+                elif form == 13:
+                    rdata = signed.rrsig(match[12], match[13])
                     rtype = iana.RRSIG | (rdata[0] << 8 | rdata[1]) << SIGNED
-                elif form == 17:
-                    rtype, rdata = iana.NSEC, signed.nsec(match[16], match[17])
-                elif form == 20:
-                    rtype, rdata = 50, signed.nsec3(match[18], match[19], match[20])
+                elif form == 15:
+                    rtype, rdata = iana.NSEC, signed.nsec(match[14], match[15])
+                elif form == 18:
+                    rtype, rdata = 50, signed.nsec3(match[16], match[17], match[18])
                 else:
                     string = match[9]
                     rtype, rdata = 16, bytes((len(string),)) + string
@@ -263,6 +283,13 @@ class MasterFile:
             count += 1
             at = match.end()
         self.count += count
+
+    def _below(self, origin: bytes) -> tuple[bytes, int]:
+        """What owners of one label end in, and how many octets such a label may have: 0 where they are not in the
+        zone.
+        """
+        below = origin.lower()
+        return below, min(MAX_LABEL, MAX_NAME - 1 - len(below)) if is_within(below, self.origin) else 0
 
     def _entry(self, file: _File, at: int) -> int:
         """Reads one entry of any form; gives the offset behind it."""
@@ -439,12 +466,20 @@ class MasterFile:
                     self._note(file, at, f"an SOA of {to_text(owner)}, which is not the zone's apex", fatal=False)
             elif rtype == iana.CNAME and iana.CNAME in node:
                 # RFC 1034, section 3.6.2; RFC 4034, sections 3 and 4; RFC 2535 allowed KEY too.
-                other = [key for key in node if key & 0xFFFF not in (iana.CNAME, iana.RRSIG, iana.NSEC)]
+                other = len(node) > 1 and [
+                    key for key in node if key & 0xFFFF not in (iana.CNAME, iana.RRSIG, iana.NSEC)
+                ]
                 if other:
                     text = f"{to_text(owner)} has a CNAME beside {iana.type_text(other[0])}: a CNAME stands alone"
                     self._note(file, at, f"{text} (RFC 1034, section 3.6.2)")
-                elif len(set(node[iana.CNAME][1:])) > 1:
+                elif len(node[iana.CNAME]) > 2 and len(set(node[iana.CNAME][1:])) > 1:
                     self._note(file, at, f"{to_text(owner)} has more than one CNAME (RFC 2181, section 10.1)")
         if self.outside > 3:
             text = f"{self.outside} records are not in zone {to_text(origin)}: left out"
             self.problems.append(Problem(whole.path, 1, 1, text, False))
+
+
+def _keep(known: dict[bytes, bytes], text: bytes, made: bytes) -> None:
+    if len(known) >= _KEPT:
+        known.clear()
+    known[text] = made

@@ -22,7 +22,7 @@ _TOKEN: Final = re.compile(
     rb'|((?:[^ \t\r\x0b\x0c\n;()"\\]++|\\[^\n])++)'
 )
 _BLANK, _COMMENT, _END, _PAREN, _QUOTED, _BARE = range(1, 7)
-_LENGTH: Final = tuple([bytes((size,)) for size in range(MAX_LABEL + 1)])
+LENGTH: Final = tuple([bytes((size,)) for size in range(MAX_LABEL + 1)])  # a label's first octet, by its size
 
 
 class Word(NamedTuple):
@@ -159,7 +159,7 @@ def name(word: Word, origin: bytes) -> bytes:
     if b"\\" in text:
         return _escaped_name(word, origin)
     if b"." not in text and 0 < len(text) <= MAX_LABEL and len(text) + len(origin) < MAX_NAME:
-        return _LENGTH[len(text)] + text + origin
+        return LENGTH[len(text)] + text + origin
     if text[-1:] == b".":
         parts, tail = text[:-1].split(b"."), ROOT
     else:
@@ -169,7 +169,7 @@ def name(word: Word, origin: bytes) -> bytes:
         size = len(part)
         if not 0 < size <= MAX_LABEL:
             raise _bad_label(word, size)
-        out.append(_LENGTH[size])
+        out.append(LENGTH[size])
         out.append(part)
     out.append(tail)
     made = b"".join(out)
