@@ -222,8 +222,7 @@ class MasterFile:
                 node = names.get(owner)
                 if node is None:
                     if not is_within(owner, self.origin):
-                        self._outside(file, at, owner)
-                        at = match.end()
+                        odd = True  # it is checked all the same, and its TTL counts for those behind it
                         continue
                     node = names[owner] = {}
             if node is None:  # no owner before, or one out of the zone
@@ -241,7 +240,7 @@ class MasterFile:
                     target = targets.get(word)
                     if target is None:
                         first, dot, rest = word.partition(b".")
-                        tail = tails.get(rest) if dot else None
+                        tail = tails.get(rest) if dot else origin if word != b"@" else None
                         if tail is not None and 0 < len(first) <= MAX_LABEL and len(first) + len(tail) < MAX_NAME:
                             target = LENGTH[len(first)] + first + tail
                         else:
@@ -367,7 +366,7 @@ class MasterFile:
         elif rtype in (iana.CNAME, iana.SOA, iana.DNAME):
             place = self.places.setdefault((owner, rtype), (file, at))
             known = self.names.get(owner, {}).get(rtype)
-            if known is not None and rdata not in known[1:]:
+            if rtype != iana.CNAME and known is not None and rdata not in known[1:]:  # CNAMEs are judged at the end
                 first = place[0].data.count(b"\n", 0, place[1]) + 1
                 raise BadRecord(
                     at, f"a second {iana.type_text(rtype)} of {to_text(owner)}; the first is in line {first}"

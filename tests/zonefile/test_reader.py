@@ -212,6 +212,13 @@ LINES = st.lists(
         "*.w in A 192.0.2.3",
     "w 9999999999 A 1.1.1.1",
         "A A 192.0.2.1", "mx mx 10 mail", "x" * 64 + " A 192.0.2.1", "10 PTR ten", "  A 192.0.2.200 ; c", "t TXT \"\"",
+        "C CNAME www.example.org.", "c2 CNAME x.Example.ORG.", "c2 CNAME y.Example.ORG.", "c2 NS x.y", "c2 NS z.y",
+        "c2 NS x..y", "c2 NS .y", "c2 NS .", "c2 NS org.", "c2 NS @.y", "_s._tcp SRV 1  2\t3 x.y",
+        "s SRV 1 2 99999 x.y",
+        "s SRV 1 2 3 " + "x" * 64, "s MX 1 " + "x" * 64 + ".y", "WWW 300 TXT \"z\"",
+        "$ORIGIN example.net.", "$ORIGIN Sub.Example.org.", "$ORIGIN " + "y" * 60 + "." + "z" * 60 + ".example.org.",
+        "x" * 62 + "." + "y" * 63 + " NS " + "x" * 62 + "." + "y" * 63, "x" * 63 + " NS " + "x" * 63,
+        "$ORIGIN " + ("z" * 59 + ".") * 3 + "example.org.",
     ]),
     max_size=12,
 )  # fmt: skip
