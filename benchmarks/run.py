@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import outside, peers, transports, zones
+from benchmarks import bigzone, outside, peers, transports, zones
 from benchmarks.harness import CLIENT_CORE, HERE, RUNS, SECONDS, SERVER_CORE, Server, dnsperf, host
 from benchmarks.mixes import MIXES, Mix, cluster, questions
 from kdns.testing import ApiServer
@@ -190,7 +190,7 @@ def main(words: list[str]) -> int:
                 ["## Several processes", "", *several(folder, files, api.url, to.port)],
                 ["## Outside names with `searchpath`", "", *outside.mixes(folder, files, api.url, to.port)],
                 ["## Transports", "", *transports.table(folder, [])],
-                ["## Zone files", "", *zones.table(folder, [])],
+                ["## Zone files", "", *zones.table(folder, []), "", *bigzone.table(folder)],
                 ["## Memory", "", *memory(folder, files, api.url, to.port), *outside.memory(folder, api.url, to.port)],
             ]
         finally:

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -90,10 +92,10 @@ def files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return out, [line]
 
 
-def kdns(folder: Path, zones: dict[str, Path], compiled: bool) -> Server:
-    """kdns: the checkout's, or the compiled package."""
+def kdns(folder: Path, zones: dict[str, Path], compiled: bool, options: str = "") -> Server:
+    """kdns: the checkout's, or the compiled package. `options` are those of `file`."""
     port = free_port()
-    lines = "\n ".join(f"file {path} {zone}" for zone, path in zones.items())
+    lines = "\n ".join(f"file {path} {zone}{options}" for zone, path in zones.items())
     corefile = folder / f"Corefile.{port}"
     corefile.write_text(f".:{port} {{\n bind 127.0.0.1\n errors\n prometheus 127.0.0.1:{free_port()}\n {lines}\n}}\n")
     name, where = ("kdns compiled", peers.COMPILED) if compiled else ("kdns", HERE.parent)
@@ -101,40 +103,50 @@ def kdns(folder: Path, zones: dict[str, Path], compiled: bool) -> Server:
     return Server(name, *words, port=port, cwd=folder)
 
 
-def servers(folder: Path, zones: dict[str, Path]) -> list[Server]:
-    """All that are here."""
-    out = [kdns(folder, zones, True)] if peers.COMPILED.is_dir() else []
-    out.append(kdns(folder, zones, False))
+def coredns(folder: Path, zones: dict[str, Path], options: str = "") -> Server:
+    """CoreDNS. `options` are those of `file`."""
+    port = free_port()
+    blocks = "".join(
+        f"{zone}:{port} {{\n bind 127.0.0.1\n errors\n prometheus 127.0.0.1:{free_port()}\n file {path}{options}\n}}\n"
+        for zone, path in zones.items()
+    )
+    (folder / "Corefile.zones").write_text(blocks)
+    words = ["env", "GOMAXPROCS=1", "coredns", "-conf", str(folder / "Corefile.zones")]
+    return Server("coredns", *words, port=port)
+
+
+def knot(folder: Path, zones: dict[str, Path]) -> Server:
+    port = free_port()
+    (folder / "zones.conf").write_text(
+        f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {folder}/zk\n  udp-workers: 1\n  tcp-workers: 1\n"
+        f"database:\n  storage: {folder}/zk-db\ntemplate:\n  - id: default\n    semantic-checks: off\n"
+        f"    zonefile-sync: -1\nzone:\n"
+        + "".join(f"  - domain: {zone}\n    file: {path}\n" for zone, path in zones.items())
+    )
+    (folder / "zk").mkdir(exist_ok=True)
+    return Server("knot", "knotd", "-c", str(folder / "zones.conf"), port=port)
+
+
+def nsd(folder: Path, zones: dict[str, Path]) -> Server:
+    port = free_port()
+    (folder / "nsd.conf").write_text(
+        f'server:\n ip-address: 127.0.0.1@{port}\n username: ""\n zonesdir: "{folder}"\n'
+        f' pidfile: "{folder}/nsd.pid"\n xfrdfile: "{folder}/xfrd.state"\n zonelistfile: "{folder}/zone.list"\n'
+        f' xfrdir: "{folder}"\n database: ""\n server-count: 1\n rrl-ratelimit: 0\n rrl-whitelist-ratelimit: 0\n'
+        "remote-control:\n control-enable: no\n"
+        + "".join(f'zone:\n name: "{zone}"\n zonefile: "{path}"\n' for zone, path in zones.items())
+    )
+    return Server("nsd", "nsd", "-d", "-c", str(folder / "nsd.conf"), port=port)
+
+
+def makers(folder: Path, zones: dict[str, Path], options: str = "") -> list[Callable[[], Server]]:
+    """What starts each of those that are here. `options` are those of `file`."""
+    out: list[Callable[[], Server]] = [partial(kdns, folder, zones, False, options)]
+    if peers.COMPILED.is_dir():
+        out.insert(0, partial(kdns, folder, zones, True, options))
     if shutil.which("coredns"):
-        port = free_port()
-        blocks = "".join(
-            f"{zone}:{port} {{\n bind 127.0.0.1\n errors\n prometheus 127.0.0.1:{free_port()}\n file {path}\n}}\n"
-            for zone, path in zones.items()
-        )
-        (folder / "Corefile.zones").write_text(blocks)
-        words = ["env", "GOMAXPROCS=1", "coredns", "-conf", str(folder / "Corefile.zones")]
-        out.append(Server("coredns", *words, port=port))
-    if shutil.which("knotd"):
-        port = free_port()
-        (folder / "zones.conf").write_text(
-            f"server:\n  listen: 127.0.0.1@{port}\n  rundir: {folder}/zk\n  udp-workers: 1\n  tcp-workers: 1\n"
-            f"database:\n  storage: {folder}/zk-db\ntemplate:\n  - id: default\n    semantic-checks: off\n"
-            f"    zonefile-sync: -1\nzone:\n"
-            + "".join(f"  - domain: {zone}\n    file: {path}\n" for zone, path in zones.items())
-        )
-        (folder / "zk").mkdir(exist_ok=True)
-        out.append(Server("knot", "knotd", "-c", str(folder / "zones.conf"), port=port))
-    if shutil.which("nsd"):
-        port = free_port()
-        (folder / "nsd.conf").write_text(
-            f'server:\n ip-address: 127.0.0.1@{port}\n username: ""\n zonesdir: "{folder}"\n'
-            f' pidfile: "{folder}/nsd.pid"\n xfrdfile: "{folder}/xfrd.state"\n zonelistfile: "{folder}/zone.list"\n'
-            f' xfrdir: "{folder}"\n database: ""\n server-count: 1\n rrl-ratelimit: 0\n rrl-whitelist-ratelimit: 0\n'
-            "remote-control:\n control-enable: no\n"
-            + "".join(f'zone:\n name: "{zone}"\n zonefile: "{path}"\n' for zone, path in zones.items())
-        )
-        out.append(Server("nsd", "nsd", "-d", "-c", str(folder / "nsd.conf"), port=port))
-    return out
+        out.append(partial(coredns, folder, zones, options))
+    return out + [partial(make, folder, zones) for name, make in (("knotd", knot), ("nsd", nsd)) if shutil.which(name)]
 
 
 def table(folder: Path, wanted: list[str]) -> list[str]:
@@ -142,7 +154,7 @@ def table(folder: Path, wanted: list[str]) -> list[str]:
     zones, lines = files(folder)
     asked = questions(folder)
     base = peers.floor(folder)
-    every = servers(folder, zones)
+    every = [make() for make in makers(folder, zones)]
     time.sleep(5 + NAMES / 10_000)
     out = [f"| mix | bar | {' | '.join(each.name for each in every)} |", "|---" * (2 + len(every)) + "|"]
     print("\n".join(out), flush=True)
