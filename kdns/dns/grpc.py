@@ -23,6 +23,10 @@ class BadPacket(ValueError):
     """Octets that are not a DnsPacket in a gRPC message."""
 
 
+class Compressed(BadPacket):
+    """A message in an encoding that was not offered."""
+
+
 def packed(message: bytes) -> bytes:
     """A DNS message as the body of a gRPC request or answer."""
     size, length = len(message), bytearray()
@@ -34,11 +38,11 @@ def packed(message: bytes) -> bytes:
 
 
 def unpacked(body: bytes) -> bytes:
-    """The DNS message in a body. Raises BadPacket."""
+    """The DNS message in a body. Raises BadPacket, which is Compressed where the message is."""
     if len(body) < _HEADER or int.from_bytes(body[1:_HEADER], "big") != len(body) - _HEADER:
         raise BadPacket("the length of the message is wrong")
     if body[0]:
-        raise BadPacket("the message is compressed, which was not offered")
+        raise Compressed("the message is compressed, which was not offered")
     message = b""
     try:
         for number, value in fields(body, _BITS, _HEADER):

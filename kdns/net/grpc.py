@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Final
 
-from kdns.dns.grpc import PATH, TYPE, BadPacket, packed, unpacked
+from kdns.dns.grpc import PATH, TYPE, BadPacket, Compressed, packed, unpacked
 from kdns.net import MessageStream
 from kdns.net.http2 import Exchange
 from kdns.net.http2_frames import field
@@ -31,7 +31,9 @@ def serve(connection: WebConnection, exchange: Exchange) -> None:
     try:
         query = unpacked(bytes(exchange.body))
     except BadPacket as error:
-        _fail(connection, exchange, INVALID_ARGUMENT, str(error).encode())
+        # "Compression" in gRPC's documentation: an encoding that a server does not have is none that it implements.
+        status = UNIMPLEMENTED if type(error) is Compressed else INVALID_ARGUMENT
+        _fail(connection, exchange, status, str(error).encode())
         return
     # A header, and no response: those get no reply over any transport. Neither is an update taken (CVE-2026-86003).
     if len(query) < 12 or query[2] & 0x80:
@@ -56,5 +58,8 @@ def _answer(connection: WebConnection, exchange: Exchange, reply: bytes | Messag
 
 def _fail(connection: WebConnection, exchange: Exchange, code: int, text: bytes) -> None:
     """An outcome without a message: the fields are the trailers."""
-    fields = [(b"content-type", TYPE), (b"grpc-status", b"%d" % code), (b"grpc-message", text.replace(b" ", b"%20"))]
+    fields = [
+        (b"content-type", TYPE), (b"grpc-status", b"%d" % code), (b"grpc-message", text.replace(b" ", b"%20")),
+        (b"grpc-accept-encoding", b"identity"),
+    ]  # fmt: skip
     connection.respond(exchange, 200, fields, b"")

@@ -1,6 +1,7 @@
 """DNS over gRPC to one upstream (dns.grpc): a call for each query, all on one connection of HTTP/2."""
 
 from typing import ClassVar, Final, final
+from urllib.parse import unquote
 
 from kdns.dns import grpc
 from kdns.upstream.connections import InFlightQuery
@@ -30,7 +31,7 @@ class GrpcConnections(HttpsConnections):
             return self.broken(flight, f"HTTP status {response.status or 'missing'}")
         code = response.fields.get("grpc-status", "")
         if code != "0":
-            said = response.fields.get("grpc-message", "")[:MAX_SAID]
+            said = unquote(response.fields.get("grpc-message", ""))[:MAX_SAID]
             return self.broken(flight, f"gRPC status {code or 'missing'}{': ' if said else ''}{said}")
         try:
             return matched(self, grpc.unpacked(bytes(response.body)), flight)

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Final, final
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import QuicErrorCode
+from aioquic.tls import AlertDescription
 
 from kdns import files
 from kdns.deadlines import Deadlines
@@ -26,6 +28,13 @@ from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFl
 from kdns.upstream.exchange import matching_reply, our_end
 
 MAX_REPLY: Final = 2 + 65_535  # octets on a stream
+# TLS alerts about a certificate, as codes of QUIC (RFC 9001, section 4.8), and aioquic's words for an expired one.
+_CERTIFICATE_ALERTS: Final = (
+    QuicErrorCode.CRYPTO_ERROR + AlertDescription.bad_certificate,
+    QuicErrorCode.CRYPTO_ERROR + AlertDescription.certificate_expired,
+)
+_NO_LONGER_VALID: Final = "Certificate is no longer valid"
+_EXPIRED: Final = "certificate has expired"
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")  # how OpenSSL finds an authority in a folder
 
 
@@ -171,10 +180,18 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
                     self.ready.set_result(None)
                     self.join()
             elif isinstance(event, events.ConnectionTerminated):
-                reason = f": {event.reason_phrase}" if event.reason_phrase else ""
-                self._ended(ConnectionAbortedError(f"the connection was ended (code {event.error_code}){reason}"))
+                self._ended(ConnectionAbortedError(self._text(event)))
             else:
                 self.event(event)
+
+    def _text(self, end: events.ConnectionTerminated) -> str:
+        """Why a connection has ended. Before it was ready, an alert about a certificate is ours, of the upstream's: it
+        is said as over TLS.
+        """
+        code, reason = end.error_code, end.reason_phrase
+        if not self.ready.done() and code in _CERTIFICATE_ALERTS:
+            return f"certificate verify failed: {_EXPIRED if reason == _NO_LONGER_VALID else reason}"
+        return f"the connection was ended (code {code}){': ' if reason else ''}{reason}"
 
     def unanswered(self, event: events.StreamReset) -> None:
         """The upstream has ended a stream."""

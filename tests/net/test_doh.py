@@ -800,7 +800,7 @@ def test_a_query_over_grpc_is_answered(serve: Serve, site: Site) -> None:
 
 
 @pytest.mark.parametrize(("body", "code"), [
-    (b"x", "3"), (b"\1\0\0\0\2\x0a\0", "3"), (b"\0\0\0\0\3\x0a\5x", "3"), (b"\0\0\0\0\2\x0a\0", "3"),
+    (b"x", "3"), (b"\1\0\0\0\2\x0a\0", "12"), (b"\0\0\0\0\3\x0a\5x", "3"), (b"\0\0\0\0\2\x0a\0", "3"),
     (b"\0\0\0\0\1\x0b", "3"),
     (grpc.packed(b"\0\0\x80" + query()[3:]), "3"), (grpc.packed(bytes(65_600)), "8"),
     (b"\0\0\0\0\6" + b"\xff" * 6, "3"),
