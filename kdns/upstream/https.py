@@ -61,13 +61,24 @@ class HttpsConnections(Connections):
         return doh.result(self, response, flight)
 
 
+class _Http2(H2Connection):
+    """HTTP/2 in which a GOAWAY ends nothing: what the upstream has taken on by then, it still answers (RFC 9113,
+    section 6.8). To h2 itself all that comes behind one is a breach of the protocol.
+    """
+
+    def _receive_goaway_frame(self, frame: Any) -> Any:
+        told = ConnectionTerminated()
+        told.last_stream_id = frame.last_stream_id
+        return [], [told]
+
+
 @final
 class _Connection(Connection):
     def __init__(self, owner: HttpsConnections) -> None:
         super().__init__(owner)
         self.asks = owner
         self.protocol: str | None = None  # by ALPN
-        self.http = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self.http = _Http2(H2Configuration(client_side=True, header_encoding="utf-8"))
         self.responses: dict[int, Response] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -3,17 +3,24 @@ which asks again what the end of a connection left without an answer, as any cli
 """
 
 import contextlib
+import os
+import re
+import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dns.message
 import pytest
 
 from kdns.metrics import REGISTRY
-from kdns.testing import Server, data, eventually
+from kdns.testing import Server, data, eventually, free_port
+from tests.cli.test_commands import Process, processes  # noqa: F401 (a fixture)
 from tests.fixtures import Serve
-from tests.securepeers import NAME, Site
+from tests.securepeers import HOSTS, NAME, Site
+from tests.server.test_multisocket import descendants
 
 SCHEMES = ["tls", "https", "grpc", "quic", "https3"]
 ANSWERS = (["192.0.2.1"], ["192.0.2.2"])
@@ -33,23 +40,28 @@ def above(serve: Serve, site: Site, scheme: str, port: int) -> Server:
 
 
 class Load:
-    """Clients that ask all the time. `wrong` is what went wrong, `done` how many were answered."""
+    """Clients that ask all the time, each a server of its own. `wrong` is what went wrong, `done` how many were
+    answered, `last` what each was answered last.
+    """
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
+    def __init__(self, *servers: Server) -> None:
         self.over = threading.Event()
         self.wrong: list[object] = []
         self.done = 0
-        self.threads = [threading.Thread(target=self._ask) for _ in range(4)]
+        self.last: dict[Server, list[str]] = {}
+        self.threads = [
+            threading.Thread(target=self._ask, args=(server,)) for server in servers for _ in range(4 // len(servers))
+        ]
 
-    def _ask(self) -> None:
-        while not self.over.is_set():
+    def _ask(self, server: Server) -> None:
+        while not self.over.wait(0.005):  # so that what starts beside it has the processor too
             try:
-                reply: dns.message.Message = self.server.ask("a.example.org.", timeout=8)
+                reply: dns.message.Message = server.ask("a.example.org.", timeout=8)
             except Exception as error:
                 self.wrong.append(error)
                 continue
             self.done += 1
+            self.last[server] = data(reply)
             if data(reply) not in ANSWERS:
                 self.wrong.append(reply.to_text())
 
@@ -59,8 +71,8 @@ class Load:
 
 
 @contextlib.contextmanager
-def load(server: Server) -> Iterator[Load]:
-    made = Load(server)
+def load(*servers: Server) -> Iterator[Load]:
+    made = Load(*servers)
     for thread in made.threads:
         thread.start()
     try:
@@ -103,3 +115,86 @@ def test_a_rollout_under_load_loses_no_query(serve: Serve, site: Site, scheme: s
             client.goes_on()
             old = new
     assert not client.wrong, client.wrong[:3]
+
+
+class Workers:
+    """Processes that serve a scheme on one port with two workers each."""
+
+    def __init__(self, site: Site, scheme: str, made: list[Process]) -> None:
+        self.port, self.http = free_port(), free_port()
+        self.path = site.folder / "Corefile"
+        self.text = site.block("multisocket 2", "prometheus 127.0.0.1:{http}", scheme=scheme)
+        self.made = made
+
+    def begin(self, number: int = 1) -> Process:
+        """One more, with a page of metrics of its own."""
+        self.http = free_port()
+        self.write(number)
+        made = Process("-conf", str(self.path), "-share-port")
+        self.made.append(made)
+        made.until("linux/")
+        return made
+
+    def write(self, number: int) -> None:
+        """The answer from the next reload on."""
+        text = self.text.replace("{port}", str(self.port)).replace("{http}", str(self.http))
+        self.path.write_text(text.replace("192.0.2.1", f"192.0.2.{number}"))
+
+    def handshakes(self) -> float:
+        """Those that were made with the last process."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/metrics", timeout=10) as page:
+            lines = page.read().decode()
+        found = re.findall(r'^kdns_tls_handshakes_total\{.*result="ok".*\} (\S+)$', lines, re.M)
+        return sum(float(value) for value in found)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_reloads_of_several_workers_the_death_of_one_and_a_rollout_under_load_lose_no_query(
+    serve: Serve,
+    site: Site,
+    scheme: str,
+    processes: list[Process],  # noqa: F811
+) -> None:
+    workers = Workers(site, scheme, processes)
+    old = workers.begin()
+    with load(*(above(serve, site, scheme, workers.port) for _ in range(4))) as client:
+        client.goes_on()
+        opened = workers.handshakes()
+        for number in (2, 1, 2):
+            workers.write(number)
+            old.process.send_signal(signal.SIGUSR1)
+            expected = [f"192.0.2.{number}"]
+            eventually(lambda expected=expected: client.wrong or list(client.last.values()) == [expected] * 4)
+        # A reload ends no connection.
+        assert client.wrong or workers.handshakes() <= opened + (4 if scheme == "tls" else 0)
+        # A worker that dies takes its connections with it; what was asked on them is asked again.
+        named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in descendants(old.process.pid)}
+        os.kill(named["kdns worker 1"], signal.SIGKILL)
+        client.goes_on()
+        workers.begin(2)
+        client.goes_on()
+        assert old.end(signal.SIGTERM) == 0
+        client.goes_on()
+    assert not client.wrong, client.wrong[:3]
+
+
+@pytest.mark.parametrize("change", ["reload", "stop"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_queries_that_wait_while_the_server_changes_are_answered_on_the_connection_they_came_by(
+    serve: Serve, site: Site, scheme: str, change: str
+) -> None:
+    text = site.block("erratic {", "  delay 1 500ms", "}", scheme=scheme).replace(HOSTS, "").replace(" whoami\n", "")
+    below = serve(text)
+    server = above(serve, site, scheme, below.port)
+    assert data(server.ask("first.example.org.")) == ["192.0.2.53"]
+    dispatcher = next(iter(below.server.instance.dispatchers.values()))
+    opened = handshakes(scheme, below)
+    with ThreadPoolExecutor(20) as pool:
+        found = [pool.submit(server.ask, f"x{number}.example.org.", timeout=8) for number in range(20)]
+        eventually(lambda: len(dispatcher.waiting.table) == 20)
+        if change == "reload":
+            assert below.reload(text + "\n")
+        else:
+            below.thread.run(below.server.stop())
+        assert [data(each.result()) for each in found] == [["192.0.2.53"]] * 20
+    assert handshakes(scheme, below) <= opened + (19 if scheme == "tls" else 0)
