@@ -22,7 +22,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any, Final, final
 
 from kdns import faults
@@ -34,13 +33,14 @@ from kdns.net.connection import LITTLE, LOOP_SECONDS
 HANDSHAKE: Final = 3.0
 # Handshakes at a time of one listener. Each costs some 50 KB once its first octets are there, so 25 MB in all.
 MAX_HALF_OPEN: Final = 500
-LOOKS: Final = 16  # handshakes that are looked at for one that gives way
 # Octets of a handshake from a client: a chain of certificates has some 5,000; OpenSSL itself stops at 100 KB a message.
 MAX_HANDSHAKE_OCTETS: Final = 64 << 10
 # Octets that are decrypted in one go. They may be 75 changes of keys (RFC 8446, section 4.6.3), which take 2 ms; with
 # all that a socket had, 64 KiB, it was 70 ms.
 PIECE: Final = 2048
-_RECORD: Final = 16 << 10  # octets of a record (RFC 8446, section 5.1)
+_RECORD: Final = 16 << 10  # octets of a record (RFC 8446, section 5.1); encrypted ones may have 256 more
+_HEADER: Final = 5  # octets before it
+_FIRST, _LAST = 20, 23  # the types of records
 
 HANDSHAKES = Counter("kdns_tls_handshakes_total", "TLS handshakes of clients, by result.", ("server", "result"))
 HALF_OPEN = Gauge("kdns_tls_half_open_connections", "Connections whose TLS handshake is not over.", ("server",))
@@ -63,7 +63,8 @@ class TlsGate:
         self.identities = identities
         self.limit = limit
         self.max_half_open = max_half_open
-        self.half_open: dict[TlsConnection, None] = {}  # the oldest first
+        self.half_open: dict[TlsConnection, None] = {}
+        self.stalled: dict[TlsConnection, None] = {}  # those of them that wait for their client, the longest first
         self.queue: deque[TlsConnection] = deque()  # whose handshake goes on
         self.reading: deque[TlsConnection] = deque()  # whose octets wait to be decrypted
         self.spent = 0.0  # seconds of decrypting since the last turn of the loop
@@ -87,25 +88,30 @@ class TlsGate:
 
     def enter(self, connection: "TlsConnection") -> None:
         """A connection that begins its handshake."""
-        self.half_open[connection] = None
+        self.half_open[connection] = self.stalled[connection] = None
         self.open[0] += 1
         if len(self.half_open) > self.max_half_open:
             self.evicted[0] += 1
             # Who waits for us does not give way to who comes later: where many come back at once, nobody would get
             # through.
-            stalled = [each for each in islice(self.half_open, LOOKS) if not each.queued]
-            (stalled[0] if stalled else connection).abort()
+            next(iter(self.stalled)).abort()
 
     def leave(self, connection: "TlsConnection") -> bool:
         """A connection whose handshake is over, or that is gone; says whether it was in one."""
         if connection not in self.half_open:
             return False
         del self.half_open[connection]
+        self.stalled.pop(connection, None)
         self.open[0] -= 1
         return True
 
+    def answered(self, connection: "TlsConnection") -> None:
+        """From now on a connection waits for its client, and no more for us."""
+        self.stalled[connection] = None
+
     def wants(self, connection: "TlsConnection") -> None:
-        """Octets of a handshake have come: it goes on when its turn comes."""
+        """A record of a handshake has come: it goes on when its turn comes."""
+        self.stalled.pop(connection, None)
         if not self.queue:
             asyncio.get_running_loop().call_soon(self._turn)
         self.queue.append(connection)
@@ -204,7 +210,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         gate = self.gate
         if self.inside is None:
             self.took += len(data)
-            if not self.queued:
+            if not self.queued and _records(self.left):
                 self.queued = True
                 gate.wants(self)
         elif not self.queued and not self.held:
@@ -246,7 +252,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self.queued = False
         if self.raw is None or self.closing or self.inside is not None:
             return
-        self._feed()
+        self._feed(_records(self.left))
         try:
             if self.tls is None:
                 self.tls = self.gate.begin(self.incoming, self.outgoing)
@@ -259,9 +265,11 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
                 self.abort()
                 return
             self._flush()
-            if self.left:
+            if _records(self.left):
                 self.queued = True
                 self.gate.wants(self)
+            else:
+                self.gate.answered(self)
             self._flow()
             return
         except (ssl.SSLError, OSError):
@@ -300,19 +308,19 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             self._read()
         self._flow()
 
-    def _feed(self) -> None:
-        """Gives OpenSSL a piece of what has come."""
+    def _feed(self, octets: int) -> None:
+        """Gives OpenSSL so many octets of what has come."""
         left = self.left
-        if len(left) <= PIECE:
+        if len(left) <= octets:
             self.incoming.write(left)
             self.left = b""
         else:
-            self.incoming.write(left[:PIECE])
-            self.left = left[PIECE:]
+            self.incoming.write(left[:octets])
+            self.left = left[octets:]
 
     def _flow(self) -> None:
-        """Reads from the socket while nothing waits here and the protocol inside wants more."""
-        stop = self.held or bool(self.left)
+        """Reads from the socket while nothing waits for its turn and the protocol inside wants more."""
+        stop = self.held or self.queued
         raw = self.raw
         if stop != self.stopped and raw is not None and not self.eof and not self.closing:
             self.stopped = stop
@@ -332,7 +340,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         try:
             while True:
                 if self.left:
-                    self._feed()
+                    self._feed(PIECE)
                 ended = self._decrypt(tls, parts)
                 now = time.monotonic()
                 if ended or not self.left or now - began >= LOOP_SECONDS:
@@ -467,3 +475,20 @@ def _names_unsaid() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def _records(data: bytes) -> int:
+    """Octets of the whole records that a client's part of a handshake begins with, one at least, and no more than a
+    piece of them; 0: the first has not come whole. What is no record is whole: OpenSSL says so.
+
+    RFC 8446, section 5.1. Until then there is nothing to be done, and nothing but these octets to be kept.
+    """
+    end, total = 0, len(data)
+    while end + _HEADER <= total:
+        size = data[end + 3] << 8 | data[end + 4]
+        if not _FIRST <= data[end] <= _LAST or data[end + 1] != 3 or size > _RECORD + 256:
+            return total
+        if end + _HEADER + size > total or (end and end + _HEADER + size > PIECE):
+            break
+        end += _HEADER + size
+    return end
