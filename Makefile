@@ -79,10 +79,10 @@ fuzz: $(READY)
 	  $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS); \
 	done
 
-## make torture - clients, upstreams and API servers that misbehave, row by row (tests/torture/tables.txt), then floods of them; some 8 minutes
+## make torture - clients, upstreams and API servers that misbehave, row by row (tests/torture/tables.txt), then floods of them, and attacks on TLS, HTTP and QUIC: tables, beside CoreDNS where it is on PATH; some 15 minutes
 torture: $(READY) tools
 	$(BIN)/python -m pytest -q -n $(WORKERS) $$($(BIN)/python -m tests.torture.tables)
-	$(BIN)/python -m tests.torture.load
+	$(BIN)/python -m tests.torture.load; code=$$?; $(BIN)/python -m tests.torture.encrypted && exit $$code
 
 ## make soak   - mixed traffic, reloads and changes for SOAK_MINUTES (30): memory, files and tasks must stay as they are
 SOAK_MINUTES ?= 30

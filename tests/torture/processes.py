@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from kdns.testing import free_port
 
-POLITE_RATE = 100.0  # queries a second of a client that asks and waits
+POLITE_RATE = 100.0  # queries a second of a polite client
 PATIENCE = 1.0  # seconds that it waits for an answer
 
 
@@ -103,6 +104,14 @@ class Process:
         """MiB."""
         return self.status("VmRSS") / 1024
 
+    def forget_peak(self) -> None:
+        """From now on `peak` begins anew (proc(5), clear_refs)."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def peak(self) -> float:
+        """The most MiB that were resident."""
+        return self.status("VmHWM") / 1024
+
     def cpu(self) -> tuple[float, float]:
         """Seconds of CPU, in the process and in the kernel for it."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -126,37 +135,47 @@ class Process:
 
 
 class Polite:
-    """A client in a process of its own that asks, waits and asks again, for so many seconds or until `end`."""
+    """A client in a process of its own that asks `rate` times a second, for so many seconds or until `end`."""
 
-    def __init__(self, port: int, seconds: float, *, host: str = "127.0.0.9") -> None:
-        words = [sys.executable, "-m", "tests.torture.processes", str(port), str(seconds), host]
+    def __init__(self, port: int, seconds: float, *, host: str = "127.0.0.9", rate: float = POLITE_RATE) -> None:
+        words = [sys.executable, "-m", "tests.torture.processes", str(port), str(seconds), host, str(rate)]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def begun(self) -> None:
+        """Waits until it asks."""
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
 
     def end(self) -> Served:
         """How it was served."""
         out, _ = self.process.communicate(timeout=120)
-        return Served(*json.loads(out))
+        return Served(*json.loads(out.splitlines()[-1]))
 
 
-def ask_politely(port: int, seconds: float, host: str) -> Served:
-    """One query after the other, POLITE_RATE a second at most."""
+def ask_politely(port: int, seconds: float, host: str, rate: float) -> Served:
+    """Asks at a steady rate, whether or not there was an answer: a pause of the server is seen in full."""
     times: list[float] = []
+    waiting: dict[int, float] = {}
     asked = 0
-    end = time.monotonic() + seconds
+    began = time.monotonic()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((host, 0))
         sock.connect(("127.0.0.1", port))
-        while (began := time.monotonic()) < end:
-            asked += 1
-            qid = asked & 0xFFFF
+        sock.setblocking(False)
+        while (now := time.monotonic()) < began + seconds or (waiting and now < began + seconds + PATIENCE):
+            due = began + asked / rate
+            if due <= now < began + seconds:
+                asked += 1
+                waiting[asked & 0xFFFF] = now
+                with contextlib.suppress(OSError):
+                    sock.send(question(f"n{asked % 100}.example.org.", asked & 0xFFFF))
+                continue
+            select.select((sock,), (), (), max(due - now, 0.0) if due < began + seconds else 0.05)
             with contextlib.suppress(OSError):
-                sock.send(question(f"n{asked % 100}.example.org.", qid))
-                while (left := began + PATIENCE - time.monotonic()) > 0:
-                    sock.settimeout(left)
-                    if int.from_bytes(sock.recv(4096)[:2], "big") == qid:
-                        times.append((time.monotonic() - began) * 1e3)
-                        break
-            time.sleep(max(0.0, 1 / POLITE_RATE - (time.monotonic() - began)))
+                while True:
+                    sent = waiting.pop(int.from_bytes(sock.recv(4096)[:2], "big"), None)
+                    if sent is not None and (took := time.monotonic() - sent) < PATIENCE:
+                        times.append(took * 1e3)
     times.sort()
     if not times:
         return Served(asked, 0.0, 0.0, 0.0, 0.0)
@@ -175,4 +194,5 @@ def coredns_words() -> list[str] | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(ask_politely(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])))
+    print("asks", flush=True)
+    print(json.dumps(ask_politely(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], float(sys.argv[4]))))
