@@ -1,6 +1,7 @@
 """A large cluster: how soon it is served, what it takes, and what a relist and churn do to answers meanwhile.
 
     make bench-scale
+    python -m benchmarks.scale workers     only what workers of `multisocket` take; nothing is written
 
 kdns on core 0; the API server (benchmarks/bigapi.py), dnsperf and the probe on core 1. The probe asks 500 times a
 second and takes each answer's time itself: the percentiles are its, dnsperf only makes the load.
@@ -25,6 +26,7 @@ SERVICES, ENDPOINTS, PODS = 10_000, 150_000, 150_000
 COREFILE = """
 .:{port} {{
     errors
+    {more}
     ready 127.0.0.1:{ready}
     kubernetes cluster.local in-addr.arpa {{
         endpoint http://127.0.0.1:{api}
@@ -111,15 +113,17 @@ class Probe:
         }
 
 
-def start(folder: Path, pods: bool, streams: bool) -> tuple[Server, Server, dict[str, int], float]:
-    """An API server and a kdns that has synced; its ports, and the seconds from its start until it was ready."""
+def start(folder: Path, pods: bool, streams: bool, more: str = "") -> tuple[Server, Server, dict[str, int], float]:
+    """An API server and a kdns that has synced; its ports, and the seconds from its start until it was ready. `more`: a
+    line of its Corefile.
+    """
     ports = {name: free_port() for name in ("port", "ready", "api", "metrics")}
     words = [str(word) for word in (ports["api"], SERVICES, ENDPOINTS, PODS if pods else 0, int(streams))]
     api = Server("api", sys.executable, "-m", "benchmarks.bigapi", *words, port=ports["api"], cores=CLIENT_CORE)
     while not get(ports["api"], "/api/v1/namespaces?limit=1"):
         time.sleep(0.2)
     path = folder / "Corefile"
-    path.write_text(COREFILE.format(**ports, pods="verified" if pods else "insecure"))
+    path.write_text(COREFILE.format(**ports, more=more, pods="verified" if pods else "insecure"))
     began = time.monotonic()
     server = Server("kdns", sys.executable, "-m", "kdns", "-conf", str(path), port=ports["port"])
     while get(ports["ready"], "/ready") != "OK":
@@ -190,6 +194,26 @@ def one(folder: Path, pods: bool, streams: bool) -> list[str]:
         api.stop()
 
 
+def workers(folder: Path) -> list[str]:
+    """What each worker more of `multisocket` takes, beside a single process."""
+    held: dict[int, list[float]] = {}
+    for count in (1, 2, 3):
+        api, server, _, _ = start(folder, False, True, f"multisocket {count}")
+        try:
+            time.sleep(5)  # until what a worker needs once only is given back
+            held[count] = server.proportional()
+        finally:
+            server.stop()
+            api.stop()
+    single, two, beyond = sum(held[1]), sum(held[2]), sum(held[3]) - sum(held[2])
+    line = (
+        f"`multisocket 2`: {two:.0f} MiB PSS ({' + '.join(f'{each:.0f}' for each in held[2])}), a single process "
+        f"{single:.0f}; a third worker takes {beyond:.0f} more, {beyond / single:.0%} of a single process (bar: 60 %)"
+    )
+    print(line, flush=True)
+    return [line]
+
+
 def warm(folder: Path, server: Server, api: Server, ports: dict[str, int]) -> list[str]:
     """A start from a snapshot while the API is down: seconds until the first right answer."""
     server.stop()
@@ -237,10 +261,14 @@ def main() -> int:
     ]
     notes = []
     with tempfile.TemporaryDirectory() as name:
+        if sys.argv[1:] == ["workers"]:
+            workers(Path(name))
+            return 0
         for pods, streams in ((False, True), (False, False), (True, True)):
             row, *more = one(Path(name), pods, streams)
             table.append(row)
             notes += more
+        notes += ["", *workers(Path(name))]
     (HERE / "scale.md").write_text("\n".join([*head, *table, "", *notes]) + "\n")
     return 0
 
