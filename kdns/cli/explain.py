@@ -1,9 +1,11 @@
 """`kdns explain`: how a name is answered, and why.
 
-    kdns explain NAME [TYPE] [--from NAMESPACE[/POD]] [--limits] [-conf FILE] [--context NAME]
+    kdns explain NAME [TYPE] [--from NAMESPACE[/POD]] [--trace] [--limits] [-conf FILE] [--context NAME]
 
 Reads the Corefile and what it names (manifests, the API), and takes the question through its plugins without opening a
-listener. Without a file the Corefile is the cluster's own: of the kubeconfig's context, or the one that is named.
+listener. It says which plugin answered and why, and what changed the question or the answer; with `--trace` what each
+plugin did (see trace). Without a file the Corefile is the cluster's own: of the kubeconfig's context, or the one that
+is named.
 
 With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5, from the
 address of one that runs; or as that Pod does, whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name
@@ -14,15 +16,16 @@ its clients. Exit code: 0 with an answer, 3 without.
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from kdns import log
 from kdns.cli import cluster, corefiles, listenerlimits, streams
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
-from kdns.cli.offline import LEFT_OUT, Offline
+from kdns.cli.offline import Offline
 from kdns.cli.query import reverse_of
 from kdns.cli.resolv import Resolver, of_namespace, of_pod
 from kdns.cli.running import run
+from kdns.cli.trace import Trace
 from kdns.corefile import Corefile, CorefileError
 from kdns.dns import iana
 from kdns.dns.answer import Answer
@@ -30,14 +33,10 @@ from kdns.dns.errors import BadName, FormatError
 from kdns.dns.name import from_text, to_text
 from kdns.dns.query import Question
 from kdns.kube.api import ApiConfig
-from kdns.plugin.base import Plugin
-from kdns.plugin.outcome import RcodeOnly, ensure_pending
 from kdns.plugin.providers import Pods
 from kdns.plugin.records import record_of
-from kdns.plugin.request import Request
 from kdns.printable import printable
 from kdns.server import build
-from kdns.server.chain import Handle
 
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile; "-" or "stdin" reads standard input'),
@@ -48,6 +47,7 @@ FLAGS: Final = (
         "",
         "namespace, or NAMESPACE/POD, that asks, with its search list and address",
     ),
+    Flag(("trace",), False, "show each step: what every plugin did, on the way back too, and how long it took"),
     Flag(("limits",), False, "also say what the listener that is asked allows its clients"),
     *cluster.FLAGS,
 )
@@ -58,6 +58,7 @@ HELP: Final = Help(
     (
         ("kdns explain web.shop.svc.cluster.local", "the Corefile and the objects of kubectl's current context"),
         ("kdns explain web --from shop/cart-7d9f", "as that Pod looks it up: its search list, its ndots"),
+        ("kdns explain --trace web.shop.svc.cluster.local", "each plugin's step, and its time"),
         ("kdns explain --context staging 10.96.1.5", "whose address is it, in another cluster"),
         ("kdns explain -conf Corefile.example db --from data", "without a cluster"),
     ),
@@ -92,7 +93,8 @@ def main(words: Sequence[str]) -> int:
         corefile = read_corefile(values, str(values["with"]))
         if not corefile.blocks:
             raise CorefileError(None, f"{corefile.name} has no server block: nothing to explain")
-        instance = build.build(corefile)
+        trace = Trace()
+        instance = build.build(corefile, trace)
         instance.load()
         offline = Offline(instance, int(values["dns.port"]))
         if values["limits"]:
@@ -100,7 +102,7 @@ def main(words: Sequence[str]) -> int:
             for line in listenerlimits.of_listener(instance, offline.group):
                 print(f"  {line}")
             print()
-        return run(_explain(offline, name, qtype, place))
+        return run(_explain(offline, name, qtype, place, trace, bool(values["trace"])))
     except BrokenPipeError:
         raise
     except (CorefileError, OSError, BadName, ValueError) as error:
@@ -195,7 +197,7 @@ async def _ask_as_any(offline: Offline, plugin: Pods | None, namespace: str) -> 
     return f"asks as this machine: {why}"
 
 
-async def _explain(offline: Offline, name: str, qtype: int, place: str) -> int:
+async def _explain(offline: Offline, name: str, qtype: int, place: str, trace: Trace, whole: bool) -> int:
     resolver = await _resolver(offline, place)
     names = [from_text(each).lower() for each in resolver.names(name)]
     if place:
@@ -213,7 +215,7 @@ async def _explain(offline: Offline, name: str, qtype: int, place: str) -> int:
             if number or place:
                 print()
             print(f"{to_text(each)} {iana.type_text(qtype)}")
-            outcome = await _one(offline, Question(each, qtype))
+            outcome = await _one(offline, Question(each, qtype), trace, whole)
             found = type(outcome) is Answer and outcome.rcode == iana.NOERROR and bool(outcome.answer)
             if found:
                 break
@@ -222,8 +224,8 @@ async def _explain(offline: Offline, name: str, qtype: int, place: str) -> int:
         await offline.stop()
 
 
-async def _one(offline: Offline, question: Question) -> object:
-    """Takes one question through, printing what each plugin decides."""
+async def _one(offline: Offline, question: Question, trace: Trace, whole: bool) -> object:
+    """Takes one question through and prints what came of it, and how: all steps, or those that decided it."""
     request = offline.request(question)
     block = offline.dispatcher.find(request)
     if block is None:
@@ -234,59 +236,11 @@ async def _one(offline: Offline, question: Question) -> object:
         + " ".join(str(key) for key in block.parsed.keys)
         + (f" (view {block.view})" if block.view else "")
     )
-    told: list[str] = []
-    untold = block.chain
-    block.chain = untold.watched(lambda plugin, handle: _telling(plugin, handle, told))
-    try:
-        outcome: object = await offline.route(request)
-    finally:
-        block.chain = untold
-    for line in (*told, f"  = {_said(outcome)}", *(f"    {line}" for line in _records(outcome, question))):
+    trace.begin()
+    outcome: object = await offline.route(request)
+    for line in (*trace.lines(outcome, whole), *(f"    {line}" for line in _records(outcome, question))):
         print(printable(line))
     return outcome
-
-
-def _telling(plugin: Plugin, original: Handle, told: list[str]) -> Handle:
-    """A plugin's `handle` that also says what it does with a question: lines for `told`."""
-    if plugin.name in LEFT_OUT:
-        return original
-
-    def handle(request: Request) -> Any:
-        indent = "  " * (request.depth + 1)
-        before = request.question
-        value = original(request)
-        changed = ""
-        if request.question is not before:
-            changed = (
-                f" (asks for {to_text(request.question.name)} {iana.type_text(request.question.type)} from here on)"
-            )
-
-        def tell(found: Any) -> None:
-            why = plugin.explain(request) if found is not None else ""
-            told.append(f"{indent}{plugin.name}: {_said(found)}{changed}" + (f" - {why}" if why else ""))
-
-        if value is None or not hasattr(value, "__await__"):
-            tell(value)
-            return value
-        pending = ensure_pending(value)
-        pending.add(tell)
-        return pending
-
-    return handle
-
-
-def _said(outcome: object) -> str:
-    if outcome is None:
-        return "passes it on"
-    if type(outcome) is Answer:
-        count = sum(len(rrset.rdatas) for rrset in outcome.answer)
-        code = iana.rcode_text(outcome.rcode)
-        if not count and outcome.rcode == iana.NOERROR:
-            code = "NODATA (the name exists, with no record of this type)"
-        return f"{code}, {count} record{'s' * (count != 1)}" if count else code
-    if type(outcome) is RcodeOnly:
-        return iana.rcode_text(outcome.rcode) + (f": {outcome.error}" if outcome.error else "")
-    return str(outcome) or type(outcome).__name__
 
 
 def _records(outcome: object, question: Question) -> list[str]:

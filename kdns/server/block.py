@@ -14,7 +14,7 @@ from kdns.plugin.base import Plugin, in_query_path, overrides
 from kdns.plugin.outcome import Outcome
 from kdns.plugin.providers import Admission, LabelCollector, NamesHosts, TtlLimit
 from kdns.plugin.request import Request
-from kdns.server.chain import Chain
+from kdns.server.chain import Chain, Watch
 
 P = TypeVar("P")
 
@@ -32,11 +32,12 @@ def _members(protocol: Any) -> tuple[str, ...]:
 @final
 class Block:
     """One block of a server. `hosts` are the addresses of `bind`; empty: every address. `siblings` are all its
-    blocks.
+    blocks. `watch` is told what its plugins do.
     """
 
-    def __init__(self, parsed: ServerBlock) -> None:
+    def __init__(self, parsed: ServerBlock, watch: Watch | None = None) -> None:
         self.parsed = parsed
+        self.watch = watch
         self.zones = tuple([from_text(zone) for zone in parsed.zones])
         self.plugins: list[Plugin] = []
         self.hosts: tuple[str, ...] = ()
@@ -104,7 +105,7 @@ class Block:
         upwards = list(reversed(self.plugins))  # who stands above sees what became of those below
         self.observers = tuple([plugin.observe for plugin in upwards if overrides(plugin, "observe")])
         self.counting = tuple([p for p in upwards if overrides(p, "observe") or overrides(p, "meter")])
-        self.chain = Chain(self.plugins)
+        self.chain = Chain(self.plugins, self.watch)
         self.updates = Chain([plugin for plugin in self.plugins if plugin.meets_updates])
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from kdns.plugin.endpoint import ServesHttp, one_name
 from kdns.plugin.providers import Processes
 from kdns.server import catalog, encryption, plugin_files
 from kdns.server.block import Block
+from kdns.server.chain import Watch
 from kdns.server.dispatch import Dispatcher
 from kdns.server.order import ORDER, RANK
 from kdns.server.schemes import SCHEMES
@@ -85,8 +86,11 @@ class Instance:
             time.sleep(0)
         self.group()
 
-    def load_problems(self) -> list[CorefileError | OSError]:
-        """Every error of `load`: each plugin is loaded, whatever the others say. For tools: warnings are not logged."""
+    def load_problems(self, wire: bool = True) -> list[CorefileError | OSError]:
+        """Every error of `load`: each plugin is loaded, whatever the others say. For tools: warnings are not logged.
+
+        `wire`: whether what was loaded is wired, if all of it could be.
+        """
         found: list[CorefileError | OSError] = []
         for block in self.blocks:
             for plugin in block.plugins:
@@ -95,7 +99,7 @@ class Instance:
                     plugin.load(block)
                 except (CorefileError, OSError) as error:
                     found.append(error)
-        if not found:
+        if wire and not found:
             try:
                 self._wire()
             except (CorefileError, OSError) as error:
@@ -109,9 +113,8 @@ class Instance:
         for block in self.blocks:
             for plugin in block.plugins:
                 plugin.check(block)
-        _check_duplicates(self.blocks)
-        _check_endpoints(self.blocks)
-        encryption.check(self.blocks)
+        for error in conflicts(self.blocks):
+            raise error
 
     def warnings(self) -> list[str]:
         """What is not an error, and of no single plugin; once loaded, also what the certificates come to."""
@@ -201,16 +204,19 @@ def read(
     )
 
 
-def build(corefile: Corefile) -> Instance:
-    """Plugin objects for each block, in the fixed order. Raises CorefileError. Opens nothing."""
+def build(corefile: Corefile, watch: Watch | None = None) -> Instance:
+    """Plugin objects for each block, in the fixed order. Raises CorefileError. Opens nothing.
+
+    `watch` is told what the plugins do with queries; it costs time with each.
+    """
     instance = Instance(corefile, [])
-    fill(instance)
+    fill(instance, watch)
     return instance
 
 
-def fill(instance: Instance) -> None:
+def fill(instance: Instance, watch: Watch | None = None) -> None:
     """Does `build` for an instance without blocks."""
-    for _ in _steps(instance.corefile, instance):
+    for _ in _steps(instance.corefile, instance, watch):
         pass
 
 
@@ -223,14 +229,14 @@ async def build_beside(corefile: Corefile) -> Instance:
     return instance
 
 
-def _steps(corefile: Corefile, instance: Instance) -> Iterator[None]:
+def _steps(corefile: Corefile, instance: Instance, watch: Watch | None = None) -> Iterator[None]:
     """Fills an instance; yields where others may run."""
     blocks = instance.blocks
     for parsed in corefile.blocks:
         yield
         for key in parsed.keys:
             check_key(key)
-        block = Block(parsed)
+        block = Block(parsed, watch)
         ranked: list[tuple[tuple[float, str], list[Plugin]]] = []
         folder = folder_of(corefile, parsed)
         for name, directives in parsed.directives.items():
@@ -327,10 +333,15 @@ def check_key(key: Key) -> None:
         raise CorefileError(key.token.at, str(error)) from None
 
 
-def _check_duplicates(blocks: list[Block]) -> None:
-    """Raises CorefileError where two keys claim the same zone, transport and port on the same or overlapping
-    addresses.
-    """
+def conflicts(blocks: list[Block]) -> Iterator[CorefileError]:
+    """What blocks, or their plugins, claim twice, and where their listeners cannot be encrypted as they ask."""
+    yield from _duplicates(blocks)
+    yield from _shared_endpoints(blocks)
+    yield from encryption.problems(blocks)
+
+
+def _duplicates(blocks: list[Block]) -> Iterator[CorefileError]:
+    """Where two keys claim the same zone, transport and port on the same or overlapping addresses."""
     claims: dict[tuple[str, str, int], dict[str, Key]] = {}  # by scheme, zone and port: who claims which address
     for block in blocks:
         time.sleep(0)  # where this is a thread: others first
@@ -340,23 +351,24 @@ def _check_duplicates(blocks: list[Block]) -> None:
                 claimed = claims.setdefault((key.scheme, key.zone, key.port), {})
                 overlap = _overlap(claimed, host)
                 if overlap is not None:
-                    raise CorefileError(
+                    yield CorefileError(
                         key.token.at,
                         f"cannot serve {key} - zone overlap listener capacity with {overlap} defined at "
                         f"{overlap.token.at}: "
                         "one is bound to an address, the other to all",
                     )
-                if block.admits:
+                elif block.admits:
                     continue
-                if host in claimed:
-                    raise CorefileError(
+                elif host in claimed:
+                    yield CorefileError(
                         key.token.at, f"cannot serve {key} - it is already defined at {claimed[host].token.at}"
                     )
-                claimed[host] = key
+                else:
+                    claimed[host] = key
 
 
-def _check_endpoints(blocks: list[Block]) -> None:
-    """Raises CorefileError where two plugins would serve HTTP on one address by different web configurations."""
+def _shared_endpoints(blocks: list[Block]) -> Iterator[CorefileError]:
+    """Where two plugins would serve HTTP on one address by different web configurations."""
     known: dict[tuple[str, int], tuple[str, str]] = {}
     for block in blocks:
         time.sleep(0)
@@ -366,7 +378,7 @@ def _check_endpoints(blocks: list[Block]) -> None:
             host, port, web = plugin.http
             other, its = known.setdefault((one_name(host), port), (plugin.name, web))
             if its != web:
-                raise CorefileError(
+                yield CorefileError(
                     block.parsed.at,
                     f"{other} and {plugin.name} cannot share {host_port(host, port)}: one of them has its own web "
                     f"configuration (tls). Give it another port",

@@ -11,7 +11,7 @@ An exception at plugin i is RcodeOnly(SERVFAIL, error) from there. A cancelled q
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, cast, final
+from typing import Any, Protocol, cast, final
 
 from kdns.dns import iana
 from kdns.dns.answer import Answer
@@ -25,18 +25,32 @@ OnFailure = Callable[[Request, Outcome], None]
 Resume = Callable[[Request, int, int, Any], Outcome | Pending]
 
 
+class Watch(Protocol):
+    """A tool that tells what the plugins do: for each hook it gives the one to call in its place."""
+
+    def handle(self, plugin: Plugin, hook: Handle) -> Handle:
+        """In place of a plugin's `handle`."""
+
+    def on_answer(self, plugin: Plugin, hook: OnAnswer) -> OnAnswer:
+        """In place of a plugin's `on_answer`."""
+
+
 @final
 class Chain:
-    """The compiled hooks. `empty`: no plugin takes part in queries. `pure`: all that can change an outcome are."""
+    """The compiled hooks. `empty`: no plugin takes part in queries. `pure`: all that can change an outcome are.
 
-    def __init__(self, plugins: Sequence[Plugin]) -> None:
+    `watch` sees each hook of the chain, and of the chains below its plugins.
+    """
+
+    def __init__(self, plugins: Sequence[Plugin], watch: Watch | None = None) -> None:
         self.plugins = tuple(plugins)
+        self.watch = watch
         places = [i for i, plugin in enumerate(plugins) if overrides(plugin, "handle")]
-        self.handles: tuple[Handle, ...] = tuple([plugins[i].handle for i in places])
+        self.handles: tuple[Handle, ...] = tuple([self._handle(plugins[i]) for i in places])
         # For each place an outcome can come from (the last: the chain's end), the hooks above it, nearest first.
         above = [list(reversed(plugins[:place])) for place in (*places, len(plugins))]
         self.on_answers: tuple[tuple[OnAnswer, ...], ...] = tuple(
-            [tuple([p.on_answer for p in those if overrides(p, "on_answer")]) for those in above]
+            [tuple([self._on_answer(p) for p in those if overrides(p, "on_answer")]) for those in above]
         )
         self.on_failures: tuple[tuple[OnFailure, ...], ...] = tuple(
             [tuple([p.on_failure for p in those if overrides(p, "on_failure")]) for those in above]
@@ -75,22 +89,19 @@ class Chain:
             except Exception as error:
                 request.server.failed(request, error)
 
-    def watched(self, watch: Callable[[Plugin, Handle], Handle]) -> "Chain":
-        """The same chain, each plugin's `handle` replaced by what `watch` makes of it; for tools that tell what
-        happens.
-        """
-        chain = Chain(self.plugins)
-        places = [plugin for plugin in self.plugins if overrides(plugin, "handle")]
-        chain.handles = tuple([watch(plugin, handle) for plugin, handle in zip(places, self.handles, strict=True)])
-        return chain
-
     def below(self, plugin: Plugin) -> "Chain":
         """The part of the chain below a plugin."""
         known = self._below.get(plugin.position)
         if known is None:
             at = self.plugins.index(plugin)
-            known = self._below[plugin.position] = Chain(self.plugins[at + 1 :])
+            known = self._below[plugin.position] = Chain(self.plugins[at + 1 :], self.watch)
         return known
+
+    def _handle(self, plugin: Plugin) -> Handle:
+        return plugin.handle if self.watch is None else self.watch.handle(plugin, plugin.handle)
+
+    def _on_answer(self, plugin: Plugin) -> OnAnswer:
+        return plugin.on_answer if self.watch is None else self.watch.on_answer(plugin, plugin.on_answer)
 
     def _resume(self, request: Request, i: int, j: int, found: Any) -> Outcome | Pending:
         if found is None:

@@ -63,41 +63,41 @@ def choices(blocks: Iterable[Block]) -> list[str]:
     return out
 
 
-def check(blocks: Iterable[Block]) -> None:
-    """Raises CorefileError where blocks of a listener ask different things of clients, and for what QUIC lacks."""
+def problems(blocks: Iterable[Block]) -> Iterator[CorefileError]:
+    """Where blocks of a listener ask different things of clients, and where QUIC lacks what is asked for."""
     for (scheme, _, _), found in _listeners(blocks):
         time.sleep(0)  # where this is a thread: others first
         asking = [(key, plugin) for key, block in found for plugin in block.all(Encrypts)]
         for key, plugin in asking[1:]:
-            _agree(key, plugin, asking[0][1])
+            yield from _disagreements(key, plugin, asking[0][1])
         if SCHEMES[scheme].quic:
-            _check_quic(found, encrypted=bool(asking))
+            yield from _without_quic(found, encrypted=bool(asking))
 
 
-def _agree(key: Key, plugin: Encrypts, first: Encrypts) -> None:
+def _disagreements(key: Key, plugin: Encrypts, first: Encrypts) -> Iterator[CorefileError]:
     for (what, mine), its in zip(plugin.asks.items(), first.asks.values(), strict=True):
         if mine != its:
-            raise CorefileError(
+            yield CorefileError(
                 plugin.at,
                 f"tls: {key} has {what} {mine}, and {its} at {first.at}: {_WHY}. Serve one of them on another port",
             )
 
 
-def _check_quic(found: list[tuple[Key, Block]], encrypted: bool) -> None:
+def _without_quic(found: list[tuple[Key, Block]], encrypted: bool) -> Iterator[CorefileError]:
     for key, block in found:
         if lacking := extras.lacking_quic(f"{key.scheme}://"):
-            raise CorefileError(key.token.at, lacking)
-        if not encrypted:
-            raise CorefileError(
+            yield CorefileError(key.token.at, lacking)
+        elif not encrypted:
+            yield CorefileError(
                 key.token.at, f"{key}: QUIC is always encrypted: name a certificate with `tls CERT KEY`"
             )
         if any(plugin.name == "proxyproto" for plugin in block.plugins):
-            raise CorefileError(
+            yield CorefileError(
                 key.token.at, f"{key}: proxyproto cannot be had over QUIC: serve this key in another block"
             )
         if any(plugin.verifies != ssl.CERT_NONE for plugin in block.all(Encrypts)):
             # aioquic asks for no certificate, and a listener that lets everybody in is not what was meant.
-            raise CorefileError(
+            yield CorefileError(
                 key.token.at, f"{key}: client_auth cannot be had over QUIC: serve this key in another block, without it"
             )
 
