@@ -1,11 +1,14 @@
 """The command line: the server under CoreDNS's flags, and tools as words. Only this package exits the process.
 
 Exit codes: 0 done; 1 the configuration, the start or what was asked for failed (stderr says why); 2 a bad flag or word,
-or a second SIGINT; 130 interrupted. Tools with more say so in their help and in the manual page.
+or a second SIGINT; 130 interrupted; 141 whoever read the output closed it, as a shell says of SIGPIPE. Tools with more
+say so in their help and in the manual page. A tool that gives a verdict (check, compare, doctor) keeps its exit code
+when its reader leaves.
 """
 
 import difflib
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -29,6 +32,8 @@ COMMANDS: Final = {
     "version": "print the version",
 }
 
+CLOSED: Final = 128 + signal.SIGPIPE  # the exit code where nobody reads the output any more
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
@@ -44,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _run(name, words[1:])
         else:
             code = _run("serve", words)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # Whoever read our output has gone; what is left in the buffer must not be tried again at exit.
         streams.drop_output()
-        return 1
+        return CLOSED
     except OSError as error:
         if not streams.is_full(error):
             raise

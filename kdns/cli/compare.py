@@ -146,7 +146,8 @@ def main(words: Sequence[str]) -> int:
         return 1
     finally:
         log.stop_writer()
-    _print(report, bool(values["json"]), len(report.found) if values["all"] else SHOWN)
+    shown = len(report.found) if values["all"] else SHOWN
+    streams.until_closed(lambda: _print(report, bool(values["json"]), shown))
     return report.code
 
 
@@ -336,7 +337,7 @@ def _print(report: Report, as_json: bool, shown: int) -> None:
             json.dumps({**report._asdict(), "found": told, "serious": len(report.serious), "verdict": _verdict(report)})
         )
         return
-    print(f"{report.questions} questions; left: {report.one}, right: {report.other}")
+    print(f"{report.questions} question{'s' * (report.questions != 1)}; left: {report.one}, right: {report.other}")
     for kind in differences.KINDS:
         for documented in (False, True):
             found = [each for each in report.found if each.kind == kind and bool(each.documented) is documented]
@@ -365,6 +366,15 @@ def _verdict(report: Report) -> str:
         return f"{report.silent} answers nothing: is it there, and may it be asked from here?"
     if report.serious:
         names = len({(each.name, each.type) for each in report.serious})
-        return f"{names} of {report.questions} questions {'is' if names == 1 else 'are'} answered differently"
+        asked = f"{report.questions} question{'s' * (report.questions != 1)}"
+        return f"{names} of {asked} {'is' if names == 1 else 'are'} answered differently"
     rest = sum(1 for each in report.found if each.documented)
-    return "both answer alike" + (f", but for {rest} differences that docs/differences.md documents" if rest else "")
+    return "both answer alike" + (f", but for {_differences(rest)}" if rest else "")
+
+
+def _differences(count: int) -> str:
+    return (
+        f"{count} differences that docs/differences.md documents"
+        if count != 1
+        else "one difference that docs/differences.md documents"
+    )

@@ -115,7 +115,8 @@ def man() -> str:
         "once. SIGUSR1 reads the Corefile again.", ".SH EXIT STATUS",
         "0 done; 1 the configuration, the start or what was asked for failed; 2 a bad flag or word, or a second "
         "SIGINT; 130",
-        "interrupted. What a command adds to these stands with it.",
+        "interrupted; 141 whoever read the output closed it (check, compare and doctor keep their own). What a command",
+        "adds to these stands with it.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,9 @@
 """Files of questions: what a file is, is told by its first octets.
 
 A text has a question a line: `NAME [TYPE]` (dnsperf's form), or lines of the plugin `log` (CoreDNS's and ours, text or
-JSON), in which everything else is passed over. Frame Streams of dnstap begin with four octets of zero, which no text
-does. A file is read piece by piece, and no further than LARGEST.
+JSON). Lines that hold no question are counted, and a file with more lines that are not even text than questions is
+refused: what looks like a name in it is one by accident. Frame Streams of dnstap begin with four octets of zero, which
+no text does. A file is read piece by piece, and no further than LARGEST.
 """
 
 import re
@@ -17,6 +18,7 @@ from kdns.dns.query import parse
 
 LARGEST: Final = 256 << 20  # octets read of a file: some 2 million lines or messages, which take half a minute
 _PIECE: Final = 64 << 10  # octets read of a text at once; a longer line has no question
+_SHOWN: Final = 100  # octets of such a line that are looked at
 _LOGGED: Final = re.compile(r'"([A-Z0-9]+) IN (\S+) (?:udp|tcp|dns|tls|https) ')
 _TRANSFERS: Final = frozenset(("AXFR", "IXFR", "ANY"))  # not questions with one answer
 _RESPONSE: Final = 0x80  # QR, of a header's third octet
@@ -41,7 +43,7 @@ def of_file(file: BinaryIO, name: str, note: Callable[[str], None]) -> Iterator[
     if source.head == dnstap.MARK:
         yield from _of_dnstap(source, name, note)
     else:
-        yield from of_lines(_lines(source))
+        yield from _of_text(source, name, note)
     if source.is_cut():
         note(f"{name} is larger than {LARGEST >> 20} MiB: the rest of it was not read")
 
@@ -67,39 +69,76 @@ class _Source:
         return not self.left and bool(self.file.read(1))
 
 
+class Tally:
+    """What the lines of a file were: questions, or none; `binary`, of the latter: not text."""
+
+    def __init__(self) -> None:
+        self.questions = 0
+        self.skipped = 0
+        self.binary = 0
+
+
+def _of_text(source: _Source, name: str, note: Callable[[str], None]) -> Iterator[Asked]:
+    tally = Tally()
+    yield from of_lines(_lines(source), tally)
+    skipped = f"{tally.skipped} line{' was' if tally.skipped == 1 else 's were'} skipped"
+    if tally.binary > tally.questions:
+        lines = f"{tally.binary} line{' is' if tally.binary == 1 else 's are'}"
+        raise FormatError(f"{name} is neither a text with questions nor dnstap: {lines} not text")
+    if tally.skipped and not tally.questions:
+        raise FormatError(f"{name} has no questions: {skipped}; a line is NAME [TYPE], or one of the plugin log")
+    if tally.skipped:
+        note(f"{name}: {skipped}, without a question in {'it' if tally.skipped == 1 else 'them'}")
+
+
 def _lines(source: _Source) -> Iterator[str]:
+    """The lines; one that is too long has its beginning only, and a character that no question has."""
     rest, too_long = b"", False
     while piece := source.read(_PIECE):
         first, *others = piece.split(b"\n")
         for line in others:
-            if not too_long:
-                yield (rest + first).decode(errors="replace")
+            yield (rest if too_long else rest + first).decode(errors="replace")
             first, rest, too_long = line, b"", False
-        rest += first
+        if not too_long:
+            rest += first
         if len(rest) > _PIECE:
-            rest, too_long = b"", True
-    if rest and not too_long:
+            rest, too_long = b"\0" + rest[:_SHOWN], True
+    if rest:
         yield rest.decode(errors="replace")
 
 
-def of_lines(lines: Iterable[str]) -> Iterator[Asked]:
-    """The questions of a file's lines; what is none is passed over."""
+def of_lines(lines: Iterable[str], tally: Tally | None = None) -> Iterator[Asked]:
+    """The questions of a file's lines; what is none is passed over, and counted where it is no comment either."""
+    tally = tally or Tally()
     for line in lines:
         found = _LOGGED.search(line.replace('\\"', '"'))
-        if found is not None:
-            each = Asked(found[2], found[1])
-        else:
-            words = line.split()
-            if not 1 <= len(words) <= 2 or words[0][0] in "#;[{" or not _is_text(words[0]):
-                continue
-            each = Asked(words[0].rstrip(".") + ".", (words[1] if len(words) > 1 else "A").upper())
-        if each.type in _TRANSFERS:
+        words = line.split()
+        if found is None and (not words or words[0][0] in "#;"):
             continue
-        try:
-            each.question()
-        except (BadName, ValueError):
+        each = Asked(found[2], found[1]) if found is not None else _of_words(words)
+        if each is None or not _is_asked(each):
+            tally.skipped += 1
+            tally.binary += not _is_text("".join(words))
             continue
+        tally.questions += 1
         yield each
+
+
+def _of_words(words: list[str]) -> Asked | None:
+    if len(words) > 2 or words[0][0] in "[{" or not _is_text(words[0]):
+        return None
+    return Asked(words[0].rstrip(".") + ".", (words[1] if len(words) > 1 else "A").upper())
+
+
+def _is_asked(each: Asked) -> bool:
+    """Whether it is a question with one answer."""
+    if each.type in _TRANSFERS:
+        return False
+    try:
+        each.question()
+    except (BadName, ValueError):
+        return False
+    return True
 
 
 def _is_text(word: str) -> bool:

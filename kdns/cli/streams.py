@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Final
 
 # What writing to standard output fails with when it is none of our doing.
@@ -37,6 +38,17 @@ def pass_on(error: BaseException) -> None:
 def drop_output() -> None:
     """Lets go of what could not be written, which would else be tried again at the exit."""
     sys.stdout = None
+
+
+def until_closed(write: Callable[[], None]) -> None:
+    """Writes to standard output; a reader that has seen enough (`| head`) ends that, and not the tool: what it found
+    out is its exit code.
+    """
+    try:
+        write()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
 
 
 def explained(error: BaseException) -> str:

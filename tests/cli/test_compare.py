@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_a_configuration_is_compared_with_a_server_that_runs(serve: Serve, manif
     done = kdns("compare", f"@127.0.0.1:{other.port}", "-conf", str(path))
     assert done.returncode == 3 and "10-1-0-1.shop.pod.cluster.local. A" in done.stdout
     done = kdns("compare", f"@127.0.0.1:{other.port}", "-conf", str(path), "web.shop.svc.cluster.local")
-    assert done.returncode == 0 and done.stdout.startswith("1 questions")
+    assert done.returncode == 0 and done.stdout.startswith("1 question; left")
 
 
 def test_the_clusters_own_configuration_is_compared_through_a_kubeconfig(
@@ -119,9 +120,12 @@ def test_real_questions_come_from_a_file_or_a_log(serve: Serve, upstream: Start,
     for words, stdin in (([str(path)], None), (["-"], "\n".join(lines))):
         done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--file", *words, stdin=stdin)
         assert done.returncode == 0 and done.stdout.startswith("4 questions"), done.stdout + done.stderr
+        # "c.org NOPE", "a..org", ANY, the long line and the log's error; comments and empty lines are not counted.
+        name = words[0] if stdin is None else "stdin"
+        assert done.stderr == f"{name}: 5 lines were skipped, without a question in them\n"
     path.write_bytes(bytes(range(256)) * 100)
     done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--file", str(path))
-    assert done.returncode in (0, 1) and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "is neither a text with questions" in done.stderr and done.stderr.count("\n") == 1
     for wrong in ("/nowhere/x", "/dev/null"):
         done = kdns("compare", f"@127.0.0.1:{one.port}", f"@127.0.0.1:{other.port}", "--file", wrong)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
@@ -174,8 +178,15 @@ def test_real_questions_come_from_dnstap(serve: Serve, upstream: Start, tmp_path
     (gzip.compress(dnstapfiles.stream(b"")),
         "FILE is compressed by gzip: unpack it first, gzip -dc FILE | kdns compare ... --file -"),
     (b"\xd4\xc3\xb2\xa1" + bytes(99), "FILE is a packet capture: kdns reads dnstap, logs, and lines of NAME TYPE"),
-    (bytes(range(1, 256)) * 2000, "FILE has no questions: there is nothing to ask"),
-], ids=range(11))  # fmt: skip
+    (bytes(range(1, 256)) * 2000, "FILE is neither a text with questions nor dnstap: 2001 lines are not text"),
+    (b"# nothing\n\n;a.org\n", "FILE has no questions: there is nothing to ask"),
+    (b"three words here\n", "FILE has no questions: 1 line was skipped; a line is NAME [TYPE], or one of the "
+        "plugin log"),
+    (b"a..b\nx NOPE\n", "FILE has no questions: 2 lines were skipped; a line is NAME [TYPE], or one of the plugin log"),
+    # Noise in which one line happens to be a word.
+    (bytes(range(128, 255)) + b"\nabc\n\0\xff\n",
+        "FILE is neither a text with questions nor dnstap: 2 lines are not text"),
+], ids=range(15))  # fmt: skip
 def test_a_file_of_questions_that_cannot_be_used_is_one_line_and_the_exit_code_1(
     data: bytes, said: str, tmp_path: Path
 ) -> None:
@@ -192,7 +203,8 @@ def test_a_file_of_questions_is_read_piece_by_piece_and_not_without_end(monkeypa
         return read, notes
 
     long = b"x" * 200_000
-    assert found(b"a.org\n" + long + b" A\r\nb.org A\r\n" + long) == (["a.org.", "b.org."], [])
+    assert found(b"a.org\n" + long + b" A\r\nb.org A\r\n" + long) == (
+        ["a.org.", "b.org."], ["it: 2 lines were skipped, without a question in them"])  # fmt: skip
     many = b"".join(b"n%d.org\n" % number for number in range(50_000))
     assert found(many) == ([f"n{number}.org." for number in range(50_000)], [])
     monkeypatch.setattr(questionfile, "LARGEST", 1 << 20)
@@ -243,7 +255,7 @@ def test_addresses_of_outside_names_may_vary_and_codes_may_not(upstream: Start) 
     assert (
         done.returncode == 3
         and "NOERROR, 1 record  |  NODATA" in done.stdout
-        and "1 of 1 questions is answered" in done.stdout
+        and "1 of 1 question is answered" in done.stdout
     )
 
 
@@ -323,3 +335,25 @@ def test_beside_coredns_only_what_is_documented_differs(
         time.sleep(0.5)
     assert done.returncode == 0, done.stdout
     assert "as docs/differences.md says" in done.stdout
+
+
+@pytest.mark.parametrize(("words", "code"), [("", 3), ("--all", 3), ("--json --all", 3), ("same.org", 0)])
+def test_a_reader_that_closed_the_pipe_made_the_verdict_a_1(
+    words: str, code: int, upstream: Start, tmp_path: Path
+) -> None:
+    """`compare ... | head -1` was 1 whatever the servers had answered."""
+    one = upstream(lambda query, proto: answer(query, "A 192.0.2.1"))
+    other = upstream(
+        lambda query, proto: answer(query, f"A 192.0.2.{1 if 'same' in str(query.question[0].name) else 2}")
+    )
+    path = tmp_path / "questions"
+    path.write_text(
+        "".join(f"n{number}.{'x' * 60}.cluster.local\n" for number in range(300))
+    )  # more than a pipe's first buffer
+    asked = words if words == "same.org" else f"{words} --rate 100000 --file {path}"
+    script = (
+        f"{sys.executable} -m kdns compare @{one.address} @{other.address} {asked} | head -c 10 >/dev/null; "
+        "echo ${PIPESTATUS[0]}"
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{code}\n", "")
