@@ -19,6 +19,7 @@ class Asked(NamedTuple):
     said: str
     answered: bool
     took: float  # seconds
+    again: str = ""  # the command that asks the same; without: kdns query
 
 
 _TENANTS: Final = re.compile(r"^\s*tenants\b", re.M)
@@ -48,7 +49,10 @@ class State:
     client_name: str = ""  # NAMESPACE/POD, or the namespace that was named where no Pod of it is known
     client_note: str = ""  # why it is this Pod, where a namespace was named
     nameservers: tuple[str, ...] = ()  # of this machine's resolv.conf, where it is a Pod's
+    nodes_resolv_conf: bool = False  # whether that is the node's, as DNS Pods have it too
     asked: list[Asked] = field(default_factory=list)
+    unreached: dict[str, str] = field(default_factory=dict)  # by server: why the API did not lead us to it
+    upstreams: dict[str, Asked] = field(default_factory=dict)  # by address and port: what those asked themselves said
     unread: dict[str, str] = field(default_factory=dict)
     wasted: dict[str, int] = field(default_factory=dict)  # by workload: names asked for that do not exist
     pages_unread: dict[str, str] = field(default_factory=dict)  # by server: why its status page could not be read
@@ -88,6 +92,23 @@ class State:
         return [each for each in self.pods or () if selector.items() <= labels_of(each).items()]
 
     @property
+    def port(self) -> int:
+        """The port of the DNS Pods that TCP queries go to."""
+        spec = (self.service or {}).get("spec") or {}
+        ports = [
+            each for each in spec.get("ports") or () if each.get("port") == 53 and each.get("protocol", "TCP") == "TCP"
+        ]
+        wanted = ports[0].get("targetPort", 53) if ports else 53
+        if isinstance(wanted, int):
+            return wanted
+        for server in self.servers:
+            for container in (server.get("spec") or {}).get("containers") or ():
+                for each in container.get("ports") or ():
+                    if each.get("name") == wanted and isinstance(each.get("containerPort"), int):
+                        return int(each["containerPort"])
+        return 53
+
+    @property
     def account(self) -> str:
         """The service account that the servers run under."""
         found = [str((each.get("spec") or {}).get("serviceAccountName") or "default") for each in self.servers]
@@ -122,6 +143,12 @@ def name_of(each: Object) -> str:
 def labels_of(each: Object) -> dict[str, str]:
     """An object's labels."""
     return (each.get("metadata") or {}).get("labels") or {}
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether a Pod is ready."""
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
 
 
 def _has_dns(each: Object) -> bool:

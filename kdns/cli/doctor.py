@@ -1,10 +1,12 @@
 """`kdns doctor`: says what is wrong with a cluster's DNS, CoreDNS's or kdns's, from a laptop or inside a Pod.
 
 Looks at the Service, its Pods and EndpointSlices, the Corefile, the servers' rights, NetworkPolicies, NodeLocal
-DNSCache and one Pod's resolver, and at the servers' status pages, then asks real queries. It changes nothing. The rules
-are in findings.
+DNSCache and one Pod's resolver, and at the servers' status pages, then asks real queries: in a Pod the Service, each
+server, and each upstream that a server asks; from a laptop the servers, through the API (see portforward). It changes
+nothing. The rules are in findings.
 """
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -16,8 +18,8 @@ from typing import Any, Final
 
 from kdns import files, log
 from kdns.address import split_host_port
-from kdns.cli import cluster, statuspages
-from kdns.cli.clusterstate import Asked, Object, State, labels_of, name_of
+from kdns.cli import cluster, portforward, statuspages, streams, upstreams
+from kdns.cli.clusterstate import Asked, Object, State, is_ready, labels_of, name_of
 from kdns.cli.finding import ERROR, WARNING, Finding
 from kdns.cli.findings import diagnosed
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse, refuse
@@ -30,7 +32,7 @@ from kdns.dns.errors import BadName
 from kdns.dns.message import pack_query
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
-from kdns.kube.api import CREDENTIALS
+from kdns.kube.api import CREDENTIALS, Client
 from kdns.kube.paging import ApiError
 from kdns.kube.pod import pod_object, some_pod
 from kdns.printable import printable
@@ -38,7 +40,9 @@ from kdns.upstream.upstream import Address, Options, Upstream
 
 TIMEOUT: Final = 3.0  # seconds a server has for one query
 UNWELL: Final = 3
-MAX_ASKED: Final = 20  # Pods that are asked one by one
+MAX_ASKED: Final = 20  # Pods, or upstreams, that are asked one by one
+MAX_FORWARDED: Final = 3  # Pods that are asked through the API; the others run the same Corefile
+RESOLV_CONF: Final = "/etc/resolv.conf"
 # What a server lists and watches, as (API group, resource).
 _NEEDED: Final = (("", "services"), ("", "namespaces"), ("discovery.k8s.io", "endpointslices"))
 # And, where the Corefile has `tenants`, with `from networkpolicy` both.
@@ -51,7 +55,11 @@ FLAGS: Final = (
         "",
         "namespace, or NAMESPACE/POD, that asks: checks its resolver and NetworkPolicies",
     ),
-    Flag(("server",), "", "server to ask, HOST[:PORT] (default in a Pod: the Service, and each of its Pods)"),
+    Flag(
+        ("server",),
+        "",
+        "server to ask, HOST[:PORT] (default: the Service and its Pods; from outside, its Pods, through the API)",
+    ),
     Flag(("zone",), "cluster.local", "zone of the cluster"),
     Flag(("outside",), "example.com", "outside name to ask for"),
     Flag(("json",), False, "print the findings as JSON"),
@@ -96,14 +104,14 @@ def main(words: Sequence[str]) -> int:
         log.stop_writer()
     found = diagnosed(state)
     code = UNWELL if any(each.level == ERROR for each in found) else 0
-    if values["json"]:
-        print(json.dumps({"ok": not code, "findings": [each._asdict() for each in found]}))
-    else:
-        _print(found)
+    streams.until_closed(lambda: _print(found, bool(values["json"]), not code))
     return code
 
 
-def _print(found: list[Finding]) -> None:
+def _print(found: list[Finding], as_json: bool, ok: bool) -> None:
+    if as_json:
+        print(json.dumps({"ok": ok, "findings": [each._asdict() for each in found]}))
+        return
     for each in found:
         print(printable(f"{each.level:7}  {each.part}: {each.seen}"))
         for label, text in (("means", each.means), ("next", each.next)):
@@ -150,12 +158,17 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
                 state.client_note = f"the first by name; another with --from {place}/POD"
         await _read(state, "subjectaccessreviews", _review(state, api))
         await statuspages.read(state, api)
+        if state.inside:
+            with contextlib.suppress(OSError):
+                text = await files.waiting("reading /etc/resolv.conf", _resolv_conf)
+                _note_resolv_conf(state, text)
+            await _ask_upstreams(state, str(values["outside"]))
+        if server is None and not state.inside:
+            await _ask_through(state, api.client, str(values["outside"]))
+        else:
+            await _ask_all(state, server, str(values["outside"]))
     finally:
         await api.close()
-    if state.inside:
-        with contextlib.suppress(OSError):
-            state.nameservers = await files.waiting("reading /etc/resolv.conf", _local_nameservers)
-    await _ask_all(state, server, str(values["outside"]))
     return state
 
 
@@ -212,9 +225,58 @@ async def _denied(state: State, api: cluster.Cluster, account: str) -> list[str]
     return out
 
 
-def _local_nameservers() -> tuple[str, ...]:
-    with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
-        return tuple(resolvconf.nameservers(file.read()))
+def _resolv_conf() -> str:
+    with open(RESOLV_CONF, encoding="utf-8", errors="replace") as file:
+        return file.read(resolvconf.MAX_RESOLV_CONF)
+
+
+def _note_resolv_conf(state: State, text: str) -> None:
+    """What this Pod's resolver is told. With dnsPolicy Default, and on the node's network, that is the node's file,
+    which the servers have too; else its search list holds the cluster's zone.
+    """
+    state.nameservers = tuple(resolvconf.nameservers(text))
+    search = resolvconf.search_list(text)
+    state.nodes_resolv_conf = from_text(f"svc.{state.zone}").lower() not in search and (
+        state.address not in state.nameservers
+    )
+
+
+async def _ask_upstreams(state: State, outside: str) -> None:
+    """Asks each upstream of the Corefile for a name that it is asked for: `outside`, or the domain it is for."""
+    asked = {where: outside if zone == "." else zone for zone, where in upstreams.addresses(state)}
+    some = list(asked.items())[:MAX_ASKED]
+    said = await asyncio.gather(*(_ask(where.host, where.port, name, "udp") for where, name in some))
+    state.upstreams = {where.text: each for (where, _), each in zip(some, said, strict=True)}
+
+
+async def _ask_through(state: State, client: Client, outside: str) -> None:
+    """Real queries from outside the cluster: to some of the servers that are ready, over TCP, through the API."""
+    for each in [each for each in state.servers if is_ready(each)][:MAX_FORWARDED]:
+        pod = name_of(each)
+        try:
+            async with portforward.tunnel(client, state.namespace, pod, state.port, TIMEOUT) as open_:
+                for name in (f"kubernetes.default.svc.{state.zone}", outside):
+                    state.asked.append(await _ask_over(open_, state, pod, name))
+        except portforward.NotForwarded as error:
+            state.unreached[pod] = str(error)
+        except cluster.FAILURES as error:
+            state.unreached[pod] = cluster.explained(error)
+
+
+async def _ask_over(open_: portforward.Tunnel, state: State, pod: str, name: str) -> Asked:
+    question = Question(from_text(name).lower(), iana.A)
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            answer = await open_.ask(question)
+        said, answered = iana.rcode_text(answer.rcode), answer.rcode == iana.NOERROR
+    except TimeoutError:
+        said, answered = f"no reply in {TIMEOUT:g} s", False
+    again = (
+        f"kubectl -n {state.namespace} port-forward {pod} 5353:{state.port}    # and: kdns query @127.0.0.1:5353 "
+        f"{name}. -tcp"
+    )
+    return Asked(pod, "the API", f"{name}.", said, answered, time.monotonic() - began, again)
 
 
 async def _ask_all(state: State, server: tuple[str, int] | None, outside: str) -> None:
@@ -223,7 +285,8 @@ async def _ask_all(state: State, server: tuple[str, int] | None, outside: str) -
     where = [server] if server is not None else []
     if server is None and state.inside:
         addresses = [state.address, *(str((each.get("status") or {}).get("podIP") or "") for each in state.servers)]
-        where = [(address, 53) for address in dict.fromkeys(addresses) if address and address != "None"][:MAX_ASKED]
+        known = [address for address in dict.fromkeys(addresses) if address and address != "None"][:MAX_ASKED]
+        where = [(address, 53 if address == state.address else state.port) for address in known]
     for host, port in where:
         for name, transport in ((inside, "udp"), (inside, "tcp"), (outside, "udp")):
             state.asked.append(await _ask(host, port, name, transport))

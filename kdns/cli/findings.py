@@ -7,7 +7,7 @@ command. What the API would not show is None in the State, and is a finding of i
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from kdns.cli import configmaps, serverneeds, servers, statuspages, wayfromservers, waytoservers
+from kdns.cli import configmaps, serverneeds, servers, statuspages, upstreams, wayfromservers, waytoservers
 from kdns.cli.clusterstate import State
 from kdns.cli.finding import ERROR, INFO, WARNING, Finding
 
@@ -19,6 +19,6 @@ def diagnosed(state: State) -> list[Finding]:
 
 
 RULES: Final[tuple[Callable[[State], Iterator[Finding]], ...]] = (
-    *servers.RULES, *configmaps.RULES, *waytoservers.RULES, wayfromservers.findings, serverneeds.findings,
-    statuspages.findings,
+    *servers.RULES, *configmaps.RULES, *waytoservers.RULES, wayfromservers.findings, upstreams.findings,
+    serverneeds.findings, statuspages.findings,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from kdns.cli.clusterstate import Object, State, labels_of, name_of
+from kdns.cli.clusterstate import Object, State, is_ready, labels_of, name_of
 from kdns.cli.finding import ERROR, INFO, WARNING, Finding
 
 RESTARTS: Final = 5  # of a container, beyond which it is not an accident
@@ -80,7 +80,7 @@ def _pods(state: State) -> Iterator[Finding]:
             f"kubectl -n {ns} get deploy,ds -l k8s-app=kube-dns; kubectl -n {ns} get events",
         )
         return
-    bad = [each for each in servers if not _ready(each)]
+    bad = [each for each in servers if not is_ready(each)]
     for pod in bad:
         why = _why_not_ready(pod)
         level = ERROR if len(bad) == len(servers) else WARNING
@@ -153,11 +153,6 @@ def _pods(state: State) -> Iterator[Finding]:
                 f"'{{\"spec\":{{\"template\":{{\"spec\":{{\"dnsPolicy\":\"Default\"}}}}}}}}'",
             )  # fmt: skip
             return
-
-
-def _ready(pod: Object) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
 
 
 def _why_not_ready(pod: Object) -> str:

@@ -13,6 +13,8 @@ from kdns.cli.resolv import of_pod
 
 MAX_NAMESERVERS: Final = 3  # resolv.conf(5), MAXNS; the kubelet cuts what is more
 
+_IN_A_POD: Final = "run doctor in a Pod"  # docs/troubleshoot.md says how
+
 
 def _client(state: State) -> Iterator[Finding]:
     if not state.client_name:
@@ -171,16 +173,16 @@ def _resolv_conf(state: State) -> Iterator[Finding]:
 
 def _queries(state: State) -> Iterator[Finding]:
     for each in state.asked:
+        command = each.again or f"kdns query @{each.server} {each.name}{' -tcp' if each.transport == 'tcp' else ''}"
         if not each.answered:
             outside = state.zone not in each.name
             means = (
                 "outside names fail"
                 if outside
-                else "names of the cluster fail"
-                if each.transport == "udp"
                 else "large answers fail"
+                if each.transport == "tcp"
+                else "names of the cluster fail"
             )
-            command = f"kdns query @{each.server} {each.name}{' -tcp' if each.transport == 'tcp' else ''}"
             yield Finding(
                 ERROR, "queries", f"{each.server} over {each.transport}, {each.name}: {each.said}", means, command
             )
@@ -190,15 +192,31 @@ def _queries(state: State) -> Iterator[Finding]:
                 "queries",
                 f"{each.server} took {each.took:.1f} s for {each.name}",
                 "resolvers ask again after 5 s, and applications wait",
-                f"kdns query @{each.server} {each.name}",
+                command,
             )
     good = sum(each.answered for each in state.asked)
+    through = any(each.again for each in state.asked)
     if good:
-        yield Finding(INFO, "queries", f"{good} of {len(state.asked)} queries were answered")
-    if not state.asked:
         yield Finding(
-            INFO, "queries", "no server was asked: this is not a Pod of the cluster, and no --server was named", "",
-            f"run doctor in a Pod, or name a server that can be reached from here: kdns doctor --server "
+            INFO,
+            "queries",
+            f"{good} of {len(state.asked)} queries were answered{', over TCP through the API' if through else ''}",
+            "UDP, and the way through the Service, were not tried" if through else "",
+            _IN_A_POD if through else "",
+        )
+    for server, why in state.unreached.items():
+        yield Finding(
+            INFO,
+            "queries",
+            f"{server} could not be asked through the API: {why}",
+            "whether it answers is not known",
+            f"kubectl -n {state.namespace} port-forward {server} 5353:{state.port}    # the right it takes: create and "
+            f"get pods/portforward",
+        )
+    if not state.asked and not state.unreached:
+        yield Finding(
+            INFO, "queries", "no server was asked: none is ready, and no --server was named", "",
+            f"{_IN_A_POD}, or name a server that can be reached from here: kdns doctor --server "
             f"{state.address or 'ADDRESS'}",
         )  # fmt: skip
 

@@ -319,3 +319,18 @@ class Client:
             if response.connection is not None and response.connection.transport is not None:
                 keep_alive(response.connection.transport, *KEEPALIVE, USER_TIMEOUT)
             yield response
+
+    async def websocket(
+        self, path: str, params: dict[str, str], protocol: str, most: int
+    ) -> aiohttp.ClientWebSocketResponse:
+        """An open WebSocket, whose messages have at most so many octets. Raises ApiError and what aiohttp raises."""
+        await self.renew()
+        assert self.session is not None and self.access is not None
+        try:
+            made: aiohttp.ClientWebSocketResponse = await self.session.ws_connect(
+                self.access.url + path, params=params, protocols=(protocol,), max_msg_size=most,
+                **_headers_and_proxy(self.access),
+            )  # fmt: skip
+            return made
+        except aiohttp.WSServerHandshakeError as error:
+            raise ApiError(f"{error.status} {error.message}", code=error.status) from None

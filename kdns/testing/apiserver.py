@@ -45,9 +45,10 @@ class ApiServer:
         self.token = token
         self.fail: list[int] = []  # statuses for the next requests
         self.retry_after = ""
-        self.forbidden: set[str] = set()  # plurals that nobody may list or watch
+        self.forbidden: set[str] = set()  # plurals that nobody may list or watch, and `proxy`, `portforward`
         self.denied: set[tuple[str, str]] = set()  # (verb, resource) that access reviews say no to
         self.pages: dict[str, str] = {}  # "NAMESPACE/POD:PORT" -> the URL that its proxy leads to
+        self.forwards: dict[str, tuple[str, int]] = {}  # "NAMESPACE/POD:PORT" -> where a port-forward to it leads
         self.behind = 0  # so many watches are told that this server has not seen their resourceVersion yet
         self.streams = True  # whether lists may be streamed (WatchList)
         self.installed: set[str] = {"v1beta1", "v1alpha1"}  # versions of custom kinds
@@ -235,8 +236,8 @@ class ApiServer:
         plural = words[0]
         if plural in self.forbidden:
             return _status(403, f"{plural} is forbidden")
-        if len(words) > 2 and words[2] == "proxy":
-            return await self._proxy(f"{namespace}/{words[1]}", "/".join(words[3:]))
+        if len(words) > 2:
+            return await self._within(request, f"{namespace}/{words[1]}", words[2:])
         if len(words) == 2:
             key = f"{namespace}/{words[1]}"
             found = self.objects[plural].get(key)
@@ -247,11 +248,53 @@ class ApiServer:
             await asyncio.sleep(self.page_delay)
         return self._list(request, plural, namespace)
 
+    async def _within(self, request: web.Request, pod: str, words: list[str]) -> web.StreamResponse:
+        """What is below a Pod."""
+        if words[0] in self.forbidden:
+            return _status(403, f"pods/{words[0]} is forbidden")
+        if words[0] == "proxy":
+            return await self._proxy(pod, "/".join(words[1:]))
+        if words[0] == "portforward":
+            return await self._forward(request, pod)
+        return _status(404, "the server could not find the requested resource")
+
     async def _proxy(self, to: str, path: str) -> web.Response:
         if to not in self.pages:
             return _status(503, f"error trying to reach service: dial tcp {to}: connect: connection refused")
         async with ClientSession() as session, session.get(f"{self.pages[to]}/{path}") as response:
             return web.Response(body=await response.read(), status=response.status)
+
+    async def _forward(self, request: web.Request, pod: str) -> web.StreamResponse:
+        """A port of a Pod over a WebSocket: octets on channel 0, what went wrong on channel 1, first the port on both.
+
+        Octets go in pieces of 100, so that whoever reads them has to put them together.
+        """
+        port = int(request.query["ports"])
+        socket_ = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
+        await socket_.prepare(request)
+        for channel in (b"\0", b"\1"):
+            await socket_.send_bytes(channel + port.to_bytes(2, "little"))
+        try:
+            reader, writer = await asyncio.open_connection(*self.forwards[f"{pod}:{port}"])
+        except (KeyError, OSError):
+            why = f"error forwarding port {port} to pod {pod}: failed to connect to localhost:{port}: refused"
+            await socket_.send_bytes(b"\1" + why.encode())
+            await socket_.close()
+            return socket_
+
+        async def back() -> None:
+            while data := await reader.read(100):
+                await socket_.send_bytes(b"\0" + data)
+            await socket_.close()
+
+        task = asyncio.create_task(back())
+        try:
+            async for message in socket_:
+                writer.write(message.data[1:])
+        finally:
+            task.cancel()
+            writer.close()
+        return socket_
 
     async def _review(self, request: web.Request) -> web.Response:
         self.requests.append(request.path_qs)
