@@ -8,11 +8,14 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+from kdns import __version__ as kdns_version
 from kdns.cli.plugins import docstring
 from kdns.corefile import CorefileError
 from kdns.server import build
@@ -58,6 +61,20 @@ def test_only_the_command_line_exits_the_process() -> None:
         # Child processes have exit codes of their own.
         children = ("manifest_file.py", "forks.py", "hostsfile.py", "namelist.py", "reading.py")
         assert not exits or path.name in children, path
+
+
+def test_the_projects_urls_the_charts_and_the_images_name_are_of_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    urls = project["urls"]
+    host, _, path = urls["Source"].removeprefix("https://").partition("/")
+    for url in urls.values():
+        assert url.startswith(urls["Source"])
+        assert (ROOT / url.removeprefix(urls["Source"]).strip("/")).exists(), url
+    chart = yaml.safe_load((ROOT / "deploy/helm/kdns/Chart.yaml").read_text())
+    assert chart["home"] == urls["Source"] and chart["appVersion"] == kdns_version
+    pages = ("README.md", "docs/install.md", "deploy/components/image/kustomization.yaml")
+    named = {name for page in pages for name in re.findall(r"\bregistry\.[\w.]+/[\w/-]+", (ROOT / page).read_text())}
+    assert named == {f"registry.{host.partition('.')[2]}/{path}"}
 
 
 def test_nothing_is_left_for_later() -> None:
