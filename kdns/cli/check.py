@@ -1,8 +1,8 @@
 """`kdns check`: reads a Corefile, says all that is wrong with it and where, and serves nothing.
 
-The file may be ConfigMaps as kubectl prints them (see corefiles). Errors that hide what comes after them are the last
-that is said of a file: a brace too many or too few; and what blocks claim twice is looked at once each of them can be
-read.
+The file may be ConfigMaps as kubectl prints them (see corefiles). It reads past each error: a bad line, an import that
+fails, a brace that is missing. What one error may have caused is not said: what a plugin needs of others is looked at
+in blocks without errors, and a zone that two blocks serve where it is known what both listen on.
 """
 
 import json
@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from kdns import log
-from kdns.cli import corefiles, streams
+from kdns.cli import corefiles, pluginkeys, streams
 from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
-from kdns.server import build
-from kdns.server.problems import all_problems
+from kdns.server import build, problems
 
 FLAGS: Final = (
     Flag(("conf",), "", 'Corefile to check; "-" or "stdin" reads standard input'),
@@ -61,8 +60,6 @@ def main(words: Sequence[str]) -> int:
     try:
         found = corefiles.sources(path, str(values["with"]))
         return max([_one(each, int(values["dns.port"]), bool(values["load"]), as_json) for each in found])
-    except BrokenPipeError:
-        raise
     except (CorefileError, OSError) as error:
         streams.pass_on(error)
         _report(corefiles.shown(path), [error], as_json)
@@ -77,11 +74,11 @@ def _one(each: corefiles.Source, port: int, load: bool, as_json: bool) -> int:
         _report(each.name, errors, as_json)
         return 1
     if as_json:
-        print(json.dumps({"file": each.name, "ok": True, **summary._asdict()}))
+        _say(json.dumps({"file": each.name, "ok": True, **summary._asdict()}))
     else:
         for warning in summary.warnings:
             sys.stderr.write(f"{each.name}: warning: {warning}\n")
-        print(f"{each.name}: ok ({_count(summary.blocks, 'server block')}, {_count(summary.plugins, 'plugin')})")
+        _say(f"{each.name}: ok ({_count(summary.blocks, 'server block')}, {_count(summary.plugins, 'plugin')})")
     return 0
 
 
@@ -93,20 +90,23 @@ def examined(each: corefiles.Source, port: int, load: bool) -> tuple[Summary, li
     reader = corefiles.Reader(each)
     try:
         corefile = corefiles.parsed(each, port, reader=reader, errors=parsing)
-        errors += [*parsing, *all_problems(corefile)]
-        if not errors:
+        of_keys, untried = pluginkeys.taken_out(corefile, each)
+        errors += of_keys
+        found, instance = problems.examine(corefile)
+        errors += [*parsing, *found]
+        whole = not errors
+        if whole:
             instance = build.build(corefile)
-            if load:
-                errors += instance.load_problems()
-            else:
-                instance.check()
+        if load:
+            errors += instance.load_problems(wire=whole)
+        if not errors:
             if not instance.blocks:
                 raise CorefileError(
                     None, "no server block: in its place kdns would serve its built-in Corefile (whoami)"
                 )
-            summary = _summary(instance, sorted(set(each.beside) - reader.used))
+            summary = _summary(instance, sorted(set(each.beside) - reader.used), untried)
     except (CorefileError, OSError) as error:
-        errors += [*parsing, error]
+        errors.append(error)
     return summary, _ordered(errors)
 
 
@@ -123,8 +123,8 @@ def _ordered(errors: list[CorefileError | OSError]) -> list[CorefileError | OSEr
     return sorted(once, key=place)
 
 
-def _summary(instance: build.Instance, unused: list[str]) -> Summary:
-    warnings = [*instance.corefile.warnings, *instance.warnings()]
+def _summary(instance: build.Instance, unused: list[str], untried: list[str]) -> Summary:
+    warnings = [*untried, *instance.corefile.warnings, *instance.warnings()]
     warnings += [f"nothing imports {name}" for name in unused]
     for plugin in instance.plugins:
         warnings += [f"plugin/{plugin.name}: {text}" for text in (*plugin.warnings(), *plugin.advice())]
@@ -134,13 +134,17 @@ def _summary(instance: build.Instance, unused: list[str]) -> Summary:
 def _report(name: str, errors: Sequence[CorefileError | OSError], as_json: bool) -> None:
     told = [_told(name, error) for error in errors[:_SHOWN]]
     if as_json:
-        print(json.dumps({**told[0], "ok": False, "errors": told}))
+        _say(json.dumps({**told[0], "ok": False, "errors": told}))
         return
     for error in errors[:_SHOWN]:
         where = error.where if isinstance(error, CorefileError) else None
         sys.stderr.write(f"{where or name}: error: {_message(error, name)}\n")
     if len(errors) > 1:
         sys.stderr.write(f"{name}: {len(errors)} errors" + f", {_SHOWN} shown" * (len(errors) > _SHOWN) + "\n")
+
+
+def _say(text: str) -> None:
+    streams.until_closed(lambda: print(text))
 
 
 def _told(name: str, error: CorefileError | OSError) -> dict[str, object]:

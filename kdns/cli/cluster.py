@@ -10,7 +10,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from kdns.cli.corefiles import Source
+from kdns.cli.corefiles import Source, other_keys
 from kdns.cli.flags import Flag, Value
 from kdns.corefile import Corefile, Directive, Line, ServerBlock, Token
 from kdns.kube.api import ApiConfig, Client
@@ -121,7 +121,10 @@ class Cluster:
         beside = {key: text for held in others.values() for key, text in held.items()}
         holders = {key: f"{namespace}/{name}" for name, held in others.items() for key in held}
         names = sorted((name for name, held in data.items() if held.get("Corefile")), key=_rank)
-        return [Source(f"{namespace}/{name}", data[name]["Corefile"], beside, holders) for name in names]
+        return [
+            Source(f"{namespace}/{name}", data[name]["Corefile"], beside, holders, other_keys(data[name]))
+            for name in names
+        ]
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -31,13 +31,14 @@ _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 class Source(NamedTuple):
     """One Corefile: its name in errors, its text, the files beside it that it may import (name -> text), and, where it
-    is known, which ConfigMap holds each (name -> namespace/name).
+    is known, which ConfigMap holds each (name -> namespace/name). `own` are the other keys of its own ConfigMap.
     """
 
     name: str
     text: str
     beside: dict[str, str]
     holders: dict[str, str] = {}
+    own: dict[str, str] = {}
 
 
 class Reader(FileReader):
@@ -92,12 +93,20 @@ def sources(path: str, beside: str = "") -> list[Source]:
     if not is_manifest(text):
         return [Source(shown(path), text, files)]
     maps = _config_maps(text, shown(path))
-    found = [(label, data["Corefile"]) for label, data in maps if isinstance(data.get("Corefile"), str)]
+    found = [(label, data) for label, data in maps if isinstance(data.get("Corefile"), str)]
     if not found:
         raise CorefileError(None, f"{shown(path)}: {_without_corefile(maps)}")
     files = {**_custom(data for _, data in maps), **files}
     names = [shown(path) if len(found) == 1 else f"{shown(path)}({label})" for label, _ in found]
-    return [Source(name, text, files) for name, (_, text) in zip(names, found, strict=True)]
+    return [
+        Source(name, data["Corefile"], files, own=other_keys(data))
+        for name, (_, data) in zip(names, found, strict=True)
+    ]
+
+
+def other_keys(data: dict[str, Any]) -> dict[str, str]:
+    """What a ConfigMap holds beside its Corefile."""
+    return {str(key): text for key, text in data.items() if key != "Corefile" and isinstance(text, str)}
 
 
 def from_config_map(text: str, path: str) -> str:

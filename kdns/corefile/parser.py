@@ -6,6 +6,8 @@ what plugins rely on. The parser turns each directive into `Directive(name, args
 then, if the line ends with `{`, the lines up to the matching `}`.
 
 Repeats of a directive in one block stay apart as a list, in order; the plugin decides what a repeat means.
+
+For a tool that says all errors (`errors` of `parse`) it reads past each; kdns.corefile.stream says how.
 """
 
 import fnmatch
@@ -19,6 +21,7 @@ from kdns.corefile import source
 from kdns.corefile.errors import CorefileError, Position, did_you_mean
 from kdns.corefile.keys import Key
 from kdns.corefile.lexer import Token, tokens
+from kdns.corefile.stream import Stream
 
 MAX_SNIPPETS: Final = 10_000  # as CoreDNS: a snippet that multiplies itself ends here
 MAX_IMPORTS: Final = 100_000  # as CoreDNS: expansions of files; a glob counts once
@@ -93,6 +96,7 @@ class ServerBlock:
     keys: list[Key]
     directives: dict[str, list[Directive]] = field(default_factory=dict)
     at: Position = _NOWHERE
+    faults: list[str] = field(default_factory=list)  # directives that were left out (empty: something else was)
 
     @property
     def zones(self) -> list[str]:
@@ -124,17 +128,32 @@ def parse(
     """Reads a Corefile. Raises CorefileError with file, line and column.
 
     `default_port` stands in keys without one (`-dns.port`). `known` holds the directives there are (None: any).
-    `environ` is what `{$NAME}` and `{%NAME%}` are replaced from (default: none). `errors`: takes the errors that can be
-    read past (unknown directives, bad keys), which are then not raised; what is wrong with braces still is.
+    `environ` is what `{$NAME}` and `{%NAME%}` are replaced from (default: none). `errors`: takes all that is wrong;
+    nothing is raised then, and the blocks are what could be read.
     """
-    parser = _Parser(tokens(text, name), default_port, known, tuple(suggestions), environ or {}, reader or FileReader())
-    parser.errors = errors
-    parser.reading.append([(-1, os.path.abspath(name))])
-    blocks = parser.blocks()
-    return Corefile(name, blocks, parser.warnings, "\n".join(parser.seen))
+    stream = tokens(text, name)
+
+    def reading(*, again: bool = False) -> _Parser:
+        words = (default_port, known, tuple(suggestions), environ or {}, reader or FileReader())
+        parser = _Parser(list(stream), *words)
+        parser.again = again
+        parser.errors = None if errors is None else []
+        parser.reading.append([(-1, os.path.abspath(name))])
+        try:
+            parser.blocks()
+        except CorefileError as error:
+            parser.note(error)
+        return parser
+
+    parser = reading()
+    if parser.unbalanced:
+        parser = reading(again=True)
+    if errors is not None:
+        errors += parser.errors or ()
+    return Corefile(name, parser.found, parser.warnings, "\n".join(parser.seen))
 
 
-class _Parser:
+class _Parser(Stream):
     def __init__(
         self,
         stream: list[Token],
@@ -144,55 +163,25 @@ class _Parser:
         environ: Mapping[str, str],
         reader: Reader,
     ) -> None:
-        self.stream = stream
-        self.at = 0
+        super().__init__(stream, known)
         self.default_port = default_port
-        self.known = known
         self.suggestions = suggestions
         self.environ = environ
         self.reader = reader
-        self.errors: list[CorefileError] | None = None
+        self.found: list[ServerBlock] = []
+        self.closed: tuple[Position, Position] | None = None  # where the last server block begins and ends
         self.snippets: dict[str, list[Token]] = {}
         self.warnings: list[str] = []
         self.seen: list[str] = []
         self.depth = 0  # of blocks that are open within a server block
         self.snippet_uses = 0
         self.imports = 0
+        self.unread = False  # whether an import failed, which may have had snippets
         self.files: dict[str, list[Token]] = {}  # what was imported: one state of each file, read once
         # Files that are being read, those of the outermost import first: how many tokens follow a file's last, and its
         # path. What is put in the stream shifts places from its start, and none from its end. Of one import's files,
         # which are listed from the last to the first, the last in the list is the one that is being read.
         self.reading: list[list[tuple[int, str]]] = []
-
-    # The stream.
-
-    def peek(self) -> Token | None:
-        return self.stream[self.at] if self.at < len(self.stream) else None
-
-    def take(self) -> Token:
-        token = self.stream[self.at]
-        self.at += 1
-        return token
-
-    def begins_line(self) -> bool:
-        """True if the next token begins a line: another file, or a greater line than the last one's end."""
-        if self.at == 0 or self.at >= len(self.stream):
-            return True
-        before, here = self.stream[self.at - 1], self.stream[self.at]
-        return before.at.file != here.at.file or before.last_line < here.at.line
-
-    def fail(self, token: Token | None, message: str) -> CorefileError:
-        if token is None:
-            last = self.stream[-1] if self.stream else None
-            where = Position(last.at.file, last.last_line, last.at.column + len(last.text)) if last else None
-            return CorefileError(where, message)
-        return CorefileError(token.at, message)
-
-    def note(self, error: CorefileError) -> None:
-        """An error that can be read past: raised where nobody gathers them."""
-        if self.errors is None:
-            raise error
-        self.errors.append(error)
 
     # Environment.
 
@@ -208,26 +197,28 @@ class _Parser:
                 return text  # `{$}` stays, and substitution of this token stops there
             name = text[begin + len(opening) : end]
             text = text[:begin] + self.environ.get(name, "") + text[end + len(closing) :]
-        raise CorefileError(token.at, f'the environment variables in "{token.text}" lead to themselves')
+        self.note(CorefileError(token.at, f'the environment variables in "{token.text}" lead to themselves'))
+        return ""
 
     # Blocks.
 
-    def blocks(self) -> list[ServerBlock]:
-        out = []
+    def blocks(self) -> None:
         while self.peek() is not None:
             token = self.expand(self.stream[self.at])
             if token.text == "import" and not token.quoted:
                 self._import()
                 continue
+            self.first = None
             block = self._block()
             if block is not None:
-                out.append(block)
-        return out
+                self.found.append(block)
 
     def _block(self) -> ServerBlock | None:
         first = self.peek()
         assert first is not None
+        noted = len(self.errors or ())
         names, braced = self._keys()
+        self.first = first
         if len(names) == 1 and names[0].text.startswith("(") and names[0].text.endswith(")"):
             self._snippet(names[0], braced)
             return None
@@ -240,27 +231,55 @@ class _Parser:
             except CorefileError as error:
                 self.note(error)
                 broken = True
+        self.indented = (token := self.peek()) is not None and token.at.column > first.at.column
+        what = f"the server block that begins at {first.at}"
         while True:
             token = self.peek()
             if token is None:
                 if braced:
-                    raise self.fail(None, f"expected '}}' to close the server block that begins at {first.at}")
+                    self.end(what)
+                break
+            if braced and self.cuts(what):
                 break
             if token.text == "}" and not token.quoted:
                 if not braced:
-                    raise self.fail(token, "unexpected '}': no block is open")
+                    return self._stray(token, names, block, noted)
                 self.take()
+                self.closed = (first.at, token.at)
                 if not self.begins_line() and self.peek() is not None:
-                    raise self.fail(self.peek(), "expected a new line after the server block's '}'")
+                    self.note(self.fail(self.peek(), "expected a new line after the server block's '}'"))
+                    self.skip_line()
                 break
             if token.text == "{" and not token.quoted:
-                raise self.fail(token, "unexpected '{': a directive's block opens on the directive's own line")
+                self.note(self.fail(token, "unexpected '{': a directive's block opens on the directive's own line"))
+                self.skip_block()
+                block.faults.append("")
+                continue
             token = self.expand(token)
             if token.text == "import":
                 self._import()
                 continue
             self._directive(block, token)
+        if len(self.errors or ()) > noted and not block.faults:
+            block.faults.append("")
         return block if block.keys or broken else None
+
+    def _stray(self, brace: Token, names: list[Token], block: ServerBlock, noted: int) -> ServerBlock | None:
+        """A `}` where no block is open: what stands before it belonged to the block above, or lacks its `{`."""
+        self.take()
+        self.unbalanced = True
+        above = self.known is not None and bool(names) and names[0].text in self.known
+        hint = ""
+        if above and self.closed is not None:
+            hint = f" (the server block that begins at {self.closed[0]} ends at {self.closed[1]})"
+            if self.errors is not None:
+                del self.errors[noted:]  # of directives that were read as keys
+        elif names:
+            hint = f" (is '{{' missing after \"{names[-1].text}\" at {names[-1].at}?)"
+        self.note(self.fail(brace, f"unexpected '}}': no block is open{hint}"))
+        self.skip_line()
+        block.faults.append("")
+        return block if names and not above else None
 
     def _keys(self) -> tuple[list[Token], bool]:
         names: list[Token] = []
@@ -269,20 +288,23 @@ class _Parser:
             token = self.peek()
             if token is None:
                 if more and names:
-                    raise self.fail(None, "expected another key after the comma, found the end of the file")
+                    self.note(self.fail(None, "expected another key after the comma, found the end of the file"))
                 return names, False
             if token.text == "{" and not token.quoted:
                 if more and names:
-                    raise self.fail(token, "expected another key after the comma, found '{'")
+                    self.note(self.fail(token, "expected another key after the comma, found '{'"))
                 self.take()
                 return names, True
             if names and not more and self.begins_line():
                 return names, False
             if token.text == "}" and not token.quoted:
-                raise self.fail(token, "unexpected '}': no block is open")
+                return names, False  # what is wrong with it is said where the block is read
             started = bool(names) or self.begins_line() is False
             key = self.expand(self.take())
             text = key.text
+            if self.glued(key):
+                names.append(key._replace(text=text[:-1]))
+                return names, True
             more = text.endswith(",")
             if more:
                 text = text[:-1]
@@ -297,23 +319,33 @@ class _Parser:
     def _snippet(self, name: Token, braced: bool) -> None:
         label = name.text[1:-1]
         if not braced:
-            raise self.fail(name, f"expected '{{' after the snippet's name {name.text}")
+            self.note(self.fail(name, f"expected '{{' after the snippet's name {name.text}"))
+            self.skip_block()
+            return
         if label in self.snippets:
-            raise self.fail(name, f'snippet "{label}" is defined twice')
+            self.note(self.fail(name, f'snippet "{label}" is defined twice'))
         begin = self.at
         depth = 1
+        self.indented = (token := self.peek()) is not None and token.at.column > name.at.column
+        what = f"the snippet that begins at {name.at}"
         while depth:
             token = self.peek()
             if token is None:
-                raise self.fail(None, f"expected '}}' to close the snippet that begins at {name.at}")
+                self.end(what)
+                self.snippets.setdefault(label, self.stream[begin : self.at])
+                return
+            if self.cuts(what):
+                self.snippets.setdefault(label, self.stream[begin : self.at])
+                return
             if not token.quoted:
                 depth += (token.text == "{") - (token.text == "}")
                 if token.text == "import" and self.begins_line():
                     target = self.stream[self.at + 1] if self.at + 1 < len(self.stream) else None
                     if target is not None and target.text == label:
-                        raise self.fail(target, f'snippet "{label}" imports itself')
+                        self.note(self.fail(target, f'snippet "{label}" imports itself'))
+                        self.snippets[label] = []  # whoever imports it goes on without
             self.take()
-        self.snippets[label] = self.stream[begin : self.at - 1]
+        self.snippets.setdefault(label, self.stream[begin : self.at - 1])
 
     # Directives.
 
@@ -323,10 +355,8 @@ class _Parser:
             if name.text.endswith("{"):
                 hint = ' (a space is missing before "{")'
             removed = REMOVED.get(name.text)
-            error = self.fail(name, f'unknown directive "{name.text}"{f": {removed}" if removed else hint}')
-            if name.text.endswith("{"):
-                raise error  # the brace opened nothing, so what follows cannot be told apart
-            self.note(error)
+            self.note(self.fail(name, f'unknown directive "{name.text}"{f": {removed}" if removed else hint}'))
+            block.faults.append(name.text)
             self._line(name)
             return
         line = self._line(name)
@@ -339,13 +369,21 @@ class _Parser:
         self.seen.append(f"{name.at} {name.text}")
         args: list[Token] = []
         body: tuple[Line, ...] | None = None
+        if name.text.endswith("{") and len(name.text) > 1 and not name.quoted and self.errors and self.begins_line():
+            return Line(name, (), self._body(name, name) or None)  # it was said what is wrong with it
         while self.peek() is not None and not self.begins_line():
             token = self.take()
             if token.text == "{" and not token.quoted:
                 body = self._body(name, token)
                 break
             if token.text == "}" and not token.quoted:
-                raise self.fail(token, "unexpected '}': write it on its own line")
+                self.note(self.fail(token, "unexpected '}': write it on its own line"))
+                self.at -= 1
+                break
+            if self.glued(token):
+                args.append(self.expand(token._replace(text=token.text[:-1])))
+                body = self._body(name, token)
+                break
             args.append(self.expand(token))
             self.seen.append(f"{token.at} {args[-1].text}")
         return Line(name, tuple(args), body or None)
@@ -354,28 +392,40 @@ class _Parser:
         lines: list[Line] = []
         token = self.peek()
         if token is not None and not self.begins_line() and token.text != "}":
-            raise self.fail(token, f"expected a new line after '{{': write each option of {name.text} on its own line")
+            self.note(
+                self.fail(token, f"expected a new line after '{{': write each option of {name.text} on its own line")
+            )
+            self.skip_line()
         self.seen.append("{")
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise self.fail(brace, f"blocks are nested more than {MAX_DEPTH} deep")
+        what = f"the block of {name.text} that begins at {brace.at}"
         while True:
             token = self.peek()
             if token is None:
-                raise self.fail(None, f"expected '}}' to close the block of {name.text} that begins at {brace.at}")
+                self.end(what)
+                break
+            if self.cuts(what, name if lines and lines[0].at.column > name.at.column else None):
+                break
             if token.text == "}" and not token.quoted:
                 self.take()
-                self.depth -= 1
                 self.seen.append("}")
-                if self.peek() is not None and not self.begins_line():
-                    raise self.fail(self.peek(), f"expected a new line after the '}}' of {name.text}")
-                return tuple(lines)
+                after = self.peek()
+                if after is not None and not self.begins_line():
+                    self.note(self.fail(after, f"expected a new line after the '}}' of {name.text}"))
+                    self.skip_line()
+                break
             if token.text == "{" and not token.quoted:
-                raise self.fail(token, "unexpected '{'")
+                self.note(self.fail(token, "unexpected '{'"))
+                self.skip_block()
+                continue
             if token.text == "import" and not token.quoted:
                 self._import()
                 continue
             lines.append(self._line(self.expand(token)))
+        self.depth -= 1
+        return tuple(lines)
 
     # Imports.
 
@@ -384,12 +434,16 @@ class _Parser:
         begin = self.at
         word = self.take()
         if self.peek() is None or self.begins_line():
-            raise self.fail(word, "expected a file, a pattern or a snippet after import")
+            self.note(self.fail(word, "expected a file, a pattern or a snippet after import"))
+            return
         target = self.expand(self.take())
         if self.peek() is not None and not self.begins_line():
-            raise self.fail(self.peek(), "import takes one argument")
+            self.note(self.fail(self.peek(), "import takes one argument"))
+            self.skip_line()
+            return
         if not target.text:
-            raise self.fail(target, "import of an empty name")
+            self.note(self.fail(target, "import of an empty name"))
+            return
         self.seen.append(f"{word.at} import {target.text}")
         found: list[Token] = []
         ends: list[tuple[int, str]] = []
@@ -405,12 +459,10 @@ class _Parser:
             open_files = self._open_files(begin)
             for path in self._files(target):
                 if path in open_files:
-                    raise self.fail(target, f"{path} imports itself")
+                    self.note(self.fail(target, f"{path} imports itself"))
+                    continue
                 if path not in self.files:
-                    try:
-                        self.files[path] = tokens(self.reader.read(path), self.reader.shown(path))
-                    except OSError as error:
-                        raise self.fail(target, f"cannot import {path}: {error.strerror or error}") from None
+                    self.files[path] = self._read(target, path)
                 found += self.files[path]
                 ends.append((len(found), path))
         if len(self.stream) + len(found) > MAX_TOKENS:
@@ -420,6 +472,19 @@ class _Parser:
             self.reading.append([(after - end, path) for end, path in reversed(ends)])
         self.stream[begin : self.at] = found
         self.at = begin
+
+    def _read(self, target: Token, path: str) -> list[Token]:
+        """A file's tokens; none where it cannot be read."""
+        try:
+            return tokens(self.reader.read(path), self.reader.shown(path))
+        except OSError as error:
+            # A name that is no path may be a snippet's, of a file that could not be read.
+            if not (self.unread and not any(sign in target.text for sign in "./")):
+                self.note(self.fail(target, f"cannot import {path}: {error.strerror or error}"))
+        except CorefileError as error:
+            self.note(error)
+        self.unread = True
+        return []
 
     def _open_files(self, at: int) -> list[str]:
         """The files that the token at this place was read in and through, the outermost first."""
@@ -436,7 +501,8 @@ class _Parser:
         text = target.text
         path = text if os.path.isabs(text) else os.path.join(os.path.dirname(os.path.abspath(target.at.file)), text)
         if text.count("*") > 1 or text.count("?") > 1 or ("[" in text and "]" in text):
-            raise self.fail(target, f'pattern "{text}" holds more than one "*" or "?", or brackets')
+            self.note(self.fail(target, f'pattern "{text}" holds more than one "*" or "?", or brackets'))
+            return []
         if "*" not in text and "?" not in text:
             return [path]
         folders = [os.path.dirname(path)]

@@ -86,3 +86,25 @@ def test_words_are_read_back_as_they_were_written(made: list[str]) -> None:
     found = tokens(" ".join(map(quoted, made)), "f")
     assert [token.text for token in found] == made
     assert all(token.line[1] <= token.last_line for token in found)
+
+
+PIECES = [
+    ".:53 {\n", "b {\n", "}\n", " log {\n", "  x y\n", " }\n", " {\n", "import a\n", "a,", "(s) {\n", "import s\n",
+    " log{\n", '"', " log }\n", "\n", "x {$Y} {%Y%}\n", "log { z }\n",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14))
+@settings(max_examples=300, deadline=None)
+def test_all_errors_are_gathered_exactly_where_one_is_raised_and_nothing_else_is(pieces: list[str]) -> None:
+    """Whatever stands open or is closed twice: the reading that gathers comes to an end, and says each thing once."""
+    text = "".join(pieces)
+    first, gathered = None, list[CorefileError]()
+    try:
+        blocks = len(parse(text, "f", known={"log"}).blocks)
+    except CorefileError as error:
+        first = error
+    found = parse(text, "f", known={"log"}, errors=gathered)
+    assert bool(gathered) == (first is not None), text
+    assert first is not None or len(found.blocks) == blocks
+    assert all(error.where is not None for error in gathered)
