@@ -28,12 +28,14 @@ from kdns.plugins.kubernetes.index import Index
 from kdns.plugins.kubernetes.journal import Journal
 from kdns.plugins.kubernetes.records import Records
 from kdns.plugins.kubernetes.transfer import Contents, State
-from kdns.testing import ApiServer, Server, data, eventually, free_port
+from kdns.testing import ApiServer, Server, data, eventually
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from kdns.zonefile import history
+from tests import programs
 from tests.fixtures import Serve
-from tests.zones import peers
-from tests.zones.test_transfers import KEYS, PEERS, TSIG
+from tests.zones.peers import PROGRAMS
+from tests.zones.test_transfers import TSIG
+from tests.zones.xfrpeers import COMMANDS, KEYS
 
 ZONE = "cluster.local."
 
@@ -488,47 +490,50 @@ def test_many_changes_of_a_second_are_one_signed_notify(serve: Serve, api: ApiSe
         assert f"web.n1.svc.{ZONE} 5 A 10.0.0.199" in records(fetch(server.port, **signed))
 
 
-@pytest.mark.parametrize("peer", list(PEERS))
+@pytest.mark.parametrize(
+    "peer", [pytest.param(peer, marks=programs.needs(PROGRAMS[peer])) for peer in ("knot", "bind")]
+)
 def test_a_peer_follows_a_cluster_by_signed_notify_and_ixfr(
     serve: Serve, api: ApiServer, tmp_path: Path, peer: str
 ) -> None:
-    program, words = PEERS[peer]
-    if not peers.find(program):
-        pytest.skip(f"{program} is not installed")
     api.put(
         namespace("n1"), service("n1/web", "10.0.0.1", "fd00::1"), service("n1/ext", external="www.example.org"),
         service("n1/db"), endpointslice("n1/db-1", "db", endpoint("10.1.0.1", host="db-0"), endpoint("10.1.0.2")),
         *[service(f"n1/s{i}", f"10.0.1.{i}") for i in range(100)],
     )  # fmt: skip
-    port = free_port()
-    server = serve(corefile(api, TSIG, to=f"* 127.0.0.1:{port}", inner="tsig key.example."))
     signed = {"keyring": KEYS, "keyname": "key.example."}
-    synced(server, **signed)
-    command = words(tmp_path / peer, port, master=server.port)
-    for conf in (tmp_path / peer).glob("*.conf"):
-        conf.write_text(conf.read_text().replace("example.org", "cluster.local"))
+    servers: list[Server] = []
+
+    def words(port: int) -> list[str]:
+        servers[:] = [serve(corefile(api, TSIG, to=f"* 127.0.0.1:{port}", inner="tsig key.example."))]
+        synced(servers[0], **signed)
+        command = COMMANDS[peer](tmp_path / peer, port, master=servers[0].port)
+        for conf in (tmp_path / peer).glob("*.conf"):
+            conf.write_text(conf.read_text().replace("example.org", "cluster.local"))
+        return command
 
     def same() -> bool:
         try:
-            return records(fetch(port, **signed)) == records(fetch(server.port, **signed))
+            return records(fetch(program.port, **signed)) == records(fetch(server.port, **signed))
         except (OSError, dns.exception.DNSException, dns.xfr.TransferError):
             return False
 
-    with peers.process(command, tmp_path):
-        eventually(same, timeout=30, step=0.1)
+    with programs.running(tmp_path / peer, words) as program:
+        (server,) = servers
+        program.until(same)
         # One change after another, each a kind of its own; a headless one's weights change with it.
         api.put(service("n1/web", "10.0.0.2"))
         eventually(lambda: f"web.n1.svc.{ZONE} 5 A 10.0.0.2" in records(fetch(server.port, **signed)))
-        eventually(same, timeout=30, step=0.1)
+        program.until(same)
         api.put(service("n1/ext", "10.0.0.3"), service("n1/s1", external="other.example."))
         api.put(endpointslice("n1/db-2", "db", endpoint("fd00::5"), endpoint("fd00::6", host="db-6")))
         api.delete("Service", "n1/s2")
         eventually(lambda: f"ext.n1.svc.{ZONE} 5 A 10.0.0.3" in records(fetch(server.port, **signed)))
-        eventually(same, timeout=30, step=0.1)
-        last = fetch(port, **signed)
+        program.until(same)
+        last = fetch(program.port, **signed)
         assert f"s1.n1.svc.{ZONE} 5 CNAME other.example." in records(last)
         assert f"db-6.db.n1.svc.{ZONE} 5 AAAA fd00::6" in records(last) and last.get_node(f"s2.n1.svc.{ZONE}") is None
-    output = (tmp_path / "output").read_text(errors="replace").lower()
+    output = program.said().lower()
     # The whole zone, of more than 300 records, once; then what changed.
     if peer == "knot":
         assert len(re.findall(r"\] axfr, incoming, .* finished", output)) == 1, output
