@@ -51,7 +51,7 @@ class Contents(Protocol[S]):
     """What a plugin makes of Services in its zones. All is as in the state given, but for `state`, `soa` and `head`."""
 
     def state(self, entry: ServiceState) -> S | None:
-        """A Service as it is now, immutable; None where it has no names."""
+        """A Service as it is now, immutable; None where it has no records."""
 
     def soa(self, zone: Zone) -> RRset:
         """The SOA of the present version."""
@@ -83,6 +83,7 @@ class Journal(Generic[S]):
         self.index = index
         self.contents = contents
         self.zones = tuple(zones)
+        self.names = tuple([zone.name for zone in zones])
         self.told = told
         self.ready = False
         # The present version.
@@ -145,7 +146,7 @@ class Journal(Generic[S]):
         while self.touched:
             if not self.ready:
                 await self._begin()
-                self._tell([zone.name for zone in self.zones])
+                self._tell(self.names)
                 continue
             await asyncio.sleep(PERIOD - self.index.wall() % PERIOD)
             self._tell(await self._version())
@@ -167,6 +168,8 @@ class Journal(Generic[S]):
         for key in list(index.entries):
             self._take(self.table, key)
             await timeslice.pause()
+        # Whatever was before a reload, it was another version.
+        self.serial = _serials.get(self.names, 0)
         self._number({zone.name: self.contents.head(zone, self.table) for zone in self.zones})
         self.ready = True
 
@@ -180,9 +183,8 @@ class Journal(Generic[S]):
 
     def _number(self, heads: dict[bytes, list[RRset]]) -> None:
         """Gives a version its serial: it is the present one now."""
-        names = tuple([zone.name for zone in self.zones])
-        last = max(self.serial, _serials.get(names, 0))
-        self.serial = _serials[names] = max(int(self.index.wall()), last + 1, self.index.serial)
+        self.serial = max(int(self.index.wall()), self.serial + 1, self.index.serial)
+        _serials[self.names] = max(self.serial, _serials.get(self.names, 0))
         self.heads = heads
         self.index.publish(self.zones, self.serial)
         self.soas = {zone.name: self.contents.soa(zone) for zone in self.zones}
@@ -291,7 +293,7 @@ class Journal(Generic[S]):
             history.append(None)
         self._number({zone.name: self.contents.head(zone, table) for zone in self.zones})
         await emptied(old)
-        return [zone.name for zone in self.zones]
+        return list(self.names)
 
     # Transfers.
 

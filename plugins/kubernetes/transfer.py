@@ -39,11 +39,14 @@ class Contents:
         self.records = records
 
     def state(self, entry: ServiceState) -> State | None:
-        """A Service as it is now; None where its names do not exist."""
+        """A Service as it is now; None where it has no records."""
         service = entry.service
         if service is None or not self.records.exists(entry):
             return None
-        return State(service, tuple(entry.parts()) if service.kind == HEADLESS else ())
+        if service.kind != HEADLESS:
+            return State(service)
+        parts = tuple(entry.parts())
+        return State(service, parts) if parts else None
 
     def soa(self, zone: Zone) -> RRset:
         """The SOA that a query gets."""
