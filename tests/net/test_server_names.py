@@ -182,6 +182,8 @@ HOSTILE = [
     b"a" * 255,
     b"." * 40,
     b"*.wild.example.net",
+    b"192.0.2.1",
+    b"[2001:db8::1]",
     b"a\nb\x1b[2J",
 ]
 

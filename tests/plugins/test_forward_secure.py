@@ -103,6 +103,24 @@ def test_https_asks_many_at_once_on_one_connection(serve: Serve, peer: Begin, au
     assert found == [["192.0.2.1"]] * 150 and len(up.connections) == 1
 
 
+def test_what_an_https_upstream_took_on_before_its_goodbye_was_asked_again(
+    serve: Serve, peer: Begin, authority: Authority
+) -> None:
+    """RFC 9113, section 6.8: streams up to the one that GOAWAY names are still answered."""
+    made: list[Peer] = []
+
+    def leaves(query: dns.message.Message) -> dns.message.Message:
+        made[0].connections[-1].write(b"\0\0\x08\7\0\0\0\0\0" + (1).to_bytes(4, "big") + bytes(4))
+        return answer(query, "A 192.0.2.1")
+
+    up = peer("https", leaves)
+    made.append(up)
+    server = serve(forward(f"https://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}"))
+    for number in (1, 2):
+        assert data(server.ask(f"x{number}.org.")) == ["192.0.2.1"]
+        assert len(up.queries) == len(up.connections) == number
+
+
 @pytest.mark.parametrize(("options", "expected"), [
     ({"status": "503"}, "HTTP status 503"), ({"content": "text/html"}, "is not application/dns-message"),
     ({"alpn": "http/1.1"}, "does not speak HTTP/2"),
