@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from kdns.corefile import Corefile, CorefileError, Directive, Position, ServerBlock
-from kdns.server import build, plugin_files
+from kdns.server import build, encryption, plugin_files
 from kdns.server.block import Block
 
 MAX_PROBLEMS: Final = 100  # errors of one plugin's directives that are looked for: more help nobody
@@ -49,7 +49,7 @@ def examine(corefile: Corefile) -> tuple[list[CorefileError], build.Instance]:
             found += _raised(partial(plugin.check, block))
     found += build.conflicts(listening)
     if not found:
-        found += build.without_quic(whole.blocks)
+        found += encryption.problems(whole.blocks)
     return found, whole
 
 
