@@ -113,9 +113,8 @@ class Instance:
         for block in self.blocks:
             for plugin in block.plugins:
                 plugin.check(block)
-        for problems in (conflicts, encryption.problems):
-            for error in problems(self.blocks):
-                raise error
+        for error in conflicts(self.blocks):
+            raise error
 
     def warnings(self) -> list[str]:
         """What is not an error, and of no single plugin; once loaded, also what the certificates come to."""
@@ -335,9 +334,10 @@ def check_key(key: Key) -> None:
 
 
 def conflicts(blocks: list[Block]) -> Iterator[CorefileError]:
-    """What blocks, or their plugins, claim twice."""
+    """What blocks, or their plugins, claim twice, and where their listeners cannot be encrypted as they ask."""
     yield from _duplicates(blocks)
     yield from _shared_endpoints(blocks)
+    yield from encryption.problems(blocks)
 
 
 def _duplicates(blocks: list[Block]) -> Iterator[CorefileError]:

@@ -9,11 +9,12 @@ from functools import partial
 from typing import Final
 
 from kdns.corefile import Corefile, CorefileError, Directive, Position, ServerBlock
-from kdns.server import build, encryption, plugin_files
+from kdns.server import build, plugin_files
 from kdns.server.block import Block
 
 MAX_PROBLEMS: Final = 100  # errors of one plugin's directives that are looked for: more help nobody
-_LISTENERS: Final = ("bind", "view")  # directives by which two blocks may have the same zone
+# Directives that say what a block listens on, and how that is encrypted.
+_LISTENERS: Final = ("bind", "view", "tls")
 
 
 def all_problems(corefile: Corefile) -> list[CorefileError]:
@@ -48,8 +49,6 @@ def examine(corefile: Corefile) -> tuple[list[CorefileError], build.Instance]:
         for plugin in block.plugins:
             found += _raised(partial(plugin.check, block))
     found += build.conflicts(listening)
-    if not found:
-        found += encryption.problems(whole.blocks)
     return found, whole
 
 
