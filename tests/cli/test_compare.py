@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import yaml
 from kdns.cli import differences, questionfile, questions
 from kdns.testing import ApiServer, Server, answer, free_port, soa
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from tests import programs
 from tests.cli.test_commands import kdns
 from tests.cli.test_tools import config_map, kubeconfig
 from tests.dns import dnstapfiles
@@ -308,19 +308,20 @@ def test_a_bad_command_line_is_one_line_and_the_exit_code_2(words: list[str]) ->
 @pytest.fixture
 def coredns(tmp_path: Path, api: ApiServer) -> Iterator[int]:
     """A CoreDNS over the API's objects."""
-    port = free_port()
-    path = tmp_path / "Corefile.coredns"
-    path.write_text(
-        f".:{port} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {{\n endpoint {api.url}\n pods "
-        f"insecure\n }}\n}}\n"
-    )
-    process = subprocess.Popen(["coredns", "-conf", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    yield port
-    process.kill()
-    process.communicate()
+
+    def words(port: int) -> list[str]:
+        path = tmp_path / "Corefile.coredns"
+        path.write_text(
+            f".:{port} {{\n bind 127.0.0.1\n kubernetes cluster.local in-addr.arpa {{\n endpoint {api.url}\n pods "
+            f"insecure\n }}\n}}\n"
+        )
+        return ["coredns", "-conf", str(path)]
+
+    with programs.running(tmp_path / "coredns", words) as program:
+        yield program.port
 
 
-@pytest.mark.skipif(shutil.which("coredns") is None, reason="coredns is not installed")
+@programs.needs("coredns")
 def test_beside_coredns_only_what_is_documented_differs(
     serve: Serve, api: ApiServer, coredns: int, manifest: Path
 ) -> None:
