@@ -22,7 +22,7 @@ import dns.message
 import dns.query
 import pytest
 
-from kdns import files
+from kdns import files, memory
 from kdns.corefile import CorefileError
 from kdns.metrics import REGISTRY
 from kdns.net import certificates
@@ -715,6 +715,26 @@ def test_who_had_waited_long_for_its_turn_gave_way_once_it_was_answered() -> Non
     asyncio.run(run())
     assert [each.aborted for each in every] == [True, True, True, True, False, False, False]
     assert list(gate.stalled) == list(gate.half_open) == every[4:]
+
+
+def test_what_a_flood_of_handshakes_had_stayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was free, but below something in use: the C library keeps that."""
+    given: list[int] = []
+    monkeypatch.setattr(tls_module, "GIVE_BACK_AFTER", 0.01)
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(1))
+
+    async def run() -> None:
+        gate = tls_module.TlsGate(None, "tls://test:853")  # type: ignore[arg-type]
+        for count, times in ((tls_module.GIVE_BACK - 1, 0), (tls_module.GIVE_BACK, 1), (5, 1)):
+            every: list[Any] = [object() for _ in range(count)]
+            for each in every:
+                gate.enter(each)
+            for each in every:
+                gate.leave(each)
+            await asyncio.sleep(0.1)
+            assert len(given) == times
+
+    asyncio.run(run())
 
 
 def test_a_handshake_that_comes_an_octet_at_a_time_is_not_begun(
