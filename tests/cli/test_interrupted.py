@@ -13,9 +13,12 @@ import yaml
 from kdns.testing import eventually
 from tests.cli.test_commands import ENV
 
-# A system whose name servers say nothing: the interpreter loads this by itself.
+# A system whose name servers say nothing: the interpreter loads this by itself. A shell's job in the background, which
+# the tests may be, ignores SIGINT, and so would the tool.
 SILENT = """
-import socket, time
+import signal, socket, time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def silent(host, *more, real=socket.getaddrinfo, **options):
     if not str(host).endswith("example.net"):
