@@ -166,8 +166,8 @@ def acknowledge_now(quic: QuicConnection, now: float) -> None:
         space.ack_at = now
 
 
-# Octets of the fields of a message, each with 32 more (RFC 9114, section 4.2.2), as over HTTP/2. An octet may stand for
-# a whole field: without a bound one request had 80,000, and held the loop for 60 ms.
+# Octets of the fields of a message, each with 32 more (RFC 9114, section 4.2.2). An octet may stand for a whole field:
+# without a bound one request had 80,000, and held the loop for 60 ms.
 MAX_FIELDS: Final = 16 << 10
 # Frames of HTTP/3 in what has come of a stream at once. A body of 64 KiB has some 55; one frame may be two octets, and
 # who kept back the first octet of a request had 40,000 read in one go, in 100 ms.

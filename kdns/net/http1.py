@@ -12,7 +12,7 @@ from typing import Final, final
 
 from kdns.net.http2 import Exchange
 
-MAX_HEAD: Final = 16_384  # octets of a request's head, as with HTTP/2
+MAX_HEAD: Final = 16_384  # octets of a request's head: others take 8 to 16 KiB
 # Fields of a head, as many as other servers take: a browser sends some 20, and to read 3,000 takes 7 ms.
 MAX_FIELDS: Final = 100
 MAX_SKIPPED: Final = 256 << 10  # octets of a body that is too long
