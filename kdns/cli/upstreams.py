@@ -1,9 +1,9 @@
 """The upstreams of a cluster's DNS, for `kdns doctor`: whom the Corefile forwards to, and what they said when asked."""
 
-import ipaddress
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from kdns.address import is_address
 from kdns.cli.clusterstate import State
 from kdns.cli.configmaps import is_loopback, served
 from kdns.cli.finding import ERROR, INFO, WARNING, Finding
@@ -38,7 +38,7 @@ def forwards(state: State) -> list[Forward]:
                     continue
                 if word.text == _RESOLV_CONF and state.nodes_resolv_conf:
                     found += [Address("dns", each, 53) for each in state.nameservers]
-                elif where.transport == "dns" and _is_address(where.host):
+                elif where.transport == "dns" and is_address(where.host):
                     found.append(Address("dns", where.host, where.port))
             # A server's own address, and its Service, are findings on loops.
             askable = [each for each in found if not is_loopback(each.host) and each.host != state.address]
@@ -92,11 +92,3 @@ def _not_read(state: State, forward: Forward) -> Finding:
         f"kubectl debug node/{(nodes or ['NODE'])[0]} -it --image=busybox -- cat /host{_RESOLV_CONF}    # systemd: "
         f"/host/run/systemd/resolve/resolv.conf; or run doctor in a Pod with dnsPolicy: Default",
     )
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return False
-    return True

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 
 BATCH_FRAMES: Final = 64
 BATCH_SECONDS: Final = 0.001
-# Seconds of batches in one turn of the loop, all connections of a listener: as much as UDP has. With a millisecond for
-# each, 300 connections that pipeline made everybody else wait 300 ms.
-LOOP_SECONDS: Final = 0.001
-# Below that, what was spent is not set back to nothing at once: to come back for it costs a turn of the loop.
-LITTLE: Final = LOOP_SECONDS / 2
 WRITE_HIGH: Final = 256 << 10  # unsent octets at which reading stops
 
 
@@ -89,7 +84,7 @@ class BatchConnection(asyncio.Protocol):
         listener.busy = True
         self.buffer = self.buffer + data if self.buffer else data
         if not self.scheduled:
-            if listener.queue or listener.spent >= LOOP_SECONDS:
+            if listener.turns.over():
                 self._pause()
                 self._schedule()
             else:
@@ -115,16 +110,12 @@ class BatchConnection(asyncio.Protocol):
         """Answers what has come, as much as fits into a batch."""
         began = time.monotonic()
         self._batch()
-        listener = self.listener
-        listener.spent += time.monotonic() - began
-        if listener.spent >= LITTLE:
-            listener.come_back()
+        self.listener.turns.spend(time.monotonic() - began)
 
     def _schedule(self) -> None:
         if not self.scheduled and self.transport is not None:
             self.scheduled = True
-            self.listener.queue.append(self)
-            self.listener.come_back()
+            self.listener.turns.wait(self)
 
     def _pause(self) -> None:
         if not self.paused and self.transport is not None and not self.eof:

@@ -10,19 +10,18 @@ capped, in all and for one client, and where there is no room, one of who holds 
 import asyncio
 import resource
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler
 from kdns.net.certificates import Identities
-from kdns.net.connection import LOOP_SECONDS
 from kdns.net.http_options import HttpOptions
 from kdns.net.proxy import ProxyConnection, ProxyGate
 from kdns.net.shares import Shares
 from kdns.net.tcp_connection import TcpConnection
 from kdns.net.tls import TlsConnection, TlsGate
+from kdns.net.turns import Turns
 
 FIRST_READ: Final = 3.0  # seconds for the first query (CoreDNS's `timeouts read`)
 # Seconds between queries. CoreDNS closes after 10, and its clients keep connections for 10: a second more, so that
@@ -113,29 +112,8 @@ class TcpListener:
         self.refused = REFUSED.slot(label)
         self.displaced = DISPLACED.slot(label)
         self.server: asyncio.Server | None = None
-        self.queue: deque[Connection] = deque()  # those that have frames and wait for their batch
-        self.spent = 0.0  # seconds of batches since the last turn of the loop
-        self.coming_back = False
+        self.turns: Turns[Connection] = Turns()  # of those that have frames
         self.busy = False  # whether anything came since it was last looked at
-
-    def come_back(self) -> None:
-        """Goes on with the queue in the loop's next turn."""
-        if not self.coming_back:
-            self.coming_back = True
-            asyncio.get_running_loop().call_soon(self._go_on)
-
-    def _go_on(self) -> None:
-        self.coming_back = False
-        self.spent = 0.0
-        queue = self.queue
-        try:
-            for _ in range(len(queue)):
-                queue.popleft().resume()
-                if self.spent >= LOOP_SECONDS:
-                    return
-        finally:
-            if queue:
-                self.come_back()
 
     async def start(self) -> None:
         """Begins to accept."""

@@ -27,7 +27,7 @@ from typing import Any, Final, final
 from kdns import faults, memory
 from kdns.metrics import Counter, Gauge
 from kdns.net.certificates import Identities
-from kdns.net.connection import LITTLE, LOOP_SECONDS
+from kdns.net.turns import LOOP_SECONDS, Turns
 
 # Seconds for a handshake: three round trips across the world, and one lost packet.
 HANDSHAKE: Final = 3.0
@@ -71,9 +71,7 @@ class TlsGate:
         self.most = 0  # that were half-open since memory was given back
         self.stalled: dict[TlsConnection, None] = {}  # those of them that wait for their client, the longest first
         self.queue: deque[TlsConnection] = deque()  # whose handshake goes on
-        self.reading: deque[TlsConnection] = deque()  # whose octets wait to be decrypted
-        self.spent = 0.0  # seconds of decrypting since the last turn of the loop
-        self.coming_back = False
+        self.turns: Turns[TlsConnection] = Turns()  # of those that have octets to decrypt
         self.open = HALF_OPEN.slot(label)
         self.ok = HANDSHAKES.slot(label, "ok")
         self.failed = HANDSHAKES.slot(label, "failed")
@@ -128,30 +126,6 @@ class TlsGate:
         if not self.queue:
             asyncio.get_running_loop().call_soon(self._turn)
         self.queue.append(connection)
-
-    def reads(self, connection: "TlsConnection") -> None:
-        """Octets wait to be decrypted in a later turn."""
-        self.reading.append(connection)
-        self.come_back()
-
-    def come_back(self) -> None:
-        """Goes on with those that wait in the loop's next turn."""
-        if not self.coming_back:
-            self.coming_back = True
-            asyncio.get_running_loop().call_soon(self._go_on)
-
-    def _go_on(self) -> None:
-        self.coming_back = False
-        self.spent = 0.0
-        reading = self.reading
-        try:
-            for _ in range(len(reading)):
-                reading.popleft().go_on()
-                if self.spent >= LOOP_SECONDS:
-                    return
-        finally:
-            if reading:
-                self.come_back()
 
     def stop(self) -> None:
         """Ends all handshakes."""
@@ -227,10 +201,10 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
                 self.queued = True
                 gate.wants(self)
         elif not self.queued and not self.held:
-            if not gate.reading and gate.spent < LOOP_SECONDS:
-                self._read()
-            else:
+            if gate.turns.over():
                 self._wait()
+            else:
+                self._read()
         self._flow()
 
     def eof_received(self) -> bool:
@@ -314,7 +288,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
 
     # Octets.
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Decrypts what waits, its turn having come."""
         self.queued = False
         if not self.held:
@@ -347,7 +321,6 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         tls = self.tls
         if tls is None or self.closing:
             return
-        gate = self.gate
         parts: list[bytes] = []
         began = time.monotonic()
         try:
@@ -362,9 +335,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             self._flush()
             self.abort()
             return
-        gate.spent += now - began
-        if gate.spent >= LITTLE:
-            gate.come_back()
+        self.gate.turns.spend(now - began)
         if self.outgoing.pending:
             self._flush()  # replies of TLS itself, such as to a key update
         inside = self.inside
@@ -396,7 +367,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         """Has its turn later."""
         if not self.queued and not self.closing:
             self.queued = True
-            self.gate.reads(self)
+            self.gate.turns.wait(self)
 
     def _ended(self) -> None:
         inside = self.inside

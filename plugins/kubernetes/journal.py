@@ -166,16 +166,20 @@ class Journal(Generic[S]):
         self.exposed = set(index.exposed)
         timeslice = TimeSlice()
         for key in list(index.entries):
-            self._take(self.table, key)
+            self._set(self.table, key, self._state(key))
             await timeslice.pause()
         # Whatever was before a reload, it was another version.
         self.serial = _serials.get(self.names, 0)
         self._number({zone.name: self.contents.head(zone, self.table) for zone in self.zones})
         self.ready = True
 
-    def _take(self, table: dict[bytes, S], key: bytes) -> None:
+    def _state(self, key: bytes) -> S | None:
+        """A Service as it is now."""
         entry = self.index.entries.get(key)
-        state = self.contents.state(entry) if entry is not None else None
+        return self.contents.state(entry) if entry is not None else None
+
+    @staticmethod
+    def _set(table: dict[bytes, S], key: bytes, state: S | None) -> None:
         if state is None:
             table.pop(key, None)
         else:
@@ -226,8 +230,7 @@ class Journal(Generic[S]):
         left = MAX_COMPARED
         for key in dirty:
             old = self.table.get(key)
-            entry = self.index.entries.get(key)
-            new = self.contents.state(entry) if entry is not None else None
+            new = self._state(key)
             if old != new:
                 states[key] = new
                 for zone in self.zones:
@@ -262,10 +265,7 @@ class Journal(Generic[S]):
     def _put(self, states: dict[bytes, S | None], changes: dict[bytes, Changes]) -> list[bytes]:
         """Makes the present version of what was found to differ from the one before."""
         for key, state in states.items():
-            if state is None:
-                self.table.pop(key, None)
-            else:
-                self.table[key] = state
+            self._set(self.table, key, state)
         heads = {}
         for zone in self.zones:
             head = heads[zone.name] = self.contents.head(zone, self.table)
@@ -286,7 +286,7 @@ class Journal(Generic[S]):
         table = self.table.copy()
         timeslice = TimeSlice()
         for key in dirty:
-            self._take(table, key)
+            self._set(table, key, self._state(key))
             await timeslice.pause()
         self.table, old = table, self.table
         for history in self.histories.values():

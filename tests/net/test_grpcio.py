@@ -157,36 +157,54 @@ def test_calls_that_are_cancelled_or_late_leave_nothing_behind(
     assert len(listener.connections) == 1
 
 
-def test_a_reload_under_load_loses_no_call(serve: Serve, site: Site, caller: Call) -> None:
-    text = site.block(scheme="grpc")
-    server = serve(text)
-    client = caller(server, site)
+@contextlib.contextmanager
+def under_load(ask: Callable[[int], object]) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Four threads call `ask` with what was done so far, which gives what was wrong, if anything, until the block ends;
+    nothing may be. What it gives is a block that ends when twenty more are done since it began.
+    """
     wrong: list[object] = []
     over = threading.Event()
     done = [0]
 
     def load() -> None:
         while not over.is_set():
-            try:
-                if data(client.ask()) not in (["192.0.2.1"], ["192.0.2.2"]):
-                    wrong.append("another answer")
-            except grpc.RpcError as error:
-                wrong.append(error)
+            if (found := ask(done[0])) is not None:
+                wrong.append(found)
             done[0] += 1
+
+    @contextlib.contextmanager
+    def some_more() -> Iterator[None]:
+        before = done[0]
+        yield
+        eventually(lambda: wrong or done[0] > before + 20)
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
         thread.start()
     try:
-        for i in range(5):
-            before = done[0]
-            assert server.reload(text.replace("192.0.2.1", f"192.0.2.{1 + i % 2}"))
-            eventually(lambda before=before: wrong or done[0] > before + 20)
+        yield some_more
     finally:
         over.set()
         for thread in threads:
             thread.join(20)
     assert not wrong, wrong[:3]
+
+
+def test_a_reload_under_load_loses_no_call(serve: Serve, site: Site, caller: Call) -> None:
+    text = site.block(scheme="grpc")
+    server = serve(text)
+    client = caller(server, site)
+
+    def ask(number: int) -> object:
+        try:
+            return None if data(client.ask()) in (["192.0.2.1"], ["192.0.2.2"]) else "another answer"
+        except grpc.RpcError as error:
+            return error
+
+    with under_load(ask) as some_more:
+        for i in range(5):
+            with some_more():
+                assert server.reload(text.replace("192.0.2.1", f"192.0.2.{1 + i % 2}"))
 
 
 # As an upstream.
@@ -267,28 +285,14 @@ def test_what_an_upstream_says_of_a_call_that_failed_is_in_the_log(serve: Serve,
 def test_an_upstream_that_is_replaced_under_load_costs_no_query(serve: Serve, peer: Peer) -> None:
     up = peer(lambda query, context: answer(query, "A 192.0.2.9"))
     server = serve(asking(up))
-    wrong: list[object] = []
-    over = threading.Event()
-    done = [0]
 
-    def load() -> None:
-        while not over.is_set():
-            reply = server.ask(f"x{done[0]}.org.", timeout=8)
-            if code(reply) != "NOERROR":
-                wrong.append(reply.to_text())
-            done[0] += 1
+    def ask(number: int) -> object:
+        reply = server.ask(f"x{number}.org.", timeout=8)
+        return None if code(reply) == "NOERROR" else reply.to_text()
 
-    threads = [threading.Thread(target=load) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
+    with under_load(ask) as some_more:
         for _ in range(2):
-            before = done[0]
-            eventually(lambda before=before: wrong or done[0] > before + 20)
+            with some_more():
+                pass
             old, up.server = up.server, up.begin()
             old.stop(5).wait(20)  # its listener closes at once; calls end by themselves
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(20)
-    assert not wrong, wrong[:3]

@@ -369,7 +369,7 @@ def test_connections_that_pipeline_made_others_wait_a_millisecond_for_each_of_th
         for sock in socks:
             assert {read_frame(sock)[1] for _ in range(20)} == set(range(20))
     assert max(between) <= 8
-    eventually(lambda: not listener.queue and not listener.connections)
+    eventually(lambda: not listener.turns.queue and not listener.connections)
 
 
 def _tcp(server: Server) -> list[tcp_module.TcpListener]:
