@@ -4,8 +4,9 @@ A resource (an informer, an HTTP endpoint, sockets) is held by a key and counted
 change it keeps it: the new plugins acquire it before the old ones release it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, Protocol, TypeVar, cast, final
 
 
 class Resource(Protocol):
@@ -72,6 +73,16 @@ class Link(Protocol):
 
 
 @final
+class _Held:
+    """A resource that is shared (None: it is not started yet), and how many have it or wait for it."""
+
+    def __init__(self) -> None:
+        self.resource: Resource | None = None
+        self.users = 0
+        self.starting = asyncio.Lock()
+
+
+@final
 class Runtime:
     """Shared resources by key, and hooks into the server's life.
 
@@ -85,7 +96,7 @@ class Runtime:
     """
 
     def __init__(self) -> None:
-        self._held: dict[Hashable, tuple[Resource, int]] = {}
+        self._held: dict[Hashable, _Held] = {}
         self.before_stop: list[Callable[[], Awaitable[None]]] = []
         self.on_serving: list[Callable[[], None]] = []
         self.loaded = ""
@@ -97,23 +108,34 @@ class Runtime:
         self.link: Link | None = None
 
     async def acquire(self, key: Hashable, make: Callable[[], R]) -> R:
-        """The resource held under this key, made and started when it is new. Raises what its start raises."""
+        """The resource held under this key, made and started when it is new. Raises what its start raises.
+
+        Whoever comes while it is being started waits for that; where it fails, the next one tries with another.
+        """
         held = self._held.get(key)
         if held is None:
-            resource = make()
-            await resource.start()
-            self._held[key] = (resource, 1)
-            return resource
-        self._held[key] = (held[0], held[1] + 1)
-        return held[0]  # type: ignore[return-value]
+            held = self._held[key] = _Held()
+        held.users += 1
+        try:
+            async with held.starting:
+                if held.resource is None:
+                    resource = make()
+                    await resource.start()
+                    held.resource = resource
+        except BaseException:
+            held.users -= 1
+            if not held.users:
+                del self._held[key]
+            raise
+        return cast(R, held.resource)
 
     async def release(self, key: Hashable) -> None:
         """Gives a resource back; the last one to do so stops it."""
         held = self._held.get(key)
         if held is None:
             return
-        if held[1] > 1:
-            self._held[key] = (held[0], held[1] - 1)
-        else:
+        held.users -= 1
+        if not held.users:
             del self._held[key]
-            await held[0].stop()
+            if held.resource is not None:
+                await held.resource.stop()

@@ -373,7 +373,8 @@ class ApiServer:
             await response.prepare(request)
             while True:
                 try:
-                    entry = await asyncio.wait_for(queue.get(), self.bookmark_every)
+                    async with asyncio.timeout(self.bookmark_every):
+                        entry = await queue.get()
                 except TimeoutError:
                     meta = {"resourceVersion": str(self.version)}
                     entry = (plural, "BOOKMARK", {"kind": KINDS[plural][2], "metadata": meta})

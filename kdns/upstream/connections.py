@@ -182,7 +182,8 @@ class Connections:
     async def _connect(self) -> None:
         error = ""
         try:
-            error = (await asyncio.wait_for(self.dial(), DIAL)).unfit()
+            async with asyncio.timeout(DIAL):
+                error = (await self.dial()).unfit()
         except TimeoutError:
             error = "i/o timeout"
         except OSError as problem:

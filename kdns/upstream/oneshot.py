@@ -44,7 +44,8 @@ async def ask(query: bytes, question: Question, host: str, port: int, *, timeout
             await (stream.send(qid + query[2:], peer) if source else stream.send(qid + query[2:]))
             while (left := end - monotonic()) > 0:
                 try:
-                    data, sender = await asyncio.wait_for(stream.recv(), min(left, LOOK))
+                    async with asyncio.timeout(min(left, LOOK)):
+                        data, sender = await stream.recv()
                 except TimeoutError:
                     continue
                 if source and sender[:2] != peer[:2]:

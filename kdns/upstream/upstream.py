@@ -270,7 +270,8 @@ class Upstream:
             exchange = self.tcp.exchange if self.stream_only else self.udp.exchange
             exchange(query, question, PROBE_TIMEOUT, done)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(alive.wait(), max(self.options.interval, MIN_INTERVAL))
+                async with asyncio.timeout(max(self.options.interval, MIN_INTERVAL)):
+                    await alive.wait()
         self.fails = 0
         self.rtt = 0.0
         self._is_up(monotonic())

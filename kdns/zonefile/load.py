@@ -110,7 +110,8 @@ async def read_beside(path: str, origin: bytes) -> Loaded:
     builder = ZoneBuilder(origin)
     async with running(*_command(path, origin), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
         try:
-            return await asyncio.wait_for(_pieces(child, builder, path), CHILD_TIMEOUT)
+            async with asyncio.timeout(CHILD_TIMEOUT):
+                return await _pieces(child, builder, path)
         except TimeoutError:
             await _dropped(builder)
             raise BrokenZone(f"{path}: reading it took over {CHILD_TIMEOUT:g} s", [], []) from None
@@ -129,7 +130,8 @@ async def build_beside(origin: bytes, names: Mapping[bytes, Mapping[int, Sequenc
     async with running(*_command("-", origin), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         fed = asyncio.create_task(_feed(child, names))
         try:
-            return (await asyncio.wait_for(_pieces(child, builder, to_text(origin)), CHILD_TIMEOUT)).zone
+            async with asyncio.timeout(CHILD_TIMEOUT):
+                return (await _pieces(child, builder, to_text(origin))).zone
         except (TimeoutError, BrokenZone) as error:
             await _dropped(builder)
             raise BadZone(str(error) or "putting the zone together took too long") from None

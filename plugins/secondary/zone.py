@@ -219,7 +219,8 @@ class SecondaryZone:
         assert self.woken is not None
         await asyncio.sleep(min(APART, seconds))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.woken.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.woken.wait()
 
     def _expire(self, zone: Zone) -> None:
         self.expired = True

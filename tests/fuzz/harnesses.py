@@ -248,8 +248,9 @@ def http(data: bytes) -> None:
             sock.shutdown(socket.SHUT_WR)
             got = b""
             try:
-                while part := await asyncio.wait_for(running.sock_recv(sock, 65536), 10):
-                    got += part
+                async with asyncio.timeout(10):
+                    while part := await running.sock_recv(sock, 65536):
+                        got += part
             except ConnectionError:
                 pass
             return got

@@ -291,7 +291,8 @@ def test_a_task_that_fails_is_said_and_begun_again(said: Callable[[], list[str]]
             if rounds < 3:
                 raise RuntimeError("boom")
 
-        await asyncio.wait_for(faults.supervise("the work", work, pause=0.01), 5)
+        async with asyncio.timeout(5):
+            await faults.supervise("the work", work, pause=0.01)
         return rounds
 
     assert asyncio.run(run()) == 3

@@ -2,6 +2,7 @@
 gone.
 """
 
+import asyncio
 import base64
 import contextlib
 import itertools
@@ -33,6 +34,7 @@ from kdns.corefile import CorefileError
 from kdns.dns import tsig
 from kdns.dns.name import from_text
 from kdns.dns.tsig import Key
+from kdns.plugins.secondary.zone import SecondaryZone
 from kdns.store import zone_transfer
 from kdns.testing import Server, code, data, eventually, free_port
 from tests import programs
@@ -532,6 +534,28 @@ def test_the_members_of_a_catalog_come_and_go_with_it(serve: Serve, db: Path, tm
     write(4, "other.zones PTR example.org.", "b.zones PTR sub.example.net.")
     eventually(lambda: any("Reset catalog member zone example.org." in line for line in lines))
     eventually(lambda: serial(ours) == 1 and data(server.ask("www.sub.example.net.")) == ["192.0.2.2", "192.0.2.3"])
+
+
+@pytest.mark.parametrize("later", range(4))
+def test_a_zone_that_was_given_up_as_a_notify_came_was_followed_for_ever_and_held_all_that_waited_for_its_end(
+    later: int,
+) -> None:
+    """Python 3.11's wait_for lost the cancellation: a catalog took no more changes, and a reload never ended."""
+
+    async def run() -> None:
+        zone = SecondaryZone(from_text("example.org."))
+        await zone.start()
+        assert zone.woken is not None and zone.task is not None
+        async with asyncio.timeout(10):
+            while not zone.woken._waiters:  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
+            zone.wake()
+            for _ in range(later):
+                await asyncio.sleep(0)
+            await zone.stop()
+        assert zone.task is None
+
+    asyncio.run(run())
 
 
 def test_only_what_a_catalog_may_list_is_taken(serve: Serve, db: Path, tmp_path: Path) -> None:
