@@ -17,6 +17,7 @@ T = TypeVar("T")
 # Below every system's ephemeral ports (Linux 32768, IANA and macOS 49152 upwards), so that no client's own socket is
 # given a port that a test has picked.
 _PORTS: Final = range(10_000, 32_000)
+LOOKS: Final = 20  # that `eventually` takes at least: a check that asks over a socket may take a second
 
 
 def _ports(environ: Mapping[str, str]) -> list[int]:
@@ -116,15 +117,18 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def eventually(check: Callable[[], Any], timeout: float = 20.0, step: float = 0.01) -> Any:
-    """Waits until a check gives something true, and gives that. Raises AssertionError after `timeout` seconds."""
+    """Waits until a check gives something true, and gives that. Raises AssertionError after `timeout` seconds, and no
+    fewer than LOOKS looks: a machine that stood still for so long has shown nothing.
+    """
     end = time.monotonic() + timeout
-    while True:
+    for looks in itertools.count(1):
         found = check()
         if found:
             return found
-        if time.monotonic() > end:
-            raise AssertionError(f"still not true after {timeout} s: {check}")
+        if looks >= LOOKS and time.monotonic() > end:
+            break
         time.sleep(step)
+    raise AssertionError(f"still not true after {timeout} s and {looks} looks: {check}")
 
 
 def http_get(port: int, path: str) -> tuple[int, str]:
