@@ -13,7 +13,8 @@ import msgspec
 from kdns.cli.corefiles import Source, other_keys
 from kdns.cli.flags import Flag, Value
 from kdns.corefile import Corefile, Directive, Line, ServerBlock, Token
-from kdns.kube.api import ApiConfig, Client
+from kdns.kube.access import ApiConfig
+from kdns.kube.api import Client
 from kdns.kube.paging import ApiError, body
 
 READ: Final = 10.0  # seconds the API may take for one answer

@@ -31,7 +31,7 @@ from kdns.dns.errors import BadName, FormatError
 from kdns.dns.message import pack_query, parse_reply
 from kdns.dns.query import Question
 from kdns.kube import manifest_file
-from kdns.kube.api import ApiConfig
+from kdns.kube.access import ApiConfig
 from kdns.plugin.outcome import RcodeOnly
 from kdns.plugins.kubernetes import Kubernetes
 from kdns.printable import printable

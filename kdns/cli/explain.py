@@ -32,7 +32,7 @@ from kdns.dns.answer import Answer
 from kdns.dns.errors import BadName, FormatError
 from kdns.dns.name import from_text, to_text
 from kdns.dns.query import Question
-from kdns.kube.api import ApiConfig
+from kdns.kube.access import ApiConfig
 from kdns.plugin.providers import Pods
 from kdns.plugin.records import record_of
 from kdns.printable import printable

@@ -15,7 +15,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from kdns import log
 from kdns.kube import snapshot
-from kdns.kube.api import ApiConfig, Client
+from kdns.kube.access import ApiConfig
+from kdns.kube.api import Client
 from kdns.kube.objects import HEADLESS, IMPORT, NAMESPACE, OWNER, POD, POLICY, SERVICE, SLICE, Raw, RawSlice
 from kdns.kube.reflector import Reflector
 from kdns.kube.resync import Resync

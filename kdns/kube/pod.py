@@ -7,8 +7,7 @@ import msgspec
 
 from kdns import files
 from kdns.kube import manifest_file
-from kdns.kube.api import ApiConfig, Client
-from kdns.kube.paging import body
+from kdns.kube.access import ApiConfig
 from kdns.watchfile import READING
 
 READ = 10.0  # seconds the API may take
@@ -38,6 +37,9 @@ async def _pods(
     if api is None:
         listed = await files.waiting(f"reading {' '.join(paths)}", partial(_from_files, paths), READING)
     else:
+        from kdns.kube.api import Client  # here, for who reads manifests needs no HTTP
+        from kdns.kube.paging import body
+
         client = Client(api)
         try:
             async with client.get(f"/api/v1/namespaces/{namespace}/pods", query, READ) as response:

@@ -2,11 +2,12 @@
 
 import asyncio
 import hashlib
+import importlib
 import ipaddress
 import os
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from typing import Any, ClassVar, Final, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, final
 
 from kdns import faults, files, log
 from kdns.address import family_of
@@ -16,9 +17,9 @@ from kdns.dns.answer import Validity
 from kdns.dns.name import to_text
 from kdns.dns.resolvconf import MAX_RESOLV_CONF, search_list
 from kdns.dns.rrset import RRset
-from kdns.kube.api import ApiConfig
+from kdns.kube import source
+from kdns.kube.access import ApiConfig
 from kdns.kube.cluster import Cluster, ServiceState
-from kdns.kube.informer import ApiSource, SnapshotFile
 from kdns.kube.manifests import ManifestSource
 from kdns.kube.objects import IMPORT, NAMESPACE, POLICY, SERVICE, SLICE, Projection, pack
 from kdns.kube.objects import POD as POD_KIND
@@ -52,6 +53,11 @@ from kdns.plugins.kubernetes.records import Records
 from kdns.plugins.kubernetes.transfer import Contents, State
 from kdns.timeslice import emptied
 from kdns.zonefile.history import Step
+
+if TYPE_CHECKING:
+    from kdns.kube.informer import ApiSource
+
+S = TypeVar("S", bound=source.State)
 
 SYNCED: Final = Gauge("kdns_kubernetes_synced", "Whether everything has been listed once.", across=MIN)
 OBJECTS: Final = Gauge("kdns_kubernetes_objects", "Objects held, by kind.", ("kind",), across=MAX)
@@ -125,6 +131,7 @@ class Kubernetes(Plugin):
             )
         except (OSError, ValueError) as error:
             raise CorefileError(block.parsed.at, f"plugin/kubernetes: {error}") from None
+        importlib.import_module("kdns.kube.informer")  # now, and not in a turn of the loop: 0.3 s for its HTTP client
 
     def warnings(self) -> Sequence[str]:
         return self.config.warnings
@@ -153,7 +160,7 @@ class Kubernetes(Plugin):
             labels=config.labels,
             namespace_labels=config.namespace_labels,
         )
-        file = SnapshotFile(self.snapshot, config.snapshot_age) if self.snapshot else None
+        file = (self.snapshot, config.snapshot_age) if self.snapshot else None
         # Which addresses are below a reverse name matters only where such names do not all fall through.
         ordered = any(zone.reverse and not config.fallthrough.covers(zone.name) for zone in self.index.zones)
         self.key = ("kubernetes", self.paths or self.api, scope, file, ordered)
@@ -166,14 +173,14 @@ class Kubernetes(Plugin):
                 return ManifestSource(self.paths, scope, Cluster(ordered))
             if runtime.link is not None:
                 return RelayedSource(name, runtime.link, Cluster(ordered))
-            return ApiSource(self.api, scope, Cluster(ordered), file)
+            return _watched(self.api, scope, Cluster(ordered), file)
 
         if runtime.crew is not None:
             if self.api is not None:
                 # One process watches the API for all workers.
                 api, crew = self.api, runtime.crew
                 self.runtime = runtime
-                await runtime.acquire(self.key, lambda: RelaySource(name, crew, ApiSource(api, scope, Relay(), file)))
+                await runtime.acquire(self.key, lambda: RelaySource(name, crew, _watched(api, scope, Relay(), file)))
             return
         self.runtime = runtime
         self.source = await runtime.acquire(self.key, make)
@@ -398,7 +405,7 @@ class Kubernetes(Plugin):
 class RelaySource:
     """A source whose state goes to all workers; a resource of the process that watches over them."""
 
-    def __init__(self, name: str, crew: Crew, source: ApiSource[Relay]) -> None:
+    def __init__(self, name: str, crew: Crew, source: "ApiSource[Relay]") -> None:
         self.name = name
         self.crew = crew
         self.source = source
@@ -412,6 +419,13 @@ class RelaySource:
         """Ends both."""
         self.crew.withdraw(self.name)
         await self.source.stop()
+
+
+def _watched(api: ApiConfig, scope: WatchScope, state: S, file: tuple[str, float] | None) -> "ApiSource[S]":
+    """What the API says, in a state; `file` is the snapshot's path, and how old (seconds) it may be."""
+    from kdns.kube.informer import ApiSource, SnapshotFile  # `load` has brought it
+
+    return ApiSource(api, scope, state, SnapshotFile(*file) if file is not None else None)
 
 
 def _local_addresses(hosts: tuple[str, ...]) -> tuple[bytes, ...]:

@@ -15,7 +15,7 @@ from kdns.cli import cluster, doctor, serverneeds, statuspages
 from kdns.cli.clusterstate import State
 from kdns.cli.corefiles import Source
 from kdns.cli.finding import Finding
-from kdns.kube.api import ApiConfig
+from kdns.kube.access import ApiConfig
 from kdns.testing import ApiServer, answer, free_port, soa
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
 from tests.cli.test_commands import kdns

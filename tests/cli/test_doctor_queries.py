@@ -14,7 +14,8 @@ from kdns.cli import cluster, doctor, portforward, upstreams
 from kdns.dns import iana
 from kdns.dns.name import from_text
 from kdns.dns.query import Question
-from kdns.kube.api import ApiConfig, Client
+from kdns.kube.access import ApiConfig
+from kdns.kube.api import Client
 from kdns.testing import ApiServer, answer, free_port
 from tests.cli.test_doctor import GOOD, kube_dns, server, well
 from tests.cli.test_tools import config_map, kubeconfig

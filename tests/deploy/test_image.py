@@ -98,7 +98,7 @@ def test_the_slimmed_package_still_reads_configurations(tmp_path: Path) -> None:
         "contexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {token: secret}}]\n"
     )
     program = (
-        "from kdns.kube.api import ApiConfig\nimport kubernetes\nassert 'site' in kubernetes.__file__\n"
+        "from kdns.kube.access import ApiConfig\nimport kubernetes\nassert 'site' in kubernetes.__file__\n"
         f"access = ApiConfig.load(endpoint='', tls=None, kubeconfig={str(config)!r}, "
         f"context='').access()\nprint(access.url, access.headers)\n"
     )

@@ -369,7 +369,7 @@ def test_where_kubernetes_validate_is_installed_reading_a_kubeconfig_took_second
         " contexts: [{name: a, context: {cluster: a, user: ''}}]}"
     )
     words = (
-        "import sys; from kdns.kube.api import ApiConfig; "
+        "import sys; from kdns.kube.access import ApiConfig; "
         "config = ApiConfig.load(endpoint='', tls=None, kubeconfig=sys.argv[1], context=''); "
         "assert config.access().url == 'http://127.0.0.1:1'; "
         "assert 'kubernetes_validate' not in sys.modules; import kubernetes_validate"

@@ -14,7 +14,8 @@ import yaml
 
 from kdns import files
 from kdns.kube import api as module
-from kdns.kube.api import ApiConfig, Client
+from kdns.kube.access import ApiConfig
+from kdns.kube.api import Client
 from kdns.kube.paging import ApiError
 from kdns.testing import ApiServer, eventually, free_port
 
