@@ -22,7 +22,7 @@ ENV.pop("KUBERNETES_SERVICE_HOST", None)
 
 
 def kdns(
-    *words: str, stdin: str | bytes | None = None, cwd: Path | None = None, timeout: float = 30
+    *words: str, stdin: str | bytes | None = None, cwd: Path | None = None, timeout: float = 90
 ) -> subprocess.CompletedProcess[str]:
     data = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(
@@ -61,7 +61,7 @@ class Process:
     def end(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=20)
+        out, _ = self.process.communicate(timeout=90)
         self.lines += out.splitlines()
         return self.process.returncode
 
@@ -195,7 +195,7 @@ def test_a_port_below_1024_needs_a_privilege_and_the_error_says_which(tmp_path: 
         if shutil.which("setpriv") is None:
             pytest.skip("setpriv is not installed (util-linux), and root may bind every port")
         words = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service", *words]
-    done = subprocess.run(words, capture_output=True, text=True, env={**ENV, "PYTHONPATH": str(Path.cwd())}, timeout=30)
+    done = subprocess.run(words, capture_output=True, text=True, env={**ENV, "PYTHONPATH": str(Path.cwd())}, timeout=90)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "permission denied" in done.stderr and "NET_BIND_SERVICE" in done.stderr and "-dns.port" in done.stderr
 

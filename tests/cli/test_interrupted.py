@@ -64,7 +64,7 @@ def test_ctrl_c_waited_for_a_thread_that_hung(tmp_path: Path, words: str) -> Non
             eventually(lambda: hangs() or process.poll() is not None, 60)
             assert process.poll() is None
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=90)
         finally:
             process.kill()
             for writer in writers:

@@ -148,7 +148,7 @@ def test_json_logs_are_an_object_a_line_with_a_querys_fields(tmp_path: Path, pro
 def test_a_bad_log_format_is_said(tmp_path: Path, processes: list[Process]) -> None:  # noqa: F811
     process = Process("-log-format", "xml")
     processes.append(process)
-    out, err = process.process.communicate(timeout=20)
+    out, err = process.process.communicate(timeout=90)
     assert process.process.returncode == 2 and "expected text or json" in err and not out
 
 

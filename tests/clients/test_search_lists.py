@@ -129,7 +129,7 @@ def resolve(
     def run(name: str) -> list[str]:
         inner = f'mount --bind {tmp_path / "resolv.conf"} /etc/resolv.conf && exec "$@"'
         words = ["unshare", "-m", "sh", "-c", inner, "sh", *command, name]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=False)
         return sorted({line.split()[0] for line in done.stdout.splitlines()})
 
     return run

@@ -209,7 +209,7 @@ def test_the_block_that_logs_few_lines_logs_a_denial_and_not_an_answer(serve: Se
 def test_a_log_in_json_is_an_object_a_line() -> None:
     assert "`-log-format json`" in OBSERVE and parse(["-log-format", "json"], serve.FLAGS)
     process = Process("-log-format", "json", "-conf", "nowhere/Corefile")
-    out, _ = process.process.communicate(timeout=30)
+    out, _ = process.process.communicate(timeout=90)
     for line in filter(None, out.splitlines()):
         json.loads(line)
 

@@ -186,7 +186,7 @@ def test_kdig_dig_curl_and_nghttp_ask_over_https(serve: Serve, site: Site) -> No
     ran = 0
     for command, expected in commands:
         if shutil.which(command[0]) is not None:
-            out = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            out = subprocess.run(command, capture_output=True, text=True, timeout=90)
             assert expected in out.stdout + out.stderr, (command, out.stdout, out.stderr)
             ran += 1
     if not ran:
@@ -567,7 +567,7 @@ def test_curl_and_aiohttp_read_the_json(serve: Serve, site: Site) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     for version in ("--http1.1", "--http2-prior-knowledge"):
-        out = subprocess.run(["curl", "-s", version, url], capture_output=True, text=True, timeout=30)
+        out = subprocess.run(["curl", "-s", version, url], capture_output=True, text=True, timeout=90)
         assert json.loads(out.stdout)["Answer"][0]["data"] == "192.0.2.1"
 
 

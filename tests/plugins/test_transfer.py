@@ -230,7 +230,7 @@ def test_a_notify_at_start_comes_when_the_zone_can_be_had(serve: Serve, objects:
 def test_dig_reads_the_zone(serve: Serve, objects: Path) -> None:
     server = serve(block(objects))
     words = ["dig", "@127.0.0.1", "-p", str(server.port), "axfr", "cluster.local"]
-    text = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
+    text = subprocess.run(words, capture_output=True, text=True, timeout=90, check=True).stdout
     assert "XFR size" in text and "web.n1.svc.cluster.local. 30" in text
 
 

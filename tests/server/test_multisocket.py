@@ -119,7 +119,7 @@ def several(tmp_path: Path) -> Iterator[Callable[..., Several]]:
     for each in made:
         if each.process.poll() is None:
             each.process.kill()
-        each.process.communicate(timeout=20)
+        each.process.communicate(timeout=90)
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ EVERYTHING = """
         qps 10000
     }
     nsid x
-    shed
+    shed 1s
     bufsize
     debug
     ready 127.0.0.1:READY

@@ -51,7 +51,7 @@ def ended(process: "subprocess.Popen[str]", number: int) -> tuple[int, str]:
     """Its exit code, and what it said. It ends within 0.1 s, but on a busy machine."""
     process.send_signal(number)
     try:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=90)
     finally:
         process.kill()
         process.communicate()

@@ -259,7 +259,7 @@ def namespaces() -> str:
     if shutil.which("unshare") is None or shutil.which("iptables") is None:
         return "unshare or iptables is not installed"
     test = "ip link set lo up && iptables -A INPUT -p tcp --dport 1 -j DROP"
-    done = subprocess.run(["unshare", "--net", "sh", "-c", test], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["unshare", "--net", "sh", "-c", test], capture_output=True, text=True, timeout=90)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 

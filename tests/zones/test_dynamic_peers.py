@@ -154,7 +154,7 @@ def test_updates_by_nsupdate_in_a_row_come_to_a_peer_by_ixfr(peer: str, tmp_path
         said = (
             f"server 127.0.0.1 {both.primary.port}\nkey hmac-sha256:key.example. {SECRET}\nzone example.org\n"
         ) + "".join(f"update add n{i}.example.org 60 A 192.0.2.{i}\nsend\n" for i in range(1, 13))
-        done = subprocess.run([nsupdate], input=said, capture_output=True, text=True, timeout=30)
+        done = subprocess.run([nsupdate], input=said, capture_output=True, text=True, timeout=90)
         assert done.returncode == 0, done.stderr
         both.program.until(lambda: serial(both.port) == 13)
         assert both.relay.octets - before < 20_000 and both.the_same(), both.said()

@@ -137,7 +137,7 @@ def judge_by_delv(server: Server, folder: Path, keys: Path, paths: dict[str, Pat
         ]
         every = [(name, rtype) for name in names_of(zone, path, chance) for rtype in TYPES if judges(name, rtype)]
         for name, rtype in chance.sample(every, DELV):
-            done = subprocess.run([*words, name, rtype], capture_output=True, text=True, timeout=30)
+            done = subprocess.run([*words, name, rtype], capture_output=True, text=True, timeout=90)
             secure = "fully validated" in done.stdout or kind in ("optout", "opt-out")
             if done.returncode or not secure or "broken trust" in done.stdout + done.stderr:
                 odd.append((name, rtype, done.stdout, done.stderr))

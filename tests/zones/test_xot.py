@@ -319,5 +319,5 @@ def test_bind_has_a_zone_of_kdns_over_tls(serve: Serve, site: Site, db: Path, tm
 def test_kdig_has_a_zone_over_tls(serve: Serve, site: Site, db: Path) -> None:
     server = serve(primary(site, db))
     words = ["kdig", "@127.0.0.1", "-p", str(server.port), f"+tls-ca={site.authority.path}", f"+tls-hostname={NAME}"]
-    done = subprocess.run([*words, "example.org.", "AXFR"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*words, "example.org.", "AXFR"], capture_output=True, text=True, timeout=90)
     assert "www.example.org." in done.stdout and "Received 468 B" in done.stdout, done.stdout + done.stderr
