@@ -157,7 +157,7 @@ def test_names_of_the_cluster_change_at_once_inside_a_cached_zone(
     server = serve(cached(up, more=f"kubernetes cluster.local {{\n manifests {path}\n fallthrough\n }}"))
     assert data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.1"]
     path.write_text(yaml.safe_dump(service("n1/web", "10.0.0.2")))
-    eventually(lambda: data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.2"], timeout=2)
+    eventually(lambda: data(server.ask("web.n1.svc.cluster.local.")) == ["10.0.0.2"], timeout=4)
     server.ask("other.n1.svc.cluster.local.")
     server.ask("other.n1.svc.cluster.local.")
     assert len(up.queries) == 1
