@@ -10,7 +10,6 @@ A file over INLINE octets is parsed in a child process, and its objects are appl
 """
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -67,8 +66,7 @@ class ManifestSource:
         """Ends following."""
         if self.task is not None:
             self.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.task
+            await asyncio.gather(self.task, return_exceptions=True)
             self.task = None
         await self.cluster.close()
 
