@@ -168,15 +168,17 @@ class ZoneFile:
 
 
 _files: Final[WeakValueDictionary[tuple[str, bytes, str], ZoneFile]] = WeakValueDictionary()
+_finding: Final = threading.Lock()  # held for moments: a configuration is loaded in a thread, while another is served
 
 
 def zone_file(path: str, origin: bytes, plugin: str) -> ZoneFile:
     """The object that stands for a file and a zone; the same one while anybody uses it."""
     key = (path, origin, plugin)
-    known = _files.get(key)
-    if known is None:
-        known = _files[key] = ZoneFile(path, origin, plugin)
-    return known
+    with _finding:
+        known = _files.get(key)
+        if known is None:
+            known = _files[key] = ZoneFile(path, origin, plugin)
+        return known
 
 
 async def written(path: str) -> None:

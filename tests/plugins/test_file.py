@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -343,6 +344,26 @@ def test_a_file_that_was_read_by_a_reload_and_by_who_waited_for_it_was_served_tw
         assert not await file.look() and not told
 
     asyncio.run(run())
+
+
+def test_a_reload_and_who_looked_at_its_folder_found_a_file_at_once_and_it_was_followed_twice(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    class Slow(follow.ZoneFile):
+        def __init__(self, path: str, origin: bytes, plugin: str) -> None:
+            super().__init__(path, origin, plugin)
+            reached.set()
+            assert go_on.wait(20)
+
+    monkeypatch.setattr(follow, "ZoneFile", Slow)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(follow.zone_file, str(db), from_text("example.org."), "auto")
+        assert reached.wait(20)
+        two = pool.submit(follow.zone_file, str(db), from_text("example.org."), "auto")
+        go_on.set()
+        assert one.result() is two.result()
 
 
 @pytest.mark.parametrize(("text", "expected"), [
