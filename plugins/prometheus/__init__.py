@@ -160,7 +160,7 @@ class Prometheus(Plugin):
             web = self.web
             guard = web.users.allows if web.users is not None else None
             self.server = await HttpEndpoint.open(
-                runtime, self.http, tls=web.identity, headers=web.headers, guard=guard
+                runtime, self.http, web.digest, tls=web.identity, headers=web.headers, guard=guard
             )
         except OSError as error:
             # As in CoreDNS, not fatal: names matter more than counts.
