@@ -114,6 +114,12 @@ class Life:
         finally:
             self.preparing = None
 
+    def _last(self) -> None:
+        """It is to end: no other configuration comes any more, unless it changes over already."""
+        self.over = True
+        if self.preparing is not None:
+            self.preparing.cancel()
+
     async def give_up(self) -> None:
         """Gives up a configuration that is being prepared; waits for one that is changing over. Nothing of either goes
         on after that.

@@ -159,6 +159,7 @@ class Server(Life):
         more.
         """
         STATE.slot()[0] = 1
+        self._last()  # one that began now would say that it is ready
         if not self.runtime.before_stop:
             return
         waiting = [asyncio.ensure_future(before_stop(self.runtime)), asyncio.ensure_future(self._quiet())]
@@ -187,7 +188,7 @@ class Server(Life):
         """Accepts no more, gives queries in flight `drain` seconds, closes everything. Whoever asks for that a second
         time waits until it is done.
         """
-        self.over = True
+        self._last()
         self.hurries = not drain
         async with self.ending:
             self._ending()

@@ -207,13 +207,15 @@ class Supervisor(Life):
         """The workers go on answering for as long as `health` says, each until nobody asks it any more."""
         self.stopping = True
         STATE.slot()[0] = 1
+        self._last()
         for hand in self.workers.hands.values():
             hand.ending = True
         await asyncio.gather(self.workers.ask_each("lameduck", limit=_LAMEDUCK), before_stop(self.runtime))
 
     async def stop(self, drain: float = DRAIN) -> None:
         """Ends the workers, which get `drain` seconds for queries in flight, then closes everything."""
-        self.stopping = self.over = True
+        self.stopping = True
+        self._last()
         self._ending()
         for task in self.replacing.values():
             task.cancel()

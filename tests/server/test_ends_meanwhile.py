@@ -101,6 +101,24 @@ def test_a_reload_that_was_under_way_at_the_end_went_on_and_what_it_had_started_
     assert not [line for line in lines if "Restart failed" in line]
 
 
+def test_a_lame_duck_took_another_configuration_that_said_it_was_ready(serve: Serve) -> None:
+    calls: list[str] = []
+    gate = Gate()
+    server = serve(text("whoami"))
+    life = server.server
+
+    async def run() -> None:
+        server.text = text("slow", "whoami")
+        reloading = asyncio.create_task(life.reload())
+        await gate.reached.wait()
+        await life.lameduck()
+        await asyncio.gather(reloading, return_exceptions=True)
+        assert calls == ["start", "stop", "stopped"]
+        assert not await life.reload()
+
+    during(server, slow(calls, start=gate), run)
+
+
 def test_the_plugins_that_a_reload_replaced_were_not_stopped_where_the_server_ended_meanwhile(serve: Serve) -> None:
     calls: list[str] = []
     gate = Gate()
