@@ -20,7 +20,8 @@ import trustme
 from kdns.kube import api as api_module
 from kdns.kube import decode, informer, reflector, resync
 from kdns.kube import snapshot as snapshots
-from kdns.kube.api import ApiConfig, Client
+from kdns.kube.access import ApiConfig
+from kdns.kube.api import Client
 from kdns.kube.cluster import Cluster
 from kdns.kube.informer import ApiSource
 from kdns.kube.objects import SERVICE, Namespace
