@@ -12,7 +12,9 @@ from typing import IO, Any, Final, final
 _PIECE: Final = 256 << 10  # octets taken from the child before others run
 _LOOK: Final = 0.05  # seconds between two looks whether it has ended, at most
 MAX_COMPLAINT: Final = 4096  # octets of what it says is wrong
-
+# Seconds for a killed child to go. One that the kernel holds, as a file system that hangs does, is left to it: whoever
+# gave it up is to end, and not to hang too.
+GOING: Final = 1.0
 
 Feed = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -78,7 +80,9 @@ async def running(*words: str, **pipes: Any) -> AsyncIterator[Child]:
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None and pipe not in child.taken:
                 pipe.close()
-        await child.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOING):
+                await child.wait()
 
 
 async def output(module: str, *args: str, given: bytes | Feed = b"", timeout: float) -> bytearray:

@@ -46,10 +46,10 @@ def call_each(where: str, calls: Iterable[Callable[[], object]]) -> None:
             report(where, error)
 
 
-async def attempt(where: str, work: Awaitable[None]) -> None:
-    """Awaits work that is not repeated: what it raises is said at once, and not when somebody asks its task."""
+async def attempt(where: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Does work that is not repeated: what it raises is said at once, and not when somebody asks its task."""
     try:
-        await work
+        await work()
     except Exception as error:
         report(where, error)
 

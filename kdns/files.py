@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar, cast
+from weakref import WeakValueDictionary
 
 T = TypeVar("T")
 
@@ -104,18 +105,32 @@ def replace(path: str, parts: Iterable[bytes], mode: int) -> None:
     was.
     """
     partial = f"{path}.{os.getpid()}.new"
-    try:
-        with open(partial, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_folder(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
+    with changing(path):
+        try:
+            with open(partial, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync_folder(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            raise
+
+
+def changing(path: str) -> threading.Lock:
+    """Held by the thread that replaces or removes a file: who gave it up and who comes next would meet there."""
+    with _guard:
+        found = _changing.get(path)
+        if found is None:
+            found = _changing[path] = threading.Lock()
+        return found
+
+
+_guard: Final = threading.Lock()
+_changing: Final[WeakValueDictionary[str, threading.Lock]] = WeakValueDictionary()
 
 
 def sync_folder(path: str) -> None:

@@ -12,7 +12,7 @@ limit: a file system that hangs stops nothing but the following of its files, an
 when it is read for the first time, not when it is followed: the other files would wait with it.
 
 Law: what is known of a file changes on the loop alone, together with the change that is given out. A look that was
-given up and ends after all changes nothing, so its change is found again.
+given up and ends after all changes nothing, so its change is found again; so is one that nobody could act upon.
 """
 
 import asyncio
@@ -135,7 +135,17 @@ class Follower:
             await asyncio.sleep(max(interval, self.took * 100))
             found = await self.changes()
             if found:
-                await act(found)
+                try:
+                    await act(found)
+                except Exception:
+                    self.forget(found)
+                    raise
+
+    def forget(self, found: Iterable[Change]) -> None:
+        """Has these changes found again at the next look."""
+        for change in found:
+            if change.path != self.what or not isinstance(change.error, TimeoutError):  # that is of all files
+                self.known[change.path] = _Known(None)
 
     def _differing(self, now: dict[str, Seen | Missing]) -> list[str]:
         out = []

@@ -33,6 +33,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from kdns import faults, log
@@ -105,6 +106,10 @@ class Loop(Plugin):
         if runtime.link is not None:
             self.secret = runtime.link.secret
             runtime.link.listen("loop", self._told)
+        # Before that no probe could come back, and `forward`, which starts behind this one, has no upstreams.
+        runtime.on_serving.append(self._begin)
+
+    def _begin(self) -> None:
         self.task = asyncio.create_task(faults.supervise("plugin/loop", self._watch), name="loop")
 
     async def stop(self) -> None:
@@ -137,7 +142,7 @@ class Loop(Plugin):
             if upstream.stream_only:
                 upstream.exchange(pack_query(0, question), question, "tcp", lambda _: None)
             else:
-                asked.append(faults.attempt("plugin/loop", _ask(upstream, question)))
+                asked.append(faults.attempt("plugin/loop", partial(_ask, upstream, question)))
         await asyncio.gather(asyncio.sleep(TIMEOUT), *asked)
         # What is left did not come back.
         for upstream in self.probes.values():

@@ -55,6 +55,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
+from weakref import WeakValueDictionary
 
 from kdns import faults, files, log
 from kdns.corefile import CorefileError, Directive, ServerBlock
@@ -74,6 +75,8 @@ RETRY: Final = 60.0  # seconds until a zone that could not be signed is tried ag
 DENIALS: Final = ("nsec", "nsec3", "opt-out")
 _OPTIONS: Final = ("key", "directory", "denial")
 _log = log.plugin("sign")
+# Who signs a file now, by loop and path.
+_turns: Final[WeakValueDictionary[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock]] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,15 @@ class Signer:
             return True  # a file system that hangs takes no file either
 
     async def sign(self) -> bool:
-        """Has the zone signed if it is due; says whether it was."""
+        """Has the zone signed if it is due; says whether it was. Where a reload makes another signer for the same file,
+        each looks at what the other has written: the one that began first could end last, with what was before.
+        """
+        key = asyncio.get_running_loop(), self.target
+        turn = _turns.get(key) or _turns.setdefault(key, asyncio.Lock())
+        async with turn:
+            return await self._sign()
+
+    async def _sign(self) -> bool:
         name = f'"{to_text(self.origin)}"'
         now = int(self.clock())
         job = self.signing.Job(self.source, self.origin, self.keys, self.target, now, *self.jitters, self.denial)

@@ -45,6 +45,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Final
 
 from kdns import faults, log
@@ -154,7 +155,7 @@ class TransferPlugin(Plugin):
             if (zone, where) in self.tasks:
                 self.again.add((zone, where))
                 continue
-            work = faults.attempt("plugin/transfer", self._notify(zone, where, rule))
+            work = faults.attempt("plugin/transfer", partial(self._notify, zone, where, rule))
             self.tasks[zone, where] = asyncio.create_task(work, name="notify")
 
     async def _notify(self, zone: bytes, where: tuple[str, int], rule: Rule) -> None:

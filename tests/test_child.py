@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import sys
 import time
 
 import pytest
@@ -63,6 +64,22 @@ def test_a_child_that_takes_too_long_is_ended_and_so_is_one_that_nobody_waits_fo
 
     run(cancelled())
     assert len(started) >= 2 and not any(os.path.exists(f"/proc/{pid}") for pid in started)
+
+
+def test_who_gave_a_child_up_that_the_kernel_does_not_let_go_waited_for_it_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that reads from a file system that hangs: a signal reaches it when that goes on."""
+    monkeypatch.setattr(child, "GOING", 0.01)
+
+    async def held() -> None:
+        async with asyncio.timeout(20):
+            async with child.running(sys.executable, "-c", "") as made:
+                poll, made.process.poll = made.process.poll, lambda: None  # type: ignore[method-assign]
+        made.process.poll = poll  # type: ignore[method-assign]
+        made.process.wait()
+
+    asyncio.run(held())
 
 
 def test_starting_a_child_held_the_loop_of_a_large_process() -> None:

@@ -5,12 +5,12 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from kdns import files, watchfile
+from kdns import faults, files, watchfile
 from kdns.watchfile import Change, Follower
 
 
@@ -223,3 +223,34 @@ def test_what_was_read_elsewhere_is_gone_on_from(tmp_path: Path) -> None:
     while len(found) < 2:
         found += changes(follower)
     assert sorted(str(each) for each in said(found)) == ["b'now'", "b'two'"]
+
+
+@pytest.mark.parametrize("last", [b"two", b"", None])
+def test_a_change_that_could_not_be_acted_upon_was_lost(tmp_path: Path, last: bytes | None) -> None:
+    """A child process that could not be started, and a new list, table or certificate waited for the change after."""
+    path = tmp_path / "f"
+    path.write_bytes(b"one" if last else b"")
+    follower = following(path)
+    follower.look()
+    acted: list[list[bytes | str | None]] = []
+
+    async def act(found: Sequence[Change]) -> None:
+        acted.append(said(list(found)))
+        if len(acted) == 1:
+            raise OSError(errno.EAGAIN, "no more processes")
+
+    async def run() -> None:
+        following_it = asyncio.create_task(
+            faults.supervise("the test", lambda: follower.follow(0.001, act), pause=0.001)
+        )
+        if last is None:
+            path.unlink()
+        else:
+            path.write_bytes(last or b"three")
+        async with asyncio.timeout(20):
+            while len(acted) < 2:
+                await asyncio.sleep(0.001)
+        following_it.cancel()
+
+    asyncio.run(run())
+    assert acted[0] == acted[1]

@@ -81,6 +81,7 @@ class ApiSource(Generic[S]):
             for kind in kinds
         ]  # fmt: skip
         self.tasks: list[asyncio.Task[None]] = []
+        self.saving: asyncio.Task[None] | None = None
         self.saved = 0  # changes of the state that the snapshot has
         self.restored = False
 
@@ -110,6 +111,9 @@ class ApiSource(Generic[S]):
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        if self.saving is not None:
+            await asyncio.gather(self.saving, return_exceptions=True)
+            self.saving = None
         await self.client.close()
         if self.file is not None and self.dirty and self.cluster.synced:
             await self.save()
@@ -162,7 +166,8 @@ class ApiSource(Generic[S]):
             self._weigh()
             if self.dirty and self.file is not None and self.cluster.synced and time.monotonic() - saved >= SAVE:
                 saved = time.monotonic()
-                await self.save()
+                self.saving = asyncio.create_task(self.save(), name="save a snapshot")
+                await asyncio.shield(self.saving)  # `stop` lets it end: half of one is none
 
     def _weigh(self) -> None:
         self.cluster.set_stale(self.cluster.synced and (self.restored or self.age() > STALE_AFTER))

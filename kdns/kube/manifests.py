@@ -10,7 +10,6 @@ A file over INLINE octets is parsed in a child process, and its objects are appl
 """
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -48,6 +47,7 @@ class ManifestSource:
         )
         # What each file brought: (kind, key) -> object.
         self.files: dict[str, dict[tuple[str, str], Object]] = {}
+        self.gone: list[tuple[str, str]] = []  # what files that were read hold no more, until it is taken out
         self.complaints: dict[str, str] = {}
 
     def listed(self) -> bool:
@@ -67,8 +67,7 @@ class ManifestSource:
         """Ends following."""
         if self.task is not None:
             self.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.task
+            await asyncio.gather(self.task, return_exceptions=True)
             self.task = None
         await self.cluster.close()
 
@@ -83,13 +82,13 @@ class ManifestSource:
     async def _take(self, changes: Sequence[watchfile.Change]) -> None:
         """Takes files as they are now."""
         pause = TimeSlice().pause
-        gone: list[tuple[str, str]] = []
         for change in changes:
             found = await self._read(change)
             if found is not None:
-                for _ in self._apply(change.path, found, gone):
+                for _ in self._apply(change.path, found):
                     await pause()
-        for kind, key in gone:
+        while self.gone:
+            kind, key = self.gone.pop()
             self.cluster.apply(kind, key, self._elsewhere(kind, key))
             await pause()
 
@@ -137,7 +136,7 @@ class ManifestSource:
 
     # Objects.
 
-    def _apply(self, path: str, found: list[Found], gone: list[tuple[str, str]]) -> Iterator[None]:
+    def _apply(self, path: str, found: list[Found]) -> Iterator[None]:
         """Applies what a file holds now, yields where others may run; adds to `gone` what it holds no more."""
         new: dict[tuple[str, str], Object] = {}
         bad = False
@@ -164,7 +163,7 @@ class ManifestSource:
         for kind, key in sorted(new, key=lambda each: each[0] != NAMESPACE):  # namespaces first
             self.cluster.apply(kind, key, self._best(kind, key, new[(kind, key)]))
             yield
-        gone += old.keys() - new.keys()
+        self.gone += old.keys() - new.keys()
         if not new:
             self.files.pop(path, None)
 

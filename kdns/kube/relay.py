@@ -212,9 +212,13 @@ class RelayedSource:
         is. That is not much while the other process waits for the API itself.
         """
         self.feed.follow(self.name, self.receive)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(TIMEOUT):
-                await self.told.wait()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TIMEOUT):
+                    await self.told.wait()
+        except BaseException:
+            self.feed.unfollow(self.name)
+            raise
 
     async def stop(self) -> None:
         """Ends that."""

@@ -73,29 +73,36 @@ class Resync:
         return len(lost)
 
     async def _diff(self, removed: set[str]) -> None:
-        """Lists, and mends what is not as listed."""
+        """Lists, and mends what is not as listed. Ends where the reflector lists anew itself: that is newer, and
+        meanwhile it does not know what it has.
+        """
         reflector = self.reflector
         pages = reflector.pages()
-        missing = set(reflector.known)
+        table = reflector.known
+        missing = set(table)
         slice_ = TimeSlice()
         with pause_gc():
             while not pages.over:
                 for raw in await pages.next():
                     await slice_.pause()
+                    if reflector.known is not table:
+                        return
                     if isinstance(raw, Unreadable):
                         missing.discard(f"{raw.meta.namespace}/{raw.meta.name}")
                         continue
                     key = f"{raw.metadata.namespace}/{raw.metadata.name}"
                     missing.discard(key)
                     version = raw.metadata.resource_version
-                    known = reflector.known.get(key)
+                    known = table.get(key)
                     if known != version and key not in removed and _newer(version, known) and reflector.apply(key, raw):
                         self.repaired[key] = version
             if not pages.version.isdecimal():
                 raise ApiError(f"resourceVersion {pages.version!r} is not a number")
             for key in missing:
+                if reflector.known is not table:
+                    return
                 # What the watch has brought since the list began is newer, or removed already.
-                known = reflector.known.get(key)
+                known = table.get(key)
                 if known is not None and not _newer(known, pages.version):
                     reflector.remove(key)
                     self.repaired[key] = ""

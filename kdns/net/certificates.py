@@ -140,6 +140,8 @@ class Identity(Generic[T]):
         try:
             self.current = await files.waiting(f"reading certificate {self.files.certificate}", self.make)
         except (BadCertificate, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                self.follower.forget(changes)
             RELOADS.slot("failed")[0] += 1
             _log.error(f"{error}; the previous certificate stays in use")
         else:

@@ -49,9 +49,11 @@ class HttpEndpoint:
         self.places: list[tuple[str, int]] = []
 
     @classmethod
-    async def open(cls, runtime: Runtime, where: tuple[str, int, str], **options: Any) -> "HttpEndpoint":
-        """Binds what is not bound yet. `options` are HttpServer's, the same for the same web configuration. Raises
-        BindError.
+    async def open(
+        cls, runtime: Runtime, where: tuple[str, int, str], says: str = "", **options: Any
+    ) -> "HttpEndpoint":
+        """Binds what is not bound yet. `options` are HttpServer's, the same for the same web configuration; `says` is a
+        digest of that: another one has another server, also where the file is the same. Raises BindError.
         """
         host, port, web = where
         made = cls(runtime, {})
@@ -62,7 +64,7 @@ class HttpEndpoint:
             return made
         try:
             for each in bound_hosts(host):
-                key = ("http", each, port, web)
+                key = ("http", each, port, web, says)
                 made.servers[key] = await runtime.acquire(key, partial(HttpServer, each, port, **options))
         except BaseException:
             await made.close()

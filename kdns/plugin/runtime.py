@@ -74,12 +74,14 @@ class Link(Protocol):
 
 @final
 class _Held:
-    """A resource that is shared (None: it is not started yet), and how many have it or wait for it."""
+    """A resource that is shared (None: it is not started), and how many have it or wait for it. `changing` is held by
+    who starts or stops it: of a key there is never a second one beside one that still ends.
+    """
 
     def __init__(self) -> None:
         self.resource: Resource | None = None
         self.users = 0
-        self.starting = asyncio.Lock()
+        self.changing = asyncio.Lock()
 
 
 @final
@@ -110,32 +112,41 @@ class Runtime:
     async def acquire(self, key: Hashable, make: Callable[[], R]) -> R:
         """The resource held under this key, made and started when it is new. Raises what its start raises.
 
-        Whoever comes while it is being started waits for that; where it fails, the next one tries with another.
+        Whoever comes while it is being started or stopped waits for that; where it fails, the next one tries with
+        another.
         """
         held = self._held.get(key)
         if held is None:
             held = self._held[key] = _Held()
         held.users += 1
         try:
-            async with held.starting:
+            async with held.changing:
                 if held.resource is None:
                     resource = make()
                     await resource.start()
                     held.resource = resource
         except BaseException:
             held.users -= 1
-            if not held.users:
-                del self._held[key]
+            self._tidy(key, held)
             raise
         return cast(R, held.resource)
 
     async def release(self, key: Hashable) -> None:
         """Gives a resource back; the last one to do so stops it."""
         held = self._held.get(key)
-        if held is None:
+        if held is None or not held.users:
             return
         held.users -= 1
         if not held.users:
-            del self._held[key]
-            if held.resource is not None:
-                await held.resource.stop()
+            try:
+                async with held.changing:
+                    resource, held.resource = held.resource, None
+                    if resource is not None:
+                        await resource.stop()
+            finally:
+                self._tidy(key, held)
+
+    def _tidy(self, key: Hashable, held: _Held) -> None:
+        """Lets go of what nobody has, but for who still stops it."""
+        if not held.users and not held.changing.locked():
+            self._held.pop(key, None)

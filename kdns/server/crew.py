@@ -52,6 +52,7 @@ class Hand:
         self.pipe: Pipe | None = None
         self.began = self.heard = time.monotonic()
         self.serving = False
+        self.started = False  # whoever starts it has seen it serve
         self.ending = False  # it was told to end
         self.hung = False
         self.asked: dict[int, asyncio.Future[Any]] = {}
@@ -132,13 +133,13 @@ class Workers:
         if status is not None:
             self._ended(pid, status)
         problem = await hand.ask("start", corefile, limit=SLOW)
-        if problem != "":
+        if problem != "" or hand.pipe is None:  # it may have ended as soon as it had started
             hand.ending = True
             if hand.pipe is not None:
                 hand.pipe.abort()
             self._kill(hand)
             raise WorkerFailed(problem or f"worker {number} ended, or said nothing for {SLOW:g} s, while it started")
-        hand.serving = True
+        hand.started = hand.serving = True
         self.known.add(number)
         SERVING.slot()[0] = len(self.living())
 
@@ -273,8 +274,8 @@ class Workers:
         if not hand.ended.done():
             hand.ended.set_result(status)
         SERVING.slot()[0] = len(self.living())
-        if hand.ending:
-            return
+        if hand.ending or not hand.started:
+            return  # of one that has not started `spawn` hears
         number = hand.number
         deaths = self.deaths.get(number, 0)
         if time.monotonic() - hand.began >= STEADY:

@@ -3,8 +3,9 @@ plugins that are told, the metrics of its state.
 """
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from kdns import files, log
@@ -73,16 +74,22 @@ class Life:
         self.runtime.reload = self.reload
         self.runtime.fingerprint = lambda: reread().fingerprint
         self.reloading = asyncio.Lock()
+        self.preparing: asyncio.Task[object] | None = None  # who prepares another configuration, until it changes over
+        self.over = False  # it ends: it takes no other configuration
         # Called when the sockets are open, before the plugins say what they have to say of it.
         self.opened: Callable[[], None] = lambda: None
 
     async def reload(self) -> bool:
         """Reads the Corefile again and serves by it; says whether it worked. If not, all stays as it was."""
         async with self.reloading:
+            if self.over:
+                return False
             _log.info("Reloading")
             over = gc_policy.pause()  # a large Corefile makes more objects than a pass may look at
             try:
-                await self._replace(await files.waiting("reading the Corefile", self.reread, READING))
+                with self._preparation():
+                    corefile = await files.waiting("reading the Corefile", self.reread, READING)
+                await self._replace(corefile)
             except Exception as error:
                 kind = "" if isinstance(error, CorefileError | OSError) else f"{type(error).__name__}: "
                 self.runtime.refused = f"{kind}{error}"
@@ -97,6 +104,30 @@ class Life:
     async def _replace(self, corefile: Corefile) -> None:
         """Serves by another Corefile. Raises what it fails for; then all is as it was."""
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _preparation(self) -> Iterator[None]:
+        """In its block a change of configuration may still be given up."""
+        self.preparing = asyncio.current_task()
+        try:
+            yield
+        finally:
+            self.preparing = None
+
+    def _last(self) -> None:
+        """It is to end: no other configuration comes any more, unless it changes over already."""
+        self.over = True
+        if self.preparing is not None:
+            self.preparing.cancel()
+
+    async def give_up(self) -> None:
+        """Gives up a configuration that is being prepared; waits for one that is changing over. Nothing of either goes
+        on after that.
+        """
+        if self.preparing is not None:
+            self.preparing.cancel()
+        async with self.reloading:
+            return
 
     def _begun(self) -> None:
         """It serves: says so, and collects garbage by the policy from now on."""

@@ -53,6 +53,8 @@ class Server(Life):
         self.warns = warns
         self.instance: Instance | None = None
         self.listeners: dict[Group, Listeners] = {}
+        self.ending = asyncio.Lock()
+        self.hurries = False  # queries in flight are not waited for
 
     async def start(self, corefile: Corefile) -> None:
         """Loads, starts the plugins, opens the sockets. Raises CorefileError or OSError; then nothing is left open."""
@@ -89,6 +91,10 @@ class Server(Life):
         """Starts the plugins of another configuration and opens its sockets, beside the one that serves. Raises what
         building, loading and starting raise; then nothing of it is left.
         """
+        with self._preparation():
+            return await self._prepared(corefile)
+
+    async def _prepared(self, corefile: Corefile) -> "Prepared":
         new = await build_beside(corefile)
         for warning in (*corefile.warnings, *new.warnings()) if self.warns else ():
             _log.warning(warning)
@@ -124,7 +130,7 @@ class Server(Life):
             self.listeners.pop(group).stop()
         self.listeners.update(opened)
         self.instance = new
-        await _drain(old, DRAIN)
+        await self._drain(old, DRAIN)
         await stop_plugins(old.plugins)
         await old.close_beside()
         self._announce()
@@ -153,6 +159,7 @@ class Server(Life):
         more.
         """
         STATE.slot()[0] = 1
+        self._last()  # one that began now would say that it is ready
         if not self.runtime.before_stop:
             return
         waiting = [asyncio.ensure_future(before_stop(self.runtime)), asyncio.ensure_future(self._quiet())]
@@ -178,30 +185,45 @@ class Server(Life):
             SILENCE.slot()[0] = quiet
 
     async def stop(self, drain: float = DRAIN) -> None:
-        """Accepts no more, gives queries in flight `drain` seconds, closes everything."""
-        self._ending()
-        for listeners in self.listeners.values():
-            for tcp in listeners.tcp:
-                tcp.stop_accepting()
-            for udp in listeners.udp:
-                if self.share_port:
-                    udp.retire()
-                udp.drain()
-        if self.instance is not None and drain:
-            await _drain(self.instance, drain)
-        for listeners in self.listeners.values():
-            listeners.stop()
-        self.listeners.clear()
-        if self.instance is not None:
-            await stop_plugins(self.instance.plugins)
-            self.instance.close()
-            self.instance = None
-        self._ended()
+        """Accepts no more, gives queries in flight `drain` seconds, closes everything. Whoever asks for that a second
+        time waits until it is done.
+        """
+        self._last()
+        self.hurries = not drain
+        async with self.ending:
+            self._ending()
+            for listeners in self.listeners.values():
+                for tcp in listeners.tcp:
+                    tcp.stop_accepting()
+                for udp in listeners.udp:
+                    if self.share_port:
+                        udp.retire()
+                    udp.drain()
+            await self.give_up()
+            if self.instance is not None:
+                await self._drain(self.instance, drain)
+            for listeners in self.listeners.values():
+                listeners.stop()
+            self.listeners.clear()
+            if self.instance is not None:
+                await stop_plugins(self.instance.plugins)
+                self.instance.close()
+                self.instance = None
+            self._ended()
 
     def banner(self) -> list[str]:
         """A line for each zone and listener, as CoreDNS prints them."""
         assert self.instance is not None
         return banner(self.instance)
+
+    async def _drain(self, instance: Instance, limit: float) -> None:
+        """Waits until no query of this configuration is in flight, for at most `limit` seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        while any(each.waiting.table for each in instance.dispatchers.values()):
+            if self.hurries or loop.time() >= end:
+                return
+            await asyncio.sleep(0.02)
 
     def _refresh(self) -> None:
         super()._refresh()
@@ -218,14 +240,6 @@ def banner(instance: Instance) -> list[str]:
                 on = f" on {host}" if host else ""
                 lines.append(f"{key}{on}")
     return sorted(set(lines))
-
-
-async def _drain(instance: Instance, limit: float) -> None:
-    """Waits until no query of this configuration is in flight, for at most `limit` seconds."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + limit
-    while any(dispatcher.waiting.table for dispatcher in instance.dispatchers.values()) and loop.time() < end:
-        await asyncio.sleep(0.02)
 
 
 def pid_text() -> str:

@@ -73,6 +73,10 @@ class Supervisor(Life):
 
     async def start(self, corefile: Corefile) -> None:
         """Starts the workers, and what is done once for all. Raises CorefileError or OSError; then nothing is left."""
+        async with self.reloading:  # a worker that ends meanwhile is replaced after that
+            await self._start(corefile)
+
+    async def _start(self, corefile: Corefile) -> None:
         gc_policy.suspend()
         workers = self.workers
         workers.stop = lambda code: self.runtime.stop(code) if self.runtime.stop is not None else None
@@ -106,13 +110,31 @@ class Supervisor(Life):
         old = self.current
         assert old is not None
         workers = self.workers
+        # The first step: all build it.
+        with self._preparation():
+            new = await self._prepared(corefile, old)
+        # The second: all change over. One that ends meanwhile is replaced by one that begins with the new one.
+        self.current = new
+        changing = asyncio.ensure_future(workers.ask_each("commit", limit=SLOW))
+        await self._resize(new.count, new.pickled)
+        for number, problem in (await changing).items():
+            if problem != "":
+                _log.error(f"worker {number} did not change over: {problem or 'it says nothing'}; it is replaced")
+                workers.kill(number)
+        await old.stop()
+        self._announce()
+
+    async def _prepared(self, corefile: Corefile, old: Central) -> Central:
+        """A configuration that all workers could serve, beside the old one. Raises what it fails for; then nothing of
+        it is left.
+        """
+        workers = self.workers
         before = self.runtime.loaded
         new = await self._central(corefile, old.groups)
         try:
             self.runtime.loaded = new.fingerprint
             await start_plugins(new.plugins, self.runtime)
             try:
-                # The first step: all build it.
                 said = await workers.ask_each("prepare", new.pickled, limit=SLOW)
                 for number, problem in said.items():
                     if problem != "":
@@ -125,16 +147,7 @@ class Supervisor(Life):
             self.runtime.loaded = before
             self.runtime.on_serving.clear()
             raise
-        # The second: all change over. One that ends meanwhile is replaced by one that begins with the new one.
-        self.current = new
-        changing = asyncio.ensure_future(workers.ask_each("commit", limit=SLOW))
-        await self._resize(new.count, new.pickled)
-        for number, problem in (await changing).items():
-            if problem != "":
-                _log.error(f"worker {number} did not change over: {problem or 'it says nothing'}; it is replaced")
-                workers.kill(number)
-        await old.stop()
-        self._announce()
+        return new
 
     async def _resize(self, count: int, pickled: bytes) -> None:
         """Begins, or ends, as many workers as there are too few or too many."""
@@ -194,6 +207,7 @@ class Supervisor(Life):
         """The workers go on answering for as long as `health` says, each until nobody asks it any more."""
         self.stopping = True
         STATE.slot()[0] = 1
+        self._last()
         for hand in self.workers.hands.values():
             hand.ending = True
         await asyncio.gather(self.workers.ask_each("lameduck", limit=_LAMEDUCK), before_stop(self.runtime))
@@ -201,9 +215,11 @@ class Supervisor(Life):
     async def stop(self, drain: float = DRAIN) -> None:
         """Ends the workers, which get `drain` seconds for queries in flight, then closes everything."""
         self.stopping = True
+        self._last()
         self._ending()
         for task in self.replacing.values():
             task.cancel()
+        await self.give_up()
         await self.workers.end(list(self.workers.hands.values()), drain)
         if self.current is not None:
             await self.current.stop()

@@ -78,7 +78,7 @@ class Worker:
         loop.set_exception_handler(faults.caught)
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # they go to the process that watches over the workers
-        loop.add_signal_handler(signal.SIGTERM, lambda: self._do(self._leave()))
+        loop.add_signal_handler(signal.SIGTERM, lambda: self._do(self._leave(lame=True)))
         log.start_writer()
         self.pipe = await Pipe.open(self.sock, self._heard, self._alone)
         self._do(faults.supervise("a relay", self._apply_frames))
@@ -108,7 +108,7 @@ class Worker:
     def _alone(self) -> None:
         if not self.ending:
             _log.error("the process that watches over the workers has ended: so does this one")
-            self._do(self._end(DRAIN))
+            self._do(self._leave(lame=False))
 
     async def _answer(self, number: int, what: str, *arguments: Any) -> None:
         try:
@@ -120,8 +120,7 @@ class Worker:
             said = f"{type(error).__name__}: {error}"
         self.pipe.send("said", number, said)
         if what == "end":
-            self.pipe.close()
-            self.over.set()
+            self._leaves()
 
     async def _ping(self, number: int) -> str:
         return ""
@@ -131,20 +130,27 @@ class Worker:
         return ""
 
     async def _prepare(self, number: int, corefile: bytes) -> str:
+        if self.ending:
+            return ""  # whoever takes its place begins with what is served then
         await self._abandon(number)
-        self.prepared = await self.server.prepare(_unpickled(corefile))
+        async with self.server.reloading:
+            self.prepared = await self.server.prepare(_unpickled(corefile))
         return ""
 
     async def _abandon(self, number: int) -> str:
+        await self.server.give_up()  # who asked may not have waited for it
         if self.prepared is not None:
             prepared, self.prepared = self.prepared, None
             await self.server.abandon(prepared)
         return ""
 
     async def _commit(self, number: int) -> str:
+        if self.ending:
+            return ""
         assert self.prepared is not None
         prepared, self.prepared = self.prepared, None
-        await self.server.commit(prepared)
+        async with self.server.reloading:
+            await self.server.commit(prepared)
         return ""
 
     async def _lameduck(self, number: int) -> str:
@@ -153,8 +159,7 @@ class Worker:
         return ""
 
     async def _stop(self, number: int, drain: float) -> str:
-        self.ending = True
-        await self.server.stop(drain)
+        await self._end(drain)
         return ""
 
     async def _route(self, number: int, host: str, port: int, path: str) -> tuple[int, bytes] | None:
@@ -190,16 +195,23 @@ class Worker:
                 await asyncio.sleep(0)
             self.pipe.resume()
 
-    async def _leave(self) -> None:
-        """SIGTERM came to this worker alone: it ends as the whole server would, and another takes its place."""
+    async def _leave(self, *, lame: bool) -> None:
+        """Ends untold, as a whole server would: SIGTERM came to this worker alone (then it is a lame duck first, and
+        another takes its place), or nobody is there who would tell it.
+        """
         if not self.ending:
             self.ending = True
-            await self.server.lameduck()
+            if lame:
+                await self.server.lameduck()
             await self._end(DRAIN)
+            self._leaves()
 
     async def _end(self, drain: float) -> None:
         self.ending = True
+        await self._abandon(0)
         await self.server.stop(drain)
+
+    def _leaves(self) -> None:
         self.pipe.close()
         self.over.set()
 

@@ -284,8 +284,7 @@ class Upstream:
         self.closed = True
         if self.task is not None:
             self.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.task
+            await asyncio.gather(self.task, return_exceptions=True)
             self.task = None
         self.udp.close()
         await self.tcp.close()

@@ -10,6 +10,7 @@ again.
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from typing import Final
 from weakref import WeakValueDictionary
@@ -42,8 +43,10 @@ class ZoneFile:
         self.by_mtime = False  # whether a version with the same serial is taken
         self.on_change: list[Changed] = []
         self.complaint = ""
-        self.due = False  # whether it is read at the next look whatever it looks like: reading it failed on the way
+        self.due = False  # whether it is read at the next look whatever it looks like: it was not read to the end
         self.looking = False
+        self.taking = threading.Lock()  # held for moments: a first version may come in a thread
+        self.untold = False  # whether it did, and is to be told of on the loop
         self.releases: set[asyncio.Task[None]] = set()
 
     # Reading.
@@ -51,7 +54,7 @@ class ZoneFile:
     def load(self) -> None:
         """Reads the file for the first time; may run in a thread. Raises BrokenZone or OSError."""
         if self.zone is None:
-            self._use(read_paced(self.path, self.origin))
+            self._take(read_paced(self.path, self.origin), first=True)
 
     async def look(self) -> bool:
         """Reads the file if it has changed; says whether there is another version."""
@@ -59,6 +62,8 @@ class ZoneFile:
             return False
         self.looking = True
         try:
+            if self.untold:
+                self._tell()
             if self.zone is not None and not self.due:
                 changes = await self.follower.changes()
                 hangs = [change.error for change in changes if isinstance(change.error, TimeoutError)]
@@ -66,6 +71,7 @@ class ZoneFile:
                     self._complain(f"{hangs[0].strerror}; the last good version of zone {self._name} is served")
                 if len(hangs) == len(changes):
                     return False
+            self.due = True  # until it was: whoever reads it may be given up on the way
             return await self._read()
         finally:
             self.looking = False
@@ -76,16 +82,13 @@ class ZoneFile:
             loaded = await read_beside(self.path, self.origin)
         except BrokenZone as error:
             self._complain(f"Parsing zone {self._name}: {error}{kept}")
-            self.due = not error.seen
             if self.zone is not None and error.seen:
                 self._saw(error.seen)
             return False
         except OSError as error:
             self._complain(f'Failed to open zone {self._name} in "{self.path}": {error.strerror or error}{kept}')
-            self.due = True
             return False
         self.complaint = ""
-        self.due = False
         old = self.zone
         if old is None:
             self._use(loaded)
@@ -117,17 +120,31 @@ class ZoneFile:
         return True
 
     def _use(self, loaded: Loaded) -> None:
+        self._take(loaded)
+        self._tell()
+
+    def _take(self, loaded: Loaded, *, first: bool = False) -> None:
+        """Serves a version. `first`: only where there is none."""
         for problem in loaded.warnings:
             self.log.warning(str(problem))
-        old, self.zone = self.zone, loaded.zone
-        self._saw(loaded.seen)
+        with self.taking:
+            old = self.zone
+            if first and old is not None:
+                return
+            self._saw(loaded.seen)
+            self.zone = loaded.zone
+            self.untold = first and bool(self.on_change)
         if old is not None:
             old.validity.end()
+
+    def _tell(self) -> None:
+        self.untold = False
         for call in list(self.on_change):
             call(self)
 
     def _saw(self, seen: list[Seen]) -> None:
         """Follows these files from what they said when they were read."""
+        self.due = False
         self.seen = seen
         self.paths[:] = [each.path for each in seen]
         self.follower.resume(seen)
@@ -151,15 +168,17 @@ class ZoneFile:
 
 
 _files: Final[WeakValueDictionary[tuple[str, bytes, str], ZoneFile]] = WeakValueDictionary()
+_finding: Final = threading.Lock()  # held for moments: a configuration is loaded in a thread, while another is served
 
 
 def zone_file(path: str, origin: bytes, plugin: str) -> ZoneFile:
     """The object that stands for a file and a zone; the same one while anybody uses it."""
     key = (path, origin, plugin)
-    known = _files.get(key)
-    if known is None:
-        known = _files[key] = ZoneFile(path, origin, plugin)
-    return known
+    with _finding:
+        known = _files.get(key)
+        if known is None:
+            known = _files[key] = ZoneFile(path, origin, plugin)
+        return known
 
 
 async def written(path: str) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import marshal
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -72,11 +73,24 @@ async def keep(path: str, zone: Zone) -> None:
             await turn.pause()
     finally:
         zone.readers -= 1
-    await files.waiting(f"writing {path}", partial(_put, path, parts), WRITING)
+    given_up = threading.Event()
+    try:
+        await files.waiting(f"writing {path}", partial(_put, path, _unless(given_up, parts)), WRITING)
+    except BaseException:
+        given_up.set()
+        raise
 
 
 def _text(rrset: RRset) -> list[bytes]:
     return [line.encode() + b"\n" for line in lines(rrset)]
+
+
+def _unless(given_up: threading.Event, parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The parts, until nobody wants them any more."""
+    for part in parts:
+        if given_up.is_set():
+            raise TimeoutError
+        yield part
 
 
 def _put(path: str, parts: Iterable[bytes]) -> None:
@@ -171,10 +185,10 @@ async def confirm(path: str) -> None:
 
 
 async def remove(path: str) -> None:
-    """Removes a copy, if there is one. Raises OSError."""
+    """Removes a copy, if there is one, also where its writing was given up and ends after all. Raises OSError."""
 
     def unlink() -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with files.changing(path), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
     await files.waiting(f"removing {path}", unlink)

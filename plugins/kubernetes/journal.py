@@ -96,6 +96,7 @@ class Journal(Generic[S]):
         self.dirty: set[bytes] = set()
         self.exposed: set[bytes] = set()  # the namespaces that are served in the present one
         self.touched = False
+        self.beginning = False  # whether the first version is being made by `start`
         self.task: asyncio.Task[None] | None = None
 
     # Life.
@@ -104,7 +105,11 @@ class Journal(Generic[S]):
         """Begins to watch; the first version is there if the cluster is synced, else it comes when it is."""
         self.index.cluster.watchers.append(self)
         if self.index.cluster.synced:
+            self.beginning = True
             await self._begin()
+            self.beginning = False
+            if self.touched:
+                self._touch()
 
     async def stop(self) -> None:
         """Ends that."""
@@ -139,7 +144,7 @@ class Journal(Generic[S]):
 
     def _touch(self) -> None:
         self.touched = True
-        if self.task is None and self.index.cluster.synced:
+        if self.task is None and self.index.cluster.synced and not self.beginning:
             self.task = asyncio.create_task(faults.supervise("plugin/kubernetes", self._follow), name="zone-versions")
 
     async def _follow(self) -> None:

@@ -98,6 +98,7 @@ class Kubernetes(Plugin):
         self.journal: Journal[State] | None = None  # where any zone is transferred
         self.source: Source | None = None
         self.invalidating: asyncio.Task[None] | None = None
+        self.outdated = False  # whether what was rendered says that it is stale and is not, or the other way round
         self.attach(Cluster())
 
     def attach(self, cluster: Cluster) -> None:
@@ -179,11 +180,11 @@ class Kubernetes(Plugin):
             if self.api is not None:
                 # One process watches the API for all workers.
                 api, crew = self.api, runtime.crew
-                self.runtime = runtime
                 await runtime.acquire(self.key, lambda: RelaySource(name, crew, _watched(api, scope, Relay(), file)))
+                self.runtime = runtime
             return
-        self.runtime = runtime
         self.source = await runtime.acquire(self.key, make)
+        self.runtime = runtime
         self.index.close()
         self.attach(self.source.cluster)
         index = self.index
@@ -246,16 +247,19 @@ class Kubernetes(Plugin):
 
     def _freshened(self) -> None:
         """Answers say from now on that they are stale, or do not any more: what was rendered does not hold."""
+        self.outdated = True
         if self.invalidating is None or self.invalidating.done():
             self.invalidating = asyncio.create_task(
                 faults.supervise("plugin/kubernetes", self._invalidate), name="kubernetes-freshness"
             )
 
     async def _invalidate(self) -> None:
-        for i, node in enumerate(list(self.index.store.index.values())):
-            node.invalidate()
-            if i % _INVALIDATED == _INVALIDATED - 1:
-                await asyncio.sleep(0)
+        while self.outdated:  # again, where that has changed once more meanwhile
+            self.outdated = False
+            for i, node in enumerate(list(self.index.store.index.values())):
+                node.invalidate()
+                if i % _INVALIDATED == _INVALIDATED - 1:
+                    await asyncio.sleep(0)
 
     # Queries.
 

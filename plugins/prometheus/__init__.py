@@ -46,6 +46,7 @@ from bisect import bisect_left
 from collections import Counter as Multiset
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import ClassVar, Final
 
@@ -75,6 +76,7 @@ from kdns.plugins.prometheus.rows import (
 DEFAULT: Final = ("localhost", 9153)
 # How many configurations have a plugin enabled: during a reload the old and the new both do.
 _enabled: Final[Multiset[tuple[str, ...]]] = Multiset()
+_OF_WORKERS: Final = "metrics of workers"
 _log = log.plugin("prometheus")
 
 
@@ -116,6 +118,7 @@ class Prometheus(Plugin):
         self.one_zone = ""
         self.next = ""
         self.server: HttpEndpoint | None = None
+        self.runtime: Runtime | None = None  # whose exposition it shares
         self.exposition = Exposition()
         self.enabled: list[tuple[str, str, str, str]] = []
 
@@ -157,13 +160,15 @@ class Prometheus(Plugin):
             web = self.web
             guard = web.users.allows if web.users is not None else None
             self.server = await HttpEndpoint.open(
-                runtime, self.http, tls=web.identity, headers=web.headers, guard=guard
+                runtime, self.http, web.digest, tls=web.identity, headers=web.headers, guard=guard
             )
         except OSError as error:
             # As in CoreDNS, not fatal: names matter more than counts.
             _log.error(f"Failed to start metrics handler: {error}")
             return
-        self.exposition.crew = runtime.crew
+        if runtime.crew is not None:
+            self.exposition = await runtime.acquire(_OF_WORKERS, partial(Exposition, runtime.crew))
+            self.runtime = runtime
         self.server.add("/metrics", self.exposition.respond)
 
     async def stop(self) -> None:
@@ -178,6 +183,9 @@ class Prometheus(Plugin):
         if self.server is not None:
             await self.server.close()
             self.server = None
+        if self.runtime is not None:
+            await self.runtime.release(_OF_WORKERS)
+            self.runtime = None
 
     def observe(self, request: Request, outcome: Outcome) -> None:
         if request.depth:

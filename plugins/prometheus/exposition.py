@@ -21,13 +21,21 @@ PIECE: Final = 64 << 10
 
 
 class Exposition:
-    """The text, for those who scrape."""
+    """The text, for those who scrape. With a crew, whose metrics they are too, a resource: what workers had counted
+    that have ended outlives a reload.
+    """
 
-    def __init__(self) -> None:
-        self.crew: Crew | None = None  # whose metrics they are, too
+    def __init__(self, crew: Crew | None = None) -> None:
+        self.crew = crew
         self._workers = WorkerMetrics()
         self._running: asyncio.Task[list[bytes]] | None = None
         self._next: asyncio.Task[list[bytes]] | None = None
+
+    async def start(self) -> None:
+        """Nothing is done until somebody asks."""
+
+    async def stop(self) -> None:
+        """Whoever waits still gets it."""
 
     async def respond(self) -> Response:
         """The text as it is from now on. Raises what a metric raises."""

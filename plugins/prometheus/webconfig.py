@@ -5,6 +5,7 @@ What it says and kdns does not do is an error that names it: a password that is 
 than none.
 """
 
+import hashlib
 import os
 import ssl
 from collections.abc import Sequence
@@ -51,11 +52,14 @@ _HEADERS: Final = (
 
 @dataclass(slots=True)
 class WebConfig:
-    """`identity`: None for plain HTTP. `headers` are of every reply. `users`: None where everybody may read."""
+    """`identity`: None for plain HTTP. `headers` are of every reply. `users`: None where everybody may read. `digest`
+    is of what the file said.
+    """
 
     identity: Identity[ssl.SSLContext] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     users: Users | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,10 @@ class _Tls(TlsFiles):
 def read(path: str) -> WebConfig:
     """What a file says. Raises CorefileError with the path and what to change."""
     try:
-        found = yaml.safe_load(files.read(path, MAX_FILE).decode())
-        return _understand(found or {}, os.path.dirname(path))
+        data = files.read(path, MAX_FILE)
+        made = _understand(yaml.safe_load(data.decode()) or {}, os.path.dirname(path))
+        made.digest = hashlib.sha256(data).hexdigest()
+        return made
     except (OSError, ValueError, yaml.YAMLError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
         raise CorefileError(None, f"prometheus: the web configuration {path}: {text}") from None

@@ -182,12 +182,14 @@ class Secondary(zones.ServesZones):
     async def stop(self) -> None:
         if self.runtime is not None and self.runtime.link is not None:
             self.runtime.link.ignore("secondary", self._told)
+        for (
+            zone
+        ) in self.served.values():  # first: a change that comes meanwhile would take zones that nobody gives back
+            if self._changed in zone.on_change:
+                zone.on_change.remove(self._changed)
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        for zone in self.served.values():
-            if self._changed in zone.on_change:
-                zone.on_change.remove(self._changed)
         held, self.held = [*self.held, *(member.key for member in self.members.values())], []
         self.members.clear()
         for each in held:
@@ -200,7 +202,9 @@ class Secondary(zones.ServesZones):
             each.notify(zone.origin)
         config = self.settings.get(zone.origin)
         if config is not None and config.catalog is not None:
-            task = asyncio.create_task(faults.attempt("plugin/secondary", self._sync(zone.origin)), name="catalog")
+            task = asyncio.create_task(
+                faults.attempt("plugin/secondary", partial(self._sync, zone.origin)), name="catalog"
+            )
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 

@@ -140,7 +140,7 @@ class SecondaryZone:
         if self.copy and self.writes:
             self.unkept = True
             if self.keeper is None or self.keeper.done():
-                self.keeper = asyncio.create_task(faults.attempt("plugin/secondary", self._write()), name="keep a zone")
+                self.keeper = asyncio.create_task(faults.attempt("plugin/secondary", self._write), name="keep a zone")
 
     async def _write(self) -> None:
         while self.unkept and self.current is not None:
@@ -229,8 +229,9 @@ class SecondaryZone:
 
     async def _fetch(self) -> bool:
         """Has the zone brought up to date by the first primary that can; says whether one could."""
+        names = self.names  # those of these places, whatever it follows meanwhile
         for place in self.primaries.places:
-            name = self.names.get(place.host)
+            name = names.get(place.host)
             try:
                 addresses = (place.host,) if name is None else await name.look()
             except OSError as error:

@@ -13,13 +13,19 @@ from typing import Any
 
 import dns.edns
 import dns.message
+import msgspec
 import pytest
 import trustme
 
 from kdns.kube import api as api_module
-from kdns.kube import informer, reflector, resync
+from kdns.kube import decode, informer, reflector, resync
 from kdns.kube import snapshot as snapshots
+from kdns.kube.access import ApiConfig
+from kdns.kube.api import Client
+from kdns.kube.cluster import Cluster
 from kdns.kube.informer import ApiSource
+from kdns.kube.objects import SERVICE, Namespace
+from kdns.kube.source import WatchScope
 from kdns.metrics import REFRESH, REGISTRY
 from kdns.testing import ApiServer, Server, code, data, eventually, free_port, http_get
 from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
@@ -344,6 +350,49 @@ def test_removals_between_two_resyncs_are_not_remembered(
 # K7: credentials.
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_resync_beside_a_new_list_brought_back_what_was_older(gone: bool) -> None:
+    """`gone`: the object had been removed meanwhile."""
+    cluster = Cluster()
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    class Pages:
+        version, over = "", False
+
+        async def next(self) -> list[Any]:
+            reached.set()
+            await go_on.wait()
+            self.version, self.over = "10", True
+            return [raw(10, "10.0.0.1")]
+
+    def raw(version: int, address: str) -> Any:
+        made = service("n1/a", address)
+        made["metadata"]["resourceVersion"] = str(version)
+        return decode.one(SERVICE, msgspec.json.encode(made))
+
+    async def run() -> None:
+        of = reflector.Reflector(SERVICE, Client(ApiConfig("http://127.0.0.1:9")), cluster, {}, WatchScope().project)
+        healer = resync.Resync(of)
+        of.pages = Pages  # type: ignore[assignment]
+        of.watching = True
+        of.apply("n1/a", raw(11, "10.0.0.2"))
+        healing = asyncio.create_task(healer.heal())
+        await reached.wait()
+        with of._diff() as unseen:  # the watch has ended, and a list has begun
+            if gone:
+                await of._remove_all(unseen)
+            go_on.set()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            if not gone:
+                of._put(raw(11, "10.0.0.2"), unseen)
+        healing.cancel()
+        found = [obj.addresses for _, obj in cluster.objects(SERVICE)]  # type: ignore[union-attr]
+        assert found == ([] if gone else [(b"\n\0\0\2",)])
+
+    asyncio.run(run())
+
+
 def test_a_token_file_that_is_rotated_is_read_again_also_through_an_empty_one(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
@@ -629,6 +678,38 @@ def test_a_snapshot_is_saved_while_serving(
     api.put(service("n1/new", "10.0.0.9"))
     eventually(lambda: path.read_bytes() != before)
     assert a(server, "new.n1") == ["10.0.0.9"] and [p.name for p in tmp_path.iterdir()] == ["snapshot"]
+
+
+def test_a_snapshot_that_was_being_written_at_the_end_was_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "snapshot"
+    write_it = snapshots.write
+    monkeypatch.setattr(informer, "SAVE", 0.0)
+
+    async def run() -> None:
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def writes(*args: Any) -> int:
+            reached.set()
+            await go_on.wait()
+            return await write_it(*args)
+
+        monkeypatch.setattr(snapshots, "write", writes)
+        cluster = Cluster()
+        source = ApiSource(ApiConfig("http://127.0.0.1:9"), WatchScope(), cluster, informer.SnapshotFile(str(path)))
+        cluster.apply("Namespace", "/n1", Namespace("n1"))
+        cluster.set_synced()
+        await source.start()
+        await reached.wait()
+        ending = asyncio.create_task(source.stop())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        go_on.set()
+        await ending
+
+    asyncio.run(run())
+    assert path.exists()
 
 
 @pytest.mark.parametrize(("damage", "why"), [

@@ -1,6 +1,7 @@
 """Objects from YAML: followed while running, and a broken file keeps its last good state."""
 
 import asyncio
+import errno
 import os
 import sys
 import threading
@@ -249,6 +250,47 @@ def test_a_child_that_read_a_file_outlived_the_server(tmp_path: Path, monkeypatc
 
 
 LONG = "h" * 64
+
+
+def test_what_one_file_held_no_more_stayed_for_ever_where_another_could_not_be_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process could be started for the second."""
+    one, two = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    one.write_text(yaml.safe_dump_all([service("n1/gone", "10.0.0.1"), service("n1/kept", "10.0.0.2")]))
+    two.write_text(yaml.safe_dump(service("n1/large", "10.0.0.3")))
+    parsed, failed = module._parsed_by_child, list[str]()
+
+    async def fails(path: str) -> list[module.Found]:
+        if not failed:
+            failed.append(path)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return await parsed(path)
+
+    monkeypatch.setattr(module, "_parsed_by_child", fails)
+
+    async def run() -> None:
+        cluster = Cluster()
+        source = ManifestSource((str(tmp_path),), WatchScope(), cluster)
+        await source._take(source.follower.look())
+        source.follower.keep = 400
+        one.write_text(yaml.safe_dump(service("n1/kept", "10.0.0.2")))
+        two.write_text(yaml.safe_dump(service("n1/large", "10.0.0.4")) + "# large\n" * 100)
+        with pytest.raises(BlockingIOError):
+            await source._take(found := await settled(source))
+        assert [Path(change.path).name for change in found] == ["a.yaml", "b.yaml"]
+        source.follower.forget(found)
+        await source._take(await settled(source))
+        assert sorted(cluster.entries) == ["n1/kept", "n1/large"]
+
+    async def settled(source: ManifestSource) -> list[watchfile.Change]:
+        found: list[watchfile.Change] = []
+        while len(found) < 2:
+            found += await source.follower.changes()
+        return found
+
+    asyncio.run(run())
+    assert failed == [str(two)]
 
 
 def served(serve: Serve, tmp_path: Path, *objects: dict[str, Any]) -> Server:

@@ -243,10 +243,9 @@ def test_manifests_of_any_form_are_served_or_reject(documents: list[dict[str, An
         found, _ = parse(text, "f.yaml")
         source = ManifestSource((), WatchScope(pods=True, imports=True), Cluster())
         for held in (found, []):
-            gone: list[tuple[str, str]] = []
-            list(source._apply("f.yaml", held, gone))
-            for kind, key in gone:
-                source.cluster.apply(kind, key, None)
+            list(source._apply("f.yaml", held))
+            while source.gone:
+                source.cluster.apply(*source.gone.pop(), None)
         assert not any(entry.service for entry in source.cluster.entries.values())
 
 

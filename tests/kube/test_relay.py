@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from kdns.kube import relay as module
 from kdns.kube.cluster import Cluster
 from kdns.kube.objects import CLUSTER, NAMESPACE, SERVICE, SLICE, Namespace, Port, Service, Slice, Slices
@@ -131,3 +133,26 @@ def test_one_that_is_far_behind_gets_the_whole_state_and_forgets_what_has_gone()
         assert same(relay, source.cluster) and not gone
     finally:
         module.LIMIT = before  # type: ignore[misc]
+
+
+def test_a_start_that_was_given_up_left_frames_coming_for_ever() -> None:
+    class Feed:
+        names: list[str] = []
+
+        def follow(self, name: str, receive: object) -> None:
+            self.names.append(name)
+
+        def unfollow(self, name: str) -> None:
+            self.names.remove(name)
+
+    async def run() -> None:
+        source = RelayedSource("a", Feed(), Cluster())
+        starting = asyncio.create_task(source.start())
+        await asyncio.sleep(0)
+        assert Feed.names == ["a"]
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not Feed.names
+
+    asyncio.run(run())

@@ -63,6 +63,12 @@ def test_only_the_command_line_exits_the_process() -> None:
         assert not exits or path.name in children, path
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_who_waited_for_a_task_to_end_lost_its_own_cancellation(path: Path) -> None:
+    """Both are the same exception: `gather` with return_exceptions tells them apart."""
+    assert not re.search(r"suppress\([^)]*(CancelledError|BaseException)", path.read_text())
+
+
 def test_the_projects_urls_the_charts_and_the_images_name_are_of_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     urls = project["urls"]

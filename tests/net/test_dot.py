@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -359,6 +360,35 @@ def test_a_certificate_on_a_file_system_that_hangs_held_everybody(
         assert not over.is_set()
     finally:
         over.set()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_certificate_that_took_too_long_to_read_was_not_read_until_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / name).write_text("one")
+    waiting, make, late = files.waiting, (tmp_path / "tls.crt").read_text, ["once"]
+
+    async def given_up(what: str, *rest: Any) -> Any:
+        if late and rest == (make,):
+            late.clear()
+            raise TimeoutError(errno.ETIMEDOUT, f"{what} took over 5 s and was given up")
+        return await waiting(what, *rest)
+
+    async def run() -> None:
+        paths = certificates.TlsFiles(str(tmp_path / "tls.crt"), str(tmp_path / "tls.key"))
+        identity = certificates.Identity(paths, make)
+        identity.start()
+        (tmp_path / "tls.crt").write_text("two")
+        async with asyncio.timeout(20):
+            while identity.current != "two":
+                await asyncio.sleep(0.001)
+        identity.stop()
+
+    monkeypatch.setattr(files, "waiting", given_up)
+    asyncio.run(run())
+    assert not late
 
 
 def test_files_that_make_no_certificate_are_an_error_that_names_them(site: Site, serve: Serve, tmp_path: Path) -> None:

@@ -67,3 +67,39 @@ def test_who_waits_for_a_resource_that_cannot_start_or_is_given_up_makes_another
         assert good.stopped == 1
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_resource_was_started_beside_the_one_of_its_key_that_still_ended(waits: bool) -> None:
+    """`waits`: the first that comes meanwhile stays; else it is given up, and another comes."""
+
+    class Ending(Slow):
+        async def stop(self) -> None:
+            await gate.wait()
+            await super().stop()
+
+    started, gate = asyncio.Event(), asyncio.Event()
+    started.set()
+
+    async def run() -> None:
+        runtime, one, two = Runtime(), Ending(started), Slow(started)
+        await runtime.acquire("zone", lambda: one)
+        ending = asyncio.create_task(runtime.release("zone"))
+        await asyncio.sleep(0)
+        asking = asyncio.create_task(runtime.acquire("zone", lambda: two))
+        await asyncio.sleep(0)
+        assert not asking.done()
+        if not waits:
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            asking = asyncio.create_task(runtime.acquire("zone", lambda: two))
+            await asyncio.sleep(0)
+            assert not asking.done()
+        gate.set()
+        await ending
+        assert await asking is two and one.stopped == 1 and not two.stopped
+        await runtime.release("zone")
+        assert two.stopped == 1 and not runtime._held
+
+    asyncio.run(run())

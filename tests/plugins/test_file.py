@@ -1,16 +1,20 @@
 """file and auto: answers, chains out of the zone, fallthrough; following files; what is broken; folders."""
 
+import asyncio
 import gzip
 import os
 import random
+import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import dns.edns
 import dns.flags
 import dns.message
+import dns.opcode
 import dns.rdatatype
 import dns.rrset
 import pytest
@@ -19,6 +23,8 @@ from kdns import files, watchfile
 from kdns.corefile import CorefileError
 from kdns.dns.name import from_text
 from kdns.plugins import auto
+from kdns.plugins import file as file_plugin
+from kdns.plugins.transfer import TransferPlugin
 from kdns.testing import Server, Upstream, code, data, eventually
 from kdns.testing.upstream import answer
 from kdns.zonefile import follow, load
@@ -256,6 +262,108 @@ def test_a_reload_of_the_corefile_reads_no_zone_again(serve: Serve, db: Path) ->
     assert server.reload(corefile(db, more="whoami"))
     assert follow._files[(str(db), from_text("example.org."), "file")].zone is before is not None
     assert data(server.ask("www.example.org.")) == ["192.0.2.2"]
+
+
+def test_a_version_that_a_reload_gave_up_reading_was_never_served(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next configuration has the same file, which was known by then as it was."""
+    read = follow.read_beside
+    file = follow.ZoneFile(str(db), from_text("example.org."), "file")
+    file.load()
+    put(db, 2)
+
+    async def run() -> None:
+        reached = asyncio.Event()
+
+        async def reads(path: str, origin: bytes) -> load.Loaded:
+            reached.set()
+            return await read(path, origin)
+
+        monkeypatch.setattr(follow, "read_beside", reads)
+        looking = asyncio.create_task(file.look())
+        await reached.wait()
+        looking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+        assert file.zone is not None and file.zone.serial == 1
+        assert await file.look() and file.zone.serial == 2
+        assert not await file.look()
+
+    asyncio.run(run())
+
+
+def test_a_reload_failed_where_a_file_that_was_waited_for_had_come_and_a_secondary_is_notified(
+    serve: Serve, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_plugin, "RETRY", 3600.0)
+    db.unlink()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.settimeout(20)
+        peer.bind(("127.0.0.1", 0))
+        text = corefile(
+            db, "reload 1h", more=f"transfer {{\n to 127.0.0.1:{peer.getsockname()[1]}\n }}", zone="example.org"
+        )
+        server = serve(text)
+        assert code(server.ask("www.example.org.")) == "SERVFAIL"
+        notify, where = peer.recvfrom(512)
+        peer.sendto(notify[:2] + bytes((notify[2] | 0x80,)) + notify[3:], where)
+        assert server.server.instance is not None
+        (sends,) = [each for each in server.server.instance.plugins if isinstance(each, TransferPlugin)]
+        eventually(lambda: not sends.tasks)
+        put(db)
+        assert server.reload(text)
+        assert data(server.ask("www.example.org.")) == ["192.0.2.2"]
+        assert dns.message.from_wire(peer.recv(512)).opcode() == dns.opcode.NOTIFY
+
+
+def test_a_file_that_was_read_by_a_reload_and_by_who_waited_for_it_was_served_twice(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the reload had read in its thread took the place of what others had begun to answer from."""
+    read, reached, go_on = follow.read_paced, threading.Event(), threading.Event()
+
+    def reads(path: str, origin: bytes) -> load.Loaded:
+        found = read(path, origin)
+        reached.set()
+        assert go_on.wait(20)
+        return found
+
+    monkeypatch.setattr(follow, "read_paced", reads)
+    file = follow.ZoneFile(str(db), from_text("example.org."), "file")
+
+    async def run() -> None:
+        told: list[int] = []
+        loading = asyncio.create_task(asyncio.to_thread(file.load))
+        await asyncio.to_thread(reached.wait)
+        put(db, 2)
+        assert await file.look() and file.zone is not None
+        zone = file.zone
+        file.on_change.append(lambda _: told.append(threading.get_ident()))
+        go_on.set()
+        await loading
+        assert file.zone is zone and zone.serial == 2 and zone.validity.valid
+        assert not await file.look() and not told
+
+    asyncio.run(run())
+
+
+def test_a_reload_and_who_looked_at_its_folder_found_a_file_at_once_and_it_was_followed_twice(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    class Slow(follow.ZoneFile):
+        def __init__(self, path: str, origin: bytes, plugin: str) -> None:
+            super().__init__(path, origin, plugin)
+            reached.set()
+            assert go_on.wait(20)
+
+    monkeypatch.setattr(follow, "ZoneFile", Slow)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(follow.zone_file, str(db), from_text("example.org."), "auto")
+        assert reached.wait(20)
+        two = pool.submit(follow.zone_file, str(db), from_text("example.org."), "auto")
+        go_on.set()
+        assert one.result() is two.result()
 
 
 @pytest.mark.parametrize(("text", "expected"), [

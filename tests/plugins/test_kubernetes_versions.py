@@ -30,6 +30,7 @@ from kdns.plugins.kubernetes.records import Records
 from kdns.plugins.kubernetes.transfer import Contents, State
 from kdns.testing import ApiServer, Server, data, eventually
 from kdns.testing.objects import endpoint, endpointslice, namespace, service
+from kdns.timeslice import TimeSlice
 from kdns.zonefile import history
 from tests import programs
 from tests.fixtures import Serve
@@ -350,6 +351,35 @@ def test_a_relist_drops_the_steps_and_never_holds_the_loop(quick: None) -> None:
         return stalls.worst
 
     assert asyncio.run(main()) < 0.005
+
+
+def test_a_change_while_the_first_version_was_made_had_it_made_twice_and_changed_it_under_its_serial(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TimeSlice, "pause", lambda self: asyncio.sleep(0))
+
+    async def main() -> None:
+        cluster = Cluster()
+        cluster.apply(NAMESPACE, "/n1", Namespace("n1"))
+        for i in range(20):
+            cluster.apply(SERVICE, f"n1/s{i}", a_service(i))
+        cluster.set_synced()
+        made, told = versions(cluster)
+        starting = asyncio.create_task(made.start())
+        while len(made.table) < 10:
+            await asyncio.sleep(0)
+        cluster.apply(SERVICE, "n1/s0", a_service(0, first=11))
+        await starting
+        first, contents = made.serial, dict(made.table)
+        while made.serial == first:
+            assert made.table == contents
+            await asyncio.sleep(0)
+        steps = made.since(ORIGIN, first)
+        assert steps is not None and [step.count for step in steps] == [2] and told == [ORIGIN]
+        await settled(made)
+        await made.stop()
+
+    asyncio.run(main())
 
 
 def test_an_endpoint_of_thousands_is_a_step_of_three_records_and_never_holds_the_loop(quick: None) -> None:

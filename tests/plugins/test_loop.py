@@ -1,6 +1,9 @@
 """loop: upstreams that lead back here."""
 
+import asyncio
 import time
+
+import pytest
 
 from kdns.testing import (
     answer,
@@ -10,6 +13,7 @@ from kdns.testing import (
     eventually,
     free_port,
 )
+from kdns.timeslice import TimeSlice
 from tests.fixtures import Serve, Start
 
 
@@ -36,3 +40,13 @@ def test_a_server_whose_only_upstream_is_itself_answers_servfail_at_once(serve: 
     eventually(lambda: any("plugin/loop" in line for line in lines))
     began = time.monotonic()
     assert code(server.ask("x.org.")) == "SERVFAIL" and time.monotonic() - began < 1.8
+
+
+def test_a_start_that_took_a_turn_more_left_loops_unfound_for_a_minute(
+    serve: Serve, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked for the upstreams of `forward`, which starts behind it, before there were any."""
+    monkeypatch.setattr(TimeSlice, "pause", lambda self: asyncio.sleep(0))
+    port = free_port()
+    serve(block("loop", f"forward . 127.0.0.1:{port}"), port=port)
+    eventually(lambda: any("plugin/loop: Loop (127.0.0.1:" in line for line in lines))

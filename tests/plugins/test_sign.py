@@ -274,6 +274,34 @@ def test_it_is_signed_again_when_the_time_has_come(serve: Serve, folder: Path, m
     assert again.expiration >= now + 39 * DAY - 1
 
 
+def test_a_reload_while_a_zone_was_signed_left_what_had_been_signed_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes signed it: the old configuration's, which knew the zone as it was, could be the last to write."""
+    running = 0
+
+    async def run_beside(job: Job) -> Done:
+        nonlocal running
+        running += 1
+        assert running == 1
+        for _ in range(5):
+            await asyncio.sleep(0)
+        running -= 1
+        return Done()
+
+    async def main() -> None:
+        monkeypatch.setattr(signing, "run_beside", run_beside)
+        made = job(folder)
+        old, new = [
+            sign.Signer(made.source, made.origin, made.keys, made.target, made.denial, time.time) for _ in range(2)
+        ]
+        signing_it = asyncio.create_task(old.sign())
+        await asyncio.gather(signing_it, new.sign())
+        assert not sign._turns
+
+    asyncio.run(main())
+
+
 def test_one_file_is_signed_for_several_zones(serve: Serve, folder: Path) -> None:
     (folder / "db.example.").write_text("$TTL 60\n@ SOA ns h 1 2 3 4 60\n@ NS ns\nns A 192.0.2.1\n")
     serve(corefile(folder, "denial nsec3", zones="wild.example. more.example."))

@@ -95,6 +95,33 @@ def test_metrics_are_read_with_a_password_where_the_web_configuration_has_users(
     assert scrape(b"ann", b"pass:word")[0] == 200 and not calls  # checked once
 
 
+def test_a_password_that_was_taken_away_was_good_until_the_restart(serve: Serve, tmp_path: Path) -> None:
+    """A reload kept the listener, and with it all that the web configuration had said before."""
+    import bcrypt
+
+    path, port = tmp_path / "web.yaml", free_port()
+
+    def write(password: bytes) -> None:
+        path.write_text(f"basic_auth_users:\n  ann: {bcrypt.hashpw(password, bcrypt.gensalt(4)).decode()}\n")
+
+    def scrape(password: bytes) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request(
+            "GET", "/metrics", headers={"Authorization": "Basic " + base64.b64encode(b"ann:" + password).decode()}
+        )
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    write(b"one")
+    text = block(f"prometheus 127.0.0.1:{port} {{\n tls {path}\n }}", "whoami")
+    server = serve(text)
+    assert (scrape(b"one"), scrape(b"two")) == (200, 401)
+    write(b"two")
+    assert server.reload(text)
+    assert (scrape(b"one"), scrape(b"two")) == (401, 200)
+
+
 def test_a_scraper_with_the_right_password_waited_for_all_who_guessed(serve: Serve, tmp_path: Path) -> None:
     import bcrypt
 

@@ -164,6 +164,24 @@ def test_a_killed_worker_is_replaced_while_the_other_answers(several: Callable[.
     assert any("worker 1" in line and "SIGKILL" in line for line in server.lines)
 
 
+def test_counters_fell_at_a_reload_by_what_workers_had_counted_that_have_ended(
+    several: Callable[..., Several],
+) -> None:
+    server = several()
+    for _ in range(20):
+        server.ask()
+    soon(lambda: server.metric("coredns_dns_requests_total") == 20)
+    before = server.workers()
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    soon(lambda: not set(before.values()) & set(server.workers().values()) and len(server.workers()) == 2)
+    soon(lambda: server.get("/ready")[0] == 200)
+    assert server.metric("coredns_dns_requests_total") == 20
+    os.kill(server.pid, signal.SIGUSR1)
+    server.until("Reloading complete")
+    assert server.metric("coredns_dns_requests_total") == 20
+
+
 def test_changes_of_services_reach_all_workers_by_one_watch(several: Callable[..., Several], api: ApiServer) -> None:
     api.put(namespace("n1"), service("n1/one", "10.96.0.1"))
     server = several(f" kubernetes cluster.local {{\n  endpoint {api.url}\n }}")

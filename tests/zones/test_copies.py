@@ -2,25 +2,29 @@
 never for longer than their expire.
 """
 
+import asyncio
 import contextlib
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dns.edns
 import dns.zone
 import pytest
 
-from kdns import watchfile
+from kdns import files, watchfile
 from kdns.dns.name import from_text
 from kdns.plugins.secondary import zone as _zone
 from kdns.testing import Server, code, data, eventually, free_port
 from kdns.zonefile import keep
+from kdns.zonefile.load import read
 from tests import programs
 from tests.fixtures import Serve
 from tests.zones import peers
@@ -266,3 +270,46 @@ def test_a_secondary_that_is_killed_at_any_point_has_a_whole_copy(serve: Serve, 
         eventually(lambda: serial(port) > 1, step=0.05)
         output = (db.parent / "output").read_text()
         assert "is not used" not in output and "Read example.org." in output, output
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_copy_of_a_zone_that_was_removed_came_back_from_a_thread_that_was_writing_it(
+    db: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """`begun`: its octets stand in the new file already."""
+    ends, reached, go_on = threading.Event(), threading.Event(), threading.Event()
+    made = read(str(db), from_text("example.org.")).zone
+
+    def waits(*args: Any, **options: Any) -> object:
+        reached.set()
+        assert go_on.wait(20)
+        return call(*args, **options)
+
+    where, what = (files.os, "fsync") if begun else (keep.os, "makedirs")
+    call: Callable[..., object] = getattr(where, what)
+    monkeypatch.setattr(where, what, waits)
+    placed = files.replace
+
+    def noted(*args: Any) -> None:
+        try:
+            placed(*args)
+        finally:
+            ends.set()
+
+    monkeypatch.setattr(files, "replace", noted)
+
+    async def run() -> None:
+        copy.parent.mkdir()
+        keeping_it = asyncio.create_task(keep.keep(str(copy), made))
+        await asyncio.to_thread(reached.wait)
+        keeping_it.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await keeping_it
+        removing = asyncio.create_task(keep.remove(str(copy)))
+        await asyncio.to_thread(eventually, lambda: not files._threads.jobs)
+        go_on.set()
+        await removing
+        assert await asyncio.to_thread(ends.wait, 20)
+
+    asyncio.run(run())
+    assert not list(copy.parent.iterdir())

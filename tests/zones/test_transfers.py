@@ -5,6 +5,7 @@ gone.
 import asyncio
 import base64
 import contextlib
+import gc
 import itertools
 import os
 import shutil
@@ -34,7 +35,10 @@ from kdns.corefile import CorefileError
 from kdns.dns import tsig
 from kdns.dns.name import from_text
 from kdns.dns.tsig import Key
+from kdns.plugins.secondary import Secondary
+from kdns.plugins.secondary.primaries import HostName, Place, Primaries
 from kdns.plugins.secondary.zone import SecondaryZone
+from kdns.plugins.transfer import TransferPlugin
 from kdns.store import zone_transfer
 from kdns.testing import Server, code, data, eventually, free_port
 from tests import programs
@@ -556,6 +560,85 @@ def test_a_zone_that_was_given_up_as_a_notify_came_was_followed_for_ever_and_hel
         assert zone.task is None
 
     asyncio.run(run())
+
+
+def test_a_catalog_that_changed_while_it_was_let_go_of_took_zones_that_nobody_gave_back(serve: Serve) -> None:
+    server = serve(catalog_corefile(free_port()))
+    assert server.server.instance is not None
+    (plugin,) = [each for each in server.server.instance.plugins if isinstance(each, Secondary)]
+
+    async def run() -> None:
+        catalog = plugin.served[from_text("catalog.example.")]
+
+        def changed() -> None:
+            for call in list(catalog.on_change):
+                call(catalog)
+
+        async def syncs(origin: bytes) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                changed()
+
+        plugin._sync = syncs  # type: ignore[method-assign]
+        changed()
+        await asyncio.sleep(0)
+        assert len(plugin.tasks) == 1
+        await plugin.stop()
+        await asyncio.sleep(0)
+        assert not plugin.tasks
+
+    server.thread.run(run())
+
+
+def test_a_zone_that_was_told_of_other_primaries_meanwhile_asked_for_a_name_as_if_it_were_an_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    async def run() -> None:
+        gate, reached = asyncio.Event(), asyncio.Event()
+
+        async def look(name: HostName) -> tuple[str, ...]:
+            reached.set()
+            await gate.wait()
+            return ("192.0.2.1" if name.host == "one.example" else "192.0.2.2",)
+
+        async def ask(zone: SecondaryZone, place: Place) -> bool:
+            asked.append(place.host)
+            return False
+
+        monkeypatch.setattr(HostName, "look", look)
+        monkeypatch.setattr(SecondaryZone, "_ask", ask)
+        zone = SecondaryZone(from_text("example.org."))
+        zone.follow(Primaries((Place("one.example", 53), Place("two.example", 53))), None, None)
+        fetching = asyncio.create_task(zone._fetch())
+        await reached.wait()
+        zone.follow(Primaries((Place("192.0.2.3", 53),)), None, None)
+        gate.set()
+        await fetching
+
+    asyncio.run(run())
+    assert asked == ["192.0.2.1", "192.0.2.2"]
+
+
+def test_a_notify_that_was_given_up_before_it_began_was_a_warning_of_pythons(
+    serve: Serve, db: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    server = serve(primary(db, to=f"* 127.0.0.1:{free_port()}"))
+    assert server.server.instance is not None
+    (plugin,) = [each for each in server.server.instance.plugins if isinstance(each, TransferPlugin)]
+
+    async def run() -> None:
+        await plugin.stop()
+        plugin.serving = True
+        plugin.notify(from_text("example.org."))
+        assert plugin.tasks
+        await plugin.stop()
+
+    server.thread.run(run())
+    gc.collect()
+    assert not [each for each in recwarn if "never awaited" in str(each.message)]
 
 
 def test_only_what_a_catalog_may_list_is_taken(serve: Serve, db: Path, tmp_path: Path) -> None:
