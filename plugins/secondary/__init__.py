@@ -182,9 +182,8 @@ class Secondary(zones.ServesZones):
     async def stop(self) -> None:
         if self.runtime is not None and self.runtime.link is not None:
             self.runtime.link.ignore("secondary", self._told)
-        for (
-            zone
-        ) in self.served.values():  # first: a change that comes meanwhile would take zones that nobody gives back
+        # First: a change that comes meanwhile would take zones that nobody gives back.
+        for zone in self.served.values():
             if self._changed in zone.on_change:
                 zone.on_change.remove(self._changed)
         for task in list(self.tasks):
