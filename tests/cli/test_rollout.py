@@ -32,7 +32,7 @@ def asking(port: int, threads: int = 4) -> Iterator[list[str]]:
         while not stop.is_set():
             i += 1
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-                client.settimeout(2)
+                client.settimeout(10)
                 client.connect(("127.0.0.1", port))
                 for _ in range(5):
                     query = dns.message.make_query(f"x{i}.t{number}.org.", "A").to_wire()

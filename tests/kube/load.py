@@ -25,7 +25,7 @@ def asking(server: Server, expected: dict[str, list[str] | str]) -> Iterator[lis
     def run() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.connect((server.host, server.port))
-            client.settimeout(2)
+            client.settimeout(10)
             while not stop.is_set():
                 for name, answer in expected.items():
                     query = dns.message.make_query(f"{name}.svc.cluster.local.", "A")

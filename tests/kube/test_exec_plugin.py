@@ -104,11 +104,11 @@ def test_a_plugin_that_hung_outlived_the_server(tmp_path: Path, api: ApiServer, 
             assert len(plugin.runs()) == 2
             process.send_signal(number)
             process.wait(30)
+            eventually(lambda: not plugin.runs())  # who was killed is there until the kernel comes to it
         finally:
             process.kill()
             for pid in plugin.runs():
                 os.kill(pid, signal.SIGKILL)
-                raise AssertionError(f"{pid} still runs")
 
 
 def test_a_plugin_that_fails_is_an_error_with_its_own_words(tmp_path: Path, api: ApiServer) -> None:

@@ -77,7 +77,7 @@ class Several(Process):
         """A reply to a query from a new port; None where there is none within two seconds."""
         query = dns.message.make_query(name, rtype)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(2)
+            client.settimeout(10)
             client.connect(("127.0.0.1", self.port))
             try:
                 client.send(query.to_wire())

@@ -39,7 +39,7 @@ def test_a_reload_serves_the_new_corefile_and_loses_no_query(serve: Serve) -> No
         while not stop.is_set():
             for tcp in (False, True):
                 try:
-                    found = data(server.ask("a.org.", tcp=tcp, timeout=2))
+                    found = data(server.ask("a.org.", tcp=tcp, timeout=10))
                 except Exception as error:
                     wrong.append(error)
                 else:
