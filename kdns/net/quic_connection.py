@@ -302,6 +302,7 @@ class QuicConnection:
             listener.by_id.pop(each, None)
         listener.settled(self, "failed")
         self.leave()
+        listener.count()
         application, self.application = self.application, None
         if application is not None:
             application.lost()
