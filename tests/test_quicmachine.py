@@ -2,8 +2,10 @@
 kdns/quicmachine.py before the bound in pyproject.toml is moved.
 """
 
+import gc
 import re
 import ssl
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +221,37 @@ def test_a_peer_that_never_acknowledges_had_a_packet_remembered_for_each_ping(si
         pair.to_server()
     assert any(isinstance(each, events.StreamDataReceived) for each in pair.events(pair.client))
     assert stream not in pair.server._streams
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_connection_that_was_over_held_itself(site: Site, tmp_path: Path, named: bool) -> None:
+    """It and all its streams were freed by a collection alone, which looks at nothing that was frozen before."""
+    pair = Pair(site, other=Site(tmp_path / "other", "other.example.net") if named else None)
+    for i in range(5):
+        pair.client.send_stream_data(4 * i, b"a part")
+    pair.to_server()
+    pair.events(pair.server)
+    pair.server.reset_stream(0, 1)
+    pair.server.send_stream_data(4, b"reply", end_stream=True)
+    pair.to_client()  # and is not acknowledged
+    machine = pair.server
+    pair.server = pair.client
+    parts: list[Any] = [machine, machine.tls, *machine._streams.values(), *machine._spaces.values()]
+    parts += [packet for space in machine._spaces.values() for packet in space.sent_packets.values()]
+    left = [weakref.ref(each) for each in parts]
+    assert {"QuicStream", "QuicPacketSpace", "QuicSentPacket"} < {type(each).__name__ for each in parts}
+    parts.clear()
+    gc.disable()
+    try:
+        quicmachine.take_apart(machine)
+        del machine
+        assert not [each() for each in left if each() is not None]
+    finally:
+        gc.enable()
+
+
+def test_a_connection_that_has_not_begun_can_be_taken_apart() -> None:
+    quicmachine.take_apart(QuicConnection(configuration=QuicConfiguration(alpn_protocols=["doq"])))
 
 
 def test_both_halves_of_a_stream_are_those_with_bounds() -> None:

@@ -28,7 +28,7 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.retry import QuicRetryTokenHandler
 
-from kdns import faults
+from kdns import faults, memory
 from kdns.metrics import Counter
 from kdns.net import Address, Handler
 from kdns.net.quic_connection import Application, QuicConnection
@@ -46,6 +46,8 @@ CONTROL_SIZE: Final = socket.CMSG_SPACE(20)
 # Handshakes under way from which on clients must prove their address first. A burst of new clients stays below it for
 # the milliseconds that a handshake takes; a flood from forged addresses passes it at once.
 RETRY_FROM: Final = 32
+# Connections from how many on what they had goes back to the system: with their streams, 0.2 MB each at worst.
+GIVE_BACK: Final = 20
 CID_OCTETS: Final = 8  # of our connection IDs
 SMALLEST_INITIAL: Final = 1200  # octets of a datagram that begins a connection (section 14.1)
 
@@ -89,6 +91,7 @@ class QuicListener(TcpListener):
         self.half_open: dict[QuicConnection, None] = {}  # the oldest first
         self.to_send: dict[QuicConnection, None] = {}  # those with something to send at the end of this turn
         self.sending = False
+        self.floods = memory.Floods(GIVE_BACK)  # of connections, half-open or not
         self.half_open_slot = HALF_OPEN.slot(label)
         self.results = {name: HANDSHAKES.slot(label, name) for name in ("ok", "failed", "timeout", "evicted")}
         self.retries = RETRIES.slot(label)
@@ -224,10 +227,15 @@ class QuicListener(TcpListener):
         connection.ids.add(header.destination_cid)
         self.half_open[connection] = None
         self.half_open_slot[0] += 1
+        self.count()
         if len(self.half_open) > MAX_HALF_OPEN:
             self.results["evicted"][0] += 1
             next(iter(self.half_open)).abort()
         return connection
+
+    def count(self) -> None:
+        """A connection more, or less."""
+        self.floods.now(len(self.half_open) + len(self.connections))
 
     def settled(self, connection: QuicConnection, result: str) -> None:
         """A handshake is over, or given up."""

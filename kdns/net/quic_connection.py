@@ -17,7 +17,7 @@ from aioquic.quic.configuration import QuicConfiguration
 
 from kdns import faults
 from kdns.net import Address
-from kdns.quicmachine import acknowledge_now, allow_streams, forget_sent, hold_at_most, unsent
+from kdns.quicmachine import acknowledge_now, allow_streams, forget_sent, hold_at_most, take_apart, unsent
 
 if TYPE_CHECKING:
     from kdns.net.quic import QuicListener
@@ -302,6 +302,8 @@ class QuicConnection:
             listener.by_id.pop(each, None)
         listener.settled(self, "failed")
         self.leave()
+        listener.count()
         application, self.application = self.application, None
         if application is not None:
             application.lost()
+        take_apart(self.quic)

@@ -33,10 +33,7 @@ from kdns.net.turns import LOOP_SECONDS, Turns
 HANDSHAKE: Final = 3.0
 # Handshakes at a time of one listener. Each costs some 50 KB once its first octets are there, so 25 MB in all.
 MAX_HALF_OPEN: Final = 500
-# Where so many were half-open, and none is any more, what they had goes back to the system: some 5 MB. That is looked
-# at a second later, when the last ones are gone.
-GIVE_BACK: Final = 100
-GIVE_BACK_AFTER: Final = 1.0
+GIVE_BACK: Final = 100  # of these, from how many on what they had goes back to the system: some 5 MB
 # Octets of a handshake from a client: a chain of certificates has some 5,000; OpenSSL itself stops at 100 KB a message.
 MAX_HANDSHAKE_OCTETS: Final = 64 << 10
 # Octets that are decrypted in one go. They may be 75 changes of keys (RFC 8446, section 4.6.3), which take 2 ms; with
@@ -68,7 +65,7 @@ class TlsGate:
         self.limit = limit
         self.max_half_open = max_half_open
         self.half_open: dict[TlsConnection, None] = {}
-        self.most = 0  # that were half-open since memory was given back
+        self.floods = memory.Floods(GIVE_BACK)
         self.stalled: dict[TlsConnection, None] = {}  # those of them that wait for their client, the longest first
         self.queue: deque[TlsConnection] = deque()  # whose handshake goes on
         self.turns: Turns[TlsConnection] = Turns()  # of those that have octets to decrypt
@@ -93,7 +90,7 @@ class TlsGate:
         """A connection that begins its handshake."""
         self.half_open[connection] = self.stalled[connection] = None
         self.open[0] += 1
-        self.most = max(self.most, len(self.half_open))
+        self.floods.now(len(self.half_open))
         if len(self.half_open) > self.max_half_open:
             self.evicted[0] += 1
             # Who waits for us does not give way to who comes later: where many come back at once, nobody would get
@@ -107,14 +104,8 @@ class TlsGate:
         del self.half_open[connection]
         self.stalled.pop(connection, None)
         self.open[0] -= 1
-        if not self.half_open and self.most >= GIVE_BACK:
-            asyncio.get_running_loop().call_later(GIVE_BACK_AFTER, self._give_back)
+        self.floods.now(len(self.half_open))
         return True
-
-    def _give_back(self) -> None:
-        if not self.half_open and self.most >= GIVE_BACK:
-            self.most = 0
-            memory.give_back()
 
     def answered(self, connection: "TlsConnection") -> None:
         """From now on a connection waits for its client, and no more for us."""

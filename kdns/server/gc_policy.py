@@ -6,8 +6,8 @@ a pass runs when some 8,000 new containers stand, and what survives it is frozen
 tracebacks and HTTP clients make cycles.
 
 What is frozen and then becomes garbage is found by no pass: only reference counting frees it. So what lives long and
-ends before the process does (a configuration, a cluster's state) must not hold itself in a cycle: whoever stops it
-takes it apart.
+ends before the process does (a configuration, a cluster's state, a connection) must not hold itself in a cycle: whoever
+stops it takes it apart.
 """
 
 import gc

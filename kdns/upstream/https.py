@@ -86,6 +86,11 @@ class _Connection(Connection):
         self.protocol = "h2" if tls is None else tls.selected_alpn_protocol()  # unencrypted: by prior knowledge
         super().connection_made(transport)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # It keeps methods of its own, and nobody collects a cycle that was frozen meanwhile (server.gc_policy).
+        vars(self.http).clear()
+
     def begin(self) -> None:
         self.http.initiate_connection()
         self._write()

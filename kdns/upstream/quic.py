@@ -23,7 +23,7 @@ from aioquic.tls import AlertDescription
 from kdns import files
 from kdns.deadlines import Deadlines
 from kdns.dns.doq import NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
-from kdns.quicmachine import forget_sent, hold_at_most, may_open
+from kdns.quicmachine import forget_sent, hold_at_most, may_open, take_apart
 from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
 from kdns.upstream.exchange import matching_reply, our_end
 
@@ -146,6 +146,7 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
         else:
             self.transport = None
             self._not_ready(ConnectionAbortedError(self.why or "the connection was closed"))
+        take_apart(self.quic)
 
     # What protocols differ in.
 

@@ -20,7 +20,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.tls import Epoch
 from dns.quic._common import UnexpectedEOF
 
-from kdns import extras
+from kdns import extras, memory
 from kdns.corefile import CorefileError
 from kdns.metrics import REGISTRY
 from kdns.net import certificates
@@ -104,6 +104,27 @@ def test_streams_of_one_connection_are_answered_as_their_answers_are_there(
         assert slow not in peer.got and peer.reply(quick).id == 0
 
     play(server, site, script)
+
+
+def test_what_a_flood_of_connections_had_stayed(serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was free, but below something in use: the C library keeps that."""
+    given: list[int] = []
+    monkeypatch.setattr(memory, "AFTER", 0.01)
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(len(listener(server).connections)))
+    server = serve(site.block(scheme="quic"))
+
+    async def flood(count: int) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(count):
+                await stack.enter_async_context(client(server.port, site.authority.path))
+            await until(lambda: len(listener(server).connections) == count)
+            assert not given
+
+    asyncio.run(flood(quic_module.GIVE_BACK - 1))
+    eventually(lambda: not listener(server).connections)
+    asyncio.run(flood(quic_module.GIVE_BACK))
+    eventually(lambda: given)
+    assert given[0] <= quic_module.GIVE_BACK // 2
 
 
 def test_an_acknowledgement_goes_with_the_reply_and_not_in_a_packet_and_by_a_timer_of_its_own(

@@ -750,7 +750,7 @@ def test_who_had_waited_long_for_its_turn_gave_way_once_it_was_answered() -> Non
 def test_what_a_flood_of_handshakes_had_stayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was free, but below something in use: the C library keeps that."""
     given: list[int] = []
-    monkeypatch.setattr(tls_module, "GIVE_BACK_AFTER", 0.01)
+    monkeypatch.setattr(memory, "AFTER", 0.01)
     monkeypatch.setattr(memory, "give_back", lambda: given.append(1))
 
     async def run() -> None:

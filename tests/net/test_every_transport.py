@@ -1,6 +1,7 @@
 """What holds on one transport holds on each: checks of the header, access rules, TSIG, and opcodes."""
 
 import asyncio
+import gc
 import socket
 import ssl
 import struct
@@ -12,9 +13,10 @@ import dns.opcode
 import dns.rcode
 import dns.tsigkeyring
 import pytest
+from aioquic.quic.connection import QuicConnection
 
 from kdns.dns import grpc
-from kdns.testing import Server, answer
+from kdns.testing import Server, answer, eventually
 from tests.fixtures import Serve, Start
 from tests.net.test_doh import MESSAGE, call, client, http1
 from tests.net.test_doh3 import Browser, browser
@@ -156,3 +158,35 @@ def test_acl_judged_the_name_before_it_was_rewritten(serve: Serve, site: Site, t
     for name in ("a.example.org.", "b.example.org."):
         query = dns.message.make_query(name, "A", id=0)
         assert rcode(ask(transport, server, site, query.to_wire())) == dns.rcode.REFUSED
+
+
+def test_a_connection_that_had_ended_stayed_for_ever(serve: Serve, site: Site, transport: str) -> None:
+    """It was in a cycle. What is frozen while it lives is looked at by no collection (server.gc_policy), and all QUIC
+    connections of a busy server are.
+    """
+    server = serving(serve, site, transport)
+    query = dns.message.make_query("a.example.org.", "A", id=0).to_wire()
+    assert rcode(ask(transport, server, site, query)) == 0
+    listener = next(iter(server.server.listeners.values())).tcp[0]
+    eventually(lambda: not listener.connections)
+    gc.collect()
+    gc.disable()
+    try:
+        assert rcode(ask(transport, server, site, query)) == 0
+        eventually(lambda: not listener.connections)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [type(each).__name__ for each in gc.garbage if is_the_servers(each)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
+
+
+def is_the_servers(each: object) -> bool:
+    if type(each) is QuicConnection:
+        return not vars(each).get("_is_client")
+    if type(each) is ssl.SSLObject:
+        return each.server_side
+    return type(each).__module__.startswith(("kdns.net", "kdns.server"))

@@ -1,9 +1,12 @@
 """Upstreams over QUIC (RFC 9250): what goes out, what is verified and kept, and what a broken one comes to."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dns.message
 import pytest
@@ -12,7 +15,7 @@ from kdns import extras
 from kdns.corefile import CorefileError
 from kdns.testing import Server, answer, code, data, eventually, free_port
 from tests.fixtures import Serve
-from tests.quicpeers import Upstream, forward_to
+from tests.quicpeers import Http3Upstream, Upstream, forward_to
 from tests.securepeers import Authority, Script, Site
 
 Begin = Callable[..., Upstream]
@@ -135,6 +138,25 @@ def test_a_connection_is_closed_when_it_is_idle_or_too_old(serve: Serve, upstrea
     assert code(server.ask("a.org.")) == "NOERROR"
     eventually(lambda: up.ended == [0])
     assert code(server.ask("b.org.")) == "NOERROR"
+
+
+@pytest.mark.parametrize(("scheme", "kind"), [("quic", Upstream), ("https3", Http3Upstream)])
+def test_a_connection_that_was_closed_stayed_for_ever(
+    serve: Serve, authority: Authority, tmp_path: Path, scheme: str, kind: Callable[..., Upstream]
+) -> None:
+    """It held itself. What is frozen while it lives is looked at by no collection (server.gc_policy)."""
+    up = kind(authority, tmp_path, lambda query: answer(query, "A 192.0.2.1"))
+    server = serve(forward_to(scheme, up.port, authority, "expire 1s"))
+    forwarder: Any = next(p for p in server.server.instance.plugins if p.name == "forward")  # type: ignore[union-attr]
+    pool = forwarder.upstreams[0].tcp
+    assert code(server.ask("a.org.")) == "NOERROR"
+    old = [weakref.ref(each) for each in (pool.open[0], pool.open[0].quic, pool.open[0].quic.tls)]
+    gc.disable()
+    try:
+        eventually(lambda: not any(each() for each in old))
+    finally:
+        gc.enable()
+        up.close()
 
 
 def test_an_upstream_that_is_back_is_found_by_its_probes(serve: Serve, upstream: Begin, authority: Authority) -> None:

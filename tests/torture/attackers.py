@@ -245,18 +245,21 @@ def pings(number: int) -> Iterator[bytes]:
 
 
 def large_fields(number: int) -> Iterator[bytes]:
-    """Requests whose fields are as long as may be: one long value, one that takes long to decode, many small ones, a
-    few octets that stand for many. Some begin with new sizes of the table.
+    """Requests whose fields are as long as may be, and take long to decode; every other connection: twice as long, of
+    one value, of one that takes long, of many small ones, of a few octets that stand for many. Some begin with new
+    sizes of the table.
     """
     plain = head(b"GET", b"/dns-query?dns=AAABAAABAAAAAAAAAm4xB2V4YW1wbGUDb3JnAAABAAE")
     room = 16_000 - len(plain)
-    coded = TILDES * (room // len(TILDES))
+    longest, coded = (TILDES * (octets // len(TILDES)) for octets in (8_000, room))
+    allowed = plain + b"\0\1x" + length(len(longest), 0x80) + longest
     kinds = (
         plain + field(b"x", b"y" * (room - 100)), plain + b"\0\1x" + length(len(coded), 0x80) + coded,
         plain + field(b"x", b"y") * 300, plain + b"\x40\1x" + length(3_968) + b"y" * 3_968 + b"\xbe" * 3,
     )  # fmt: skip
     for i in range(500):
-        yield frame(1, 5, 2 * i + 1, b"\x20" * room + plain if number == i == 0 else kinds[(i + number) % len(kinds)])
+        block = allowed if number % 2 else kinds[(i + number) % len(kinds)]
+        yield frame(1, 5, 2 * i + 1, b"\x20" * room + plain if number == i == 0 else block)
 
 
 def bodies(number: int) -> Iterator[bytes]:

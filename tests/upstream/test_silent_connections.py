@@ -1,5 +1,6 @@
 """Kept connections to an upstream that fall silent: one slow query, and no outage."""
 
+import gc
 import shutil
 import socket
 import subprocess
@@ -176,6 +177,27 @@ def test_an_idle_connection_is_closed_in_its_time(begin: Callable[..., tuple[Ser
     timed(server, "x.org.")
     eventually(lambda: not pool(server).open)
     timed(server, "y.org.")
+
+
+@KINDS
+def test_a_connection_that_was_closed_stayed_for_ever(begin: Callable[..., tuple[Server, Peer]], kind: str) -> None:
+    """Over HTTPS it was in a cycle. What is frozen while it lives is looked at by no collection (server.gc_policy)."""
+    server, _ = begin(kind, None, "expire 100ms")
+    timed(server, "x.org.")
+    eventually(lambda: not pool(server).open)
+    gc.collect()
+    gc.disable()
+    try:
+        timed(server, "y.org.")
+        eventually(lambda: not pool(server).open)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [type(each) for each in gc.garbage if type(each).__module__.startswith(("kdns", "uvloop"))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
 
 
 @pytest.mark.parametrize("kind", ["tls", "https"])
