@@ -12,18 +12,21 @@ from kdns.cli.forwarding import RESOLV_CONF, Line, lines
 _ADVICE: Final = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
-        ("certificate has expired", "its certificate has expired: let it be renewed, or set this node's clock"),
-        ("not (yet valid|valid yet)", "its certificate is not valid yet: its clock is wrong, or this node's"),
+        ("certificate has expired", "its certificate has expired: renew it, or correct this node's clock"),
+        (
+            "not (yet valid|valid yet)",
+            "its certificate is not valid yet: correct the clock of who issued it, or this node's",
+        ),
         (
             "ismatch|doesn't match",
-            "its certificate is for another name: tls_servername, or what is after %, is to be a name that it bears",
+            "its certificate is for another name: set tls_servername, or the name after %, to one that it bears",
         ),
         (
             "certificate verify failed",
-            "its certificate is from an authority that is not trusted: `tls` is to name the authority's file",
+            "its certificate is from an authority that is not trusted: name the authority's file with `tls`",
         ),
         ("cannot be resolved", "a server that starts looks it up, and ends where that fails: is the name right?"),
-        ("alert certificate required", "it asks for a certificate of the servers: `tls CERT KEY`"),
+        ("alert certificate required", "it asks the servers for a certificate: `tls CERT KEY` shows it one"),
         ("wrong version number|does not speak", "what listens there speaks another protocol: is this its port?"),
     )
 )

@@ -108,8 +108,8 @@ def test_in_a_pod_an_encrypted_upstream_was_not_asked(serve: Serve, site: Site, 
 @pytest.mark.parametrize(("spoil", "said", "advice"), [
     (expired, "certificate has expired", "its certificate has expired: "),
     (not_yet_valid, "not yet valid|not valid yet", "its certificate is not valid yet: "),
-    (another_name, "ostname mismatch|doesn't match", "its certificate is for another name: tls_servername"),
-    (unknown_authority, "unable to get local issuer certificate", "an authority that is not trusted: `tls` "),
+    (another_name, "ostname mismatch|doesn't match", "its certificate is for another name: set tls_servername"),
+    (unknown_authority, "unable to get local issuer certificate", "an authority that is not trusted: name "),
 ])  # fmt: skip
 def test_what_is_wrong_with_an_upstreams_certificate_is_one_error_with_what_to_do(
     serve: Serve, site: Site, look: Look, tmp_path: Path, scheme: str,
@@ -183,7 +183,7 @@ def test_an_upstream_that_wants_a_certificate_was_said_not_to_permit_the_operati
     """The number of an error of OpenSSL was taken for one of the system."""
     (found,) = look(line(scheme, raw(wants_a_certificate(site, scheme)), *verified(site)))
     assert found["level"] == "error" and "alert certificate required" in found["seen"]
-    assert found["next"].endswith("it asks for a certificate of the servers: `tls CERT KEY`")
+    assert found["next"].endswith("it asks the servers for a certificate: `tls CERT KEY` shows it one")
     # And one that is shown it, as `forward` shows it.
     identity = f"{site.folder}/tls.crt {site.folder}/tls.key {site.authority.path}"
     port = serving(serve, site, scheme, f"tls {identity} {{\n client_auth require_and_verify\n }}").port
