@@ -14,6 +14,7 @@ from kdns import log
 from kdns.cli import corefiles, pluginkeys, streams
 from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
+from kdns.printable import printable
 from kdns.server import build, problems
 
 FLAGS: Final = (
@@ -77,7 +78,7 @@ def _one(each: corefiles.Source, port: int, load: bool, as_json: bool) -> int:
         _say(json.dumps({"file": each.name, "ok": True, **summary._asdict()}))
     else:
         for warning in summary.warnings:
-            sys.stderr.write(f"{each.name}: warning: {warning}\n")
+            sys.stderr.write(printable(f"{each.name}: warning: {warning}") + "\n")
         _say(f"{each.name}: ok ({_count(summary.blocks, 'server block')}, {_count(summary.plugins, 'plugin')})")
     return 0
 
@@ -123,8 +124,9 @@ def _ordered(errors: list[CorefileError | OSError]) -> list[CorefileError | OSEr
     return sorted(once, key=place)
 
 
-def _summary(instance: build.Instance, unused: list[str], untried: list[str]) -> Summary:
-    warnings = [*untried, *instance.corefile.warnings, *instance.warnings()]
+def _summary(instance: build.Instance, unused: list[str], untried: list[pluginkeys.Untried]) -> Summary:
+    warnings = [f"{each.at}: plugin {each.key} was not run, so its own options were not checked" for each in untried]
+    warnings += [*instance.corefile.warnings, *instance.warnings()]
     warnings += [f"nothing imports {name}" for name in unused]
     for plugin in instance.plugins:
         warnings += [f"plugin/{plugin.name}: {text}" for text in (*plugin.warnings(), *plugin.advice())]

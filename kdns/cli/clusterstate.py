@@ -22,6 +22,17 @@ class Asked(NamedTuple):
     again: str = ""  # the command that asks the same; without: kdns query
 
 
+class Tried(NamedTuple):
+    """An upstream of the Corefile as it was asked from here: the line and the word that name it, a query to each of its
+    addresses, or why none was asked.
+    """
+
+    at: str
+    word: str
+    asked: tuple[Asked, ...] = ()
+    unasked: str = ""
+
+
 _TENANTS: Final = re.compile(r"^\s*tenants\b", re.M)
 _FROM_POLICIES: Final = re.compile(r"^\s*from\s+networkpolicy\b", re.M)
 
@@ -52,7 +63,7 @@ class State:
     nodes_resolv_conf: bool = False  # whether that is the node's, as DNS Pods have it too
     asked: list[Asked] = field(default_factory=list)
     unreached: dict[str, str] = field(default_factory=dict)  # by server: why the API did not lead us to it
-    upstreams: dict[str, Asked] = field(default_factory=dict)  # by address and port: what those asked themselves said
+    upstreams: list[Tried] = field(default_factory=list)  # those that were asked themselves
     unread: dict[str, str] = field(default_factory=dict)
     wasted: dict[str, int] = field(default_factory=dict)  # by workload: names asked for that do not exist
     pages_unread: dict[str, str] = field(default_factory=dict)  # by server: why its status page could not be read

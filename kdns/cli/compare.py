@@ -161,7 +161,9 @@ async def _compare(
     instance: build.Instance | None = None
     try:
         if len(wheres) == 1:
-            corefile = await files.waiting("reading the Corefile", partial(read_corefile, values), READING)
+            corefile, untried = await files.waiting("reading the Corefile", partial(read_corefile, values), READING)
+            for each in untried:
+                sys.stderr.write(printable(f"{corefile.name}: warning: {each.unseen}") + "\n")
             if not corefile.blocks:
                 raise CorefileError(None, f"{corefile.name} has no server block")
             instance = build.build(corefile)

@@ -124,12 +124,12 @@ def from_config_map(text: str, path: str) -> str:
     return str(found[0][1])
 
 
-def read(path: str, port: int, beside: str = "") -> Corefile:
-    """The one Corefile of a file, parsed. Raises CorefileError or OSError."""
+def one(path: str, beside: str = "") -> Source:
+    """The one Corefile of a file. Raises CorefileError or OSError."""
     found = sources(path, beside)
     if len(found) > 1:
         raise CorefileError(None, f"{shown(path)}: {_several([each.name for each in found])}")
-    return parsed(found[0], port)
+    return found[0]
 
 
 def parsed(

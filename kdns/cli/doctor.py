@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from kdns import files, log
 from kdns.address import split_host_port
-from kdns.cli import cluster, portforward, statuspages, streams, upstreams
+from kdns.cli import cluster, forwarding, portforward, statuspages, streams
 from kdns.cli.clusterstate import Asked, Object, State, is_ready, labels_of, name_of
 from kdns.cli.finding import ERROR, WARNING, Finding
 from kdns.cli.findings import diagnosed
@@ -40,7 +40,7 @@ from kdns.upstream.upstream import Address, Options, Upstream
 
 TIMEOUT: Final = 3.0  # seconds a server has for one query
 UNWELL: Final = 3
-MAX_ASKED: Final = 20  # Pods, or upstreams, that are asked one by one
+MAX_ASKED: Final = 20  # Pods that are asked one by one
 MAX_FORWARDED: Final = 3  # Pods that are asked through the API; the others run the same Corefile
 RESOLV_CONF: Final = "/etc/resolv.conf"
 # What a server lists and watches, as (API group, resource).
@@ -162,7 +162,7 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
             with contextlib.suppress(OSError):
                 text = await files.waiting("reading /etc/resolv.conf", _resolv_conf)
                 _note_resolv_conf(state, text)
-            await _ask_upstreams(state, str(values["outside"]))
+            await forwarding.ask(state, str(values["outside"]))
         if server is None and not state.inside:
             await _ask_through(state, api.client, str(values["outside"]))
         else:
@@ -239,14 +239,6 @@ def _note_resolv_conf(state: State, text: str) -> None:
     state.nodes_resolv_conf = from_text(f"svc.{state.zone}").lower() not in search and (
         state.address not in state.nameservers
     )
-
-
-async def _ask_upstreams(state: State, outside: str) -> None:
-    """Asks each upstream of the Corefile for a name that it is asked for: `outside`, or the domain it is for."""
-    asked = {where: outside if zone == "." else zone for zone, where in upstreams.addresses(state)}
-    some = list(asked.items())[:MAX_ASKED]
-    said = await asyncio.gather(*(_ask(where.host, where.port, name, "udp") for where, name in some))
-    state.upstreams = {where.text: each for (where, _), each in zip(some, said, strict=True)}
 
 
 async def _ask_through(state: State, client: Client, outside: str) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kdns import log
-from kdns.cli import cluster, corefiles, listenerlimits, streams
+from kdns.cli import cluster, corefiles, listenerlimits, pluginkeys, streams
 from kdns.cli.flags import BadFlag, Flag, Help, Value, misused, parse_among, refuse
 from kdns.cli.offline import Offline
 from kdns.cli.query import reverse_of
@@ -30,7 +30,7 @@ from kdns.corefile import Corefile, CorefileError
 from kdns.dns import iana
 from kdns.dns.answer import Answer
 from kdns.dns.errors import BadName, FormatError
-from kdns.dns.name import from_text, to_text
+from kdns.dns.name import closest, from_text, to_text
 from kdns.dns.query import Question
 from kdns.kube.access import ApiConfig
 from kdns.plugin.providers import Pods
@@ -90,7 +90,7 @@ def main(words: Sequence[str]) -> int:
         return misused(str(error), HELP)
     log.start_writer(sys.stderr)
     try:
-        corefile = read_corefile(values, str(values["with"]))
+        corefile, untried = read_corefile(values, str(values["with"]))
         if not corefile.blocks:
             raise CorefileError(None, f"{corefile.name} has no server block: nothing to explain")
         trace = Trace()
@@ -102,7 +102,7 @@ def main(words: Sequence[str]) -> int:
             for line in listenerlimits.of_listener(instance, offline.group):
                 print(f"  {line}")
             print()
-        return run(_explain(offline, name, qtype, place, trace, bool(values["trace"])))
+        return run(_explain(offline, name, qtype, place, trace, bool(values["trace"]), untried))
     except BrokenPipeError:
         raise
     except (CorefileError, OSError, BadName, ValueError) as error:
@@ -113,22 +113,26 @@ def main(words: Sequence[str]) -> int:
         log.stop_writer()
 
 
-def read_corefile(values: Mapping[str, Value], beside: str = "") -> Corefile:
-    """The Corefile of `-conf`, of this folder, or of the cluster; its `kubernetes` with access to the cluster.
+def read_corefile(values: Mapping[str, Value], beside: str = "") -> tuple[Corefile, list[pluginkeys.Untried]]:
+    """The Corefile of `-conf`, of this folder, or of the cluster; its `kubernetes` with access to the cluster. And the
+    plugin files that are code from its ConfigMap, and are not in it.
 
     Not to be called on a loop. Raises CorefileError, OSError or ValueError.
     """
     path, port = str(values["conf"]), int(values["dns.port"])
     named = bool(values["context"] or values["kubeconfig"])
     if path or (os.path.lexists("Corefile") and not named):
-        corefile = corefiles.read(path or "Corefile", port, beside)
-        return cluster.with_access(corefile, cluster.access(values)) if cluster.is_configured(values) else corefile
+        corefile, untried = pluginkeys.parsed(corefiles.one(path or "Corefile", beside), port)
+        if cluster.is_configured(values):
+            corefile = cluster.with_access(corefile, cluster.access(values))
+        return corefile, untried
     if not cluster.is_configured(values):
         raise CorefileError(
             None, "there is no ./Corefile and no cluster is configured: name one with -conf, --kubeconfig or --context"
         )
     config = cluster.access(values)
-    return cluster.with_access(corefiles.parsed(run(_cluster_corefile(config, values)), port), config)
+    corefile, untried = pluginkeys.parsed(run(_cluster_corefile(config, values)), port)
+    return cluster.with_access(corefile, config), untried
 
 
 async def _cluster_corefile(config: ApiConfig, values: Mapping[str, Value]) -> corefiles.Source:
@@ -197,7 +201,9 @@ async def _ask_as_any(offline: Offline, plugin: Pods | None, namespace: str) -> 
     return f"asks as this machine: {why}"
 
 
-async def _explain(offline: Offline, name: str, qtype: int, place: str, trace: Trace, whole: bool) -> int:
+async def _explain(
+    offline: Offline, name: str, qtype: int, place: str, trace: Trace, whole: bool, untried: list[pluginkeys.Untried]
+) -> int:
     resolver = await _resolver(offline, place)
     names = [from_text(each).lower() for each in resolver.names(name)]
     if place:
@@ -215,7 +221,7 @@ async def _explain(offline: Offline, name: str, qtype: int, place: str, trace: T
             if number or place:
                 print()
             print(f"{to_text(each)} {iana.type_text(qtype)}")
-            outcome = await _one(offline, Question(each, qtype), trace, whole)
+            outcome = await _one(offline, Question(each, qtype), trace, whole, untried)
             found = type(outcome) is Answer and outcome.rcode == iana.NOERROR and bool(outcome.answer)
             if found:
                 break
@@ -224,23 +230,36 @@ async def _explain(offline: Offline, name: str, qtype: int, place: str, trace: T
         await offline.stop()
 
 
-async def _one(offline: Offline, question: Question, trace: Trace, whole: bool) -> object:
+async def _one(
+    offline: Offline, question: Question, trace: Trace, whole: bool, untried: list[pluginkeys.Untried]
+) -> object:
     """Takes one question through and prints what came of it, and how: all steps, or those that decided it."""
     request = offline.request(question)
     block = offline.dispatcher.find(request)
     if block is None:
-        print("  no server block serves this name: REFUSED")
+        # A block that has no other plugin serves nothing here.
+        blocks = offline.instance.blocks
+        zone = closest(question.name, [zone for each in blocks for zone in each.zones])
+        alone = [each for each in untried if each.block in [found.parsed.at for found in blocks if zone in found.zones]]
+        _print_unseen(alone)
+        print(f"  {'nothing else' if alone else 'no server block'} serves this name: REFUSED")
         return None
     print(
         "  server block "
         + " ".join(str(key) for key in block.parsed.keys)
         + (f" (view {block.view})" if block.view else "")
     )
+    _print_unseen([each for each in untried if each.block == block.parsed.at])
     trace.begin()
     outcome: object = await offline.route(request)
     for line in (*trace.lines(outcome, whole), *(f"    {line}" for line in _records(outcome, question))):
         print(printable(line))
     return outcome
+
+
+def _print_unseen(untried: list[pluginkeys.Untried]) -> None:
+    for each in untried:
+        print(printable(f"  {each.unseen}"))
 
 
 def _records(outcome: object, question: Question) -> list[str]:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from kdns import log
-from kdns.cli import corefiles
+from kdns.cli import corefiles, pluginkeys
 from kdns.cli.flags import BadFlag, Flag, Help, misused, parse_among, refuse
 from kdns.corefile import CorefileError
 from kdns.plugin.base import overrides
+from kdns.printable import printable
 from kdns.server import build, encryption
 from kdns.server.block import Block
 
@@ -42,7 +43,9 @@ def main(words: Sequence[str]) -> int:
     path = rest[0] if rest else str(values["conf"]) or "Corefile"
     log.start_writer(sys.stderr)
     try:
-        instance = build.build(corefiles.read(path, int(values["dns.port"]), str(values["with"])))
+        source = corefiles.one(path, str(values["with"]))
+        corefile, untried = pluginkeys.parsed(source, int(values["dns.port"]))
+        instance = build.build(corefile)
         instance.check()
     except BrokenPipeError:
         raise
@@ -51,7 +54,7 @@ def main(words: Sequence[str]) -> int:
         return 1
     finally:
         log.stop_writer()
-    print("\n\n".join("\n".join(described(block)) for block in instance.blocks))
+    print("\n\n".join("\n".join(described(block, untried)) for block in instance.blocks))
     if (count := instance.processes()) > 1:
         print(f"\nserved by {count} processes on the same ports (multisocket)")
     if lines := encryption.choices(instance.blocks):
@@ -59,8 +62,8 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def described(block: Block) -> list[str]:
-    """The lines for one block."""
+def described(block: Block, untried: Sequence[pluginkeys.Untried]) -> list[str]:
+    """The lines for one block. `untried`: the plugin files of all blocks that were not run."""
     lines = [" ".join(str(key) for key in block.parsed.keys) + (f"  (view {block.view})" if block.view else "")]
     number = 0
     beside = []
@@ -73,6 +76,7 @@ def described(block: Block) -> list[str]:
             beside.append(plugin.name)
     if beside:
         lines.append(f"  beside the path of queries: {', '.join(beside)}")
-    if not number:
+    unseen = [printable(f"  {each.unseen}") for each in untried if each.block == block.parsed.at]
+    if not number and not unseen:
         lines.append("  no plugin takes part in queries: they are answered REFUSED")
-    return lines
+    return lines + unseen

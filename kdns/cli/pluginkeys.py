@@ -5,18 +5,44 @@ On a server whoever may edit the ConfigMap may run code. That is no reason to ru
 
 import ast
 import os
+from typing import NamedTuple
 
+from kdns.cli import corefiles
 from kdns.cli.corefiles import Source
 from kdns.corefile import Corefile, CorefileError, Directive, Position
 from kdns.server import plugin_files
 
 
-def taken_out(corefile: Corefile, source: Source) -> tuple[list[CorefileError], list[str]]:
+class Untried(NamedTuple):
+    """A directive whose plugin file is a key of the ConfigMap: the key, and where it and its server block stand."""
+
+    key: str
+    at: Position
+    block: Position
+
+    @property
+    def unseen(self) -> str:
+        """What a tool that shows plugins or answers leaves out, as a line."""
+        return f"plugin {self.key} ({self.at}) is code from a ConfigMap and was not run: its answers cannot be shown"
+
+
+def parsed(source: Source, port: int) -> tuple[Corefile, list[Untried]]:
+    """A source, parsed, without the directives whose files are keys of its ConfigMap; and those. Raises CorefileError
+    where one of the files is at fault too.
+    """
+    corefile = corefiles.parsed(source, port)
+    errors, untried = taken_out(corefile, source)
+    if errors:
+        raise errors[0]
+    return corefile, untried
+
+
+def taken_out(corefile: Corefile, source: Source) -> tuple[list[CorefileError], list[Untried]]:
     """Takes the directives whose files are keys of the ConfigMap out of a Corefile; what is wrong with those files, and
-    warnings of what was not looked at.
+    the directives.
     """
     errors: list[CorefileError] = []
-    warnings: list[str] = []
+    untried: list[Untried] = []
     for block in corefile.blocks:
         kept: list[Directive] = []
         for directive in block.directives.get(plugin_files.NAME, ()):
@@ -27,12 +53,12 @@ def taken_out(corefile: Corefile, source: Source) -> tuple[list[CorefileError], 
             error = _error(source.own[key], f"{source.name}/{key}")
             if error is not None:
                 errors.append(error)
-            warnings.append(f"{directive.at}: plugin {key} was not run, so its own options were not checked")
+            untried.append(Untried(key, directive.at, block.at))
         if kept:
             block.directives[plugin_files.NAME] = kept
         else:
             block.directives.pop(plugin_files.NAME, None)
-    return errors, list(dict.fromkeys(warnings))
+    return errors, list(dict.fromkeys(untried))
 
 
 def _error(text: str, name: str) -> CorefileError | None:

@@ -187,7 +187,7 @@ class Connections:
         except TimeoutError:
             error = "i/o timeout"
         except OSError as problem:
-            error = str(problem) if isinstance(problem, ssl.SSLError) else os_text("connect", problem)
+            error = os_text("connect", problem)
         except ValueError as problem:
             error = str(problem)
         self.dials.remove(asyncio.current_task())  # type: ignore[arg-type]

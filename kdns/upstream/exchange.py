@@ -8,6 +8,7 @@ by its id, which is as hard to guess as for any other reply.
 
 import asyncio
 import os
+import ssl
 from collections.abc import Callable
 from typing import Final, final
 
@@ -125,6 +126,10 @@ def os_text(call: str, error: OSError) -> str:
     """An operating system's error in the words that CoreDNS's logs have, so that what is searched for there is found
     here.
     """
-    # asyncio puts words of its own into `strerror`.
-    text = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
+    if isinstance(error, ssl.SSLError):
+        return str(error)  # its number is OpenSSL's, which the system takes for another error
+    # asyncio puts words of its own into `strerror`, and none at all where the peer closes in the middle of TLS's
+    # handshake.
+    said = str(error.strerror or error) or "the connection was closed"
+    text = os.strerror(error.errno) if error.errno and error.errno > 0 else said
     return f"{call}: {text[:1].lower()}{text[1:]}"

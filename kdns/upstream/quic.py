@@ -89,6 +89,8 @@ class QuicConnections(Connections):
 
     async def dial(self) -> Connection:
         loop = asyncio.get_running_loop()
+        # As over TLS; aioquic takes ASCII only, and fails where nobody hears of it.
+        self.configuration.server_name = self.server_name.encode("idna").decode()
         options: dict[str, Any] = {"local_addr": (self.source, 0)} if self.source else {}
         _, made = await loop.create_datagram_endpoint(self.make, remote_addr=(self.host, self.port), **options)
         try:

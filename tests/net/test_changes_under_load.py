@@ -31,10 +31,10 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-def above(serve: Serve, site: Site, scheme: str, port: int) -> Server:
+def above(serve: Serve, site: Site, scheme: str, port: int, name: str = NAME) -> Server:
     """A server that keeps nothing and asks another one over a scheme."""
     plugin = "grpc" if scheme == "grpc" else "forward"
-    options = f"tls {site.authority.path}\n tls_servername {NAME}"
+    options = f"tls {site.authority.path}\n tls_servername {name}"
     to = f"127.0.0.1:{port}" if scheme == "grpc" else f"{scheme}://127.0.0.1:{port}"
     return serve(f".:{{port}} {{\n bind 127.0.0.1\n errors\n {plugin} . {to} {{\n {options}\n }}\n}}\n")
 

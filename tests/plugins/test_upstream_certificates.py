@@ -80,3 +80,12 @@ def test_a_certificate_that_expires_does_not_end_the_connection_that_was_made_wi
     expired(site, tmp_path)
     eventually(lambda: any("has changed and is in use" in line for line in lines))
     assert data(server.ask("a.example.org.")) == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_server_name_that_is_not_ascii_was_a_fault_over_quic(serve: Serve, site: Site, scheme: str) -> None:
+    """Over TLS it goes out, and is verified, in its ASCII form (RFC 5890, section 2.3.2.1)."""
+    site.issue("xn--bcher-kva.example.net")
+    below = serve(site.block(scheme=scheme))
+    server = above(serve, site, scheme, below.port, name="bücher.example.net")
+    assert data(server.ask("a.example.org.")) == ["192.0.2.1"]
