@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 
 from kdns.cli.corefiles import Source, other_keys
 from kdns.cli.flags import Flag, Value
 from kdns.corefile import Corefile, Directive, Line, ServerBlock, Token
 from kdns.kube.access import ApiConfig
-from kdns.kube.api import Client
 from kdns.kube.paging import ApiError, body
 
 READ: Final = 10.0  # seconds the API may take for one answer
@@ -24,7 +22,13 @@ FLAGS: Final = (
     Flag(("dns-namespace",), "kube-system", "namespace of the cluster's DNS"),
 )
 _SOURCES: Final = frozenset(("endpoint", "kubeconfig", "manifests"))  # options that say where objects come from
-FAILURES: Final = (ApiError, aiohttp.ClientError, OSError, ValueError, TimeoutError)  # what asking the API may raise
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What asking the API may raise."""
+    from aiohttp import ClientError  # here, for who asks nobody need not wait until it is imported
+
+    return ApiError, ClientError, OSError, ValueError, TimeoutError
 
 
 def is_configured(values: Mapping[str, Value]) -> bool:
@@ -81,9 +85,11 @@ def _block(block: ServerBlock, config: ApiConfig) -> ServerBlock:
 
 
 class Cluster:
-    """Questions to the API. Each may raise what FAILURES names."""
+    """Questions to the API. Each may raise what `failures` names."""
 
     def __init__(self, config: ApiConfig) -> None:
+        from kdns.kube.api import Client
+
         self.client = Client(config)
 
     async def close(self) -> None:

@@ -225,7 +225,7 @@ async def _from_api(config: ApiConfig) -> list[dict[str, Any]]:
                            ("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices")):  # fmt: skip
             out += [{**item, "kind": kind} for item in await asked.items(path)]
         return out
-    except cluster.FAILURES as error:
+    except cluster.failures() as error:
         raise ValueError(f"the cluster's objects cannot be listed: {cluster.explained(error)}") from None
     finally:
         await asked.close()

@@ -97,7 +97,7 @@ def main(words: Sequence[str]) -> int:
     log.start_writer(sys.stderr)
     try:
         state = run(_gathered(values, server))
-    except cluster.FAILURES as error:
+    except cluster.failures() as error:
         sys.stderr.write(f"the cluster cannot be asked: {printable(cluster.explained(error))}\n")
         return 1
     finally:
@@ -126,7 +126,7 @@ def _print(found: list[Finding], as_json: bool, ok: bool) -> None:
 
 
 async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None) -> State:
-    """All that the rules look at. Raises what cluster.FAILURES names where the API cannot be reached at all."""
+    """All that the rules look at. Raises what cluster.failures names where the API cannot be reached at all."""
     namespace = str(values["dns-namespace"])
     state = State(namespace, zone=str(values["zone"]).rstrip("."), client_name=str(values["from"]))
     config = await files.waiting("reading the kubeconfig", partial(cluster.access, values), CREDENTIALS)
@@ -146,7 +146,7 @@ async def _gathered(values: Mapping[str, Value], server: tuple[str, int] | None)
         )
         state.namespaces = await _read(state, "namespaces", api.items("/api/v1/namespaces"))
         state.policies = await _read(state, "networkpolicies", api.items("/apis/networking.k8s.io/v1/networkpolicies"))
-        with contextlib.suppress(*cluster.FAILURES):  # without them, their usual port is looked at
+        with contextlib.suppress(*cluster.failures()):  # without them, their usual port is looked at
             state.api_places = await _api_places(api)
         place, _, pod = state.client_name.partition("/")
         if pod:
@@ -176,7 +176,7 @@ async def _read(state: State, kind: str, answer: Awaitable[Any]) -> Any:
     """What the API says, or None, with the reason in `unread`."""
     try:
         return await answer
-    except cluster.FAILURES as error:
+    except cluster.failures() as error:
         state.unread[kind] = cluster.explained(error)
         return None
 
@@ -251,7 +251,7 @@ async def _ask_through(state: State, client: Client, outside: str) -> None:
                     state.asked.append(await _ask_over(open_, state, pod, name))
         except portforward.NotForwarded as error:
             state.unreached[pod] = str(error)
-        except cluster.FAILURES as error:
+        except cluster.failures() as error:
             state.unreached[pod] = cluster.explained(error)
 
 

@@ -140,7 +140,7 @@ async def _cluster_corefile(config: ApiConfig, values: Mapping[str, Value]) -> c
     asked = cluster.Cluster(config)
     try:
         found = await asked.corefiles(namespace)
-    except cluster.FAILURES as error:
+    except cluster.failures() as error:
         raise CorefileError(None, f"the cluster's Corefile cannot be read: {cluster.explained(error)}") from None
     finally:
         await asked.close()

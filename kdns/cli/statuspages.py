@@ -39,7 +39,7 @@ async def read(state: State, api: Asks) -> None:
         path = f"/api/v1/namespaces/{state.namespace}/pods/{name_of(each)}:{port}/proxy/status.json"
         try:
             page = msgspec.convert(await api.get(path), _Page)
-        except cluster.FAILURES as error:
+        except cluster.failures() as error:
             state.pages_unread[name_of(each)] = cluster.explained(error)
             continue
         for workload, count in page.wasted:

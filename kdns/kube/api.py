@@ -19,7 +19,7 @@ from kdns import __version__, files, hostnames, log
 from kdns.keepalive import keep_alive
 from kdns.kube import execplugin
 from kdns.kube.access import Access, ApiConfig
-from kdns.kube.paging import ApiError, Expired, Unauthorized, beginning
+from kdns.kube.paging import ApiError, Expired, Unauthorized
 from kdns.metrics import Counter, Histogram
 
 CONNECT: Final = 10.0  # seconds to reach the API
@@ -163,7 +163,7 @@ class Client:
             LIMITER.observe(LIMITER.slot(method, host), 0.0)
             DURATION.observe(DURATION.slot(method, host), time.monotonic() - began)
             if response.status not in (200, 201):
-                text = await beginning(response, ERROR_OCTETS, ERROR_TIME)
+                text = await _beginning(response, ERROR_OCTETS, ERROR_TIME)
                 if response.status == 410:
                     raise Expired(text)
                 if response.status == 401:
@@ -190,3 +190,15 @@ class Client:
             return made
         except aiohttp.WSServerHandshakeError as error:
             raise ApiError(f"{error.status} {error.message}", code=error.status) from None
+
+
+async def _beginning(response: aiohttp.ClientResponse, octets: int, seconds: float) -> str:
+    """The first octets of a body, or what of them comes in some seconds, as text."""
+    found = b""
+    try:
+        async with asyncio.timeout(seconds):
+            while len(found) < octets and (chunk := await response.content.read(octets - len(found))):
+                found += chunk
+    except (aiohttp.ClientError, TimeoutError):
+        pass
+    return found.decode(errors="replace")

@@ -2,13 +2,14 @@
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol
-
-import aiohttp
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kdns.kube import decode
 from kdns.kube.decode import Unreadable
 from kdns.kube.objects import Raw
+
+if TYPE_CHECKING:
+    import aiohttp
 
 LIST_READ: Final = 60.0  # seconds without an octet of a page
 PAGE_TIME: Final = 300.0  # seconds for all of a page: longer than any request that the API itself does not end (60)
@@ -46,12 +47,12 @@ class Client(Protocol):
 
     def get(
         self, path: str, params: dict[str, str], read: float | None
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]: ...
+    ) -> AbstractAsyncContextManager["aiohttp.ClientResponse"]: ...
 
     async def renew(self, *, force: bool = False) -> None: ...
 
 
-async def body(response: aiohttp.ClientResponse) -> bytes:
+async def body(response: "aiohttp.ClientResponse") -> bytes:
     """All of a page's octets. Raises TooLarge, TimeoutError, and what aiohttp raises."""
     parts = []
     size = 0
@@ -62,18 +63,6 @@ async def body(response: aiohttp.ClientResponse) -> bytes:
                 raise TooLarge(f"a page over {MAX_PAGE >> 20} MiB")
             parts.append(chunk)
     return b"".join(parts)
-
-
-async def beginning(response: aiohttp.ClientResponse, octets: int, seconds: float) -> str:
-    """The first octets of a body, or what of them comes in some seconds, as text."""
-    found = b""
-    try:
-        async with asyncio.timeout(seconds):
-            while len(found) < octets and (chunk := await response.content.read(octets - len(found))):
-                found += chunk
-    except (aiohttp.ClientError, TimeoutError):
-        pass
-    return found.decode(errors="replace")
 
 
 class Pages:
