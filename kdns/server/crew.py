@@ -25,6 +25,8 @@ SLOW: Final = 120.0
 PING: Final = 1.0  # seconds between two looks at each worker
 HANG: Final = 10.0  # seconds of silence after which a worker is killed: far more than any turn of a loop takes
 STEADY: Final = 10.0  # seconds a worker lives before the next death is a first one again
+# Seconds in which SIGTERM comes here too, where it was sent to all processes: a worker may have ended before that.
+TOGETHER: Final = 0.5
 PAUSE: Final = (0.25, 30.0)  # seconds before a worker is replaced that died again at once: the first and the longest
 
 SERVING: Final = Gauge("kdns_workers", "Workers (`multisocket`) that serve.")
@@ -276,7 +278,16 @@ class Workers:
         SERVING.slot()[0] = len(self.living())
         if hand.ending or not hand.started:
             return  # of one that has not started `spawn` hears
-        number = hand.number
+        if status:
+            self._died(hand, status)
+        else:
+            asyncio.get_running_loop().call_later(TOGETHER, self._died, hand, status)
+
+    def _died(self, hand: Hand, status: int) -> None:
+        """One that nobody has told to end has ended: another takes its place."""
+        if hand.ending:
+            return
+        number, pid = hand.number, hand.pid
         deaths = self.deaths.get(number, 0)
         if time.monotonic() - hand.began >= STEADY:
             deaths = 0
