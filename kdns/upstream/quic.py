@@ -183,6 +183,9 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
                     self.ready.set_result(None)
                     self.join()
             elif isinstance(event, events.ConnectionTerminated):
+                if event.error_code == QuicErrorCode.APPLICATION_ERROR and event.frame_type is not None:
+                    # RFC 9000, section 10.2.3: it ended in good order as it began. What it was asked goes out again.
+                    self.answered = True
                 self._ended(ConnectionAbortedError(self._text(event)))
             else:
                 self.event(event)
