@@ -77,6 +77,14 @@ def during(server: Server, plugin: type[Plugin], run: Callable[[], Coroutine[Any
         server.thread.run(run())
 
 
+async def under_way(server: Server, gate: Gate, *lines: str) -> asyncio.Task[bool]:
+    """A reload to these lines, which a plugin keeps waiting."""
+    server.text = text(*lines)
+    reloading = asyncio.create_task(server.server.reload())
+    await gate.reached.wait()
+    return reloading
+
+
 def test_a_reload_that_was_under_way_at_the_end_went_on_and_what_it_had_started_was_never_stopped(
     serve: Serve, lines: list[str]
 ) -> None:
@@ -86,9 +94,7 @@ def test_a_reload_that_was_under_way_at_the_end_went_on_and_what_it_had_started_
     life = server.server
 
     async def run() -> None:
-        server.text = text("slow", "whoami")
-        reloading = asyncio.create_task(life.reload())
-        await gate.reached.wait()
+        reloading = await under_way(server, gate, "slow", "whoami")
         later = asyncio.create_task(life.reload())
         await life.stop()
         assert calls == ["start", "stop", "stopped"]
@@ -108,9 +114,7 @@ def test_a_lame_duck_took_another_configuration_that_said_it_was_ready(serve: Se
     life = server.server
 
     async def run() -> None:
-        server.text = text("slow", "whoami")
-        reloading = asyncio.create_task(life.reload())
-        await gate.reached.wait()
+        reloading = await under_way(server, gate, "slow", "whoami")
         await life.lameduck()
         await asyncio.gather(reloading, return_exceptions=True)
         assert calls == ["start", "stop", "stopped"]
@@ -127,9 +131,7 @@ def test_the_plugins_that_a_reload_replaced_were_not_stopped_where_the_server_en
     life = server.server
 
     async def run() -> None:
-        server.text = text("whoami")
-        reloading = asyncio.create_task(life.reload())
-        await gate.reached.wait()
+        reloading = await under_way(server, gate, "whoami")
         ending = asyncio.create_task(life.stop())
         await turns()
         assert not ending.done()
