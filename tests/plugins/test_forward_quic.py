@@ -10,6 +10,7 @@ from typing import Any
 
 import dns.message
 import pytest
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from kdns import extras
 from kdns.corefile import CorefileError
@@ -60,6 +61,23 @@ def test_kdns_asks_kdns_over_quic_for_what_fits_in_no_datagram(serve: Serve, tmp
     below = serve(site.block(scheme="quic").replace("/nowhere", str(tmp_path / "hosts")))
     above = serve(forward(below.port, site.authority))
     assert len(data(above.ask("big.example.org.", tcp=True))) == 250
+
+
+def test_an_upstream_that_ended_a_connection_in_good_order_as_it_began_cost_a_query(
+    serve: Serve, upstream: Begin, authority: Authority
+) -> None:
+    """Until the handshake is confirmed it can say so only by a code of QUIC's own (RFC 9000, section 10.2.3)."""
+
+    def script(query: dns.message.Message) -> dns.message.Message | None:
+        if len(up.connections) > 1:
+            return answer(query, "A 192.0.2.1")
+        up.connections[0]._quic.close(QuicErrorCode.APPLICATION_ERROR, frame_type=QuicFrameType.PADDING)
+        return None
+
+    up = upstream(script)
+    server = serve(forward(up.port, authority))
+    assert data(server.ask("x.org.")) == ["192.0.2.1"]
+    assert len(up.connections) == len(up.queries) == 2
 
 
 def test_a_certificate_for_another_name_is_servfail_and_said_so(
