@@ -7,7 +7,7 @@ from kdns.dns.edns import UDP_SIZE
 from kdns.net import udp
 from kdns.net.certificates import Identities
 from kdns.net.tcp import CLIENT_SHARE, FIRST_READ, IDLE, most_connections
-from kdns.net.web import MAX_STREAMS
+from kdns.net.web_connection import MAX_STREAMS
 from kdns.plugin.providers import BoundsSize, TellsLimits
 from kdns.server.build import Group, Instance
 from kdns.server.pending import MAX_PENDING

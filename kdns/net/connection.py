@@ -9,7 +9,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from kdns.net import Address
+from kdns.net import Address, StreamTransport
 
 if TYPE_CHECKING:
     from kdns.net.tcp import TcpListener
@@ -19,7 +19,7 @@ BATCH_SECONDS: Final = 0.001
 WRITE_HIGH: Final = 256 << 10  # unsent octets at which reading stops
 
 
-class BatchConnection(asyncio.Protocol):
+class BatchConnection:
     """A connection that answers in batches."""
 
     __slots__ = (
@@ -37,7 +37,7 @@ class BatchConnection(asyncio.Protocol):
         self.eof = False
         self.peer: Address = ()
         self.timer: asyncio.TimerHandle | None = None
-        self.transport: asyncio.Transport | None = None
+        self.transport: StreamTransport | None = None
 
     def _batch(self) -> None:
         """Answers as much of the buffer as fits into a batch."""
@@ -53,17 +53,16 @@ class BatchConnection(asyncio.Protocol):
 
     # Called by the loop.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+    def connection_made(self, transport: StreamTransport) -> None:
         listener = self.listener
         self.loop = asyncio.get_running_loop()
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = transport
         self.peer = transport.get_extra_info("peername") or ("", 0)
         self.deadline = self.loop.time() + listener.first_read
         if not listener.admit(self, self.peer[0]):
             self.abort()
             return
-        self.transport.set_write_buffer_limits(WRITE_HIGH)  # type: ignore[union-attr]
+        transport.set_write_buffer_limits(WRITE_HIGH)
         self.timer = self.loop.call_later(listener.first_read, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:

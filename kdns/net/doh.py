@@ -16,7 +16,7 @@ from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
 from kdns.net.http2 import Exchange
 from kdns.net.http_options import HttpOptions, JsonForm
-from kdns.net.web import MAX_MESSAGE, Fields
+from kdns.net.web_connection import MAX_MESSAGE, Fields
 from kdns.timeslice import TimeSlice
 
 PATH: Final = b"/dns-query"

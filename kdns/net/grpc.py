@@ -7,7 +7,7 @@ from kdns.dns.grpc import PATH, TYPE, BadPacket, Compressed, packed, unpacked
 from kdns.net import MessageStream
 from kdns.net.http2 import Exchange
 from kdns.net.http2_frames import field
-from kdns.net.web import WebConnection
+from kdns.net.web_connection import WebConnection
 
 # Codes of gRPC (its documentation, "Status codes and their use").
 INVALID_ARGUMENT: Final = 3

@@ -16,7 +16,7 @@ from kdns.net import Address, doh
 from kdns.net.http2 import MAX_HEADERS, Exchange
 from kdns.net.quic import QuicListener
 from kdns.net.quic_connection import QuicConnection
-from kdns.net.web import MAX_MESSAGE, Fields, named
+from kdns.net.web_connection import MAX_MESSAGE, Fields, named
 from kdns.quicmachine import Http3 as Frames
 
 NO_ERROR: Final = int(ErrorCode.H3_NO_ERROR)

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, Final, final
 
 from kdns.metrics import Counter
-from kdns.net import Address, Handler
+from kdns.net import Address, Handler, StreamProtocol, StreamTransport
 
 V1: Final = b"PROXY "
 V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
@@ -202,10 +202,10 @@ class ProxyGate:
 
 
 @final
-class ProxyConnection(asyncio.Protocol):
+class ProxyConnection:
     """An accepted connection until its header has come; then the protocol behind takes its place."""
 
-    def __init__(self, gate: ProxyGate, make: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, gate: ProxyGate, make: Callable[[], StreamProtocol]) -> None:
         self.gate = gate
         self.make = make
         self.buffer = b""
@@ -213,14 +213,14 @@ class ProxyConnection(asyncio.Protocol):
         self.timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: StreamTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         self.policy = self.gate.policy.of(transport.get_extra_info("peername") or ("",))
         if self.policy == "skip":
             self._hand_over(None)
         else:
             self.gate.enter(self)
-            self.timer = asyncio.get_running_loop().call_later(WAIT, transport.abort)  # type: ignore[attr-defined]
+            self.timer = asyncio.get_running_loop().call_later(WAIT, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         transport = self.transport
@@ -248,6 +248,15 @@ class ProxyConnection(asyncio.Protocol):
                 self.gate.used[0] += 1
                 self._hand_over(source)
 
+    def eof_received(self) -> None:
+        """Without a whole header, the connection ends."""
+
+    def pause_writing(self) -> None:
+        """Nothing is written here."""
+
+    def resume_writing(self) -> None:
+        """Nothing is written here."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self._stop_waiting()
@@ -269,7 +278,7 @@ class ProxyConnection(asyncio.Protocol):
         raw, self.transport = self.transport, None
         assert raw is not None
         behind = self.make()
-        raw.set_protocol(behind)
+        raw.set_protocol(behind)  # type: ignore[arg-type]
         behind.connection_made(raw if source is None else _Proxied(raw, source))
         rest, self.buffer = self.buffer, b""
         if rest and not raw.is_closing():

@@ -79,7 +79,6 @@ class QuicListener(TcpListener):
     ) -> None:
         """`no_error` and `overload` are the application's codes for a farewell and for a lack of room."""
         super().__init__(sock, handler, label)
-        self.label = label
         self.speak = speak
         self.no_error = no_error
         self.overload = overload

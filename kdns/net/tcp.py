@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from kdns.metrics import Counter, Gauge
-from kdns.net import Address, Handler
+from kdns.net import Address, Handler, StreamProtocol
 from kdns.net.certificates import Identities
 from kdns.net.http_options import HttpOptions
 from kdns.net.proxy import ProxyConnection, ProxyGate
@@ -89,6 +89,7 @@ class TcpListener:
     ) -> None:
         """`max_connections` 0: as many as `most_connections` says."""
         self.sock = sock
+        self.label = label
         self.identities: Identities[Any] | None = None
         self.tls: TlsGate | None = None
         self.proxy: ProxyGate | None = None
@@ -118,17 +119,21 @@ class TcpListener:
     async def start(self) -> None:
         """Begins to accept."""
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(self.accept, sock=self.sock, backlog=1024)
+        self.server = await loop.create_server(
+            self.accept,  # type: ignore[arg-type]
+            sock=self.sock,
+            backlog=1024,
+        )
 
-    def accept(self) -> asyncio.Protocol:
+    def accept(self) -> StreamProtocol:
         """The protocol of a connection that was accepted."""
         return self.after_proxy() if self.proxy is None else ProxyConnection(self.proxy, self.after_proxy)
 
-    def after_proxy(self) -> asyncio.Protocol:
+    def after_proxy(self) -> StreamProtocol:
         """The protocol of a connection, once its PROXY header has come where there may be one."""
         return self.after_tls() if self.tls is None else TlsConnection(self.tls, self.after_tls)
 
-    def after_tls(self) -> asyncio.Protocol:
+    def after_tls(self) -> StreamProtocol:
         """The protocol of a connection, once it is encrypted where it is to be."""
         return TcpConnection(self)
 

@@ -1,4 +1,4 @@
-"""TLS on accepted connections: an `asyncio.Protocol` that stands between a socket's transport and the protocol inside.
+"""TLS on accepted connections: a protocol that stands between a socket's transport and the protocol inside.
 
 Laws: a handshake has a time limit; those that have not come to their end are bounded in number, and the one makes room
 that its client has stalled for longest (a client that means it needs milliseconds); handshakes get one step of a turn,
@@ -26,6 +26,7 @@ from typing import Any, Final, final
 
 from kdns import faults, memory
 from kdns.metrics import Counter, Gauge
+from kdns.net import StreamProtocol, StreamTransport
 from kdns.net.certificates import Identities
 from kdns.net.turns import LOOP_SECONDS, Turns
 
@@ -46,7 +47,7 @@ _FIRST, _LAST = 20, 23  # the types of records
 HANDSHAKES = Counter("kdns_tls_handshakes_total", "TLS handshakes of clients, by result.", ("server", "result"))
 HALF_OPEN = Gauge("kdns_tls_half_open_connections", "Connections whose TLS handshake is not over.", ("server",))
 
-Make = Callable[[], asyncio.Protocol]
+Make = Callable[[], StreamProtocol]
 
 
 @final
@@ -136,7 +137,7 @@ class TlsGate:
 
 
 @final
-class TlsConnection(asyncio.Protocol, asyncio.Transport):
+class TlsConnection:
     """One connection: the protocol of the socket's transport, and the transport of the protocol inside."""
 
     __slots__ = (
@@ -160,8 +161,8 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     def __init__(self, gate: TlsGate, make: Make) -> None:
         self.gate = gate
         self.make = make
-        self.inside: asyncio.Protocol | None = None
-        self.raw: asyncio.Transport | None = None
+        self.inside: StreamProtocol | None = None
+        self.raw: StreamTransport | None = None
         self.tls: ssl.SSLObject | None = None
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
@@ -176,8 +177,8 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
 
     # Called by the loop.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.raw = transport  # type: ignore[assignment]
+    def connection_made(self, transport: StreamTransport) -> None:
+        self.raw = transport
         self.gate.enter(self)
         self.timer = asyncio.get_running_loop().call_later(self.gate.limit, self._expire)
 

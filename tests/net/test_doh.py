@@ -30,8 +30,8 @@ from kdns.corefile import CorefileError
 from kdns.dns import grpc
 from kdns.dns.freshness import lifetime
 from kdns.metrics import REGISTRY
-from kdns.net import http2_frames, web
-from kdns.net.web import forwarded
+from kdns.net import http2_frames, web_connection
+from kdns.net.web_connection import forwarded
 from kdns.server import build
 from kdns.testing import Server, Upstream, answer, data, eventually
 from tests.fixtures import Serve
@@ -661,6 +661,7 @@ def test_a_header_block_without_an_end_and_one_that_is_too_large_end_the_connect
         assert settled(http) in (http2_frames.ENHANCE_YOUR_CALM, -1)
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 @pytest.mark.parametrize("more", [b"\0\1a\x7f\x89\x26" + b"b" * 5000, b"\0\1a\1b" * 150], ids=["long", "many"])
 def test_large_frames_were_read_four_at_a_time_before_the_clock_was_looked_at(
     serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch, more: bytes
@@ -679,7 +680,7 @@ def test_large_frames_were_read_four_at_a_time_before_the_clock_was_looked_at(
         handled += 1
         return handler(*arguments)
 
-    monkeypatch.setattr(web, "time", SimpleNamespace(monotonic=look))
+    monkeypatch.setattr(web_connection, "time", SimpleNamespace(monotonic=look))
     (listener,) = next(iter(server.server.listeners.values())).tcp
     handler = listener.handler
     monkeypatch.setattr(listener, "handler", count)

@@ -494,11 +494,18 @@ def test_a_reload_changes_the_certificate_and_whether_there_is_one(serve: Serve,
 # Clients that mean it badly.
 
 
-def test_handshakes_that_stall_end_in_time_and_hold_nobody(
-    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tls_module.TlsGate.__init__, "__kwdefaults__", {"limit": 0.3, "max_half_open": 1000})
+def limited(server: Server, seconds: float, half_open: int) -> tls_module.TlsGate:
+    """The handshakes of a server's listener, with these limits from now on."""
+    (listener,) = next(iter(server.server.listeners.values())).tcp
+    gate = listener.tls
+    assert gate is not None
+    gate.limit, gate.max_half_open = seconds, half_open
+    return gate
+
+
+def test_handshakes_that_stall_end_in_time_and_hold_nobody(serve: Serve, site: Site) -> None:
     server = serve(site.block())
+    gate = limited(server, 0.3, 1000)
     with contextlib.ExitStack() as stack:
         stalled = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(100)]
         for sock in stalled[:50]:
@@ -509,17 +516,14 @@ def test_handshakes_that_stall_end_in_time_and_hold_nobody(
             with contextlib.suppress(ConnectionError):
                 assert sock.recv(1) == b""
     eventually(lambda: results(server)["timeout"] == 100)
+    eventually(lambda: not gate.half_open)
     (listener,) = next(iter(server.server.listeners.values())).tcp
-    assert listener.tls is not None
-    eventually(lambda: not listener.tls.half_open)
     assert not listener.connections
 
 
-def test_too_many_half_open_handshakes_cost_the_oldest(
-    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tls_module.TlsGate.__init__, "__kwdefaults__", {"limit": 60.0, "max_half_open": 20})
+def test_too_many_half_open_handshakes_cost_the_oldest(serve: Serve, site: Site) -> None:
     server = serve(site.block())
+    gate = limited(server, 60.0, 20)
     with contextlib.ExitStack() as stack:
         stalled = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(60)]
         assert data(ask(server, site)) == ["192.0.2.1"]
@@ -527,8 +531,7 @@ def test_too_many_half_open_handshakes_cost_the_oldest(
         with contextlib.suppress(ConnectionError):
             assert stalled[0].recv(1) == b""
         assert results(server)["evicted"] == 41
-    (listener,) = next(iter(server.server.listeners.values())).tcp
-    eventually(lambda: listener.tls is not None and not listener.tls.half_open)
+    eventually(lambda: not gate.half_open)
 
 
 def test_ten_thousand_half_open_handshakes_are_bounded_and_a_client_among_them_is_served(
@@ -585,15 +588,13 @@ def test_a_client_cannot_begin_the_handshake_anew(serve: Serve, site: Site) -> N
     assert data(ask(server, site)) == ["192.0.2.1"]
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_where_all_handshakes_wait_for_the_server_the_last_to_come_is_refused(
     serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls_module.TlsGate.__init__, "__kwdefaults__", {"limit": 60.0, "max_half_open": 5})
     monkeypatch.setattr(tls_module.TlsGate, "_turn", lambda self: None)
     server = serve(site.block())
-    (listener,) = next(iter(server.server.listeners.values())).tcp
-    assert listener.tls is not None
-    held = listener.tls.queue
+    held = limited(server, 60.0, 5).queue
     with contextlib.ExitStack() as stack:
         first = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(5)]
         for sock in first:
@@ -658,6 +659,7 @@ def test_what_comes_behind_a_goodbye_is_not_kept(serve: Serve, site: Site) -> No
     assert data(ask(server, site)) == ["192.0.2.1"]
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_handshakes_that_came_together_were_done_in_one_turn_while_queries_waited() -> None:
     turns: list[int] = []
     now = 0
@@ -685,6 +687,7 @@ def test_handshakes_that_came_together_were_done_in_one_turn_while_queries_waite
     assert len(set(turns)) == 10
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 @pytest.mark.parametrize("answered", [False, True])
 def test_changes_of_keys_without_end_held_everybody_for_70_ms(
     serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch, answered: bool
@@ -714,6 +717,7 @@ def test_changes_of_keys_without_end_held_everybody_for_70_ms(
     eventually(lambda: not listener.connections)
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_who_had_waited_long_for_its_turn_gave_way_once_it_was_answered() -> None:
     """In a flood a client waits for us, and is the oldest by then; those that say nothing were kept instead."""
 
@@ -747,6 +751,7 @@ def test_who_had_waited_long_for_its_turn_gave_way_once_it_was_answered() -> Non
     assert list(gate.stalled) == list(gate.half_open) == every[4:]
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_what_a_flood_of_handshakes_had_stayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was free, but below something in use: the C library keeps that."""
     given: list[int] = []
@@ -767,6 +772,7 @@ def test_what_a_flood_of_handshakes_had_stayed(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(run())
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_a_handshake_that_comes_an_octet_at_a_time_is_not_begun(
     serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -803,6 +809,7 @@ def test_a_handshake_that_comes_an_octet_at_a_time_is_not_begun(
     assert reply[2:4] == b"\0\7" and len(steps) <= 4
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_each_of_many_connections_had_its_octets_decrypted_in_the_same_turn(
     serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

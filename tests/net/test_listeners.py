@@ -280,6 +280,7 @@ class Turns:
         monkeypatch.setattr(tcp_connection.TcpConnection, "_batch", watched)
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_a_turn_took_four_megabytes_of_one_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns(monkeypatch)
     monkeypatch.setattr(tcp_connection, "BATCH_SECONDS", 100.0)
@@ -292,6 +293,7 @@ def test_a_turn_took_four_megabytes_of_one_connection(server: Server, monkeypatc
     assert max(octets for octets, _ in turns.seen) <= tcp_connection.BATCH_OCTETS + len(message) + 2
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_a_turn_of_queries_that_cost_a_millisecond_each_took_nine(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +317,7 @@ def test_a_turn_of_queries_that_cost_a_millisecond_each_took_nine(
     assert max(frames for _, frames in turns.seen) <= 4
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_large_frames_are_never_many_between_two_looks_at_the_clock(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +341,7 @@ def test_large_frames_are_never_many_between_two_looks_at_the_clock(
     assert max(frames for _, frames in turns.seen) <= 2
 
 
+@pytest.mark.interpreted("it replaces what is compiled in")
 def test_connections_that_pipeline_made_others_wait_a_millisecond_for_each_of_them(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
