@@ -26,7 +26,7 @@ def mixes(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str]:
     with_coredns = shutil.which("coredns") is not None
     lines = ["CPU of one name with its whole search list, in floors:", ""]
     lines += ["| mix | kdns with searchpath | CoreDNS | part | bar |", "|---|---|---|---|---|"]
-    base = peers.floor(folder)
+    base = peers.floor()
     time.sleep(1)
     try:
         for what, zone, bar in (("outside names", "example.net", 1 / 4), ("names that do not exist", "nx.test", 1 / 2)):

@@ -61,10 +61,11 @@ def corefile(folder: Path, api: str, upstream: int, more: str = "") -> tuple[Pat
     return path, port
 
 
-def floor(folder: Path) -> Server:
+def floor(processes: int = 1, cores: str = SERVER_CORE) -> Server:
     """The program in C that only receives and sends."""
     port = free_port()
-    return Server("floor", str(HERE / "floor" / "floor"), "127.0.0.1", str(port), port=port)
+    words = [str(HERE / "floor" / "floor"), "127.0.0.1", str(port), str(processes)]
+    return Server("floor", *words, port=port, cores=cores)
 
 
 def upstream(folder: Path) -> Server:

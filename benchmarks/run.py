@@ -27,7 +27,7 @@ OUTSIDE_KNOT = "knot"  # it forwards nothing
 
 def per_query(folder: Path, files: dict[str, Path], api: str, to: int, mixes: list[Mix]) -> list[str]:
     """The main table: ratios to the floor."""
-    base = peers.floor(folder)
+    base = peers.floor()
     servers = [*peers.builds(folder, api, to), *peers.others(folder, api, to)]
     time.sleep(8)
     lines = [
@@ -72,7 +72,7 @@ def at_rates(folder: Path, files: dict[str, Path], api: str, to: int) -> list[st
     every = peers.every_core()
     for cores, client, where in ((SERVER_CORE, CLIENT_CORE, "pinned"), (every, every, "unpinned, all cores")):
         compiled = peers.COMPILED.is_dir()
-        servers = [peers.floor(folder), peers.kdns(folder, api, to, compiled=compiled, cores=cores)]
+        servers = [peers.floor(), peers.kdns(folder, api, to, compiled=compiled, cores=cores)]
         if shutil.which("coredns"):
             servers.append(peers.coredns(folder, api, to))
         time.sleep(6)
@@ -97,7 +97,11 @@ def at_rates(folder: Path, files: dict[str, Path], api: str, to: int) -> list[st
 
 
 def several(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str]:
-    """`multisocket 2` beside one process and CoreDNS, nobody pinned; and what its processes hold."""
+    """`multisocket 2` beside one process and CoreDNS, nobody pinned; and what its processes hold.
+
+    The ratios are to as many processes of the floor: what it costs a machine that two processes and the client share
+    its cores is in both.
+    """
     every = peers.every_core()
     compiled = peers.COMPILED.is_dir()
     two = {"more": "multisocket 2", "cores": every}
@@ -108,19 +112,25 @@ def several(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str
     if shutil.which("coredns"):
         servers["coredns"] = peers.coredns(folder, api, to, cores=every, processors=2)
         servers["coredns, multisocket 2"] = peers.coredns(folder, api, to, processors=2, **two)
+    bases = {"floor": peers.floor(1, every), "floor, 2 processes": peers.floor(2, every)}
     time.sleep(8)
     lines = [
-        "| mix | load | server | CPU a query | answers a second | average | worst | lost |",
-        "|---|---|---|---|---|---|---|---|",
+        "| mix | load | server | CPU a query | of the floor | answers a second | average | worst | lost |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    options = ("-c", "20", "-T", "2")
     try:
         for mix in ("hit", "names", "nx"):
             for rate in (10_000, 0):
-                for name, server in servers.items():
-                    found = dnsperf(server, files[mix], "-c", "20", "-T", "2", rate=rate, cores=every)
-                    load = f"{rate:,} q/s" if rate else "all it takes"
+                load = f"{rate:,} q/s" if rate else "all it takes"
+                costs: list[float] = []  # of the floor: one process, two
+                for name, server in (*bases.items(), *servers.items()):
+                    found = dnsperf(server, files[mix], *options, rate=rate, cores=every)
+                    if name in bases:
+                        costs.append(found.cost)
+                    ratio = found.cost / costs["2" in name]
                     lines.append(
-                        f"| {mix} | {load} | {name} | {found.cost:.1f} µs | {found.rate:,.0f} |"
+                        f"| {mix} | {load} | {name} | {found.cost:.1f} µs | {ratio:.2f}x | {found.rate:,.0f} |"
                         f" {found.average:.3f} ms | {found.worst:.2f} ms | {found.lost} |"
                     )
                     print(lines[-1], flush=True)
@@ -130,7 +140,7 @@ def several(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str
             lines.append(f"{name}: {sum(held):.0f} MiB PSS ({' + '.join(f'{each:.0f}' for each in held)})")
             print(lines[-1], flush=True)
     finally:
-        for server in servers.values():
+        for server in (*servers.values(), *bases.values()):
             server.stop()
     return lines
 

@@ -153,7 +153,7 @@ def table(folder: Path, wanted: list[str]) -> list[str]:
     """What queries cost, as a ratio to the floor; the CPU of a query in brackets."""
     zones, lines = files(folder)
     asked = questions(folder)
-    base = peers.floor(folder)
+    base = peers.floor()
     every = [make() for make in makers(folder, zones)]
     time.sleep(5 + NAMES / 10_000)
     out = [f"| mix | bar | {' | '.join(each.name for each in every)} |", "|---" * (2 + len(every)) + "|"]

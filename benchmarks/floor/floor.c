@@ -3,14 +3,18 @@
  * Answers every query with the same A record behind its own question: recvmmsg and sendmmsg in batches, no look-up,
  * no policy. Measured in the same run as a server, it turns microseconds that depend on the machine into a ratio.
  *
- *     cc -O2 -o floor floor.c && ./floor 127.0.0.1 5300
+ * Several processes share the port as the server's workers do (SO_REUSEPORT).
+ *
+ *     cc -O2 -o floor floor.c && ./floor 127.0.0.1 5300 [PROCESSES]
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -69,13 +73,18 @@ static void serve_udp(int fd) {
 
 int main(int argc, char **argv) {
     struct sockaddr_in here = {.sin_family = AF_INET};
-    if (argc != 3 || inet_pton(AF_INET, argv[1], &here.sin_addr) != 1) {
-        fprintf(stderr, "usage: floor ADDRESS PORT\n");
+    int processes = argc == 4 ? atoi(argv[3]) : 1;
+    if (argc < 3 || argc > 4 || processes < 1 || inet_pton(AF_INET, argv[1], &here.sin_addr) != 1) {
+        fprintf(stderr, "usage: floor ADDRESS PORT [PROCESSES]\n");
         return 2;
     }
     here.sin_port = htons((unsigned short)atoi(argv[2]));
-    int fd = socket(AF_INET, SOCK_DGRAM, 0), size = 4 << 20;
+    while (--processes > 0 && fork() > 0)
+        ;
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* each process ends with the one that started it */
+    int fd = socket(AF_INET, SOCK_DGRAM, 0), size = 4 << 20, on = 1;
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
     if (bind(fd, (struct sockaddr *)&here, sizeof here)) {
         perror("bind");
         return 1;
