@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from kdns.net.tcp import TcpListener
 
 BATCH_FRAMES: Final = 64
-BATCH_SECONDS: Final = 0.001
 WRITE_HIGH: Final = 256 << 10  # unsent octets at which reading stops
 
 

@@ -1,10 +1,11 @@
 """The TCP listener: DNS messages behind two octets of length (RFC 1035, section 4.2.2), pipelined (RFC 7766).
 
 Laws: answers leave as they become ready, not in the order of their questions (RFC 7766, section 6.2.1.1); a
-connection's batch is at most 64 frames, 64 KiB or 1 ms, with one write, and all connections together take a millisecond
-before others run; while frames or unsent octets wait, nothing more is read, so a client that does not read stops being
-read; every connection has a deadline that only whole queries move, so trickling octets buys no time; connections are
-capped, in all and for one client, and where there is no room, one of who holds most gives way (net.shares).
+connection's batch is at most 64 frames or 64 KiB, with one write, and all connections together take a millisecond
+before others run, decrypting included; while frames or unsent octets wait, nothing more is read, so a client that does
+not read stops being read; every connection has a deadline that only whole queries move, so trickling octets buys no
+time; connections are capped, in all and for one client, and where there is no room, one of who holds most gives way
+(net.shares).
 """
 
 import asyncio
@@ -113,7 +114,7 @@ class TcpListener:
         self.refused = REFUSED.slot(label)
         self.displaced = DISPLACED.slot(label)
         self.server: asyncio.Server | None = None
-        self.turns: Turns[Connection] = Turns()  # of those that have frames
+        self.turns = Turns()  # of those that have octets to decrypt, or frames
         self.busy = False  # whether anything came since it was last looked at
 
     async def start(self) -> None:
@@ -162,7 +163,7 @@ class TcpListener:
         if self.identities is None:
             self.tls = None
         elif self.tls is None:
-            self.tls = TlsGate(self.identities, label)
+            self.tls = TlsGate(self.identities, label, self.turns)
         else:
             self.tls.identities = self.identities
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from kdns.net import MessageStream
-from kdns.net.connection import BATCH_FRAMES, BATCH_SECONDS, BatchConnection
+from kdns.net.connection import BATCH_FRAMES, BatchConnection
 
 if TYPE_CHECKING:
     from kdns.net.tcp import TcpListener
@@ -59,7 +59,7 @@ class TcpConnection(BatchConnection):
         buffer = self.buffer
         total = len(buffer)
         off = frames = look = 0
-        end = 0.0
+        end = time.monotonic() + listener.turns.left()
         out: list[bytes] = []
         more = False
         while off + 2 <= total and not (eof and 0 < most <= queries):
@@ -69,10 +69,7 @@ class TcpConnection(BatchConnection):
             if frames == BATCH_FRAMES or off >= BATCH_OCTETS or room <= 0:
                 more = True
                 break
-            if frames == 1:
-                end = time.monotonic() + BATCH_SECONDS
-                look = off + LOOK_OCTETS
-            elif frames and (frames % LOOK_FRAMES == 0 or off >= look):
+            if frames == 1 or (frames and (frames % LOOK_FRAMES == 0 or off >= look)):
                 if time.monotonic() > end:
                     more = True
                     break

@@ -2,9 +2,9 @@
 
 Laws: a handshake has a time limit; those that have not come to their end are bounded in number, and the one makes room
 that its client has stalled for longest (a client that means it needs milliseconds); handshakes get one step of a turn,
-so that in a flood of them nobody else's queries wait for more than that; what has come is decrypted in pieces, and for
-a millisecond of a turn, all connections together; the protocol inside is made once a handshake is over, and learns
-nothing of those that fail; a client that does not read is not read from.
+so that in a flood of them nobody else's queries wait for more than that; what has come is decrypted in pieces, in the
+turns that the listener's connections share; the protocol inside is made once a handshake is over, and learns nothing of
+those that fail; a client that does not read is not read from.
 
 Theory of operation. The loop's own TLS makes an endless number of half-open handshakes and does each as its octets
 come. So the records go through memory (`ssl.MemoryBIO`, OpenSSL does all else): what comes in is decrypted and handed
@@ -28,7 +28,7 @@ from kdns import faults, memory
 from kdns.metrics import Counter, Gauge
 from kdns.net import StreamProtocol, StreamTransport
 from kdns.net.certificates import Identities
-from kdns.net.turns import LOOP_SECONDS, Turns
+from kdns.net.turns import Turns
 
 # Seconds for a handshake: three round trips across the world, and one lost packet.
 HANDSHAKE: Final = 3.0
@@ -37,9 +37,9 @@ MAX_HALF_OPEN: Final = 500
 GIVE_BACK: Final = 100  # of these, from how many on what they had goes back to the system: some 5 MB
 # Octets of a handshake from a client: a chain of certificates has some 5,000; OpenSSL itself stops at 100 KB a message.
 MAX_HANDSHAKE_OCTETS: Final = 64 << 10
-# Octets that are decrypted in one go. They may be 75 changes of keys (RFC 8446, section 4.6.3), which take 2 ms; with
-# all that a socket had, 64 KiB, it was 70 ms.
-PIECE: Final = 2048
+# Octets that are decrypted in one go: a dozen queries. They may be 37 changes of keys (RFC 8446, section 4.6.3), which
+# take 1 ms; with all that a socket had, 64 KiB, it was 70 ms.
+PIECE: Final = 1024
 _RECORD: Final = 16 << 10  # octets of a record (RFC 8446, section 5.1); encrypted ones may have 256 more
 _HEADER: Final = 5  # octets before it
 _FIRST, _LAST = 20, 23  # the types of records
@@ -52,12 +52,15 @@ Make = Callable[[], StreamProtocol]
 
 @final
 class TlsGate:
-    """The handshakes of one listener. `identities` may be replaced: they are those of handshakes that begin later."""
+    """The handshakes of one listener, and the turns of its connections. `identities` may be replaced: they are those of
+    handshakes that begin later.
+    """
 
     def __init__(
         self,
         identities: Identities[ssl.SSLContext],
         label: str,
+        turns: Turns,
         *,
         limit: float = HANDSHAKE,
         max_half_open: int = MAX_HALF_OPEN,
@@ -69,7 +72,7 @@ class TlsGate:
         self.floods = memory.Floods(GIVE_BACK)
         self.stalled: dict[TlsConnection, None] = {}  # those of them that wait for their client, the longest first
         self.queue: deque[TlsConnection] = deque()  # whose handshake goes on
-        self.turns: Turns[TlsConnection] = Turns()  # of those that have octets to decrypt
+        self.turns = turns
         self.open = HALF_OPEN.slot(label)
         self.ok = HANDSHAKES.slot(label, "ok")
         self.failed = HANDSHAKES.slot(label, "failed")
@@ -314,6 +317,7 @@ class TlsConnection:
         if tls is None or self.closing:
             return
         parts: list[bytes] = []
+        room = self.gate.turns.left()
         began = time.monotonic()
         try:
             while True:
@@ -321,7 +325,7 @@ class TlsConnection:
                     self._feed(PIECE)
                 ended = self._decrypt(tls, parts)
                 now = time.monotonic()
-                if ended or not self.left or now - began >= LOOP_SECONDS:
+                if ended or not self.left or now - began >= room:
                     break
         except ssl.SSLError:
             self._flush()

@@ -1,12 +1,13 @@
 """Turns of the loop that many connections share.
 
-Law: what all of them do in one turn takes LOOP_SECONDS and one step more, so that nobody else waits for as many
-milliseconds as there are connections. Whoever must wait has its turn in the order in which it came.
+Law: what all of them do in one turn, to decrypt what has come and to answer it, takes LOOP_SECONDS and one step more,
+so that nobody else waits for as many milliseconds as there are connections. Whoever must wait has its turn in the order
+in which it came.
 """
 
 import asyncio
 from collections import deque
-from typing import Final, Generic, Protocol, TypeVar, final
+from typing import Final, Protocol, final
 
 # Seconds of work in one turn of the loop, all connections of a listener: as much as UDP has. With a millisecond for
 # each, 300 connections that pipeline made everybody else wait 300 ms.
@@ -22,15 +23,12 @@ class Resumes(Protocol):
         """Takes one step, and tells `Turns.spend` how long it took."""
 
 
-T = TypeVar("T", bound=Resumes)
-
-
 @final
-class Turns(Generic[T]):
+class Turns:
     """The turns of one listener's connections. `queue`: those that wait for theirs."""
 
     def __init__(self) -> None:
-        self.queue: deque[T] = deque()
+        self.queue: deque[Resumes] = deque()
         self.spent = 0.0  # seconds since the last turn of the loop
         self.coming_back = False
 
@@ -38,7 +36,11 @@ class Turns(Generic[T]):
         """True if who comes now must wait: others do, or this turn's time is spent."""
         return bool(self.queue) or self.spent >= LOOP_SECONDS
 
-    def wait(self, connection: T) -> None:
+    def left(self) -> float:
+        """Seconds that are left of this turn."""
+        return LOOP_SECONDS - self.spent
+
+    def wait(self, connection: Resumes) -> None:
         """A connection has its turn later."""
         self.queue.append(connection)
         self._come_back()

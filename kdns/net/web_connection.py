@@ -1,9 +1,9 @@
 """Connections of DNS over HTTPS and gRPC: HTTP/2 or HTTP/1.1, as a client has chosen by ALPN or, unencrypted, by its
 first octets.
 
-Laws, as with DNS over TCP: a batch is at most so many frames or 1 ms, with one write; while octets to send wait,
-nothing more is read; a connection has a deadline that only whole requests move; answers leave as they become ready,
-those of one turn of the loop together.
+Laws, as with DNS over TCP: a batch is at most so many frames, or what is left of the turn, with one write; while octets
+to send wait, nothing more is read; a connection has a deadline that only whole requests move; answers leave as they
+become ready, those of one turn of the loop together.
 """
 
 import ipaddress
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, final
 
 from kdns.net import Address, StreamTransport
-from kdns.net.connection import BATCH_FRAMES, BATCH_SECONDS, BatchConnection
+from kdns.net.connection import BATCH_FRAMES, BatchConnection
 from kdns.net.http1 import Http1, Http1Error
 from kdns.net.http2 import Exchange, Http2
 from kdns.net.http2_frames import PREFACE, Http2Error, field
@@ -76,7 +76,7 @@ class WebConnection(BatchConnection):
         self.answering = True
         buffer = self.buffer
         off = frames = 0
-        end = time.monotonic() + BATCH_SECONDS
+        end = time.monotonic() + self.listener.turns.left()
         more = False
         try:
             while True:

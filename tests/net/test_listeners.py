@@ -15,6 +15,7 @@ import pytest
 from kdns.metrics import REGISTRY
 from kdns.net import connection, tcp_connection
 from kdns.net import tcp as tcp_module
+from kdns.net import turns as turns_module
 from kdns.net import udp as udp_module
 from kdns.testing import Server, Upstream, answer, answers, code, data, eventually, free_port
 from tests.fixtures import Serve
@@ -283,7 +284,7 @@ class Turns:
 @pytest.mark.interpreted("it replaces what is compiled in")
 def test_a_turn_took_four_megabytes_of_one_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns(monkeypatch)
-    monkeypatch.setattr(tcp_connection, "BATCH_SECONDS", 100.0)
+    monkeypatch.setattr(turns_module, "LOOP_SECONDS", 100.0)
     message = question() + b"\0" * 20_000
     with server.connect() as sock:
         sock.sendall(framed(*[message] * 60))
