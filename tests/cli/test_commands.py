@@ -1,5 +1,6 @@
 """The command line as a person meets it: real processes, flags, exit codes, one clear line for what is wrong."""
 
+import atexit
 import json
 import os
 import re
@@ -10,25 +11,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from kdns import version
 from kdns.testing import free_port
+from tests.forker import Forker
 
 ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
 ENV.pop("KUBERNETES_SERVICE_HOST", None)
+
+
+@cache
+def _forker() -> Forker:
+    made = Forker({**ENV, "PYTHONPATH": str(Path.cwd())})
+    atexit.register(made.close)
+    return made
 
 
 def kdns(
     *words: str, stdin: str | bytes | None = None, cwd: Path | None = None, timeout: float = 90
 ) -> subprocess.CompletedProcess[str]:
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
-        [sys.executable, "-m", "kdns", *words], input=data, stdin=subprocess.DEVNULL if data is None else None,
-        capture_output=True, cwd=cwd, env={**ENV, "PYTHONPATH": str(Path.cwd())}, timeout=timeout,
-    )  # fmt: skip
+    done = _forker().run(words, data, cwd, timeout)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 

@@ -4,6 +4,7 @@ The table is what the code of CoreDNS 1.14.7 and 1.15.0 registers for the plugin
 when they were asked. tests/oracle compares with a running CoreDNS where there is one.
 """
 
+import kdns.kube.informer  # nothing brings it in before a cluster is watched
 import kdns.net.doq  # noqa: F401 - its library is an extra: nothing brings it in before it is used
 from kdns.metrics import REGISTRY, Histogram
 from kdns.server import catalog
