@@ -4,6 +4,7 @@ Law: nothing else in kdns touches a private attribute of aioquic, and a test pin
 (tests/test_quicmachine.py), so that a release of aioquic that changes one fails there and not in a cluster.
 """
 
+import hmac
 import logging
 from collections.abc import Callable
 from typing import Any, Final, final
@@ -32,6 +33,42 @@ def allow_streams(quic: QuicConnection, most: int) -> None:
     """Lets the peer have `most` bidirectional streams open at a time. Before the handshake; aioquic's own are 128."""
     limit = quic._local_max_streams_bidi
     limit.value = limit.sent = most
+
+
+def name_connection(quic: QuicConnection, make: Callable[[], tuple[bytes, bytes]]) -> None:
+    """Has a server's connection use these IDs, with their tokens for stateless resets. Before the handshake; aioquic's
+    own are random octets that nobody knows again.
+    """
+    first = quic._host_cids[0]
+    first.cid, first.stateless_reset_token = make()
+    quic.host_cid = quic._local_initial_source_connection_id = first.cid
+    replenish = quic._replenish_connection_ids
+
+    def more() -> None:
+        known = len(quic._host_cids)
+        replenish()
+        for each in quic._host_cids[known:]:
+            each.cid, each.stateless_reset_token = make()
+
+    quic._replenish_connection_ids = more  # type: ignore[method-assign]
+
+
+# Octets of a stateless reset, at least: some that look like a packet's, and the token (RFC 9000, section 10.3).
+SMALLEST_RESET: Final = 21
+TOKEN_OCTETS: Final = 16
+
+
+def is_reset(quic: QuicConnection, datagram: bytes) -> bool:
+    """True if a datagram says that the server knows nothing of this connection (RFC 9000, section 10.3.1): aioquic
+    keeps the token of the connection ID that it uses, and never looks at it.
+    """
+    token = quic._peer_cid.stateless_reset_token
+    return (
+        len(datagram) >= SMALLEST_RESET
+        and not datagram[0] & 0x80
+        and len(token) == TOKEN_OCTETS
+        and hmac.compare_digest(datagram[-TOKEN_OCTETS:], token)
+    )
 
 
 def choose_certificate(quic: QuicConnection, choose: Callable[[str | None], QuicConfiguration]) -> None:

@@ -3,6 +3,7 @@ kdns/quicmachine.py before the bound in pyproject.toml is moved.
 """
 
 import gc
+import os
 import re
 import ssl
 import weakref
@@ -44,6 +45,10 @@ class Pair:
             configuration=configuration,
             original_destination_connection_id=self.client.original_destination_connection_id,
         )
+        self.ids: list[tuple[bytes, bytes]] = []  # the server's, with their tokens
+        quicmachine.name_connection(
+            self.server, lambda: self.ids.append((os.urandom(8), os.urandom(16))) or self.ids[-1]
+        )  # type: ignore[func-returns-value]
         if streams:
             quicmachine.allow_streams(self.server, streams)
         quicmachine.hold_at_most(self.server, HELD)
@@ -96,6 +101,27 @@ def test_the_certificate_is_that_of_the_name_that_a_client_asks_for(site: Site, 
     assert ssl.DER_cert_to_PEM_cert(found.public_bytes(Encoding.DER)).split() == (
         (other.folder / "tls.crt").read_text().split()
     )
+
+
+def test_each_id_of_a_server_is_ours_and_its_token_reaches_the_client(site: Site) -> None:
+    pair = Pair(site)
+    for number in range(12):
+        pair.to_client()
+        cid, token = pair.ids[number]
+        assert pair.client._peer_cid.cid == cid
+        for sent, known in ((token, True), (token[:-1], False), (os.urandom(16), False), (b"", False)):
+            assert quicmachine.is_reset(pair.client, b"\x40" + bytes(4) + sent) == known
+        assert not quicmachine.is_reset(pair.client, b"\x40" + bytes(3) + token)  # too short
+        assert not quicmachine.is_reset(pair.client, b"\xc0" + bytes(4) + token)  # a long header
+        assert not quicmachine.is_reset(pair.client, b"\x40" + bytes(4) + pair.ids[number + 1][1])  # not in use
+        pair.client.change_connection_id()
+        pair.to_server()
+    assert not any(isinstance(each, events.ConnectionTerminated) for each in pair.events(pair.server))
+
+
+def test_before_a_token_has_come_nothing_is_a_reset() -> None:
+    fresh = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["doq"]))
+    assert not quicmachine.is_reset(fresh, b"\x40" + bytes(40))
 
 
 def test_the_number_of_streams_that_a_client_may_open_is_ours(site: Site) -> None:

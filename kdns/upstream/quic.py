@@ -23,7 +23,7 @@ from aioquic.tls import AlertDescription
 from kdns import files
 from kdns.deadlines import Deadlines
 from kdns.dns.doq import NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
-from kdns.quicmachine import forget_sent, hold_at_most, may_open, take_apart
+from kdns.quicmachine import forget_sent, hold_at_most, is_reset, may_open, take_apart
 from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
 from kdns.upstream.exchange import matching_reply, our_end
 
@@ -129,6 +129,12 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
         self._send()
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
+        if is_reset(self.quic, data):
+            # RFC 9000, section 10.3.1: nothing more is sent. What was asked was answered by nobody, so it is asked
+            # again.
+            self.answered = True
+            self._ended(ConnectionResetError("the upstream knows nothing of the connection"))
+            return
         self.quic.receive_datagram(data, addr, self.loop.time())
         self._events()
         self.send_soon()  # once for all datagrams of this turn
