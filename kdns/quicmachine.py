@@ -7,6 +7,7 @@ Law: nothing else in kdns touches a private attribute of aioquic, and a test pin
 import hmac
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, final
 
 import pylsqpack
@@ -21,6 +22,7 @@ from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionError
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicStreamFrame
 from aioquic.quic.rangeset import RangeSet
 from aioquic.tls import Epoch, pull_client_hello
+from cryptography.hazmat.primitives.serialization import Encoding
 
 ONE_RTT: Final = Epoch.ONE_RTT
 
@@ -46,6 +48,7 @@ def name_connection(quic: QuicConnection, make: Callable[[], tuple[bytes, bytes]
 
     def more() -> None:
         known = len(quic._host_cids)
+        quic._remote_active_connection_id_limit = min(quic._remote_active_connection_id_limit, IDS_GIVEN)
         replenish()
         for each in quic._host_cids[known:]:
             each.cid, each.stateless_reset_token = make()
@@ -93,6 +96,47 @@ def choose_certificate(quic: QuicConnection, choose: Callable[[str | None], Quic
         tls._server_handle_hello = hello  # type: ignore[assignment, method-assign]
 
     quic._initialize = begin  # type: ignore[method-assign]
+
+
+# IDs of a connection at a time: the one in use, and some for a client that moves. aioquic takes and gives eight, each
+# in a frame of its own in the handshake. A peer keeps two at least (RFC 9000, section 18.2).
+IDS_GIVEN: Final = 4
+IDS_TAKEN: Final = 2
+
+
+def take_few_ids(quic: QuicConnection) -> None:
+    """Has the peer give few IDs. Before the handshake."""
+    quic._local_active_connection_id_limit = IDS_TAKEN
+
+
+# Which packets a frame may come in is one of six sets, made thirty times for each connection.
+machine.EPOCHS = cache(machine.EPOCHS)
+
+
+def _skip_padding(self: QuicConnection, context: Any, frame_type: int, buf: Buffer) -> None:
+    """aioquic looks at each octet: a client's first packet has some 900."""
+    rest = buf.data_slice(buf.tell(), buf.capacity)
+    buf.seek(buf.capacity - len(rest.lstrip(b"\0")))
+
+
+QuicConnection._handle_padding_frame = _skip_padding  # type: ignore[method-assign]
+
+
+class _Encoded:
+    """A certificate in the form that is sent; aioquic encodes it for each connection."""
+
+    def __init__(self, certificate: Any) -> None:
+        self.octets: bytes = certificate.public_bytes(Encoding.DER)
+
+    def public_bytes(self, encoding: Encoding) -> bytes:
+        """The octets."""
+        return self.octets
+
+
+def encode_certificates(configuration: QuicConfiguration) -> None:
+    """Encodes what a server shows once for all connections."""
+    configuration.certificate = _Encoded(configuration.certificate)
+    configuration.certificate_chain = [_Encoded(each) for each in configuration.certificate_chain]
 
 
 # Octets of a handshake that may wait for those before them, as over TCP (net.tls): aioquic lets it be eight times that.

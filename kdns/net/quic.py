@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, final
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
@@ -233,7 +234,6 @@ class QuicListener(TcpListener):
             self.rejected[0] += 1
             return None
         configuration: QuicConfiguration = self.identities.first
-        configuration.idle_timeout = self.idle
         version = header.version or 0
         if version and version not in configuration.supported_versions:
             packet = encode_quic_version_negotiation(
@@ -274,6 +274,8 @@ class QuicListener(TcpListener):
             self.retries[0] += 1
             self.send([(packet, peer)], came)
             return None
+        # A connection stays in the version that it begins with: the keys of another would be made for each.
+        configuration = replace(configuration, idle_timeout=self.idle, supported_versions=[version])
         connection = QuicConnection(self, configuration, original, retried, peer)
         if self.identities.several:
             choose_certificate(connection.quic, self.identities.choose)

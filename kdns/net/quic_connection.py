@@ -26,6 +26,7 @@ from kdns.quicmachine import (
     hold_at_most,
     name_connection,
     take_apart,
+    take_few_ids,
     unsent,
 )
 
@@ -82,6 +83,7 @@ class QuicConnection:
         )
         self.ids: set[bytes] = set()
         name_connection(self.quic, self._new_id)
+        take_few_ids(self.quic)
         allow_streams(self.quic, listener.max_streams or MAX_STREAMS)
         hold_at_most(self.quic, configuration.max_data)
         self.peer = peer

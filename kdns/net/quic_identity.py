@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from kdns.net.certificates import BadCertificate, TlsFiles
 from kdns.net.quic_ids import CID_OCTETS
+from kdns.quicmachine import encode_certificates
 
 # Octets that a client may send on a stream before we have read them: a DNS message with its length, or an HTTP request.
 MAX_STREAM_DATA: Final = 80 << 10
@@ -30,6 +31,7 @@ def configuration(files: TlsFiles, alpn: Sequence[str]) -> QuicConfiguration:
         made.load_cert_chain(files.certificate, files.key)
     except (OSError, ValueError, IndexError, TypeError) as error:
         raise BadCertificate(f"{files.certificate} and {files.key} make no identity for QUIC: {error}") from None
+    encode_certificates(made)
     return made
 
 

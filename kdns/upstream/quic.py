@@ -23,7 +23,7 @@ from aioquic.tls import AlertDescription
 from kdns import files
 from kdns.deadlines import Deadlines
 from kdns.dns.doq import NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
-from kdns.quicmachine import forget_sent, hold_at_most, is_reset, may_open, take_apart
+from kdns.quicmachine import forget_sent, hold_at_most, is_reset, may_open, take_apart, take_few_ids
 from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
 from kdns.upstream.exchange import matching_reply, our_end
 
@@ -113,6 +113,7 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
     def __init__(self, owner: QuicConnections) -> None:
         super().__init__(owner)
         self.quic = QuicConnection(configuration=owner.configuration)
+        take_few_ids(self.quic)
         hold_at_most(self.quic, owner.configuration.max_data)
         self.ready: asyncio.Future[None] = self.loop.create_future()
         self.why = ""  # it ended
