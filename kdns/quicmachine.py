@@ -4,8 +4,10 @@ Law: nothing else in kdns touches a private attribute of aioquic, and a test pin
 (tests/test_quicmachine.py), so that a release of aioquic that changes one fails there and not in a cluster.
 """
 
+import hmac
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, final
 
 import pylsqpack
@@ -20,6 +22,7 @@ from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionError
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicStreamFrame
 from aioquic.quic.rangeset import RangeSet
 from aioquic.tls import Epoch, pull_client_hello
+from cryptography.hazmat.primitives.serialization import Encoding
 
 ONE_RTT: Final = Epoch.ONE_RTT
 
@@ -32,6 +35,43 @@ def allow_streams(quic: QuicConnection, most: int) -> None:
     """Lets the peer have `most` bidirectional streams open at a time. Before the handshake; aioquic's own are 128."""
     limit = quic._local_max_streams_bidi
     limit.value = limit.sent = most
+
+
+def name_connection(quic: QuicConnection, make: Callable[[], tuple[bytes, bytes]]) -> None:
+    """Has a server's connection use these IDs, with their tokens for stateless resets. Before the handshake; aioquic's
+    own are random octets that nobody knows again.
+    """
+    first = quic._host_cids[0]
+    first.cid, first.stateless_reset_token = make()
+    quic.host_cid = quic._local_initial_source_connection_id = first.cid
+    replenish = quic._replenish_connection_ids
+
+    def more() -> None:
+        known = len(quic._host_cids)
+        quic._remote_active_connection_id_limit = min(quic._remote_active_connection_id_limit, IDS_GIVEN)
+        replenish()
+        for each in quic._host_cids[known:]:
+            each.cid, each.stateless_reset_token = make()
+
+    quic._replenish_connection_ids = more  # type: ignore[method-assign]
+
+
+# Octets of a stateless reset, at least: some that look like a packet's, and the token (RFC 9000, section 10.3).
+SMALLEST_RESET: Final = 21
+TOKEN_OCTETS: Final = 16
+
+
+def is_reset(quic: QuicConnection, datagram: bytes) -> bool:
+    """True if a datagram says that the server knows nothing of this connection (RFC 9000, section 10.3.1): aioquic
+    keeps the token of the connection ID that it uses, and never looks at it.
+    """
+    token = quic._peer_cid.stateless_reset_token
+    return (
+        len(datagram) >= SMALLEST_RESET
+        and not datagram[0] & 0x80
+        and len(token) == TOKEN_OCTETS
+        and hmac.compare_digest(datagram[-TOKEN_OCTETS:], token)
+    )
 
 
 def choose_certificate(quic: QuicConnection, choose: Callable[[str | None], QuicConfiguration]) -> None:
@@ -56,6 +96,47 @@ def choose_certificate(quic: QuicConnection, choose: Callable[[str | None], Quic
         tls._server_handle_hello = hello  # type: ignore[assignment, method-assign]
 
     quic._initialize = begin  # type: ignore[method-assign]
+
+
+# IDs of a connection at a time: the one in use, and some for a client that moves. aioquic takes and gives eight, each
+# in a frame of its own in the handshake. A peer keeps two at least (RFC 9000, section 18.2).
+IDS_GIVEN: Final = 4
+IDS_TAKEN: Final = 2
+
+
+def take_few_ids(quic: QuicConnection) -> None:
+    """Has the peer give few IDs. Before the handshake."""
+    quic._local_active_connection_id_limit = IDS_TAKEN
+
+
+# Which packets a frame may come in is one of six sets, made thirty times for each connection.
+machine.EPOCHS = cache(machine.EPOCHS)
+
+
+def _skip_padding(self: QuicConnection, context: Any, frame_type: int, buf: Buffer) -> None:
+    """aioquic looks at each octet: a client's first packet has some 900."""
+    rest = buf.data_slice(buf.tell(), buf.capacity)
+    buf.seek(buf.capacity - len(rest.lstrip(b"\0")))
+
+
+QuicConnection._handle_padding_frame = _skip_padding  # type: ignore[method-assign]
+
+
+class _Encoded:
+    """A certificate in the form that is sent; aioquic encodes it for each connection."""
+
+    def __init__(self, certificate: Any) -> None:
+        self.octets: bytes = certificate.public_bytes(Encoding.DER)
+
+    def public_bytes(self, encoding: Encoding) -> bytes:
+        """The octets."""
+        return self.octets
+
+
+def encode_certificates(configuration: QuicConfiguration) -> None:
+    """Encodes what a server shows once for all connections."""
+    configuration.certificate = _Encoded(configuration.certificate)
+    configuration.certificate_chain = [_Encoded(each) for each in configuration.certificate_chain]
 
 
 # Octets of a handshake that may wait for those before them, as over TCP (net.tls): aioquic lets it be eight times that.

@@ -16,7 +16,8 @@ it must have. Requests and answers are those of `https`. It needs the package ai
 * `max_streams`: requests at a time on a connection. Default, and with 0: 256.
 * `trusted_proxies` (kdns only): as with `https`.
 
-What is said of handshakes, of several processes and of what cannot be had under `quic` holds here too.
+What is said of handshakes, of connections that are over, of several processes and of what cannot be had under `quic`
+holds here too.
 
 It applies to the listener, so to all server blocks on the same address and port; the last block counts.
 

@@ -30,11 +30,20 @@ RFC 9000); before they have, they get at most three times the octets that came.
 
 It applies to the listener, so to all server blocks on the same address and port; the last block counts.
 
+## Connections that are over
+
+kdns ends connections in good order when it ends. A client that asks on a connection of which kdns knows nothing,
+because the process was killed or its farewell was lost, gets a stateless reset (RFC 9000, section 10.3) and can connect
+again at once. It gets one from the same process, or from one that was started in its place: in the same Pod, or on the
+same node since it booted, with the same address, port and private key. Other replicas stay silent: they cannot know
+that the connection is over, and must not end one that lives (section 21.11). A process started with `-share-port` knows
+its own connections alone. No more than 1000 are sent in a second.
+
 ## With several processes
 
 With `multisocket` the kernel gives a connection's datagrams to one process, by the addresses and ports of both ends. A
-client whose address or port changes (QUIC lets connections move) may meet another process, which does not know its
-connection: it then connects again.
+client whose address or port changes (QUIC lets connections move), or one from before the number of processes changed,
+may meet another process, which does not know its connection, and is silent: it then connects again.
 
 ## Examples
 
@@ -53,6 +62,7 @@ quic://.:1853 {
 * `coredns_dns_quic_responses_total{server,status}` - `0x0`: replies; `0x1`: queries without one, whose streams were
   reset; `0x2`: connections closed for what breaks the protocol; `0x4`: answers that the client does not take.
 * `kdns_quic_retries_total{server}` - clients asked to prove their address.
+* `kdns_quic_resets_total{server}` - clients told that nothing is known of their connection (stateless resets).
 * `kdns_quic_datagrams_rejected_total{server}` - datagrams that belong to no connection and begin none.
 * Those of handshakes (see `tls`) and of connections (`kdns_tcp_connections...`) count QUIC's too.
 """

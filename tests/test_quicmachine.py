@@ -3,6 +3,7 @@ kdns/quicmachine.py before the bound in pyproject.toml is moved.
 """
 
 import gc
+import os
 import re
 import ssl
 import weakref
@@ -11,9 +12,11 @@ from typing import Any
 
 import pylsqpack
 import pytest
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 from aioquic.h3 import connection as h3
 from aioquic.h3.connection import H3Connection, Setting
 from aioquic.h3.events import HeadersReceived
+from aioquic.quic import connection as machine
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
@@ -40,10 +43,16 @@ class Pair:
         )
         configuration = QuicConfiguration(is_client=False, alpn_protocols=[alpn])
         configuration.load_cert_chain(site.folder / "tls.crt", site.folder / "tls.key")
+        quicmachine.encode_certificates(configuration)
         self.server = QuicConnection(
             configuration=configuration,
             original_destination_connection_id=self.client.original_destination_connection_id,
         )
+        self.ids: list[tuple[bytes, bytes]] = []  # the server's, with their tokens
+        quicmachine.name_connection(
+            self.server, lambda: self.ids.append((os.urandom(8), os.urandom(16))) or self.ids[-1]
+        )  # type: ignore[func-returns-value]
+        quicmachine.take_few_ids(self.server)
         if streams:
             quicmachine.allow_streams(self.server, streams)
         quicmachine.hold_at_most(self.server, HELD)
@@ -51,6 +60,7 @@ class Pair:
         if other is not None:
             others = QuicConfiguration(is_client=False)
             others.load_cert_chain(other.folder / "tls.crt", other.folder / "tls.key")
+            quicmachine.encode_certificates(others)
             quicmachine.choose_certificate(self.server, lambda name: self.asked_for.append(name) or others)  # type: ignore[func-returns-value]
         self.client.connect(("192.0.2.1", 853), self.now)
         for _ in range(6):
@@ -96,6 +106,47 @@ def test_the_certificate_is_that_of_the_name_that_a_client_asks_for(site: Site, 
     assert ssl.DER_cert_to_PEM_cert(found.public_bytes(Encoding.DER)).split() == (
         (other.folder / "tls.crt").read_text().split()
     )
+
+
+def test_each_id_of_a_server_is_ours_and_its_token_reaches_the_client(site: Site) -> None:
+    pair = Pair(site)
+    for number in range(12):
+        pair.to_client()
+        cid, token = pair.ids[number]
+        assert pair.client._peer_cid.cid == cid
+        for sent, known in ((token, True), (token[:-1], False), (os.urandom(16), False), (b"", False)):
+            assert quicmachine.is_reset(pair.client, b"\x40" + bytes(4) + sent) == known
+        assert not quicmachine.is_reset(pair.client, b"\x40" + bytes(3) + token)  # too short
+        assert not quicmachine.is_reset(pair.client, b"\xc0" + bytes(4) + token)  # a long header
+        assert not quicmachine.is_reset(pair.client, b"\x40" + bytes(4) + pair.ids[number + 1][1])  # not in use
+        pair.client.change_connection_id()
+        pair.to_server()
+    assert not any(isinstance(each, events.ConnectionTerminated) for each in pair.events(pair.server))
+
+
+def test_before_a_token_has_come_nothing_is_a_reset() -> None:
+    fresh = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["doq"]))
+    assert not quicmachine.is_reset(fresh, b"\x40" + bytes(40))
+
+
+def test_a_handshake_gave_sixteen_ids_of_which_two_were_used(site: Site) -> None:
+    pair = Pair(site)
+    assert len(pair.server._host_cids) == 1 + len(pair.client._peer_cid_available) == quicmachine.IDS_GIVEN
+    assert len(pair.client._host_cids) == 1 + len(pair.server._peer_cid_available) == quicmachine.IDS_TAKEN
+
+
+@pytest.mark.parametrize(("octets", "left"), [(b"\0", 0), (bytes(1000), 0), (b"\0\1\0", 2), (bytes(900) + b"\1\0", 2)])
+def test_padding_is_skipped_up_to_the_next_frame(octets: bytes, left: int) -> None:
+    buf = Buffer(data=octets)
+    assert buf.pull_uint_var() == QuicFrameType.PADDING
+    fresh = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["doq"]))
+    handle, _ = fresh._QuicConnection__frame_handlers[QuicFrameType.PADDING]  # type: ignore[attr-defined]
+    handle(None, QuicFrameType.PADDING, buf)
+    assert handle.__func__ is quicmachine._skip_padding and len(octets) - buf.tell() == left
+
+
+def test_which_packets_a_frame_may_come_in_is_made_once() -> None:
+    assert machine.EPOCHS("IH01") is machine.EPOCHS("IH01") == frozenset(Epoch)
 
 
 def test_the_number_of_streams_that_a_client_may_open_is_ours(site: Site) -> None:

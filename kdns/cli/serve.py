@@ -8,7 +8,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final
 
 from kdns import __version__, faults, files, log, version
@@ -133,7 +133,7 @@ def _supervisor(reread: Callable[[], Corefile], share_port: bool) -> "Supervisor
     from kdns.server.supervisor import Supervisor
 
     worker.freeze()
-    return Supervisor(reread, ForkServer(worker.main), share_port=share_port)
+    return Supervisor(reread, ForkServer(partial(worker.main, alone=not share_port)), share_port=share_port)
 
 
 def fail(text: str) -> int:

@@ -5,9 +5,19 @@ over TCP, a `MessageStream`.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Address = tuple[Any, ...]
+
+
+class Process(NamedTuple):
+    """Which process listens: `run` (two octets) is the same in all workers of a server, and another after a restart;
+    `worker` is its number among them. `alone`: nobody but they listens on the ports.
+    """
+
+    run: bytes
+    worker: int
+    alone: bool
 
 
 class PendingReply(Protocol):

@@ -5,7 +5,8 @@ end. A handshake has a time limit; those that have not come to their end are bou
 while there are many, clients must first show that they receive at their address (Retry, section 8.1.2), which costs us
 no memory. To an address that has not, we send at most three times what came from it (section 8.1; aioquic's). Early
 data (0-RTT) is not taken: it can be replayed (RFC 9250, section 4.5). Connections are capped, in all and for one
-client, as those over TCP are (net.tcp, net.shares).
+client, as those over TCP are (net.tcp, net.shares). A client whose connection is over, or was that of a process that
+has ended, learns so at once where it can be said without ending one that lives (stateless resets, net.quic_ids).
 
 Theory of operation. A datagram is given to its connection (net.quic_connection) by the connection ID in it.
 """
@@ -16,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, final
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
@@ -30,12 +32,14 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 
 from kdns import faults, memory
 from kdns.metrics import Counter
-from kdns.net import Address, Handler
+from kdns.net import Address, Handler, Process
 from kdns.net.quic_connection import Application, QuicConnection
+from kdns.net.quic_identity import secret
+from kdns.net.quic_ids import CID_OCTETS, ConnectionIds, place
 from kdns.net.sockets import Controls, receive_local, reply_from
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import HALF_OPEN, HANDSHAKES, MAX_HALF_OPEN
-from kdns.quicmachine import choose_certificate
+from kdns.quicmachine import SMALLEST_RESET, TOKEN_OCTETS, choose_certificate
 
 BATCH_DATAGRAMS: Final = 64  # of a turn, as over UDP
 BATCH_SECONDS: Final = 0.001
@@ -48,11 +52,20 @@ CONTROL_SIZE: Final = socket.CMSG_SPACE(20)
 RETRY_FROM: Final = 32
 # Connections from how many on what they had goes back to the system: with their streams, 0.2 MB each at worst.
 GIVE_BACK: Final = 20
-CID_OCTETS: Final = 8  # of our connection IDs
 SMALLEST_INITIAL: Final = 1200  # octets of a datagram that begins a connection (section 14.1)
+# Octets of a stateless reset, at most: as many as let none be told from a packet (RFC 9000, section 10.3).
+LARGEST_RESET: Final = 43
+# Stateless resets of a second. After a restart all clients may need one, and those that get none send again; a thousand
+# cost some 20 ms.
+MAX_RESETS: Final = 1000
+# Keys whose connection IDs are known: the present one, and the one before a certificate was renewed.
+KEYS: Final = 2
 
 RETRIES: Final = Counter(
     "kdns_quic_retries_total", "Clients asked to prove their address before a handshake.", ("server",)
+)
+RESETS: Final = Counter(
+    "kdns_quic_resets_total", "Clients told that nothing is known of their connection (stateless resets).", ("server",)
 )
 REJECTED: Final = Counter(
     "kdns_quic_datagrams_rejected_total", "Datagrams that belong to no connection and begin none.", ("server",)
@@ -73,6 +86,7 @@ class QuicListener(TcpListener):
         label: str,
         speak: Callable[[QuicConnection], Application],
         *,
+        process: Process,
         no_error: int,
         overload: int,
         wildcard: bool = False,
@@ -86,6 +100,13 @@ class QuicListener(TcpListener):
         self.loop: Any = None
         self.accepting = False
         self.tokens = QuicRetryTokenHandler()
+        self.process = process
+        self.place = place() if process.alone else ""
+        self.alone = os.urandom(32)  # in place of the certificate's key where others listen too
+        self.named_by: object = None  # the certificate whose key the first of these is of
+        self.names: list[ConnectionIds] = []  # the newest first
+        self.resets_until = 0.0
+        self.resets_left = 0
         self.by_id: dict[bytes, QuicConnection] = {}
         self.half_open: dict[QuicConnection, None] = {}  # the oldest first
         self.to_send: dict[QuicConnection, None] = {}  # those with something to send at the end of this turn
@@ -95,6 +116,7 @@ class QuicListener(TcpListener):
         self.results = {name: HANDSHAKES.slot(label, name) for name in ("ok", "failed", "timeout", "evicted")}
         self.retries = RETRIES.slot(label)
         self.rejected = REJECTED.slot(label)
+        self.reset = RESETS.slot(label)
         if wildcard:
             receive_local(sock)
 
@@ -161,11 +183,44 @@ class QuicListener(TcpListener):
         else:
             cid = data[1 : 1 + CID_OCTETS]
         connection = self.by_id.get(cid)
-        if connection is None:
-            connection = self._open(data, peer, came) if data[0] & 0x80 else None
-            if connection is None:
-                return
-        connection.receive(data, peer, came)
+        if connection is None and data[0] & 0x80:
+            connection = self._open(data, peer, came)
+        elif connection is None:
+            self._reset(data, cid, peer, came)
+        if connection is not None:
+            connection.receive(data, peer, came)
+
+    def naming(self) -> ConnectionIds:
+        """What makes the IDs of connections now. There must be a certificate."""
+        assert self.identities is not None
+        shown: QuicConfiguration = self.identities.first
+        if shown is not self.named_by:
+            self.named_by = shown
+            key = secret(shown) if self.place else self.alone
+            if not self.names or self.names[0].secret != key:
+                where = f"{self.place} {self.label} {self.sock.getsockname()[:2]}"
+                self.names = [ConnectionIds(key, where, self.process), *self.names[: KEYS - 1]]
+        return self.names[0]
+
+    def _reset(self, data: bytes, cid: bytes, peer: Address, came: bytes) -> None:
+        """Tells a client that nothing is known of its connection (section 10.3): that it is over, or was another
+        process's before this one began. Shorter than what it answers, so that no two can go on answering each other.
+        """
+        size = min(len(data) - 1, LARGEST_RESET)
+        if size < SMALLEST_RESET or not data[0] & 0x40 or self.identities is None:
+            return
+        self.naming()
+        token = next((token for each in self.names if (token := each.of_the_past(cid)) is not None), None)
+        if token is None:
+            return
+        now = self.loop.time()
+        if now >= self.resets_until:
+            self.resets_until, self.resets_left = now + 1.0, MAX_RESETS
+        if self.resets_left:
+            self.resets_left -= 1
+            self.reset[0] += 1
+            octets = os.urandom(size - TOKEN_OCTETS)
+            self.send([(bytes([octets[0] & 0x3F | 0x40]) + octets[1:] + token, peer)], came)
 
     def _open(self, data: bytes, peer: Address, came: bytes) -> QuicConnection | None:
         """The connection that a datagram begins; None where it begins none, or its client must prove its address."""
@@ -178,7 +233,6 @@ class QuicListener(TcpListener):
             self.rejected[0] += 1
             return None
         configuration: QuicConfiguration = self.identities.first
-        configuration.idle_timeout = self.idle
         version = header.version or 0
         if version and version not in configuration.supported_versions:
             packet = encode_quic_version_negotiation(
@@ -219,6 +273,8 @@ class QuicListener(TcpListener):
             self.retries[0] += 1
             self.send([(packet, peer)], came)
             return None
+        # A connection stays in the version that it begins with: the keys of another would be made for each.
+        configuration = replace(configuration, idle_timeout=self.idle, supported_versions=[version])
         connection = QuicConnection(self, configuration, original, retried, peer)
         if self.identities.several:
             choose_certificate(connection.quic, self.identities.choose)

@@ -4,11 +4,13 @@ The laws are the listener's (net.quic).
 
 Theory of operation. The connection is a state machine without I/O: it takes datagrams, and gives events and datagrams.
 It is told of time by one timer, which is armed for the earliest of its own deadlines and ours. A connection that we
-close is forgotten once its farewell is sent: what still comes for it is for nobody, and is not answered.
+close is forgotten once its farewell is sent: what still comes for it gets a stateless reset, for the farewell may have
+been lost.
 """
 
 import asyncio
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioquic.quic import connection as machine
@@ -17,7 +19,16 @@ from aioquic.quic.configuration import QuicConfiguration
 
 from kdns import faults
 from kdns.net import Address
-from kdns.quicmachine import acknowledge_now, allow_streams, forget_sent, hold_at_most, take_apart, unsent
+from kdns.quicmachine import (
+    acknowledge_now,
+    allow_streams,
+    forget_sent,
+    hold_at_most,
+    name_connection,
+    take_apart,
+    take_few_ids,
+    unsent,
+)
 
 if TYPE_CHECKING:
     from kdns.net.quic import QuicListener
@@ -27,6 +38,9 @@ HANDSHAKE: Final = 3.0
 MAX_STREAMS: Final = 256  # of a connection at a time (CoreDNS's)
 # Octets of answers of a connection that the client has not taken: some 16 of the largest, or thousands of usual ones.
 MAX_HELD: Final = 1 << 20
+# IDs that the client has given back and that are still known as the connection's: a datagram that was late must not be
+# taken for one of a connection that is over. Clients use up one in some thousand packets, or when they move.
+RETIRED: Final = 8
 
 
 class Application(Protocol):
@@ -51,7 +65,7 @@ class QuicConnection:
 
     __slots__ = (
         "application", "armed", "came", "closing", "deadline", "fresh", "gone", "held", "host", "ids", "listener",
-        "peer", "pending", "quic", "timer", "unfinished", "written",
+        "peer", "pending", "quic", "retired", "timer", "unfinished", "written",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +81,9 @@ class QuicConnection:
         self.quic = machine.QuicConnection(
             configuration=configuration, original_destination_connection_id=original, retry_source_connection_id=retried
         )
+        self.ids: set[bytes] = set()
+        name_connection(self.quic, self._new_id)
+        take_few_ids(self.quic)
         allow_streams(self.quic, listener.max_streams or MAX_STREAMS)
         hold_at_most(self.quic, configuration.max_data)
         self.peer = peer
@@ -80,8 +97,7 @@ class QuicConnection:
         self.closing = False  # it is to end: its farewell is still to be sent
         self.gone = False
         self.fresh = True  # nothing was sent on it
-        self.ids: set[bytes] = {self.quic.host_cid}
-        listener.by_id[self.quic.host_cid] = self
+        self.retired: deque[bytes] = deque()
         self.written = False  # a reply waits to be sent
         self.held = 0  # octets of answers, of which the client may have taken some
         self.timer: asyncio.TimerHandle | None = None
@@ -175,18 +191,25 @@ class QuicConnection:
 
     def _events(self) -> None:
         while not self.gone and (event := self.quic.next_event()) is not None:
-            if isinstance(event, events.ConnectionIdIssued):
-                self.ids.add(event.connection_id)
-                self.listener.by_id[event.connection_id] = self
-            elif isinstance(event, events.ConnectionIdRetired):
-                self.ids.discard(event.connection_id)
-                self.listener.by_id.pop(event.connection_id, None)
+            if isinstance(event, events.ConnectionIdRetired):
+                self.retired.append(event.connection_id)
+                if len(self.retired) > RETIRED:
+                    over = self.retired.popleft()
+                    self.ids.discard(over)
+                    self.listener.by_id.pop(over, None)
             elif isinstance(event, events.HandshakeCompleted):
                 self._begin()
             elif isinstance(event, events.ConnectionTerminated):
                 self.forget()
             elif self.application is not None and not self.closing:
                 self.application.event(event)
+
+    def _new_id(self) -> tuple[bytes, bytes]:
+        """An ID of this connection, and its token. It is known before the client can use it."""
+        cid, token = self.listener.naming().make()
+        self.ids.add(cid)
+        self.listener.by_id[cid] = self
+        return cid, token
 
     def _begin(self) -> None:
         """The handshake is over."""

@@ -7,6 +7,7 @@ listeners only get another dispatcher, between two datagrams.
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple
 from kdns import log
 from kdns.corefile import Corefile
 from kdns.metrics import MIN, Gauge
+from kdns.net import Process
 from kdns.net.tcp import TcpListener
 from kdns.net.udp import UdpListener
 from kdns.server import gc_policy
@@ -51,6 +53,7 @@ class Server(Life):
     def __init__(self, reread: Callable[[], Corefile], *, share_port: bool = False, warns: bool = True) -> None:
         super().__init__(reread, share_port=share_port)
         self.warns = warns
+        self.process = Process(secrets.token_bytes(2), 0, alone=not share_port)
         self.instance: Instance | None = None
         self.listeners: dict[Group, Listeners] = {}
         self.ending = asyncio.Lock()
@@ -144,7 +147,7 @@ class Server(Life):
         await start_plugins(instance.plugins, self.runtime)
         try:
             for group in wanted:
-                opened[group] = open_group(group, instance.dispatchers[group])
+                opened[group] = open_group(group, instance.dispatchers[group], self.process)
             for listeners in opened.values():
                 await listeners.start()
         except BaseException:

@@ -4,10 +4,11 @@ reload.
 
 import socket
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from kdns.dns import doq, edns
-from kdns.net import Handler, doh, grpc, sockets
+from kdns.net import Handler, Process, doh, grpc, sockets
 from kdns.net.interfaces import addresses
 from kdns.net.proxy import ProxyGate
 from kdns.net.tcp import TcpListener
@@ -65,7 +66,7 @@ def probe(group: Group) -> None:
             sockets.probe(kind, host, group.port)
 
 
-def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
+def open_group(group: Group, dispatcher: Dispatcher, process: Process) -> Listeners:
     """The bound sockets of a group; those opened before a failure are closed. Raises BindError."""
     out = Listeners()
     label = group.label
@@ -75,7 +76,7 @@ def open_group(group: Group, dispatcher: Dispatcher) -> Listeners:
         for host in [group.host] if group.host else sockets.wildcard_hosts():
             if SCHEMES[group.scheme].quic:
                 sock = sockets.bind(socket.SOCK_DGRAM, host, group.port, reuse_port=True)
-                out.tcp.append(_quic_listener(group.scheme, sock, messages, label, wildcard))
+                out.tcp.append(_quic_listener(group.scheme, sock, messages, label, process, wildcard))
                 _limit(out.tcp[-1], dispatcher)
                 continue
             if socket.SOCK_DGRAM in SCHEMES[group.scheme].kinds:
@@ -111,17 +112,18 @@ def _stream_listener(scheme: str, sock: socket.socket, handler: Handler, label: 
     return TcpListener(sock, handler, label)
 
 
-def _quic_listener(scheme: str, sock: socket.socket, handler: Handler, label: str, wildcard: bool) -> TcpListener:
+def _quic_listener(
+    scheme: str, sock: socket.socket, handler: Handler, label: str, process: Process, wildcard: bool
+) -> TcpListener:
     """What accepts connections over QUIC. Its library is an extra, and only imported where it is used."""
     from kdns.net.doq import Doq
     from kdns.net.http3 import NO_ERROR, OVERLOAD, Http3
     from kdns.net.quic import QuicListener
 
+    made = partial(QuicListener, sock, handler, label, process=process, wildcard=wildcard)
     if scheme == "https3":
-        return QuicListener(sock, handler, label, Http3, no_error=NO_ERROR, overload=OVERLOAD, wildcard=wildcard)
-    return QuicListener(
-        sock, handler, label, Doq, no_error=doq.NO_ERROR, overload=doq.EXCESSIVE_LOAD, wildcard=wildcard
-    )
+        return made(Http3, no_error=NO_ERROR, overload=OVERLOAD)
+    return made(Doq, no_error=doq.NO_ERROR, overload=doq.EXCESSIVE_LOAD)
 
 
 def _limit(tcp: TcpListener, dispatcher: Dispatcher) -> None:

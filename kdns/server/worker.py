@@ -23,6 +23,7 @@ from typing import Any, Final, final
 
 from kdns import faults, log, metrics
 from kdns.corefile import Corefile, CorefileError
+from kdns.net import Process
 from kdns.net.pipe import Pipe
 from kdns.server import gc_policy
 from kdns.server.forks import name_process
@@ -34,31 +35,35 @@ FRAMES: Final = 4
 SLOTS: Final = 500
 # What the workers of a server share because they are forked from where this module was imported.
 SECRET: Final = secrets.token_bytes(16)
+RUN: Final = secrets.token_bytes(2)
 
 _log = log.Logger()
 
 
-def main(number: int, sock: socket.socket) -> int:
-    """The life of worker `number`, at the other end of this socket; gives the exit code."""
+def main(number: int, sock: socket.socket, *, alone: bool = True) -> int:
+    """The life of worker `number`, at the other end of this socket; gives the exit code. `alone`: no process but the
+    workers listens on their ports.
+    """
     gc_policy.suspend()
     log.set_worker(number)
     name_process(f"kdns worker {number}")
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(Worker(number, sock).run())
+        return asyncio.run(Worker(number, sock, alone).run())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Worker(number, sock).run())
+        return runner.run(Worker(number, sock, alone).run())
 
 
 @final
 class Worker:
     """A worker; also its plugins' Link to the process that watches over it."""
 
-    def __init__(self, number: int, sock: socket.socket) -> None:
+    def __init__(self, number: int, sock: socket.socket, alone: bool = True) -> None:
         self.number = number
         self.sock = sock
         self.server = Server(_unread, share_port=True, warns=False)
+        self.server.process = Process(RUN, number, alone)
         self.server.runtime.link = self
         self.server.runtime.stop = self._plugin_stops
         self.prepared: Prepared | None = None

@@ -23,7 +23,7 @@ from aioquic.tls import AlertDescription
 from kdns import files
 from kdns.deadlines import Deadlines
 from kdns.dns.doq import NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
-from kdns.quicmachine import forget_sent, hold_at_most, may_open, take_apart
+from kdns.quicmachine import forget_sent, hold_at_most, is_reset, may_open, take_apart, take_few_ids
 from kdns.upstream.connections import MAX_WAITING, Connection, Connections, InFlightQuery
 from kdns.upstream.exchange import matching_reply, our_end
 
@@ -113,6 +113,7 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
     def __init__(self, owner: QuicConnections) -> None:
         super().__init__(owner)
         self.quic = QuicConnection(configuration=owner.configuration)
+        take_few_ids(self.quic)
         hold_at_most(self.quic, owner.configuration.max_data)
         self.ready: asyncio.Future[None] = self.loop.create_future()
         self.why = ""  # it ended
@@ -129,6 +130,12 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
         self._send()
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
+        if is_reset(self.quic, data):
+            # RFC 9000, section 10.3.1: nothing more is sent. What was asked was answered by nobody, so it is asked
+            # again.
+            self.answered = True
+            self._ended(ConnectionResetError("the upstream knows nothing of the connection"))
+            return
         self.quic.receive_datagram(data, addr, self.loop.time())
         self._events()
         self.send_soon()  # once for all datagrams of this turn

@@ -17,6 +17,7 @@ import dns.edns
 import dns.message
 import pytest
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import QuicProtocolVersion
 from aioquic.tls import Epoch
 from dns.quic._common import UnexpectedEOF
 
@@ -125,6 +126,37 @@ def test_what_a_flood_of_connections_had_stayed(serve: Serve, site: Site, monkey
     asyncio.run(flood(quic_module.GIVE_BACK))
     eventually(lambda: given)
     assert given[0] <= quic_module.GIVE_BACK // 2
+
+
+V1, V2 = QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2
+
+
+@pytest.mark.parametrize("first", [V1, V2])
+@pytest.mark.parametrize("offered", [[V1], [V2], [V1, V2], [V2, V1]])
+def test_a_connection_stays_in_the_version_that_it_begins_with(
+    serve: Serve, site: Site, first: int, offered: list[int]
+) -> None:
+    if first not in offered:
+        offered = [*offered, first]
+    server = serve(site.block(scheme="quic"))
+
+    async def script(peer: Client) -> None:
+        stream = peer.query("a.example.org.")
+        await until(lambda: stream in peer.ended)
+        assert peer._quic._version == first
+
+    play(server, site, script, supported_versions=offered, original_version=first)
+
+
+def test_a_client_of_another_version_is_told_those_that_there_are(serve: Serve, site: Site) -> None:
+    server = serve(site.block(scheme="quic"))
+
+    async def script(peer: Client) -> None:
+        stream = peer.query("a.example.org.")
+        await until(lambda: stream in peer.ended)
+        assert peer._quic._version == V2
+
+    play(server, site, script, supported_versions=[0x1A2A3A4A, V2, V1], original_version=0x1A2A3A4A)
 
 
 def test_an_acknowledgement_goes_with_the_reply_and_not_in_a_packet_and_by_a_timer_of_its_own(

@@ -1,6 +1,7 @@
 """Upstreams over QUIC (RFC 9250): what goes out, what is verified and kept, and what a broken one comes to."""
 
 import gc
+import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from kdns import extras
 from kdns.corefile import CorefileError
+from kdns.net.quic_connection import QuicConnection
 from kdns.testing import Server, answer, code, data, eventually, free_port
 from tests.fixtures import Serve
 from tests.quicpeers import Http3Upstream, Upstream, forward_to
@@ -78,6 +80,47 @@ def test_an_upstream_that_ended_a_connection_in_good_order_as_it_began_cost_a_qu
     server = serve(forward(up.port, authority))
     assert data(server.ask("x.org.")) == ["192.0.2.1"]
     assert len(up.connections) == len(up.queries) == 2
+
+
+@pytest.mark.parametrize("scheme", ["quic", "https3"])
+@pytest.mark.parametrize("answered", [True, False])
+def test_an_upstream_that_had_forgotten_a_connection_cost_a_query(
+    serve: Serve, tmp_path: Path, scheme: str, answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so by a stateless reset (RFC 9000, section 10.3), which was read as a packet that is damaged."""
+    site = Site(tmp_path)
+    below = serve(site.block(scheme=scheme))
+    listener = next(iter(below.server.listeners.values())).tcp[0]
+    above = serve(forward_to(scheme, below.port, site.authority, "max_connect_attempts 1", "max_fails 0"))
+    if answered:
+        assert data(above.ask("a.example.org.")) == ["192.0.2.1"]
+        below.thread.call(lambda: [each.forget() for each in set(listener.by_id.values())])
+    else:  # it forgets as soon as it has begun
+        begin, forgotten = QuicConnection._begin, []
+
+        def forget(self: QuicConnection) -> None:
+            begin(self)
+            if not forgotten:
+                forgotten.append(True)
+                self.transmit()
+                self.forget()
+
+        monkeypatch.setattr(QuicConnection, "_begin", forget)
+    assert data(above.ask("a.example.org.")) == ["192.0.2.1"]
+    assert listener.reset[0]
+
+
+def test_what_ends_with_the_token_of_another_connection_ends_none(
+    serve: Serve, upstream: Begin, authority: Authority
+) -> None:
+    up = upstream()
+    server = serve(forward(up.port, authority))
+    assert code(server.ask("a.org.")) == "NOERROR"
+    served, other = up.connections[0], os.urandom(16)
+    for datagram in (b"\x40" + bytes(30) + other, other[:16], b"\xc0" + bytes(30) + other):
+        up.thread.call(served._transport.sendto, datagram, served._quic.get_peer_address())
+    assert code(server.ask("b.org.")) == "NOERROR"
+    assert len(up.connections) == 1
 
 
 def test_a_certificate_for_another_name_is_servfail_and_said_so(
