@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final, final
 
+from kdns.address import named
 from kdns.metrics import Counter
 from kdns.net import Address, Handler
 
@@ -98,7 +99,7 @@ def _address(host: str, port: str, version: int) -> Address:
         raise BadHeader("an address that is none") from None
     if found.version != version or not 0 <= number <= 65535:
         raise BadHeader("an address of the wrong family, or a port that is none")
-    return (str(found), number) if version == 4 else (str(found), number, 0, 0)
+    return named(found.packed, number)
 
 
 def _version2(data: bytes, kind: socket.SocketKind) -> tuple[int, Address | None, Address | None]:
@@ -115,11 +116,9 @@ def _version2(data: bytes, kind: socket.SocketKind) -> tuple[int, Address | None
     if transport != (1 if kind == socket.SOCK_STREAM else 2):
         raise BadHeader("a header for another transport")
     if family == 1 and size >= 28:
-        hosts = [socket.inet_ntop(socket.AF_INET, data[at : at + 4]) for at in (16, 20)]
-        return size, (hosts[0], _port(data, 24)), (hosts[1], _port(data, 26))
+        return size, named(data[16:20], _port(data, 24)), named(data[20:24], _port(data, 26))
     if family == 2 and size >= 52:
-        hosts = [socket.inet_ntop(socket.AF_INET6, data[at : at + 16]) for at in (16, 32)]
-        return size, (hosts[0], _port(data, 48), 0, 0), (hosts[1], _port(data, 50), 0, 0)
+        return size, named(data[16:32], _port(data, 48)), named(data[32:48], _port(data, 50))
     raise BadHeader("a header for another family, or without its addresses")
 
 
