@@ -469,14 +469,14 @@ def test_a_certificate_that_nobody_was_shown_any_more_still_expired_in_the_metri
         return {path for (path,) in series if path.startswith(str(tmp_path))}
 
     other = Site(tmp_path / "other", authority=site.authority)
-    server = serve(site.block() + site.block(tls=f"tls {other.folder}", scheme="https"))
+    server = serve(site.block() + site.block(tls=f"tls {other.folder}", scheme="quic"))
     assert shown() == {f"{site.folder}/tls.crt", f"{other.folder}/tls.crt"}
-    server.reload(site.block() + site.block(scheme="https"))
+    server.reload(site.block() + site.block(scheme="quic"))
     assert shown() == {f"{site.folder}/tls.crt"}
     # Not one that a reload that failed had read either.
     assert not server.reload(site.block(tls=f"tls {other.folder}") + site.block(tls="tls /nowhere", zone="b."))
     assert shown() == {f"{site.folder}/tls.crt"}
-    assert server.reload(site.block(tls=f"tls {other.folder}", scheme="https"))
+    assert server.reload(site.block(tls=f"tls {other.folder}", scheme="quic"))
     assert shown() == {f"{other.folder}/tls.crt"}
 
 
