@@ -23,8 +23,8 @@ class BatchConnection(asyncio.Protocol):
     """A connection that answers in batches."""
 
     __slots__ = (
-        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "scheduled", "timer",
-        "transport",
+        "buffer", "deadline", "eof", "full", "listener", "local", "loop", "paused", "peer", "pending", "scheduled",
+        "timer", "transport",
     )  # fmt: skip
 
     def __init__(self, listener: "TcpListener") -> None:
@@ -36,6 +36,7 @@ class BatchConnection(asyncio.Protocol):
         self.scheduled = False
         self.eof = False
         self.peer: Address = ()
+        self.local: Address = listener.local  # where the client went to; the listener's may be every address
         self.timer: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
 
@@ -59,6 +60,7 @@ class BatchConnection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.transport = transport  # type: ignore[assignment]
         self.peer = transport.get_extra_info("peername") or ("", 0)
+        self.local = transport.get_extra_info("sockname") or listener.local
         self.deadline = self.loop.time() + listener.first_read
         if not listener.admit(self, self.peer[0]):
             self.abort()

@@ -235,7 +235,7 @@ class ProxyConnection(asyncio.Protocol):
         if found is None:
             self._hand_over(None)
         elif found[0]:
-            size, source, _ = found
+            size, source, target = found
             self.buffer = self.buffer[size:]
             if self.policy == "reject":
                 self.gate.rejected[0] += 1
@@ -245,7 +245,7 @@ class ProxyConnection(asyncio.Protocol):
                 self._hand_over(None)
             else:
                 self.gate.used[0] += 1
-                self._hand_over(source)
+                self._hand_over(source, target)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
@@ -263,13 +263,13 @@ class ProxyConnection(asyncio.Protocol):
             self.timer.cancel()
             self.timer = None
 
-    def _hand_over(self, source: Address | None) -> None:
+    def _hand_over(self, source: Address | None, target: Address | None = None) -> None:
         self._stop_waiting()
         raw, self.transport = self.transport, None
         assert raw is not None
         behind = self.make()
         raw.set_protocol(behind)
-        behind.connection_made(raw if source is None else _Proxied(raw, source))
+        behind.connection_made(raw if source is None else _Proxied(raw, source, target))
         rest, self.buffer = self.buffer, b""
         if rest and not raw.is_closing():
             behind.data_received(rest)
@@ -277,11 +277,11 @@ class ProxyConnection(asyncio.Protocol):
 
 @final
 class _Proxied(asyncio.Transport):
-    """A transport whose peer is whom the header names."""
+    """A transport between the two that the header names."""
 
-    def __init__(self, raw: asyncio.Transport, peer: Address) -> None:
+    def __init__(self, raw: asyncio.Transport, peer: Address, local: Address | None) -> None:
         self.raw = raw
-        self.peer = peer
+        self.named = {"peername": peer, "sockname": local}
         self.write = raw.write  # type: ignore[method-assign]
         self.close = raw.close  # type: ignore[method-assign]
         self.abort = raw.abort  # type: ignore[method-assign]
@@ -292,7 +292,7 @@ class _Proxied(asyncio.Transport):
         self.get_write_buffer_size = raw.get_write_buffer_size  # type: ignore[method-assign]
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self.peer if name == "peername" else self.raw.get_extra_info(name, default)
+        return self.named.get(name) or self.raw.get_extra_info(name, default)
 
 
 def parse_networks(words: Sequence[str]) -> tuple[Network, ...]:

@@ -32,7 +32,7 @@ from kdns import faults, memory
 from kdns.metrics import Counter
 from kdns.net import Address, Handler
 from kdns.net.quic_connection import Application, QuicConnection
-from kdns.net.sockets import Controls, receive_local, reply_from
+from kdns.net.sockets import Controls, receive_local, reply_from, went_to
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import HALF_OPEN, HANDSHAKES, MAX_HALF_OPEN
 from kdns.quicmachine import choose_certificate
@@ -220,7 +220,7 @@ class QuicListener(TcpListener):
             self.retries[0] += 1
             self.send([(packet, peer)], came)
             return None
-        connection = QuicConnection(self, configuration, original, retried, peer)
+        connection = QuicConnection(self, configuration, original, retried, peer, went_to(came, self.local))
         if self.identities.several:
             choose_certificate(connection.quic, self.identities.choose)
         self.by_id[header.destination_cid] = connection

@@ -51,7 +51,7 @@ class QuicConnection:
 
     __slots__ = (
         "application", "armed", "came", "closing", "deadline", "fresh", "gone", "held", "host", "ids", "listener",
-        "peer", "pending", "quic", "timer", "unfinished", "written",
+        "local", "peer", "pending", "quic", "timer", "unfinished", "written",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,7 @@ class QuicConnection:
         original: bytes,
         retried: bytes | None,
         peer: Address,
+        local: Address,
     ) -> None:
         """`original`: the connection ID that the client chose first; `retried`: the one that our Retry gave it."""
         self.listener = listener
@@ -71,6 +72,7 @@ class QuicConnection:
         hold_at_most(self.quic, configuration.max_data)
         self.peer = peer
         self.host = peer[0]
+        self.local = local  # where the client went to
         self.came = b""  # the packet info of what came last: where replies leave from
         self.application: Application | None = None
         self.pending = 0

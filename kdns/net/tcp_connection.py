@@ -53,7 +53,7 @@ class TcpConnection(BatchConnection):
             return
         listener = self.listener
         # Locals: this class extends one of Python's, so that even compiled code looks its attributes up by name.
-        handler, peer, local = listener.handler, self.peer, listener.local
+        handler, peer, local = listener.handler, self.peer, self.local
         most, queries, eof = listener.max_queries, self.queries, self.eof
         room = MAX_PENDING - self.pending
         buffer = self.buffer

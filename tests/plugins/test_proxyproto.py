@@ -216,6 +216,14 @@ def test_behind_a_header_tls_begins(serve: Serve, tmp_path: Path) -> None:
         assert asked_by(frame(sock)) == "127.0.0.1"
 
 
+def test_where_a_client_went_to_was_the_proxys_own_peer_over_tcp(serve: Serve) -> None:
+    """The proxy's address is of no use to `view`; over UDP it was what the header says."""
+    server = serve(block("proxyproto", "view v {\n expr server_ip() == '192.0.2.53'\n }", "whoami"))
+    for head in (v2("198.51.100.7"), b"PROXY TCP4 198.51.100.7 192.0.2.53 4000 53\r\n"):
+        assert over_tcp(server, head) == "198.51.100.7"
+    assert over_udp(server, v2("198.51.100.7", udp=True)) == "198.51.100.7"
+
+
 def test_connections_that_send_no_header_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "MAX_WAITING", 10)
     server = serve(block("proxyproto", "whoami"))
