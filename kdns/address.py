@@ -30,6 +30,17 @@ def unmapped(packed: bytes) -> bytes:
     return packed[12:] if len(packed) == 16 and packed.startswith(_MAPPED) else packed
 
 
+def named(packed: bytes, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """The socket address of an end of a connection that a proxy in front names, spelled as the kernel spells a peer's.
+    What is told apart by addresses (`acl`, `view`, `limits`) knows a client by one of them, so that of IPv4 is one of
+    IPv4: a proxy that listens on `::` for both families may name it in IPv6 form.
+    """
+    plain = unmapped(packed)
+    if len(plain) == 4:
+        return (socket.inet_ntop(socket.AF_INET, plain), port)
+    return (socket.inet_ntop(socket.AF_INET6, plain), port, 0, 0)
+
+
 def host_port(host: str, port: int) -> str:
     """`127.0.0.1:53`, `[::1]:53`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -35,7 +35,7 @@ from typing import ClassVar, Final
 
 from kdns import faults, files, log
 from kdns.corefile import Directive, ServerBlock
-from kdns.metrics import Counter, Gauge
+from kdns.metrics import MAX, Counter, Gauge
 from kdns.plugin import Plugin, readers
 from kdns.plugin.runtime import Runtime
 
@@ -50,7 +50,8 @@ VERSION: Final = Gauge(
     "coredns_reload_version_info",
     "A metric with a constant '1' value labeled by hash, and value which type of hash generated.",
     ("hash", "value"),
-)  # fmt: skip
+    across=MAX,
+)
 _log = log.plugin("reload")
 
 

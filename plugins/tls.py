@@ -79,7 +79,7 @@ from datetime import UTC, datetime
 from typing import ClassVar, Final
 
 from kdns.corefile import CorefileError, Directive, Position, ServerBlock
-from kdns.net.certificates import EXPIRES, MINIMUM, BadCertificate, TlsFiles
+from kdns.net.certificates import MINIMUM, BadCertificate, TlsFiles
 from kdns.plugin import Plugin, readers
 from kdns.plugin.base import BlockInfo, ListenerOptions
 
@@ -143,6 +143,7 @@ class Tls(Plugin):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.files: TlsFiles | None = None
+        self.validity = (0.0, 0.0)
 
     def load(self, block: BlockInfo) -> None:
         config: Config = self.config
@@ -154,6 +155,7 @@ class Tls(Plugin):
         self.files = TlsFiles(certificate, key, "".join(authority), config.clients, config.minimum, keylog)
         try:
             self.files.context()
+            self.validity = self.files.validity()
         except BadCertificate as error:
             raise CorefileError(config.at, f"tls: {error}") from None
 
@@ -173,12 +175,18 @@ class Tls(Plugin):
     def warnings(self) -> Sequence[str]:
         config: Config = self.config
         out = [f"the secrets of all connections are written to {config.keylog}"] if config.keylog else []
-        if self.files is not None:
-            expires = EXPIRES.slot(self.files.certificate)[0]
-            if 0 < expires < time.time():
-                when = datetime.fromtimestamp(expires, UTC).isoformat(sep=" ", timespec="minutes")
-                out.append(f"the certificate {self.files.certificate} expired on {when}: clients refuse it. Renew it")
+        begins, expires = self.validity
+        if begins > time.time():
+            out.append(
+                f"the certificate {self._path} is not valid before {_when(begins)}: until then clients refuse it"
+            )
+        if 0 < expires < time.time():
+            out.append(f"the certificate {self._path} expired on {_when(expires)}: clients refuse it. Renew it")
         return out
+
+    @property
+    def _path(self) -> str:
+        return self.files.certificate if self.files is not None else ""
 
     def listener(self) -> ListenerOptions:
         return ListenerOptions(tls=() if self.files is None else (self.files,))
@@ -205,3 +213,7 @@ class Tls(Plugin):
             "min_version": versions[config.minimum],
             "the CA": authority or "of this machine",
         }
+
+
+def _when(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(sep=" ", timespec="minutes")

@@ -142,12 +142,13 @@ class Dot(asyncio.Protocol):
 
 
 class Doh(asyncio.Protocol):
-    """DNS over HTTPS (RFC 8484) over HTTP/2. `status` and `type` are what replies say."""
+    """DNS over HTTPS (RFC 8484) over HTTP/2. `status`, `content` and `age` are what replies say."""
 
     def __init__(
-        self, peer: Peer, script: Script, status: str = "200", content: str = "application/dns-message"
+        self, peer: Peer, script: Script, status: str = "200", content: str = "application/dns-message", age: str = ""
     ) -> None:
-        self.peer, self.script, self.status, self.content = peer, script, status, content
+        self.peer, self.script = peer, script
+        self.fields = [(":status", status), ("content-type", content), *([("age", age)] if age else [])]
         self.http = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         self.streams: dict[int, tuple[dict[str, str], bytearray]] = {}
 
@@ -184,5 +185,5 @@ class Doh(asyncio.Protocol):
         if reply is None:
             return
         with contextlib.suppress(Exception):
-            self.http.send_headers(stream, [(":status", self.status), ("content-type", self.content)])
+            self.http.send_headers(stream, self.fields)
             self.http.send_data(stream, reply.to_wire(), end_stream=True)

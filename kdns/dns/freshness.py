@@ -1,9 +1,12 @@
-"""The freshness of a reply, read from its octets: for Cache-Control of DNS over HTTPS (RFC 8484, section 5.1)."""
+"""The freshness of a reply, read from its octets: for Cache-Control and Age of DNS over HTTPS (RFC 8484, section
+5.1).
+"""
 
 from typing import Final
 
 _SOA: Final = 6
 _OPT: Final = 41
+_LONGEST: Final = 0x7FFFFFFF  # seconds of a TTL; more are none (RFC 2181, section 8)
 
 
 def lifetime(reply: bytes) -> int:
@@ -35,6 +38,33 @@ def lifetime(reply: bytes) -> int:
     except IndexError:
         return 0
     return max(least, 0)
+
+
+def older(reply: bytes, seconds: int) -> bytes:
+    """A reply that a cache of HTTP has had for so long: that much less of its TTLs is left (RFC 8484, section 5.1).
+
+    One that is malformed is given back as it is, or in part: who reads it finds that out.
+    """
+    out = bytearray(reply)
+    try:
+        records = sum(reply[at] << 8 | reply[at + 1] for at in (6, 8, 10))
+        off = 12
+        for _ in range(reply[4] << 8 | reply[5]):
+            off = _end_of_name(reply, off) + 4
+        for _ in range(records):
+            off = _end_of_name(reply, off)
+            end = off + 10 + (reply[off + 8] << 8 | reply[off + 9])
+            kind = reply[off] << 8 | reply[off + 1]
+            if kind != _OPT:
+                ttl = int.from_bytes(reply[off + 4 : off + 8], "big")
+                if kind == _SOA and not reply[6] << 8 | reply[7]:
+                    ttl = min(ttl, int.from_bytes(reply[end - 4 : end], "big"))  # as above
+                left = max(ttl - seconds, 0) if ttl <= _LONGEST else 0
+                out[off + 4 : off + 8] = left.to_bytes(4, "big")
+            off = end
+    except IndexError:
+        pass
+    return bytes(out)
 
 
 def _end_of_name(reply: bytes, off: int) -> int:

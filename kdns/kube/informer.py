@@ -22,7 +22,7 @@ from kdns.kube.reflector import Reflector
 from kdns.kube.resync import Resync
 from kdns.kube.snapshot import BadSnapshot
 from kdns.kube.source import State, WatchScope
-from kdns.metrics import REFRESH, Counter, Gauge, Histogram
+from kdns.metrics import MAX, REFRESH, Counter, Gauge, Histogram
 from kdns.timeslice import emptied
 
 SAVE: Final = 30.0  # seconds between two snapshots, at least
@@ -35,6 +35,7 @@ AGE: Final = Gauge(
     "kdns_kubernetes_data_age_seconds",
     "Seconds since the state was known to be the API's; 0 while it is watched.",
     ("kind",),
+    across=MAX,
 )
 SAVED: Final = Counter("kdns_kubernetes_snapshots_total", "Snapshots written, by outcome.", ("outcome",))
 RESTARTS: Final = Counter(

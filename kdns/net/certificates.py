@@ -16,11 +16,11 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar, final
+from typing import Any, ClassVar, Final, Generic, NamedTuple, NoReturn, TypeVar, final
 
 from kdns import faults, files, log
 from kdns.files import MAX_PEM
-from kdns.metrics import Counter, Gauge
+from kdns.metrics import MIN, Counter, Gauge
 from kdns.net import x509
 from kdns.watchfile import Follower
 
@@ -38,6 +38,7 @@ EXPIRES: Final = Gauge(
     "kdns_tls_certificate_expires_timestamp_seconds",
     "When a certificate in use expires (Unix time), by its file.",
     ("file",),
+    across=MIN,
 )
 
 _log = log.plugin("tls")
@@ -74,7 +75,7 @@ class TlsFiles:
         made.options |= ssl.OP_NO_RENEGOTIATION
         if alpn:
             made.set_alpn_protocols(list(alpn))
-        expires = x509.expiry(_read(self.certificate, _CERTIFICATE, "certificate"))
+        _read(self.certificate, _CERTIFICATE, "certificate")
         _read(self.key, _KEY, "private key")
         try:
             made.load_cert_chain(self.certificate, self.key, password=lambda: _locked(self.key))
@@ -90,8 +91,14 @@ class TlsFiles:
                 raise BadCertificate(
                     f"the key log {self.keylog} cannot be written: {error.strerror or error}"
                 ) from None
-        EXPIRES.slot(self.certificate)[0] = expires
         return made
+
+    def validity(self) -> tuple[float, float]:
+        """From when and until when the certificate is valid, as Unix time; zeros where that cannot be read."""
+        try:
+            return x509.validity(_read(self.certificate, _CERTIFICATE, "certificate"))
+        except BadCertificate:
+            return 0.0, 0.0
 
     def names(self) -> tuple[str, ...]:
         """The DNS names that the certificate is for. Raises BadCertificate."""
@@ -112,7 +119,12 @@ class TlsFiles:
 
 @final
 class Identity(Generic[T]):
-    """What a server shows in handshakes: `current`, made of files by `make`, and made again from `start` to `stop`."""
+    """What a server shows in handshakes: `current`, made of files by `make`, and made again from `start` to `stop`.
+
+    When the certificate expires is shown from `start` to `stop`, as long as any identity has this file.
+    """
+
+    started: ClassVar[dict[str, set["Identity[Any]"]]] = {}  # by the certificate's file
 
     def __init__(self, files: TlsFiles, make: Callable[[], T], renewed: Callable[[], object] | None = None) -> None:
         """Reads the files, which may wait. `renewed` is called when `current` has changed. Raises BadCertificate."""
@@ -121,7 +133,7 @@ class Identity(Generic[T]):
         self.renewed = renewed
         self.follower = Follower(f"certificate {files.certificate}", files.paths, most=MAX_PEM, keep=0)
         self.follower.look()  # before they are read: what changes meanwhile is found at the next look
-        self.current = make()
+        self.current, self.expires = self._made()
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -129,16 +141,33 @@ class Identity(Generic[T]):
         if self.task is None:
             follow = partial(self.follower.follow, LOOK_EVERY, self._renew)
             self.task = asyncio.get_running_loop().create_task(faults.supervise("following a certificate", follow))
+            self.started.setdefault(self.files.certificate, set()).add(self)
+            self._count()
 
     def stop(self) -> None:
         """Follows no more."""
         if self.task is not None:
             self.task.cancel()
             self.task = None
+            self.started[self.files.certificate].discard(self)
+            self._count()
+
+    def _made(self) -> tuple[T, float]:
+        return self.make(), self.files.validity()[1]
+
+    def _count(self) -> None:
+        path = self.files.certificate
+        if self.started[path]:
+            EXPIRES.slot(path)[0] = min(each.expires for each in self.started[path])
+        else:
+            del self.started[path]
+            EXPIRES.remove(path)
 
     async def _renew(self, changes: Any) -> None:
         try:
-            self.current = await files.waiting(f"reading certificate {self.files.certificate}", self.make)
+            self.current, self.expires = await files.waiting(
+                f"reading certificate {self.files.certificate}", self._made
+            )
         except (BadCertificate, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 self.follower.forget(changes)
@@ -146,6 +175,7 @@ class Identity(Generic[T]):
             _log.error(f"{error}; the previous certificate stays in use")
         else:
             RELOADS.slot("ok")[0] += 1
+            self._count()
             if self.renewed is not None:
                 self.renewed()
             _log.info(f"{self.files.certificate} has changed and is in use")
@@ -242,8 +272,12 @@ def _locked(path: str) -> NoReturn:
 def _why(files: TlsFiles, error: ssl.SSLError) -> str:
     """What OpenSSL says of a certificate and a key, in words."""
     reason = error.reason or str(error)
-    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
-        return f"the private key {files.key} is not that of the certificate {files.certificate}: renew both together"
+    # The last: the key is of another type, and there is no certificate for those.
+    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
+        return (
+            f"the private key {files.key} is not that of the certificate {files.certificate}, the first in its file: "
+            f"renew both together"
+        )
     if reason.endswith(("KEY_TOO_SMALL", "MD_TOO_WEAK")):
         return (
             f"the certificate {files.certificate} is too weak for this machine's OpenSSL ({reason}): use a longer key, "

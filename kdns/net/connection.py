@@ -22,8 +22,8 @@ class BatchConnection:
     """A connection that answers in batches."""
 
     __slots__ = (
-        "buffer", "deadline", "eof", "full", "listener", "loop", "paused", "peer", "pending", "scheduled", "timer",
-        "transport",
+        "buffer", "deadline", "eof", "full", "listener", "local", "loop", "paused", "peer", "pending", "scheduled",
+        "timer", "transport",
     )  # fmt: skip
 
     def __init__(self, listener: "TcpListener") -> None:
@@ -35,6 +35,7 @@ class BatchConnection:
         self.scheduled = False
         self.eof = False
         self.peer: Address = ()
+        self.local: Address = listener.local  # where the client went to; the listener's may be every address
         self.timer: asyncio.TimerHandle | None = None
         self.transport: StreamTransport | None = None
 
@@ -57,6 +58,7 @@ class BatchConnection:
         self.loop = asyncio.get_running_loop()
         self.transport = transport
         self.peer = transport.get_extra_info("peername") or ("", 0)
+        self.local = transport.get_extra_info("sockname") or listener.local
         self.deadline = self.loop.time() + listener.first_read
         if not listener.admit(self, self.peer[0]):
             self.abort()

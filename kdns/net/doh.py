@@ -44,7 +44,6 @@ class Listener(Protocol):
 
     handler: Handler
     label: str
-    local: Address
     http: HttpOptions
     tasks: set[asyncio.Task[None]]
 
@@ -55,6 +54,10 @@ class Connection(Protocol):
     @property
     def listener(self) -> Listener:
         """Its listener."""
+
+    @property
+    def local(self) -> Address:
+        """Where the client went to."""
 
     def client(self, exchange: Exchange) -> Address:
         """Who asks."""
@@ -78,7 +81,7 @@ def serve(connection: Connection, exchange: Exchange) -> None:
 
 def _ask(connection: Connection, exchange: Exchange, query: bytes, form: JsonForm | None, kind: bytes) -> None:
     listener = connection.listener
-    reply = listener.handler(query, connection.client(exchange), listener.local)
+    reply = listener.handler(query, connection.client(exchange), connection.local)
     if type(reply) is bytes:
         _answer(connection, exchange, form, kind, reply)
     elif reply is None or type(reply) is MessageStream:

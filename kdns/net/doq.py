@@ -89,7 +89,7 @@ class Doq:
             return
         self.asked.add(stream)
         connection.asked()
-        reply = listener.handler(query, connection.client(), listener.local)
+        reply = listener.handler(query, connection.client(), connection.local)
         if type(reply) is bytes or reply is None or type(reply) is MessageStream:
             self._answer(stream, reply)
         else:

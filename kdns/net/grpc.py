@@ -40,7 +40,7 @@ def serve(connection: WebConnection, exchange: Exchange) -> None:
         _fail(connection, exchange, INVALID_ARGUMENT, b"no query")
         return
     listener = connection.listener
-    reply = listener.handler(query, connection.client(exchange), listener.local)
+    reply = listener.handler(query, connection.client(exchange), connection.local)
     if type(reply) is bytes:
         _answer(connection, exchange, reply)
     elif reply is None or type(reply) is MessageStream:

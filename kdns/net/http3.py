@@ -32,11 +32,12 @@ PER_REQUEST: Final = 1024
 class Http3:
     """What is spoken on one connection."""
 
-    __slots__ = ("allowed", "connection", "ended", "frames", "leaving", "listener", "received", "requests")
+    __slots__ = ("allowed", "connection", "ended", "frames", "leaving", "listener", "local", "received", "requests")
 
     def __init__(self, connection: QuicConnection) -> None:
         self.connection = connection
         self.listener: QuicListener = connection.listener
+        self.local = connection.local
         self.frames = Frames(connection.quic)
         self.requests: dict[int, Exchange] = {}  # by stream: those that come, and those that wait for their answer
         self.received: dict[int, int] = {}  # octets of requests that have not come whole

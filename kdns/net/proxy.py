@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final, final
 
+from kdns.address import named
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, StreamProtocol, StreamTransport
 
@@ -98,7 +99,7 @@ def _address(host: str, port: str, version: int) -> Address:
         raise BadHeader("an address that is none") from None
     if found.version != version or not 0 <= number <= 65535:
         raise BadHeader("an address of the wrong family, or a port that is none")
-    return (str(found), number) if version == 4 else (str(found), number, 0, 0)
+    return named(found.packed, number)
 
 
 def _version2(data: bytes, kind: socket.SocketKind) -> tuple[int, Address | None, Address | None]:
@@ -115,11 +116,9 @@ def _version2(data: bytes, kind: socket.SocketKind) -> tuple[int, Address | None
     if transport != (1 if kind == socket.SOCK_STREAM else 2):
         raise BadHeader("a header for another transport")
     if family == 1 and size >= 28:
-        hosts = [socket.inet_ntop(socket.AF_INET, data[at : at + 4]) for at in (16, 20)]
-        return size, (hosts[0], _port(data, 24)), (hosts[1], _port(data, 26))
+        return size, named(data[16:20], _port(data, 24)), named(data[20:24], _port(data, 26))
     if family == 2 and size >= 52:
-        hosts = [socket.inet_ntop(socket.AF_INET6, data[at : at + 16]) for at in (16, 32)]
-        return size, (hosts[0], _port(data, 48), 0, 0), (hosts[1], _port(data, 50), 0, 0)
+        return size, named(data[16:32], _port(data, 48)), named(data[32:48], _port(data, 50))
     raise BadHeader("a header for another family, or without its addresses")
 
 
@@ -236,7 +235,7 @@ class ProxyConnection:
         if found is None:
             self._hand_over(None)
         elif found[0]:
-            size, source, _ = found
+            size, source, target = found
             self.buffer = self.buffer[size:]
             if self.policy == "reject":
                 self.gate.rejected[0] += 1
@@ -246,7 +245,7 @@ class ProxyConnection:
                 self._hand_over(None)
             else:
                 self.gate.used[0] += 1
-                self._hand_over(source)
+                self._hand_over(source, target)
 
     def eof_received(self) -> None:
         """Without a whole header, the connection ends."""
@@ -273,13 +272,13 @@ class ProxyConnection:
             self.timer.cancel()
             self.timer = None
 
-    def _hand_over(self, source: Address | None) -> None:
+    def _hand_over(self, source: Address | None, target: Address | None = None) -> None:
         self._stop_waiting()
         raw, self.transport = self.transport, None
         assert raw is not None
         behind = self.make()
         raw.set_protocol(behind)  # type: ignore[arg-type]
-        behind.connection_made(raw if source is None else _Proxied(raw, source))
+        behind.connection_made(raw if source is None else _Proxied(raw, source, target))
         rest, self.buffer = self.buffer, b""
         if rest and not raw.is_closing():
             behind.data_received(rest)
@@ -287,11 +286,11 @@ class ProxyConnection:
 
 @final
 class _Proxied(asyncio.Transport):
-    """A transport whose peer is whom the header names."""
+    """A transport between the two that the header names."""
 
-    def __init__(self, raw: asyncio.Transport, peer: Address) -> None:
+    def __init__(self, raw: asyncio.Transport, peer: Address, local: Address | None) -> None:
         self.raw = raw
-        self.peer = peer
+        self.named = {"peername": peer, "sockname": local}
         self.write = raw.write  # type: ignore[method-assign]
         self.close = raw.close  # type: ignore[method-assign]
         self.abort = raw.abort  # type: ignore[method-assign]
@@ -302,7 +301,7 @@ class _Proxied(asyncio.Transport):
         self.get_write_buffer_size = raw.get_write_buffer_size  # type: ignore[method-assign]
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self.peer if name == "peername" else self.raw.get_extra_info(name, default)
+        return self.named.get(name) or self.raw.get_extra_info(name, default)
 
 
 def parse_networks(words: Sequence[str]) -> tuple[Network, ...]:

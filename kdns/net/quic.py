@@ -36,7 +36,7 @@ from kdns.net import Address, Handler, Process
 from kdns.net.quic_connection import Application, QuicConnection
 from kdns.net.quic_identity import secret
 from kdns.net.quic_ids import CID_OCTETS, ConnectionIds, place
-from kdns.net.sockets import Controls, receive_local, reply_from
+from kdns.net.sockets import Controls, receive_local, reply_from, went_to
 from kdns.net.tcp import TcpListener
 from kdns.net.tls import HALF_OPEN, HANDSHAKES, MAX_HALF_OPEN
 from kdns.quicmachine import SMALLEST_RESET, TOKEN_OCTETS, choose_certificate
@@ -275,7 +275,7 @@ class QuicListener(TcpListener):
             return None
         # A connection stays in the version that it begins with: the keys of another would be made for each.
         configuration = replace(configuration, idle_timeout=self.idle, supported_versions=[version])
-        connection = QuicConnection(self, configuration, original, retried, peer)
+        connection = QuicConnection(self, configuration, original, retried, peer, went_to(came, self.local))
         if self.identities.several:
             choose_certificate(connection.quic, self.identities.choose)
         self.by_id[header.destination_cid] = connection

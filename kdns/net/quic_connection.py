@@ -65,7 +65,7 @@ class QuicConnection:
 
     __slots__ = (
         "application", "armed", "came", "closing", "deadline", "fresh", "gone", "held", "host", "ids", "listener",
-        "peer", "pending", "quic", "retired", "timer", "unfinished", "written",
+        "local", "peer", "pending", "quic", "retired", "timer", "unfinished", "written",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +75,7 @@ class QuicConnection:
         original: bytes,
         retried: bytes | None,
         peer: Address,
+        local: Address,
     ) -> None:
         """`original`: the connection ID that the client chose first; `retried`: the one that our Retry gave it."""
         self.listener = listener
@@ -88,6 +89,7 @@ class QuicConnection:
         hold_at_most(self.quic, configuration.max_data)
         self.peer = peer
         self.host = peer[0]
+        self.local = local  # where the client went to
         self.came = b""  # the packet info of what came last: where replies leave from
         self.application: Application | None = None
         self.pending = 0

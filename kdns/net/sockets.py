@@ -7,6 +7,7 @@ import struct
 from typing import Final
 
 from kdns.address import address, family_of, host_port
+from kdns.net import Address
 
 # What a listener asks of the kernel: the default of 212,992 octets holds 256 small datagrams, 10 ms of load.
 RECEIVE_BUFFER: Final = 4 << 20
@@ -96,6 +97,13 @@ def reply_from(info: bytes) -> Controls:
         # struct in_pktinfo: index, spec_dst, addr. Index 0: the route is free, the source is not.
         return [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=I4s4s", 0, info[4:8], b"\0" * 4))]
     return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)] if len(info) == 20 else []
+
+
+def went_to(info: bytes, local: Address) -> Address:
+    """The address that a datagram went to, by its packet info; `local` is the socket's own."""
+    if len(info) == 12:
+        return (socket.inet_ntop(socket.AF_INET, info[8:12]), local[1])
+    return (socket.inet_ntop(socket.AF_INET6, info[:16]), local[1], 0, 0) if len(info) == 20 else local
 
 
 def _enlarge(sock: socket.socket) -> None:

@@ -52,8 +52,8 @@ class TcpConnection(BatchConnection):
         if transport is None or self.full:
             return
         listener = self.listener
-        # Locals: this class extends one of Python's, so that even compiled code looks its attributes up by name.
-        handler, peer, local = listener.handler, self.peer, listener.local
+        # Locals: the listener is not compiled, so that even compiled code looks its attributes up by name.
+        handler, peer, local = listener.handler, self.peer, self.local
         most, queries, eof = listener.max_queries, self.queries, self.eof
         room = MAX_PENDING - self.pending
         buffer = self.buffer

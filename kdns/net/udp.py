@@ -37,7 +37,7 @@ from typing import Any, Final, NamedTuple
 
 from kdns.metrics import Counter, Gauge
 from kdns.net import Address, Handler
-from kdns.net.sockets import IP_PKTINFO, drops
+from kdns.net.sockets import IP_PKTINFO, drops, reply_from, went_to
 
 # Of one wake-up. More gains nothing (256 was measured); the time keeps TCP's latency low.
 BATCH_DATAGRAMS: Final = 64
@@ -330,19 +330,7 @@ class UdpListener:
 
     def _control(self, raw: bytes) -> tuple[Controls, Address]:
         """The control data that makes a reply leave from where the datagram went to, and that address."""
-        made: tuple[Controls, Address] = ([], self.local)
-        port = self.local[1]
-        if len(raw) == 12:
-            # struct in_pktinfo: index, spec_dst, addr. Index 0: the route is free, the source is not.
-            made = (
-                [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=I4s4s", 0, raw[4:8], b"\0" * 4))],
-                (socket.inet_ntop(socket.AF_INET, raw[8:12]), port),
-            )
-        elif len(raw) == 20:
-            made = (
-                [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, raw)],
-                (socket.inet_ntop(socket.AF_INET6, raw[:16]), port, 0, 0),
-            )
+        made = (reply_from(raw), went_to(raw, self.local))
         if len(self._controls) < _MAX_KNOWN:
             self._controls[raw] = made
         return made

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, final
 
+from kdns import address
 from kdns.net import Address, StreamTransport
 from kdns.net.connection import BATCH_FRAMES, BatchConnection
 from kdns.net.http1 import Http1, Http1Error
@@ -206,8 +207,15 @@ def forwarded(value: bytes, peer: Address, trusted: Sequence[Network]) -> Addres
             here = ipaddress.ip_address(str(found[0]).partition("%")[0])
             if not any(here in network for network in trusted):
                 break
-            named = ipaddress.ip_address(word.strip().decode("ascii"))
+            packed = ipaddress.ip_address(_bare(word.strip().decode("ascii"))).packed
         except ValueError:
             break
-        found = (str(named), 0) if named.version == 4 else (str(named), 0, 0, 0)
+        found = address.named(packed, 0)
     return found
+
+
+def _bare(word: str) -> str:
+    """An address without its port and the brackets before that, which some proxies write."""
+    if word.startswith("["):
+        return word[1:].partition("]")[0]
+    return word.partition(":")[0] if word.count(":") == 1 else word

@@ -1,4 +1,4 @@
-"""What a certificate says of itself: until when it holds, and for which DNS names (RFC 5280, section 4.1).
+"""What a certificate says of itself: when it is valid, and for which DNS names (RFC 5280, section 4.1).
 
 Laws: what cannot be read says nothing: OpenSSL decides what a certificate is, and nothing here decides whom to trust.
 
@@ -18,17 +18,22 @@ _SUBJECT_ALT_NAME: Final = b"\x06\x03\x55\x1d\x11"  # the extension's OID, 2.5.2
 _VERSION, _EXTENSIONS, _DNS_NAME, _UTC_TIME = 0xA0, 0xA3, 0x82, 0x17
 
 
-def expiry(pem: str) -> float:
-    """When the first certificate of a PEM text expires, as Unix time; 0 where it does not say."""
+def validity(pem: str) -> tuple[float, float]:
+    """From when and until when the first certificate of a PEM text is valid, as Unix time; zeros where it does not
+    say.
+    """
     try:
         der, fields = _fields(pem)
-        validity = fields[3]  # behind the serial number, the signature's algorithm and the issuer
-        last = _end(der, _inside(der, validity))
-        text = der[_inside(der, last) : _end(der, last)].decode("ascii")
-        form = "%y%m%d%H%M%SZ" if der[last] == _UTC_TIME else "%Y%m%d%H%M%SZ"
-        return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
+        first, last = _elements(der, fields[3])  # behind the serial number, the signature's algorithm and the issuer
+        return _time(der, first), _time(der, last)
     except (ValueError, IndexError):
-        return 0.0
+        return 0.0, 0.0
+
+
+def _time(der: bytes, at: int) -> float:
+    text = der[_inside(der, at) : _end(der, at)].decode("ascii")
+    form = "%y%m%d%H%M%SZ" if der[at] == _UTC_TIME else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
 
 
 def names(pem: str) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kdns import log
 from kdns.address import host_port
@@ -336,6 +337,7 @@ def check_key(key: Key) -> None:
 def conflicts(blocks: list[Block]) -> Iterator[CorefileError]:
     """What blocks, or their plugins, claim twice, and where their listeners cannot be encrypted as they ask."""
     yield from _duplicates(blocks)
+    yield from _shared_ports(blocks)
     yield from _shared_endpoints(blocks)
     yield from encryption.problems(blocks)
 
@@ -365,6 +367,31 @@ def _duplicates(blocks: list[Block]) -> Iterator[CorefileError]:
                     )
                 else:
                     claimed[host] = key
+
+
+def _shared_ports(blocks: list[Block]) -> Iterator[CorefileError]:
+    """Where two schemes have one address and port: the kernel would give a client to the one or the other by chance."""
+    claims: dict[tuple[socket.SocketKind, int], dict[tuple[str, str], Key]] = {}  # by kind and port: host and scheme
+    for block in blocks:
+        time.sleep(0)  # where this is a thread: others first
+        for host in block.named_hosts():
+            for key in block.parsed.keys:
+                for kind in SCHEMES[key.scheme].kinds if key.port else ():
+                    claimed = claims.setdefault((kind, key.port), {})
+                    for (its, scheme), other in claimed.items():
+                        # Plain DNS on every address has sockets of its own on each of them (server.listeners).
+                        alike = its == host or (kind == socket.SOCK_DGRAM and not (its and host))
+                        if alike and scheme != key.scheme:
+                            yield CorefileError(
+                                key.token.at,
+                                f"{key} and {other} at {other.token.at} cannot share {_KINDS[kind]} port {key.port}: "
+                                f"give one of them another port, or another address with `bind`",
+                            )
+                            break
+                    claimed.setdefault((host, key.scheme), key)
+
+
+_KINDS: Final = {socket.SOCK_STREAM: "TCP", socket.SOCK_DGRAM: "UDP"}
 
 
 def _shared_endpoints(blocks: list[Block]) -> Iterator[CorefileError]:

@@ -143,7 +143,7 @@ class Server(Life):
         opened: dict[Group, Listeners] = {}
         wanted = [group for group in instance.dispatchers if group not in self.listeners]
         for group in wanted if not self.share_port else ():
-            probe(group)
+            probe(group, self.listeners)
         await start_plugins(instance.plugins, self.runtime)
         try:
             for group in wanted:

@@ -3,6 +3,7 @@ reload.
 """
 
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -59,11 +60,17 @@ class Listeners:
         DROPPED.slot(label)[0] = sum(udp.kernel_drops() for udp in self.udp)
 
 
-def probe(group: Group) -> None:
-    """Raises BindError if another process has the port: SO_REUSEPORT alone would let two share it unknowingly."""
+def probe(group: Group, ours: Iterable[Group]) -> None:
+    """Raises BindError if another process has the port: SO_REUSEPORT alone would let two share it unknowingly.
+
+    `ours` are the groups that this server has opened: what has the port may be one of them, of another scheme or on
+    other addresses, which the reload closes.
+    """
+    had = {kind for other in ours if other.port == group.port for kind in SCHEMES[other.scheme].kinds}
     for host in [group.host] if group.host else sockets.wildcard_hosts():
         for kind in SCHEMES[group.scheme].kinds:
-            sockets.probe(kind, host, group.port)
+            if kind not in had:
+                sockets.probe(kind, host, group.port)
 
 
 def open_group(group: Group, dispatcher: Dispatcher, process: Process) -> Listeners:

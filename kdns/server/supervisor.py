@@ -10,6 +10,7 @@ other.
 import asyncio
 import pickle
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Final, final
 
 from kdns import log
@@ -161,15 +162,14 @@ class Supervisor(Life):
                     self._replace_worker(number, PAUSE[0])
         await workers.end([hand for number, hand in list(workers.hands.items()) if number > count], DRAIN)
 
-    async def _central(self, corefile: Corefile, open_already: set[Group] | None = None) -> Central:
+    async def _central(self, corefile: Corefile, open_already: AbstractSet[Group] = frozenset()) -> Central:
         """Builds and loads a configuration as a worker will, so that what is wrong with it is said here, and once."""
         instance = await build_beside(corefile)
         for warning in (*corefile.warnings, *instance.warnings()):
             _log.warning(warning)
         await loaded(instance, instance.load)
-        for group in instance.dispatchers:
-            if not self.share_port and (open_already is None or group not in open_already):
-                probe(group)
+        for group in instance.dispatchers.keys() - open_already if not self.share_port else ():
+            probe(group, open_already)
         return Central(corefile, instance)
 
     # Workers that are replaced.

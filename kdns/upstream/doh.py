@@ -7,23 +7,28 @@ import base64
 from typing import Final, final
 
 from kdns.address import host_port
+from kdns.dns.freshness import older
 from kdns.upstream.connections import Connections, InFlightQuery
 from kdns.upstream.exchange import Result, matching_reply
 
 MAX_BODY: Final = 65535 + 9  # octets of a reply: no DNS message is larger; gRPC puts nine before it
 PATH: Final = "/dns-query"
 MESSAGE: Final = "application/dns-message"
+MAX_DIGITS: Final = 10  # of an age in seconds: TTLs have no more
 
 
 @final
 class Response:
-    """What has come on a stream. `fields` are the last that came: the response's, or the trailers."""
+    """What has come on a stream. `fields` are the last that came: the response's, or the trailers. `age` is that of
+    a response from a cache.
+    """
 
-    __slots__ = ("body", "fields", "status", "type")
+    __slots__ = ("age", "body", "fields", "status", "type")
 
     def __init__(self) -> None:
         self.status = ""
         self.type = ""
+        self.age = ""
         self.fields: dict[str, str] = {}
         self.body = bytearray()
 
@@ -51,9 +56,12 @@ def result(owner: Connections, response: Response, flight: InFlightQuery) -> Res
     """What a complete response comes to."""
     if response.status != "200":
         return owner.broken(flight, f"HTTP status {response.status or 'missing'}")
-    if response.type.partition(";")[0].strip() != MESSAGE or len(response.body) > MAX_BODY:
+    if response.type.partition(";")[0].strip().lower() != MESSAGE or len(response.body) > MAX_BODY:
         return owner.broken(flight, f"the reply is not {MESSAGE}")
-    return matched(owner, bytes(response.body), flight)
+    message = bytes(response.body)
+    if response.age.isascii() and response.age.isdecimal():  # else it is none (RFC 9111, section 5.1)
+        message = older(message, int(response.age[:MAX_DIGITS]))
+    return matched(owner, message, flight)
 
 
 def matched(owner: Connections, message: bytes, flight: InFlightQuery) -> Result:

@@ -123,6 +123,7 @@ class _Connection(QuicUpstream):
         if not response.status and not status.startswith("1"):
             response.status = status
             response.type = fields.get(b"content-type", "")
+            response.age = fields.get(b"age", "")
         if event.stream_ended:
             self._answered(event.stream_id)
 

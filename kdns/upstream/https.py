@@ -142,6 +142,7 @@ class _Connection(Connection):
                 response.fields = {str(name): str(value) for name, value in event.headers}
                 response.status = response.fields.get(":status", "")
                 response.type = response.fields.get("content-type", "")
+                response.age = response.fields.get("age", "")
         elif isinstance(event, TrailersReceived):
             response = self.responses.get(event.stream_id)
             if response is not None:

@@ -216,6 +216,7 @@ def test_a_port_below_1024_needs_a_privilege_and_the_error_says_which(tmp_path: 
         "such file"),
     (".:1 {\n  kubernetes cluster.local {\n    manifests /nowhere/x.yaml\n  }\n}\n", "no such file or folder"),
     ("quic://.:1 {\n  whoami\n}\n", "QUIC is always encrypted: name a certificate"),
+    ("tls://a.:1 {\n  whoami\n}\nhttps://b.:1 {\n  whoami\n}\n", ":4:1: https://b.:1 and tls://a.:1 at "),
     (".:1 {\n  whoami\n}\n.:1 {\n  whoami\n}\n", ":4:1: cannot serve .:1 - it is already defined at"),
     (".:1 {\n  bind 127.0.0.1\n  whoami\n}\n.:1 {\n  whoami\n}\n", "zone overlap"),
     (".:1 {\n  bind 203.0.113.77\n  whoami\n}\n", "this machine does not have the address"),

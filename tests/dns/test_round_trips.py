@@ -8,7 +8,7 @@ import dns.message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdns.dns import edns, iana, message, name, query, rdata, reply, wire
+from kdns.dns import edns, freshness, iana, message, name, query, rdata, reply, wire
 from kdns.dns.answer import REPLY_EDNS, REPLY_RD, Answer
 from kdns.dns.errors import BadName, FormatError
 from kdns.dns.query import Question
@@ -144,6 +144,26 @@ def test_a_message_that_was_changed_on_its_way_is_read_or_refused_and_what_is_re
             assert len(body.ends) == sum(body.counts)
     with contextlib.suppress(FormatError):
         query.parse(octets)
+    assert len(freshness.older(octets, 60)) == len(octets)
+
+
+@given(questions, sections, st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_an_older_reply_has_the_same_records_with_less_time_left(
+    asked: Question, given_: tuple[tuple[RRset, ...], ...], seconds: int
+) -> None:
+    sent = message.pack_query(1, asked, opt=edns.opt(do=False))
+    _, end, opt, _ = query.parse(sent)
+    made = Answer(0, 0, *given_)
+    octets = reply.pack(made, made.rendered(asked.name), sent, end, REPLY_RD | REPLY_EDNS, opt, 65535)
+    off = 12 + len(asked.name) + 4
+    counts = sum(int.from_bytes(octets[at : at + 2], "big") for at in (6, 8, 10))
+    before = list(wire.records(octets, off, counts, wire.Budget()))
+    after = list(wire.records(freshness.older(octets, seconds), off, counts, wire.Budget()))
+    assert [(r.owner, r.type, r.end) for r in before] == [(r.owner, r.type, r.end) for r in after]
+    for old, new in zip(before, after, strict=True):
+        least = old.ttl if old.type == iana.OPT else max(old.ttl - seconds, 0)
+        assert new.ttl <= least if old.type == iana.SOA else new.ttl == least
 
 
 @given(st.text(max_size=60) | st.text(alphabet="a.\\0129é*_-", max_size=40))

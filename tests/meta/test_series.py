@@ -4,9 +4,10 @@ The table is what the code of CoreDNS 1.14.7 and 1.15.0 registers for the plugin
 when they were asked. tests/oracle compares with a running CoreDNS where there is one.
 """
 
-import kdns.kube.informer  # nothing brings it in before a cluster is watched
-import kdns.net.doq  # noqa: F401 - its library is an extra: nothing brings it in before it is used
-from kdns.metrics import REGISTRY, Histogram
+import kdns.kube.api
+import kdns.kube.informer
+import kdns.net.doq  # noqa: F401 - nothing brings these three in before they are used
+from kdns.metrics import REGISTRY, SUM, Gauge, Histogram
 from kdns.server import catalog
 
 # name, kind, labels (in the alphabet's order; - for none)
@@ -75,6 +76,7 @@ BUCKETS = {
     "coredns_kubernetes_rest_client_rate_limiter_duration_seconds": CLIENT,
     "coredns_kubernetes_rest_client_request_duration_seconds": CLIENT, "coredns_proxy_request_duration_seconds": TIMES,
 }  # fmt: skip
+AMOUNTS = ("_connections", "_bytes", "_clients", "_entries", "_workers")
 
 
 def test_every_series_of_coredns_is_there_by_name_kind_and_labels() -> None:
@@ -98,3 +100,13 @@ def test_histograms_have_the_buckets_of_coredns() -> None:
     assert found.keys() == BUCKETS.keys()
     for name, bounds in BUCKETS.items():
         assert all(abs(a - b) < 1e-9 for a, b in zip(found[name], bounds, strict=True)), name
+
+
+def test_a_gauge_that_is_not_an_amount_is_not_summed_over_workers() -> None:
+    """A sum of times, ages, versions or of yes and no says nothing (`multisocket`)."""
+    for name in catalog.built():
+        catalog.plugin_class(name)
+    summed = {name for name, found in REGISTRY.items() if isinstance(found, Gauge) and found.across == SUM}
+    amounts = {name for name in summed if name.endswith(AMOUNTS)}
+    assert summed == amounts
+    assert amounts

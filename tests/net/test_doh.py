@@ -313,6 +313,20 @@ def test_whom_nobody_trusts_names_nobody() -> None:
     assert forwarded(b"192.0.2.1, 192.0.2.2, 10.0.0.2", ("10.0.0.1", 5), trusted) == ("192.0.2.2", 0)
 
 
+def test_a_client_was_the_proxy_where_its_address_came_with_a_port_or_in_ipv6_form() -> None:
+    """Some proxies write the port too (Azure's Application Gateway), some an IPv4 address as `::ffff:192.0.2.1`."""
+    import ipaddress
+
+    trusted = [ipaddress.ip_network("10.0.0.0/8")]
+    peer = ("10.0.0.1", 5)
+    for said in (b"192.0.2.1:4711", b"::ffff:192.0.2.1", b"[::ffff:192.0.2.1]:4711", b"192.0.2.1, ::ffff:10.0.0.2"):
+        assert forwarded(said, peer, trusted) == ("192.0.2.1", 0)
+    for said in (b"2001:db8::1", b"[2001:db8::1]", b"[2001:db8::1]:4711", b"2001:DB8::1%eth0"):
+        assert forwarded(said, peer, trusted) == ("2001:db8::1", 0, 0, 0)
+    for said in (b"unknown", b"_hidden:1", b"[", b"1.2.3", b"1.2.3.4:5:6", b""):
+        assert forwarded(said, peer, trusted) == peer
+
+
 # HTTP/1.1.
 
 

@@ -22,6 +22,8 @@ import dns.exception
 import dns.message
 import dns.query
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kdns import files, memory
 from kdns.corefile import CorefileError
@@ -373,7 +375,7 @@ def test_a_certificate_that_took_too_long_to_read_was_not_read_until_the_next_on
     waiting, make, late = files.waiting, (tmp_path / "tls.crt").read_text, ["once"]
 
     async def given_up(what: str, *rest: Any) -> Any:
-        if late and rest == (make,):
+        if late and what.startswith("reading certificate"):
             late.clear()
             raise TimeoutError(errno.ETIMEDOUT, f"{what} took over 5 s and was given up")
         return await waiting(what, *rest)
@@ -398,6 +400,11 @@ def test_files_that_make_no_certificate_are_an_error_that_names_them(site: Site,
     other = tmp_path / "other"
     other.mkdir()
     Site(other)
+    (tmp_path / "rsa.key").write_bytes(
+        rsa.generate_private_key(65537, 2048).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
     (tmp_path / "text").write_text("nothing")
     (tmp_path / "broken").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     (tmp_path / "locked").write_text(
@@ -410,6 +417,7 @@ def test_files_that_make_no_certificate_are_an_error_that_names_them(site: Site,
         (f"{good} {good}", "tls.crt holds no private key"),
         (f"{tmp_path}/broken {key}", "broken .*cannot be read .*: expected PEM files"),
         (f"{good} {other}/tls.key", "is not that of the certificate .*renew both together"),
+        (f"{good} {tmp_path}/rsa.key", "is not that of the certificate .*, the first in its file: renew both together"),
         (f"{good} {tmp_path}/locked", "locked"),
         (f"{tmp_path}/nowhere", "nowhere is not a folder"),
         (
@@ -439,6 +447,39 @@ def test_a_certificate_that_has_expired_is_warned_of(serve: Serve, site: Site, l
     )
     with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
         ask(server, site)
+
+
+def test_a_certificate_that_is_not_valid_yet_was_not_warned_of(serve: Serve, site: Site, lines: list[str]) -> None:
+    import datetime
+
+    site.issue(
+        NAME, not_before=datetime.datetime(2120, 2, 3, tzinfo=datetime.UTC),
+        not_after=datetime.datetime(2121, 2, 3, tzinfo=datetime.UTC),
+    )  # fmt: skip
+    serve(site.block())
+    assert any(
+        "tls.crt is not valid before 2120-02-03 00:00+00:00: until then clients refuse it" in line for line in lines
+    )
+
+
+def test_a_certificate_that_nobody_was_shown_any_more_still_expired_in_the_metrics(
+    serve: Serve, site: Site, tmp_path: Path
+) -> None:
+    series = REGISTRY["kdns_tls_certificate_expires_timestamp_seconds"].slots
+
+    def shown() -> set[str]:
+        return {path for (path,) in series if path.startswith(str(tmp_path))}
+
+    other = Site(tmp_path / "other", authority=site.authority)
+    server = serve(site.block() + site.block(tls=f"tls {other.folder}", scheme="quic"))
+    assert shown() == {f"{site.folder}/tls.crt", f"{other.folder}/tls.crt"}
+    server.reload(site.block() + site.block(scheme="quic"))
+    assert shown() == {f"{site.folder}/tls.crt"}
+    # Not one that a reload that failed had read either.
+    assert not server.reload(site.block(tls=f"tls {other.folder}") + site.block(tls="tls /nowhere", zone="b."))
+    assert shown() == {f"{site.folder}/tls.crt"}
+    assert server.reload(site.block(tls=f"tls {other.folder}", scheme="quic"))
+    assert shown() == {f"{other.folder}/tls.crt"}
 
 
 def test_clients_show_certificates_where_they_must(serve: Serve, site: Site) -> None:

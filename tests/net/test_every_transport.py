@@ -123,6 +123,17 @@ def test_a_message_of_64_kib_costs_little_on_each_transport(serve: Serve, site: 
     assert time.process_time() - began < 2.0  # with the client's own work; it takes some 10 ms
 
 
+def test_where_a_client_went_to_was_every_address_on_all_transports_but_udp(
+    serve: Serve, site: Site, transport: str
+) -> None:
+    scheme = SCHEMES[transport]
+    lines = ("view v {\n expr server_ip() == '127.0.0.1' && server_port() == '{port}'\n }",)
+    text = site.block(*lines, scheme=scheme, tls="minimal" if scheme == "dns" else "")
+    server = serve(text.replace(" bind 127.0.0.1\n", ""))
+    wire = struct.pack("!6H", 0, 0x0100, 1, 0, 0, 0) + QUESTION
+    assert rcode(ask(transport, server, site, wire)) == dns.rcode.NOERROR
+
+
 @pytest.mark.parametrize("opcode", [dns.opcode.UPDATE, dns.opcode.NOTIFY])
 def test_an_update_was_sent_on_where_it_came_over_some_transports(
     serve: Serve, site: Site, upstream: Start, transport: str, opcode: dns.opcode.Opcode

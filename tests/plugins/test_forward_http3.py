@@ -141,6 +141,17 @@ def test_interim_responses_and_trailers_are_passed_over(serve: Serve, upstream: 
     assert data(server.ask("a.org.")) == ["192.0.2.1"]
 
 
+def test_the_time_that_a_reply_had_been_in_a_cache_of_http_was_not_taken_off_its_ttls(
+    serve: Serve, upstream: Begin, authority: Authority
+) -> None:
+    def respond(http: H3Connection, stream: int, reply: bytes) -> None:
+        http.send_headers(stream, [(b":status", b"200"), (b"content-type", MESSAGE), (b"age", b"20")])
+        http.send_data(stream, reply, end_stream=True)
+
+    server = serve(forward(upstream(respond=respond).port, authority))
+    assert server.ask("a.org.").answer[0].ttl == 40
+
+
 def test_octets_beside_responses_are_bounded(serve: Serve, upstream: Begin, authority: Authority) -> None:
     def respond(http: H3Connection, stream: int, reply: bytes) -> None:
         uni = http._quic.get_next_available_stream_id(is_unidirectional=True)

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dns.message
+import dns.rcode
 import pytest
 import trustme
 
 from kdns.corefile import CorefileError
 from kdns.testing import answer, code, data, eventually
+from kdns.testing.upstream import soa
 from tests import programs
 from tests.fixtures import Serve, Start
 from tests.securepeers import Authority, Doh, Dot, Peer, Script
@@ -144,6 +146,29 @@ def test_an_https_reply_to_another_question_is_not_taken(
     server = serve(forward(f"https://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}"))
     assert code(server.ask("x.org.")) == "SERVFAIL"
     eventually(lambda: any("the reply is to another question" in line for line in lines))
+
+
+@pytest.mark.parametrize(("age", "left"), [
+    ("", (300, 60)), ("50", (250, 10)), (" 50", (250, 10)), ("301", (0, 0)), ("9" * 5000, (0, 0)), ("0", (300, 60)),
+    ("-5", (300, 60)), ("soon", (300, 60)), ("5, 6", (300, 60)), ("٥", (300, 60)),
+])  # fmt: skip
+def test_the_time_that_a_reply_had_been_in_a_cache_of_http_was_not_taken_off_its_ttls(
+    serve: Serve, peer: Begin, authority: Authority, age: str, left: tuple[int, int]
+) -> None:
+    """RFC 8484, section 5.1: a client must, for the field Age says how old the TTLs are."""
+
+    def script(query: dns.message.Message) -> dns.message.Message:
+        reply = answer(query, "A 192.0.2.1", ttl=300)
+        if query.question[0].name.to_text().startswith("none."):
+            reply = soa(answer(query), "org.", 600, 60)
+            reply.set_rcode(dns.rcode.NXDOMAIN)
+        return reply
+
+    up = peer("https", script, age=age, content="Application/DNS-Message")
+    server = serve(forward(f"https://127.0.0.1%dns.example.net:{up.port}", f"tls {authority.path}"))
+    reply, denial = server.ask("x.org.", use_edns=0), server.ask("none.org.")
+    assert (reply.answer[0].ttl, min(denial.authority[0].ttl, 60)) == left
+    assert data(reply) == ["192.0.2.1"] and reply.edns == 0
 
 
 @pytest.mark.parametrize("kind", ["tls", "https"])

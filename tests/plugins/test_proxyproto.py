@@ -1,5 +1,6 @@
 """proxyproto: who asks is whom a proxy in front names, if it is to be believed."""
 
+import ipaddress
 import shutil
 import socket
 import struct
@@ -8,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import dns.message
+import dns.rcode
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdns.corefile import CorefileError
 from kdns.metrics import REGISTRY
 from kdns.net import proxy
+from kdns.net.web import forwarded
 from kdns.testing import Server, block, data, eventually
 from tests.fixtures import Serve
 from tests.net.test_dot import connect, frame
@@ -143,6 +148,45 @@ def test_skip_leaves_the_octets_in_the_stream(serve: Serve) -> None:
     assert over_tcp(server, b"") == over_udp(server, b"") == "127.0.0.1"
 
 
+def test_a_client_whose_ipv4_address_came_in_ipv6_form_passed_acl(serve: Serve) -> None:
+    """A proxy that listens on `::` for both families (haproxy's `v4v6`) names it so: what is said of IPv4 holds."""
+    server = serve(block("proxyproto", "acl {\n block net 203.0.113.0/24\n }", "whoami"))
+    mapped = "::ffff:203.0.113.7"
+
+    def refused(reply: bytes) -> bool:
+        return dns.message.from_wire(reply).rcode() == dns.rcode.REFUSED
+
+    for head in (f"PROXY TCP6 {mapped} ::ffff:192.0.2.1 4000 53\r\n".encode(), v2(mapped), v2("203.0.113.7")):
+        with server.connect(5) as sock:
+            sock.sendall(head + framed(query()))
+            assert refused(frame(sock))
+    reply = server.raw(v2(mapped, udp=True) + query(), 5)
+    assert reply is not None and refused(reply)
+
+
+@given(st.ip_addresses(), st.booleans())
+def test_whoever_names_a_client_it_is_spelled_as_the_kernel_spells_it(
+    found: ipaddress.IPv4Address | ipaddress.IPv6Address, mapped: bool
+) -> None:
+    plain = found.ipv4_mapped or found if found.version == 6 else found
+    kernel = socket.inet_ntop(socket.AF_INET if plain.version == 4 else socket.AF_INET6, plain.packed)
+    said = f"::ffff:{found}" if mapped and found.version == 4 else str(found)
+    trusted = [ipaddress.ip_network("0.0.0.0/0")]
+    spellings = [said] if ":" not in said else [said, f"[{said}]", f"[{said}]:4711", said.upper()]
+    named = [forwarded(each.encode(), ("192.0.2.1", 5), trusted)[0] for each in [*spellings, f"{found}"]]
+    family = 6 if ":" in said else 4
+    other = "2001:db8::53" if family == 6 else "192.0.2.53"
+    for head, kind in (
+        (f"PROXY TCP{family} {said} {other} 4000 53\r\n".encode(), socket.SOCK_STREAM),
+        (v2(said), socket.SOCK_STREAM),
+        (v2(said, udp=True), socket.SOCK_DGRAM),
+    ):
+        read = proxy.header(head, kind)
+        assert read is not None and read[1] is not None and read[1][1] == 4000
+        named.append(read[1][0])
+    assert set(named) == {kernel}
+
+
 def test_a_session_of_datagrams_is_remembered_and_bounded(serve: Serve) -> None:
     server = serve(block("proxyproto {", "  udp_session_tracking 28s 2", "}", "whoami"))
     socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
@@ -170,6 +214,14 @@ def test_behind_a_header_tls_begins(serve: Serve, tmp_path: Path) -> None:
     with connect(server, site.client()) as sock:
         sock.sendall(framed(query()))
         assert asked_by(frame(sock)) == "127.0.0.1"
+
+
+def test_where_a_client_went_to_was_the_proxys_own_peer_over_tcp(serve: Serve) -> None:
+    """The proxy's address is of no use to `view`; over UDP it was what the header says."""
+    server = serve(block("proxyproto", "view v {\n expr server_ip() == '192.0.2.53'\n }", "whoami"))
+    for head in (v2("198.51.100.7"), b"PROXY TCP4 198.51.100.7 192.0.2.53 4000 53\r\n"):
+        assert over_tcp(server, head) == "198.51.100.7"
+    assert over_udp(server, v2("198.51.100.7", udp=True)) == "198.51.100.7"
 
 
 def test_connections_that_send_no_header_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

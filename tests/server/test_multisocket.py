@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dns.edns
@@ -17,6 +18,7 @@ import dns.message
 import dns.opcode
 import dns.query
 import pytest
+from cryptography import x509
 
 from kdns.plugins.multisocket import processors
 from kdns.testing import data, free_port
@@ -26,6 +28,7 @@ from tests.cli.test_commands import Process, kdns
 from tests.cli.test_rollout import asking
 from tests.fixtures import Serve
 from tests.plugins.test_cookie import given_back
+from tests.securepeers import NAME, Site
 from tests.zones import keymaker
 
 WAIT = 20.0
@@ -180,6 +183,19 @@ def test_counters_fell_at_a_reload_by_what_workers_had_counted_that_have_ended(
     os.kill(server.pid, signal.SIGUSR1)
     server.until("Reloading complete")
     assert server.metric("coredns_dns_requests_total") == 20
+
+
+def test_when_a_certificate_expires_was_summed_over_the_workers(
+    several: Callable[..., Several], tmp_path: Path
+) -> None:
+    site = Site(tmp_path / "site")
+    expires = x509.load_pem_x509_certificate((site.folder / "tls.crt").read_bytes()).not_valid_after_utc.timestamp()
+    server = several(f" whoami\n}}\ntls://.:{free_port()} {{\n bind 127.0.0.1\n tls {site.folder}\n whoami")
+    assert server.metric("kdns_tls_certificate_expires_timestamp_seconds") == expires
+    # The process that watches over the workers reads the files too, once, and shows nobody the certificate.
+    site.issue(NAME, not_after=datetime(2120, 1, 2, tzinfo=UTC))
+    renewed = datetime(2120, 1, 2, tzinfo=UTC).timestamp()
+    soon(lambda: server.metric("kdns_tls_certificate_expires_timestamp_seconds") == renewed)
 
 
 def test_changes_of_services_reach_all_workers_by_one_watch(several: Callable[..., Several], api: ApiServer) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import signal
+import socket
 import threading
 import weakref
 from collections import deque
@@ -21,8 +23,9 @@ from kdns.server.order import BUILT
 from kdns.store.trie import Node
 from kdns.testing import ApiServer, Server, Upstream, answer, code, data, eventually, free_port, http_get
 from kdns.testing.objects import namespace, service
+from tests.cli.test_commands import Process, kdns, processes  # noqa: F401 - a fixture
 from tests.fixtures import Serve
-from tests.securepeers import Site
+from tests.securepeers import NAME, Site
 from tests.zones import keymaker
 
 
@@ -396,8 +399,6 @@ def test_thirty_reloads_with_a_full_cache_left_thirty_caches(serve: Serve, every
 
 
 def test_a_port_that_is_taken_fails_the_reload_and_health_stays_up(serve: Serve) -> None:
-    import socket
-
     health = free_port()
     server = serve(text("10.0.0.1", f"health 127.0.0.1:{health}"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
@@ -441,6 +442,43 @@ def test_a_listener_that_is_new_or_gone_is_opened_or_closed(serve: Serve) -> Non
     with pytest.raises(OSError):
         server.ask("b.org.", tcp=True, timeout=1)
     server.port = first
+
+
+@pytest.mark.parametrize("workers", ["", " multisocket 2\n"])
+def test_a_reload_that_changed_a_scheme_or_an_address_said_that_another_process_has_the_port(
+    tmp_path: Path,
+    processes: list[Process],  # noqa: F811
+    workers: str,
+) -> None:
+    site, port, path = Site(tmp_path / "site"), free_port(), tmp_path / "Corefile"
+
+    def corefile(scheme: str, bind: str = "127.0.0.1") -> str:
+        where = f" bind {bind}\n" if bind else ""
+        return f"{scheme}://.:{port} {{\n{where}{workers} tls {site.folder}\n whoami\n}}\n"
+
+    def reloaded(text: str) -> str:
+        path.write_text(text)
+        server.process.send_signal(signal.SIGUSR1)
+        while (line := server.until("Re")).endswith("Reloading"):
+            pass
+        return line
+
+    def answers(scheme: str) -> bool:
+        trust = ["-ca", str(site.authority.path), "-name", NAME]
+        return kdns("query", f"@{scheme}://127.0.0.1", "-p", str(port), *trust, "who.example").returncode == 0
+
+    path.write_text(corefile("https"))
+    server = Process("-conf", str(path))
+    processes.append(server)
+    server.until("linux/")
+    for words in (["tls"], ["quic"], ["https3"], ["dns"], ["dns", ""], ["dns", "127.0.0.1 ::1"], ["grpc", ""]):
+        assert reloaded(corefile(*words)).endswith("Reloading complete")
+        assert answers(words[0])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        other = f"tls://b.example:{taken.getsockname()[1]} {{\n bind 127.0.0.1\n whoami\n}}\n"
+        assert "another process has this port" in reloaded(corefile("grpc", "") + other)
+    assert answers("grpc")
 
 
 def test_the_reload_plugin_follows_a_file_and_its_imports(
