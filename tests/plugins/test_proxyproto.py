@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kdns.corefile import CorefileError
 from kdns.metrics import REGISTRY
 from kdns.net import proxy
-from kdns.net.web import forwarded
+from kdns.net.web_connection import forwarded
 from kdns.testing import Server, block, data, eventually
 from tests.fixtures import Serve
 from tests.net.test_dot import connect, frame
