@@ -93,10 +93,10 @@ class WebConnection(BatchConnection):
         except Http2Error as error:
             self._fail(error)
             return
-        except Http1Error as error:
+        except Http1Error as refused:
             assert isinstance(framing, Http1)
             framing.leave()
-            framing.respond(Exchange(0, b"", b"", {}), error.status, [], b"")
+            framing.respond(Exchange(0, b"", b"", {}), refused.status, [], b"")
             self._write()
             self.transport.close()
             return
