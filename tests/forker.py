@@ -9,8 +9,8 @@ Laws:
   destroyed. Only what modules hold is not destroyed one by one: that costs twice what most commands do.
 - The forker has one thread, and no file beside its own: what it imports starts nothing.
 - What differs: modules are there that a command would import when it needs them, and what a module takes by chance when
-  it is imported is the same for all commands. A test of imports, of memory, of a closed stream, of what Python reads in
-  its environment, and a test of a server have a process of their own.
+  it is imported is the same for all commands. A test of imports, of memory, of a closed stream or of what Python reads
+  in its environment has a process of its own.
 """
 
 import atexit
@@ -21,6 +21,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -29,52 +30,107 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 LONGEST = 1 << 16  # bytes of a request: less than what a socket's buffer holds
+Output = tuple[bytes, bytes]
+
+
+class Command:
+    """A command that runs, with what the tests need of subprocess.Popen. Its streams are pipes."""
+
+    def __init__(self, words: tuple[str, ...], life: socket.socket, stdin: int, stdout: int, stderr: int) -> None:
+        self.args = words
+        self.stdin, self.stdout, self.stderr = open(stdin, "wb"), open(stdout, "rb"), open(stderr, "rb")  # noqa: SIM115
+        self.returncode: int | None = None
+        self._life = life
+        told = life.recv(16)
+        assert told, "the forker has ended"
+        self.pid = int(told)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None:
+            self._life.settimeout(timeout)
+            try:
+                told = self._life.recv(16)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+            self._life.close()
+            assert told, "the forker has ended"
+            self.returncode = os.waitstatus_to_exitcode(int(told))
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it ends just now
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, given: bytes = b"", timeout: float | None = None) -> Output:
+        """What it says and complains of until it ends. After `timeout` it is killed, which raises
+        subprocess.TimeoutExpired.
+        """
+        if self.stdout.closed:
+            return b"", b""
+        with self.stdout, self.stderr, ThreadPoolExecutor(3) as pool:
+            pool.submit(_write, self.stdin, given)
+            said, complained = pool.submit(self.stdout.read), pool.submit(self.stderr.read)
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                self.wait()
+                raise
+            return said.result(), complained.result()
+
+
+def _write(file: BinaryIO, text: bytes) -> None:
+    if not file.closed:
+        with contextlib.suppress(BrokenPipeError), file:
+            file.write(text)
 
 
 class Forker:
     """The forker, as the tests see it. All its commands have the environment that it is given."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._one = threading.Lock()
         self._asks, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with asked:
             words = [sys.executable, "-m", "tests.forker", str(asked.fileno())]
             null = subprocess.DEVNULL
             self._process = subprocess.Popen(words, stdin=null, stdout=null, pass_fds=[asked.fileno()], env=environ)
 
+    def start(self, words: tuple[str, ...], cwd: Path | None, *, stdin: bool = False) -> Command:
+        """Starts `python -m kdns WORDS`. Its standard input is the null device, where `stdin` is not set."""
+        life, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        (given, writes), (says, stdout), (complains, stderr) = os.pipe(), os.pipe(), os.pipe()
+        request = json.dumps([str(cwd or Path.cwd()), *words]).encode()
+        assert len(request) <= LONGEST
+        with end, open(os.devnull, "rb") as null:
+            socket.send_fds(self._asks, [request], [given if stdin else null.fileno(), stdout, stderr, end.fileno()])
+        for each in (given, stdout, stderr):
+            os.close(each)
+        return Command(words, life, writes, says, complains)
+
     def run(
         self, words: tuple[str, ...], given: bytes | None, cwd: Path | None, timeout: float
     ) -> subprocess.CompletedProcess[bytes]:
-        """What subprocess.run gives for `python -m kdns WORDS` where it captures the output. Without `given` the
-        standard input is the null device.
-        """
-        with contextlib.ExitStack() as stack, self._one:
-            pool = stack.enter_context(ThreadPoolExecutor(3))
-            null = stack.enter_context(open(os.devnull, "rb"))
-            (stdin, writes), (says, stdout), (complains, stderr) = os.pipe(), os.pipe(), os.pipe()
-            pool.submit(_write, writes, given or b"")
-            output = [pool.submit(_read, each) for each in (says, complains)]
-            try:
-                request = json.dumps([str(cwd or Path.cwd()), *words]).encode()
-                assert len(request) <= LONGEST
-                socket.send_fds(self._asks, [request], [null.fileno() if given is None else stdin, stdout, stderr])
-            finally:
-                for each in (stdin, stdout, stderr):
-                    os.close(each)
-            pid = self._told()
-            try:
-                status = self._told(timeout)
-            except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
-                self._told()
-                raise subprocess.TimeoutExpired(words, timeout) from None
-            code = os.waitstatus_to_exitcode(status)
-            return subprocess.CompletedProcess(words, code, *(each.result() for each in output))
+        """What subprocess.run gives where it captures the output."""
+        command = self.start(words, cwd, stdin=given is not None)
+        output = command.communicate(given or b"", timeout)
+        return subprocess.CompletedProcess(words, command.wait(), *output)
 
     def commands(self) -> list[int]:
-        """The commands that run: one, or none."""
+        """The commands that run."""
         pid = self._process.pid
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -83,49 +139,52 @@ class Forker:
         self._asks.close()
         self._process.wait()
 
-    def _told(self, timeout: float | None = None) -> int:
-        self._asks.settimeout(timeout)
-        told = self._asks.recv(LONGEST)
-        assert told, "the forker has ended"
-        return int(told)
-
-
-def _read(number: int) -> bytes:
-    with open(number, "rb") as file:
-        return file.read()
-
-
-def _write(number: int, text: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError), open(number, "wb") as file:
-        file.write(text)
-
 
 def _import_all() -> None:
-    """Imports all of kdns but what is for tests and what is a program."""
-    for each in pkgutil.walk_packages(importlib.import_module("kdns").__path__, "kdns."):
-        if not each.name.startswith("kdns.testing") and not each.name.endswith("__main__"):
+    """Imports the commands and the plugins, with all that they import at once. What only some servers need, such as
+    several processes, is for those to import: the series that they count are on no other server's page.
+    """
+    for name in ("kdns.cli", "kdns.plugins"):
+        for each in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
             importlib.import_module(each.name)
 
 
 def _forked(asked: socket.socket) -> list[str]:
-    """Forks for each request. Gives the forks their words, and the forker none once it is asked no more."""
-    with asked:
-        while True:
-            request, files, _, _ = socket.recv_fds(asked, LONGEST, 3)
-            if not request:
-                return []
-            if not (pid := os.fork()):
-                break
-            for each in files:
+    """Forks for each request. Gives a fork its folder and its words, and the forker nothing when it is to end."""
+    running: dict[int, tuple[int, int]] = {}  # by the descriptor of a process: its id, and where its end is told
+    while True:
+        ready, _, _ = select.select([asked, *running], [], [])
+        for each in ready:
+            if each is not asked:
+                pid, life = running.pop(each)
+                _tell(life, os.waitpid(pid, 0)[1])
+                os.close(life)
                 os.close(each)
-            asked.send(str(pid).encode())
-            asked.send(str(os.waitpid(pid, 0)[1]).encode())
-    for number, each in enumerate(files):
-        os.dup2(each, number)
-        os.close(each)
+        if asked not in ready:
+            continue
+        request, files, _, _ = socket.recv_fds(asked, LONGEST, 4)
+        if not request:
+            for pid, _ in running.values():
+                os.kill(pid, signal.SIGKILL)
+            return []
+        if not (pid := os.fork()):
+            break
+        running[os.pidfd_open(pid)] = pid, files[3]
+        _tell(files[3], pid)
+        for number in files[:3]:
+            os.close(number)
+    asked.detach()
+    for number in range(3):
+        os.dup2(files[number], number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     folder, *words = json.loads(request)
     os.chdir(folder)
     return [folder, *words]
+
+
+def _tell(life: int, number: int) -> None:
+    with contextlib.suppress(OSError):  # a test that has failed asks no more
+        os.write(life, str(number).encode())
 
 
 def _end(code: list[int]) -> None:

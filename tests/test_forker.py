@@ -2,26 +2,20 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from kdns.testing import eventually
+from tests.cli.test_commands import ENV, forker
 from tests.forker import Forker
 
-ENVIRON = {**os.environ, "PYTHONPATH": str(Path.cwd()), "KUBECONFIG": "/nowhere/config"}
+ENVIRON = {**ENV, "PYTHONPATH": str(Path.cwd())}
 COREFILE = b".:53 {\n whoami\n}\n"
-
-
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    made = Forker(ENVIRON)
-    yield made
-    made.close()
 
 
 def state(pid: int) -> dict[str, object]:
@@ -45,17 +39,17 @@ def reads(pid: int, fifo: Path) -> bool:
     ("check -", b"x {\n nonsense\n}\n", 1),
     ("check -", b"", 1),
     ("fmt --diff Corefile", None, 1),
-    ("explain a.org A -conf -", COREFILE, 1),  # KUBECONFIG names no file
+    ("explain a.org A -conf -", COREFILE, 3),
     ("plan /nowhere/x", None, 1),
     ("nonsense", None, 1),
     ("-nonsense", None, 2),
     ("completion man", None, 0),
 ])  # fmt: skip
 def test_a_command_says_what_it_says_in_a_process_of_its_own(
-    forker: Forker, tmp_path: Path, words: str, given: bytes | None, code: int
+    tmp_path: Path, words: str, given: bytes | None, code: int
 ) -> None:
     (tmp_path / "Corefile").write_bytes(COREFILE)
-    forked = forker.run(tuple(words.split()), given, tmp_path, 60)
+    forked = forker().run(tuple(words.split()), given, tmp_path, 60)
     real = subprocess.run(
         [sys.executable, "-m", "kdns", *words.split()], input=given, capture_output=True, cwd=tmp_path, env=ENVIRON,
         stdin=subprocess.DEVNULL if given is None else None, timeout=60,
@@ -64,21 +58,21 @@ def test_a_command_says_what_it_says_in_a_process_of_its_own(
     assert forked.returncode == code
 
 
-def test_more_is_given_and_said_than_a_pipe_holds(forker: Forker) -> None:
+def test_more_is_given_and_said_than_a_pipe_holds() -> None:
     text = COREFILE + b"# a comment\n" * 100_000
-    done = forker.run(("fmt", "-"), text, None, 60)
+    done = forker().run(("fmt", "-"), text, None, 60)
     assert done.returncode == 0 and done.stdout.count(b"# a comment\n") == 100_000
-    assert forker.run(("version", "-nonsense"), text, None, 60).returncode == 2  # which reads nothing
+    assert forker().run(("version", "-nonsense"), text, None, 60).returncode == 2  # which reads nothing
 
 
-def test_a_command_has_the_signals_files_and_folder_of_a_process_of_its_own(forker: Forker, tmp_path: Path) -> None:
+def test_a_command_has_the_signals_files_and_folder_of_a_process_of_its_own(tmp_path: Path) -> None:
     fifo = tmp_path / "FIFO"
     os.mkfifo(fifo)
     words = ("check", fifo.name)
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(forker.run, words, None, tmp_path, 60)
+        done = pool.submit(forker().run, words, None, tmp_path, 60)
         with open(fifo, "wb"):  # waits for a reader
-            (pid,) = forker.commands()
+            (pid,) = forker().commands()
             eventually(lambda: reads(pid, fifo), 60)
             forked = state(pid)
         assert done.result().returncode == 1
@@ -93,9 +87,32 @@ def test_a_command_has_the_signals_files_and_folder_of_a_process_of_its_own(fork
     assert forked == real
 
 
-def test_a_command_that_takes_too_long_is_killed_and_the_next_one_runs(forker: Forker, tmp_path: Path) -> None:
+def test_a_command_that_takes_too_long_is_killed_and_the_next_one_runs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "FIFO")
     with pytest.raises(subprocess.TimeoutExpired):
-        forker.run(("check", "FIFO"), None, tmp_path, 0.1)
-    assert not forker.commands()
-    assert forker.run(("check", "-"), COREFILE, None, 60).returncode == 0
+        forker().run(("check", "FIFO"), None, tmp_path, 0.1)
+    assert not forker().commands()
+    assert forker().run(("check", "-"), COREFILE, None, 60).returncode == 0
+
+
+def test_commands_run_beside_each_other_and_each_has_the_end_that_is_its_own(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "FIFO")
+    first, second = (forker().start(("check", "FIFO"), tmp_path) for _ in range(2))
+    assert set(forker().commands()) == {first.pid, second.pid}
+    first.kill()
+    assert first.wait(60) == -signal.SIGKILL and second.poll() is None
+    second.send_signal(signal.SIGTERM)
+    assert second.communicate(timeout=60) == first.communicate() == (b"", b"")
+    assert second.returncode == -signal.SIGTERM and first.returncode == -signal.SIGKILL
+
+
+def test_commands_end_with_their_forker(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "FIFO")
+    made = Forker(ENVIRON)
+    command = made.start(("check", "FIFO"), tmp_path)
+    assert command.poll() is None
+    made.close()
+    with command.stdin, command.stdout, command.stderr:
+        assert command.stdout.read() == b""
+    with pytest.raises(AssertionError, match="the forker has ended"):
+        command.wait(60)

@@ -25,7 +25,8 @@ ENV.pop("KUBERNETES_SERVICE_HOST", None)
 
 
 @cache
-def _forker() -> Forker:
+def forker() -> Forker:
+    """The forker of this process of pytest."""
     made = Forker({**ENV, "PYTHONPATH": str(Path.cwd())})
     atexit.register(made.close)
     return made
@@ -35,7 +36,7 @@ def kdns(
     *words: str, stdin: str | bytes | None = None, cwd: Path | None = None, timeout: float = 90
 ) -> subprocess.CompletedProcess[str]:
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = _forker().run(words, data, cwd, timeout)
+    done = forker().run(words, data, cwd, timeout)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -43,34 +44,24 @@ class Process:
     """A kdns that serves."""
 
     def __init__(self, *words: str, cwd: Path | None = None, stdin: str | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "kdns", *words], stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd, env={**ENV, "PYTHONPATH": str(Path.cwd())},
-            text=True,
-        )  # fmt: skip
-        if stdin is not None:
-            assert self.process.stdin is not None
-            self.process.stdin.write(stdin)
-            self.process.stdin.close()
-            self.process.stdin = None
+        self.process = forker().start(words, cwd, stdin=stdin is not None)
+        with self.process.stdin:
+            self.process.stdin.write((stdin or "").encode())
         self.lines: list[str] = []
 
     def until(self, text: str) -> str:
         """Reads lines until one holds the text."""
-        assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.lines.append(line.rstrip())
-            if text in line:
-                return line.rstrip()
-        assert self.process.stderr is not None
-        raise AssertionError(f"{text!r} did not come: {self.lines} {self.process.stderr.read()}")
+            self.lines.append(line.decode().rstrip())
+            if text in self.lines[-1]:
+                return self.lines[-1]
+        raise AssertionError(f"{text!r} did not come: {self.lines} {self.process.stderr.read().decode()}")
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
+        self.process.send_signal(number)
         out, _ = self.process.communicate(timeout=90)
-        self.lines += out.splitlines()
-        return self.process.returncode
+        self.lines += out.decode().splitlines()
+        return self.process.wait()
 
 
 @pytest.fixture
@@ -78,8 +69,7 @@ def processes() -> Iterator[list[Process]]:
     made: list[Process] = []
     yield made
     for each in made:
-        if each.process.poll() is None:
-            each.process.kill()
+        each.process.kill()
         each.process.communicate()
 
 

@@ -149,7 +149,7 @@ def test_a_bad_log_format_is_said(tmp_path: Path, processes: list[Process]) -> N
     process = Process("-log-format", "xml")
     processes.append(process)
     out, err = process.process.communicate(timeout=90)
-    assert process.process.returncode == 2 and "expected text or json" in err and not out
+    assert process.process.returncode == 2 and b"expected text or json" in err and not out
 
 
 def test_what_fails_for_every_query_is_written_a_hundred_times_a_second_and_then_counted(

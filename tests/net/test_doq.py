@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -27,6 +26,7 @@ from kdns.metrics import REGISTRY
 from kdns.net import certificates
 from kdns.net import quic as quic_module
 from kdns.testing import Server, Upstream, code, data, eventually
+from tests.cli.test_commands import kdns
 from tests.fixtures import Serve, Start
 from tests.quicpeers import Client, client, configuration, framed, until
 from tests.securepeers import HOSTS, NAME, Site
@@ -226,17 +226,13 @@ def test_transfers_and_updates_are_refused(serve: Serve, site: Site) -> None:
 @pytest.mark.parametrize("scheme", ["quic", "https3"])
 def test_kdns_query_asks_over_quic(serve: Serve, site: Site, scheme: str) -> None:
     server = serve(site.block(scheme=scheme))
-    done = subprocess.run(
-        [sys.executable, "-m", "kdns", "query", f"@{scheme}://127.0.0.1:{server.port}", "-ca", str(site.authority.path),
-         "-name", NAME, "-short", "a.example.org"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    authority = str(site.authority.path)
+    done = kdns(
+        "query", f"@{scheme}://127.0.0.1:{server.port}", "-ca", authority, "-name", NAME, "-short", "a.example.org"
+    )
     assert (done.stdout, done.stderr, done.returncode) == ("192.0.2.1\n", "", 0)
-    done = subprocess.run(
-        [sys.executable, "-m", "kdns", "query", "@127.0.0.1", f"-{scheme}", "-p", str(server.port), "-ca",
-         str(site.authority.path), "-name", "other.example.net", "a.example.org"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    words = f"query @127.0.0.1 -{scheme} -p {server.port} -name other.example.net a.example.org"
+    done = kdns(*words.split(), "-ca", authority)
     assert done.returncode == 9 and "doesn't match" in done.stderr and not done.stdout, done.stderr
 
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ import pytest
 from kdns.corefile import CorefileError
 from kdns.testing import answer, data, free_port, soa
 from kdns.upstream import lookup
+from tests.cli.test_commands import kdns
 from tests.fixtures import Serve, Start
 
 
@@ -127,7 +126,5 @@ def test_the_system_is_asked_for_absolute_names_after_its_own_hosts(
 ])  # fmt: skip
 def test_what_can_be_no_upstream_is_found_without_loading(to: str, option: str, said: str) -> None:
     text = f". {{\n forward . {to} {{\n {option}\n }}\n}}\n"
-    done = subprocess.run(
-        [sys.executable, "-m", "kdns", "check", "-"], input=text, capture_output=True, text=True, timeout=30
-    )
+    done = kdns("check", "-", stdin=text)
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
