@@ -25,6 +25,8 @@ from aioquic.tls import Epoch, pull_client_hello
 from cryptography.hazmat.primitives.serialization import Encoding
 
 ONE_RTT: Final = Epoch.ONE_RTT
+# Keys and packet spaces are looked up by these some twenty times for each datagram; an Enum's hash is Python's.
+Epoch.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 # What a stranger sends is nobody's error here, and what an upstream does wrong is said in our own words.
 logging.getLogger("quic").disabled = True
@@ -276,14 +278,15 @@ class _TooMuch(ProtocolError):
 
 @final
 class Http3(H3Connection):
-    """HTTP/3 without a table of fields that the peer fills (QPACK's dynamic table), by which a few octets could stand
-    for many, and with bounds of what there is to do for what comes at once.
+    """HTTP/3 without tables of fields (QPACK's dynamic tables): of one that the peer fills a few octets could stand for
+    many. What there is to do for what comes at once is bounded.
     """
 
     def _init_connection(self) -> None:
         self._frames = 0  # of what is being read
         self._max_table_capacity = self._blocked_streams = 0
         self._decoder = pylsqpack.Decoder(0, 0)
+        self._writer = pylsqpack.Encoder()  # it hears of no table at the peer, whose entries would be acknowledged
         super()._init_connection()
 
     def handle_event(self, event: events.QuicEvent) -> list[H3Event]:
@@ -303,6 +306,10 @@ class Http3(H3Connection):
         self._frames += 1
         if self._frames > MAX_FRAMES:
             raise _TooMuch("too many frames")
+
+    def _encode_headers(self, stream_id: int, headers: Headers) -> bytes:
+        _, encoded = self._writer.encode(stream_id, headers)
+        return encoded
 
     def _decode_headers(self, stream_id: int, frame_data: bytes | None) -> Headers:
         if frame_data is not None and len(frame_data) > MAX_FIELDS:

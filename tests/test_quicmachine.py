@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import ssl
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -382,6 +383,35 @@ def test_http3_offers_no_table_of_fields_and_keeps_nothing_of_a_stream_that_is_f
     kept = len(server._stream)
     server.forget(stream)
     assert len(server._stream) == kept - 1 and stream not in server._stream
+
+
+def test_each_response_over_http3_had_an_entry_in_a_table_at_the_client(site: Site) -> None:
+    """And each entry an acknowledgement by the client, in a frame of its own."""
+    pair = Pair(site, alpn="h3")
+    server, client = quicmachine.Http3(pair.server), H3Connection(pair.client)
+    beside = []
+    for number in range(20):
+        stream = pair.client.get_next_available_stream_id()
+        asked = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"x"), (b":path", b"/")]
+        client.send_headers(stream, asked, end_stream=True)
+        pair.to_server()
+        for event in pair.events(pair.server):
+            if number > 1 and isinstance(event, events.StreamDataReceived) and event.stream_id & 2:
+                beside.append(event)
+            server.handle_event(event)
+        fields = [(b":status", b"200"), (b"content-type", b"application/dns-message"), (b"x-n", b"%d" % (number % 2))]
+        server.send_headers(stream, fields, end_stream=True)
+        pair.to_client()
+        came = [each for event in pair.events(pair.client) for each in client.handle_event(event)]
+        assert [each.headers for each in came if isinstance(each, HeadersReceived)] == [fields]
+    assert client.received_settings and not beside
+
+
+def test_no_table_of_aioquic_was_made_with_another_hash_of_an_epoch() -> None:
+    assert len({Epoch.INITIAL, Epoch.ONE_RTT} & set(Epoch)) == 2
+    modules = [module for name, module in sys.modules.items() if name.startswith("aioquic.")]
+    tables = [each for module in modules for each in vars(module).values() if isinstance(each, dict | set | frozenset)]
+    assert len(modules) > 10 and not any(isinstance(key, Epoch) for table in tables for key in table)
 
 
 def request(*frames: bytes, fields: bytes = b"") -> bytes:

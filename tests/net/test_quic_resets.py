@@ -10,8 +10,10 @@ import itertools
 import math
 import os
 import random
+import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,14 @@ import pytest
 from aioquic.quic.packet import QuicPacketType
 
 from kdns.net import Process, certificates
-from kdns.net.quic_connection import RETIRED
+from kdns.net.quic_connection import RETIRED, QuicConnection
 from kdns.net.quic_ids import CID_OCTETS, ConnectionIds, place
 from kdns.quicmachine import IDS_GIVEN
 from kdns.testing import Server, free_port
 from tests.cli.test_commands import Process as Command
 from tests.fixtures import Serve
 from tests.quicpeers import Client, client, until
-from tests.securepeers import Site
+from tests.securepeers import NAME, Site
 from tests.server.test_multisocket import descendants, soon
 
 # A datagram that every listener answers, by the versions that it speaks: what was sent before was not answered.
@@ -133,6 +135,33 @@ def test_a_client_whose_connection_was_forgotten_learnt_so_by_silence_alone(serv
         assert 21 <= len(came[before]) <= 43
 
     play(server.port, site, script)
+
+
+def test_kdig_waited_for_an_answer_on_a_connection_that_was_forgotten(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its QUIC is ngtcp2's."""
+    if shutil.which("kdig") is None:
+        pytest.skip("kdig is not installed")
+    server = serve(site.block(scheme="quic"))
+    forgotten: list[QuicConnection] = []
+    transmit = QuicConnection.transmit
+
+    def once(self: QuicConnection) -> None:
+        replied = self.written
+        transmit(self)
+        if replied and not forgotten:
+            forgotten.append(self)
+            self.forget()
+
+    monkeypatch.setattr(QuicConnection, "transmit", once)
+    way = [f"+tls-ca={site.authority.path}", f"+tls-hostname={NAME}", "+quic", "+keepopen", "+retry=0"]
+    out = subprocess.run(
+        ["kdig", "@127.0.0.1", "-p", str(server.port), *way, "a.example.org", *way, "a.example.org"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "192.0.2.1" in out.stdout and forgotten, out.stdout + out.stderr
+    assert "took too long" not in out.stderr and listener(server).reset[0], out.stderr
 
 
 @pytest.mark.parametrize("workers", [1, 2])
