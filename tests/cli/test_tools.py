@@ -365,6 +365,14 @@ def test_query_says_what_is_wrong() -> None:
         (["@127.0.0.1:1", "x.org"], 9, "read: connection refused"),
         (["@127.0.0.1:1", "-tcp", "x.org"], 9, "dial tcp 127.0.0.1:1: connect: connection refused"),
         (["-tls", "-ca", "/nowhere", "x.org"], 1, "/nowhere: No such file"),
+        # Of a transfer the first message was printed as if it were all; of two transports one was silently used.
+        (["x.org", "AXFR"], 2, "AXFR is answered in many messages"), (["-tls", "x.org", "ixfr"], 2, "IXFR is answered"),
+        (["-grpc", "-quic", "x.org"], 2, "one transport at a time, found grpc and quic"),
+        (["@tls://127.0.0.1", "-https", "x.org"], 2, "one transport at a time, found https and tls"),
+        (["@dns://127.0.0.1", "-tls", "x.org"], 2, "one transport at a time, found tls and dns"),
+        (["@tls://127.0.0.1:1", "-tls", "x.org"], 9, "connection refused"),
+        (["@https://127.0.0.1:1/dns-query", "x.org"], 9, "connection refused"),
+        (["@https://127.0.0.1:1/other", "x.org"], 2, "not a port"),
     ):  # fmt: skip
         done = kdns("query", *words)
         assert done.returncode == code and text in done.stderr and "Traceback" not in done.stderr, (words, done)
