@@ -431,6 +431,16 @@ def test_a_body_in_chunks_was_refused(serve: Serve, site: Site) -> None:
     connection.close()
 
 
+def test_a_request_behind_an_empty_line_was_refused(serve: Serve, site: Site) -> None:
+    """RFC 9112, section 2.2: old clients send one behind the body of a POST."""
+    server = serve(site.block(tls="minimal", scheme="https"))
+    body = query("a.example.org.")
+    head = b"POST /dns-query HTTP/1.1\r\nContent-Type: application/dns-message\r\nContent-Length: %d\r\n" % len(body)
+    sent = head + b"Host: x\r\n\r\n" + body + b"\r\n" + head + LAST + b"\r\n" + body
+    assert [(status, len(got)) for status, _, got in exchanged(server, b"\r\n" + sent)] == [(b"200", 47)] * 2
+    assert [status for status, _, _ in exchanged(server, b"\r\n\r\n" + sent)] == [b"400"]
+
+
 def test_who_waits_for_a_word_before_the_body_is_told_to_go_on(serve: Serve, site: Site) -> None:
     """RFC 9110, section 10.1.1: clients that sent `Expect: 100-continue` waited for a second or for ever."""
     server = serve(site.block(tls="minimal", scheme="https"))
