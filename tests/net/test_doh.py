@@ -304,6 +304,20 @@ def test_without_tls_a_proxy_in_front_may_speak_either_version_and_names_its_cli
     connection.close()
 
 
+def test_of_several_fields_of_proxies_one_was_looked_at_over_http2(serve: Serve, site: Site) -> None:
+    """Each proxy may add one of its own (haproxy does): the client was then the first proxy."""
+    server = serve(site.block("https {", "  trusted_proxies 127.0.0.0/8", "}", tls="minimal", scheme="https"))
+    for said in (["192.0.2.9", "127.0.0.9"], ["198.51.100.1", "192.0.2.9, 127.0.0.8", "127.0.0.9"]):
+        with client(server, None) as http:
+            stream = http.http.get_next_available_stream_id()
+            target = "/dns-query?dns=" + base64.urlsafe_b64encode(query("who.example.")).rstrip(b"=").decode()
+            head = [(":method", "GET"), (":scheme", "https"), (":authority", NAME), (":path", target)]
+            http.http.send_headers(stream, [*head, *(("x-forwarded-for", each) for each in said)], end_stream=True)
+            http.send()
+            found = dns.message.from_wire(http.result(stream)[2]).additional
+        assert "192.0.2.9" in [str(record) for rrset in found for record in rrset]
+
+
 def test_whom_nobody_trusts_names_nobody() -> None:
     import ipaddress
 
