@@ -298,6 +298,8 @@ https3://.:443 {{
     done = kdns("explain", "-conf", str(path), "-dns.port", "443", "--limits", "a.org")
     assert "with streams: 7\n" in done.stdout and f"certificate: {site.folder}/tls.crt, TLS" in done.stdout
     assert "over UDP" not in done.stdout
+    # QUIC was said to have what `min_version` allows.
+    assert [done.stdout.count(f"tls.crt, TLS {version}+\n") for version in ("1.2", "1.3")] == [1, 1]
     # What is over UDP on the same port was not to be seen.
     assert "listener https3://:443\n" in done.stdout and "with streams: 8\n" in done.stdout
 
