@@ -1,7 +1,8 @@
 """quic - what `quic://` listeners allow.
 
 DNS over QUIC (RFC 9250) is served by the key `quic://` alone, on UDP port 853, with the certificate of `tls`, which it
-must have. It needs the package aioquic: `pip install 'kdns[quic]'`.
+must have. It needs the package aioquic: `pip install 'kdns[quic]'`. The key may be ECDSA's on P-256 or P-384, RSA,
+Ed25519 or Ed448.
 
 ## Syntax
 

@@ -20,7 +20,7 @@ starts. The last two, over QUIC, must have it.
   CA holds the authorities to verify by; without CA, this machine's are used.
 * `min_version` (kdns only): the least version of TLS; default 1.2.
 * `keylog` writes the secrets of all connections, but those over QUIC, to FILE, so that Wireshark can read what was
-  sent. For finding faults only.
+  sent. For finding faults only. A file that is not there is made for this user alone.
 
 The files are looked at every second, and read again when they have changed: new handshakes use the new
 certificate, and open connections stay open. Bad files are an error at start; later, the previous certificate stays in

@@ -9,8 +9,8 @@ is named.
 
 With `--from` the name is looked up as a Pod of that namespace does: through its search list, with ndots 5, from the
 address of one that runs; or as that Pod does, whose `dnsPolicy` and `dnsConfig` are read. An address in place of a name
-is looked up in reverse. Of several listeners the one on the default port is asked; `--limits` also says what it allows
-its clients. Exit code: 0 with an answer, 3 without.
+is looked up in reverse. Of several listeners the one on the default port is asked; `--limits` also says what those
+on its port allow their clients. Exit code: 0 with an answer, 3 without.
 """
 
 import os
@@ -48,7 +48,7 @@ FLAGS: Final = (
         "namespace, or NAMESPACE/POD, that asks, with its search list and address",
     ),
     Flag(("trace",), False, "show each step: what every plugin did, on the way back too, and how long it took"),
-    Flag(("limits",), False, "also say what the listener that is asked allows its clients"),
+    Flag(("limits",), False, "also say what the listeners on the port that is asked allow their clients"),
     *cluster.FLAGS,
 )
 HELP: Final = Help(
@@ -97,9 +97,11 @@ def main(words: Sequence[str]) -> int:
         instance = build.build(corefile, trace)
         instance.load()
         offline = Offline(instance, int(values["dns.port"]))
-        if values["limits"]:
-            print(f"listener {offline.group.label}")
-            for line in listenerlimits.of_listener(instance, offline.group):
+        # DNS over TLS and over QUIC have one port by default, and so has HTTPS over both.
+        on_port = [each for each in (offline.group, *offline.others) if each.port == offline.group.port]
+        for group in on_port if values["limits"] else ():
+            print(f"listener {group.label}")
+            for line in listenerlimits.of_listener(instance, group):
                 print(f"  {line}")
             print()
         return run(_explain(offline, name, qtype, place, trace, bool(values["trace"]), untried))
@@ -214,7 +216,8 @@ async def _explain(
         await offline.start()
         if offline.others:
             print(
-                f"asked at {offline.group.label}; there are also {', '.join(group.label for group in offline.others)}"
+                f"asked at {offline.group.label}; there are also {', '.join(group.label for group in offline.others)} "
+                f"(-dns.port chooses)"
             )
         found = False
         for number, each in enumerate(names):

@@ -1,5 +1,6 @@
 """What a listener allows: its own limits, and those that the plugins of its blocks set. For `kdns explain`."""
 
+import ssl
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from kdns.net.web_connection import MAX_STREAMS
 from kdns.plugin.providers import BoundsSize, TellsLimits
 from kdns.server.build import Group, Instance
 from kdns.server.pending import MAX_PENDING
+from kdns.server.schemes import SCHEMES
 
 SHOWN: Final = 8  # names of a certificate that are printed
 
@@ -29,7 +31,7 @@ def of_listener(instance: Instance, group: Group) -> list[str]:
         out[0] += f", {asked.max_queries} queries on each"
     if group.scheme in ("https", "https3", "grpc", "quic"):
         out.append(f"requests at a time on a connection with streams: {asked.max_streams or MAX_STREAMS}")
-    out += _certificates(dispatcher.identities)
+    out += _certificates(dispatcher.identities, SCHEMES[group.scheme].quic)
     out.append(f"queries that wait for an upstream: {MAX_PENDING}, of one client {dispatcher.waiting.most_of_client}")
     if group.scheme == "dns":
         late = udp.LATE if asked.shed is None else asked.shed.age
@@ -40,10 +42,12 @@ def of_listener(instance: Instance, group: Group) -> list[str]:
     return [*out, *_told(instance, group)]
 
 
-def _certificates(shown: Identities[Any] | None) -> Iterator[str]:
+def _certificates(shown: Identities[Any] | None, quic: bool) -> Iterator[str]:
     """A line for each certificate; of several also for whom it is."""
     for each in shown.all if shown is not None else ():
-        line = f"certificate: {each.files.certificate}, {each.files.minimum.name.replace('v', ' ').replace('_', '.')}+"
+        # RFC 9001, section 4.2: QUIC has no version before.
+        least = ssl.TLSVersion.TLSv1_3 if quic else each.files.minimum
+        line = f"certificate: {each.files.certificate}, {least.name.replace('v', ' ').replace('_', '.')}+"
         if shown is not None and shown.several:
             names = [name for name, its in shown.by_name.items() if its is each]
             words = [*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]

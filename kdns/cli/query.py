@@ -87,16 +87,23 @@ def _read(rest: list[str], server: str, values: dict[str, Value]) -> tuple[Quest
     qtype = iana.type_number(rest[1]) if len(rest) > 1 else iana.A
     if qtype is None:
         raise ValueError(f'"{rest[1]}" is not a query type')
+    if qtype in (iana.AXFR, iana.IXFR):
+        raise ValueError(f"{iana.type_text(qtype)} is answered in many messages, and kdns query reads one: use dig")
     try:
         name = from_text(rest[0]).lower()
     except BadName as error:
         raise ValueError(str(error)) from None
-    transport = next((kind for kind in ("tls", "https", "https3", "grpc", "quic") if values[kind]), "dns")
+    transports = [kind for kind in ("tls", "https", "https3", "grpc", "quic") if values[kind]]
     scheme, separator, place = server.partition("://")
     if separator:
         if scheme not in PORTS:
             raise ValueError(f'unknown scheme "{scheme}": expected {", ".join(f"{known}://" for known in PORTS)}')
-        transport, server = scheme, place.rstrip("/")
+        # As services of DNS over HTTPS are named; there is one path.
+        server = place.rstrip("/").removesuffix("/dns-query" if scheme in ("https", "https3") else "")
+        transports.append(scheme)
+    if len(set(transports)) > 1:
+        raise ValueError(f"one transport at a time, found {' and '.join(dict.fromkeys(transports))}")
+    transport = (transports or ["dns"])[0]
     host, port = split_host_port(server, PORTS[transport])
     port = int(values["p"]) or port
     return Question(name, qtype), Address(transport, host, port, str(values["name"]))

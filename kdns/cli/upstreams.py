@@ -18,7 +18,7 @@ _ADVICE: Final = tuple(
             "its certificate is not valid yet: correct the clock of who issued it, or this node's",
         ),
         (
-            "ismatch|doesn't match",
+            "ismatch",
             "its certificate is for another name: set tls_servername, or the name after %, to one that it bears",
         ),
         (

@@ -33,6 +33,7 @@ def pack(
     head = answer.heads[reply_flags]
     if head is None:
         head = answer.head(reply_flags, body)
+    options = b""
     if edns is None:
         opt = b""
     elif answer.options or added or padded or answer.rcode > 15 or edns.compact:
@@ -42,9 +43,13 @@ def pack(
         opt = _edns.opt(do=edns.do, options=options, rcode=answer.rcode, co=edns.compact)
     else:
         opt = _edns.WITH_DO if edns.do else _edns.PLAIN
-    if end + len(body.data) + len(opt) > limit:
-        return _truncated(answer, body, data, end, reply_flags, opt, limit)
-    return b"".join((data[:2], head, data[12:end], body.data, opt))
+    records = body.data
+    if end + len(records) + len(opt) > limit:
+        head, records = _truncated(answer, body, reply_flags, limit - end - len(opt), limit)
+        if padded and edns is not None:  # there was no room before
+            options = _edns.padded(options, end + len(records) + len(opt), limit)
+            opt = _edns.opt(do=edns.do, options=options, rcode=answer.rcode, co=edns.compact)
+    return b"".join((data[:2], head, data[12:end], records, opt))
 
 
 def _fitting(options: bytes, room: int, records: int) -> bytes:
@@ -55,9 +60,8 @@ def _fitting(options: bytes, room: int, records: int) -> bytes:
     return _edns.within(options, max(room - records, least if least <= room else 0))
 
 
-def _truncated(answer: Answer, body: Body, data: bytes, end: int, reply_flags: int, opt: bytes, limit: int) -> bytes:
-    """What of the answer fits, with TC where something is missing."""
-    room = limit - end - len(opt)
+def _truncated(answer: Answer, body: Body, reply_flags: int, room: int, limit: int) -> tuple[bytes, bytes]:
+    """The head of a reply and what of its records fits into `room`, with TC where something is missing."""
     memo = body.truncated
     known = memo.get(room) if memo is not None else None
     if known is None:
@@ -68,8 +72,7 @@ def _truncated(answer: Answer, body: Body, data: bytes, end: int, reply_flags: i
                 memo = body.truncated = {}
             memo[room] = known
     part, counts, lost = known
-    head = pack_head(answer.flags | (iana.TC if lost else 0), answer.rcode, reply_flags, counts)
-    return b"".join((data[:2], head, data[12:end], part, opt))
+    return pack_head(answer.flags | (iana.TC if lost else 0), answer.rcode, reply_flags, counts), part
 
 
 def bare(

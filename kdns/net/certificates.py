@@ -12,6 +12,7 @@ section 3) chooses one: by its exact name, then by a wildcard; the first for all
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,9 @@ class TlsFiles:
             self._trust(made)
         if self.keylog:
             try:
+                # Others may not read what is made: with it they can read all that was sent.
+                os.close(os.open(self.keylog, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+                files.check_regular(self.keylog)
                 made.keylog_filename = self.keylog
             except OSError as error:
                 raise BadCertificate(

@@ -75,7 +75,8 @@ class Http1:
                 if len(buffer) - off >= MAX_HEAD:
                     raise Http1Error(431)
                 return -1
-            self._head(buffer[off:end])
+            # Section 2.2: an empty line before it, which some send behind a body, is passed over.
+            self._head(buffer[off:end].removeprefix(b"\r\n"))
             return end + 4
         if self.chunked:
             return self._chunk(self.head, buffer, off)

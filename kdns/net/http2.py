@@ -13,7 +13,7 @@ needs none. A reset stream, a window that is too small and a body that is too lo
 errors end the connection (section 5.4).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, final
 
 from hpack import Decoder, hpack
@@ -106,6 +106,22 @@ class Exchange:
         self.window = window  # octets that may be sent
         self.rest = b""  # of the answer's body
         self.trailers = b""
+
+
+def head_of(found: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes, dict[bytes, bytes]]:
+    """The method, the target and the other fields of a request, of which values of one name are one list (RFC 9110,
+    section 5.3): each proxy may add an X-Forwarded-For of its own.
+    """
+    fields: dict[bytes, bytes] = {}
+    method = target = b""
+    for name, value in found:
+        if name == b":method":
+            method = value
+        elif name == b":path":
+            target = value
+        elif name[:1] != b":":
+            fields[name] = fields[name] + b", " + value if name in fields else value
+    return method, target, fields
 
 
 @final
@@ -278,15 +294,7 @@ class Http2:
         if len(self.streams) >= self.max_streams:
             self._reset(stream, REFUSED_STREAM)
             return
-        fields = {}
-        method = target = b""
-        for name, value in found:
-            if name == b":method":
-                method = value
-            elif name == b":path":
-                target = value
-            elif name[:1] != b":":
-                fields[name] = value
+        method, target, fields = head_of(found)
         if not method or not target:
             self._reset(stream, PROTOCOL_ERROR)  # section 8.3.1
             return

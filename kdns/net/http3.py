@@ -13,7 +13,7 @@ from aioquic.h3.exceptions import H3Error
 from aioquic.quic import events
 
 from kdns.net import Address, doh
-from kdns.net.http2 import MAX_HEADERS, Exchange
+from kdns.net.http2 import MAX_HEADERS, Exchange, head_of
 from kdns.net.quic import QuicListener
 from kdns.net.quic_connection import QuicConnection
 from kdns.net.web_connection import MAX_MESSAGE, Fields, named
@@ -94,8 +94,7 @@ class Http3:
             if self.leaving:
                 self._end(stream, ErrorCode.H3_REQUEST_REJECTED)
                 return
-            fields = dict(event.headers)
-            exchange = Exchange(stream, fields.pop(b":method", b""), fields.pop(b":path", b""), fields)
+            exchange = Exchange(stream, *head_of(event.headers))
             self.requests[stream] = exchange
         if event.stream_ended:
             self._ask(exchange)

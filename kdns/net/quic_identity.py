@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from aioquic.quic.configuration import QuicConfiguration
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from kdns.net.certificates import BadCertificate, TlsFiles
@@ -31,6 +32,15 @@ def configuration(files: TlsFiles, alpn: Sequence[str]) -> QuicConfiguration:
         made.load_cert_chain(files.certificate, files.key)
     except (OSError, ValueError, IndexError, TypeError) as error:
         raise BadCertificate(f"{files.certificate} and {files.key} make no identity for QUIC: {error}") from None
+    key = made.private_key
+    if not isinstance(key, rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey) and not (
+        isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)
+    ):
+        # What aioquic can sign with. With another key each handshake would fail.
+        raise BadCertificate(
+            f"the private key {files.key} cannot be used over QUIC: expected ECDSA on P-256 or P-384, RSA, Ed25519 or "
+            f"Ed448"
+        )
     encode_certificates(made)
     return made
 

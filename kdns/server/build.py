@@ -119,7 +119,7 @@ class Instance:
 
     def warnings(self) -> list[str]:
         """What is not an error, and of no single plugin; once loaded, also what the certificates come to."""
-        return [*encryption.unencrypted(self.blocks), *self._unused()]
+        return [*encryption.unencrypted(self.blocks), *encryption.without_use(self.blocks), *self._unused()]
 
     def _unused(self) -> list[str]:
         """Warnings of certificates that are of no use; none before `load`."""

@@ -20,6 +20,11 @@ from kdns.plugin.providers import Encrypts
 from kdns.server.block import Block
 from kdns.server.schemes import SCHEMES
 
+# The schemes that a plugin is for.
+_MEANT_FOR: Final = {
+    "tls": tuple(name for name, scheme in SCHEMES.items() if scheme.alpn),
+    "https": ("https",), "https3": ("https3",), "quic": ("quic",), "grpc_server": ("grpc",),
+}  # fmt: skip
 # What blocks that share a listener must agree on, and why.
 _WHY: Final = "blocks of one listener must ask the same of clients, who may then ask for the names of each of them"
 
@@ -50,6 +55,22 @@ def unencrypted(blocks: Iterable[Block]) -> list[str]:
             for key, _ in found:
                 out[f"{key} is served unencrypted: there is no `tls` in its server block"] = None
     return list(out)
+
+
+def without_use(blocks: Iterable[Block]) -> list[str]:
+    """Warnings of plugins that do nothing, as no key of their block has a scheme that they are for: `.:853` with `tls`
+    is served in the clear.
+    """
+    out = []
+    for block in blocks:
+        schemes = {key.scheme for key in block.parsed.keys}
+        for plugin in block.plugins:
+            wanted = _MEANT_FOR.get(plugin.name)
+            if wanted and not schemes.intersection(wanted):
+                keys = " ".join(str(key) for key in block.parsed.keys)
+                named = " or ".join(f"{scheme}://" for scheme in wanted)
+                out.append(f"{plugin.name} does nothing in the server block {keys}: it has no key with {named}")
+    return out
 
 
 def choices(blocks: Iterable[Block]) -> list[str]:

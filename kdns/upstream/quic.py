@@ -35,6 +35,7 @@ _CERTIFICATE_ALERTS: Final = (
 )
 _NO_LONGER_VALID: Final = "Certificate is no longer valid"
 _EXPIRED: Final = "certificate has expired"
+_ANOTHER_NAME: Final = re.compile("hostname '.*' doesn't match .*")  # behind it the names, as Python's objects
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")  # how OpenSSL finds an authority in a folder
 
 
@@ -203,6 +204,9 @@ class QuicUpstream(Connection, asyncio.DatagramProtocol):
         """
         code, reason = end.error_code, end.reason_phrase
         if not self.ready.done() and code in _CERTIFICATE_ALERTS:
+            if _ANOTHER_NAME.fullmatch(reason):
+                name = self.quic.configuration.server_name
+                reason = f"Hostname mismatch, certificate is not valid for '{name}'"
             return f"certificate verify failed: {_EXPIRED if reason == _NO_LONGER_VALID else reason}"
         return f"the connection was ended (code {code}){': ' if reason else ''}{reason}"
 

@@ -223,6 +223,21 @@ def test_what_cannot_start_says_why_in_one_line(tmp_path: Path, text: str, expec
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
 
 
+def test_a_block_of_plain_dns_with_a_certificate_was_served_in_the_clear_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "Corefile").write_text(
+        ".:853 {\n tls a b\n quic {\n  max_streams 3\n }\n}\n"
+        ".:53 tls://.:8853 {\n tls a b\n whoami\n}\nhttps3://. {\n tls a b\n https3\n https\n}\n"
+    )
+    done = kdns("check", str(tmp_path / "Corefile"))
+    found = [line.partition("warning: ")[2] for line in done.stderr.splitlines() if " does nothing " in line]
+    assert found == [
+        "quic does nothing in the server block .:853: it has no key with quic://",
+        "tls does nothing in the server block .:853: it has no key with https:// or grpc:// or quic:// or https3:// or "
+        "tls://",
+        "https does nothing in the server block https3://.:443: it has no key with https://",
+    ]
+
+
 def test_a_broken_kubeconfig_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("{{{")
     path = tmp_path / "Corefile"

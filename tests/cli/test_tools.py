@@ -271,7 +271,7 @@ https://.:443 {{
         10.0.0.1 a.org
     }}
 }}
-https3://.:444 {{
+https3://.:443 {{
     tls {site.folder}/tls.crt {site.folder}/tls.key
     https3 {{
         max_streams 8
@@ -297,9 +297,11 @@ https3://.:444 {{
         assert f"{line}\n" in done.stdout, done.stdout + done.stderr
     done = kdns("explain", "-conf", str(path), "-dns.port", "443", "--limits", "a.org")
     assert "with streams: 7\n" in done.stdout and f"certificate: {site.folder}/tls.crt, TLS" in done.stdout
-    assert "UDP" not in done.stdout
-    done = kdns("explain", "-conf", str(path), "-dns.port", "444", "--limits", "a.org")
-    assert "with streams: 8\n" in done.stdout
+    assert "over UDP" not in done.stdout
+    # QUIC was said to have what `min_version` allows.
+    assert [done.stdout.count(f"tls.crt, TLS {version}+\n") for version in ("1.2", "1.3")] == [1, 1]
+    # What is over UDP on the same port was not to be seen.
+    assert "listener https3://:443\n" in done.stdout and "with streams: 8\n" in done.stdout
 
 
 def test_check_warns_of_headers_that_are_believed_from_everybody(tmp_path: Path) -> None:
@@ -365,6 +367,14 @@ def test_query_says_what_is_wrong() -> None:
         (["@127.0.0.1:1", "x.org"], 9, "read: connection refused"),
         (["@127.0.0.1:1", "-tcp", "x.org"], 9, "dial tcp 127.0.0.1:1: connect: connection refused"),
         (["-tls", "-ca", "/nowhere", "x.org"], 1, "/nowhere: No such file"),
+        # Of a transfer the first message was printed as if it were all; of two transports one was silently used.
+        (["x.org", "AXFR"], 2, "AXFR is answered in many messages"), (["-tls", "x.org", "ixfr"], 2, "IXFR is answered"),
+        (["-grpc", "-quic", "x.org"], 2, "one transport at a time, found grpc and quic"),
+        (["@tls://127.0.0.1", "-https", "x.org"], 2, "one transport at a time, found https and tls"),
+        (["@dns://127.0.0.1", "-tls", "x.org"], 2, "one transport at a time, found tls and dns"),
+        (["@tls://127.0.0.1:1", "-tls", "x.org"], 9, "connection refused"),
+        (["@https://127.0.0.1:1/dns-query", "x.org"], 9, "connection refused"),
+        (["@https://127.0.0.1:1/other", "x.org"], 2, "not a port"),
     ):  # fmt: skip
         done = kdns("query", *words)
         assert done.returncode == code and text in done.stderr and "Traceback" not in done.stderr, (words, done)

@@ -140,3 +140,13 @@ def test_a_truncated_reply_keeps_its_own_code_and_flags_where_answers_share_thei
         wire = reply.pack(found, body, QUERY, len(QUERY), 5, edns.Edns(512), 512)
         message = dns.message.from_wire(wire)
         assert message.rcode() == found.rcode and message.flags & 0x04A0 == found.flags & 0x04A0
+
+
+@given(st.integers(0, 200), st.integers(512, 4000), st.integers(0, 60))
+def test_a_reply_that_was_truncated_was_not_padded(records: int, limit: int, size: int) -> None:
+    """RFC 7830, section 4: it must be, where that does not make it too long."""
+    rdatas = tuple(b"\0\1" + bytes((i,)) * size for i in range(records))
+    found = Answer(answer=(RRset(QUESTION.name, 999, 60, rdatas),))
+    wire = reply.pack(found, found.rendered(QUESTION.name), QUERY, len(QUERY), 5, edns.Edns(limit), limit, padded=True)
+    assert len(wire) % edns.PADDING_BLOCK == 0 or limit - 4 < len(wire) <= limit
+    assert dns.message.from_wire(wire).edns == 0

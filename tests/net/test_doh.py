@@ -304,6 +304,20 @@ def test_without_tls_a_proxy_in_front_may_speak_either_version_and_names_its_cli
     connection.close()
 
 
+def test_of_several_fields_of_proxies_one_was_looked_at_over_http2(serve: Serve, site: Site) -> None:
+    """Each proxy may add one of its own (haproxy does): the client was then the first proxy."""
+    server = serve(site.block("https {", "  trusted_proxies 127.0.0.0/8", "}", tls="minimal", scheme="https"))
+    for said in (["192.0.2.9", "127.0.0.9"], ["198.51.100.1", "192.0.2.9, 127.0.0.8", "127.0.0.9"]):
+        with client(server, None) as http:
+            stream = http.http.get_next_available_stream_id()
+            target = "/dns-query?dns=" + base64.urlsafe_b64encode(query("who.example.")).rstrip(b"=").decode()
+            head = [(":method", "GET"), (":scheme", "https"), (":authority", NAME), (":path", target)]
+            http.http.send_headers(stream, [*head, *(("x-forwarded-for", each) for each in said)], end_stream=True)
+            http.send()
+            found = dns.message.from_wire(http.result(stream)[2]).additional
+        assert "192.0.2.9" in [str(record) for rrset in found for record in rrset]
+
+
 def test_whom_nobody_trusts_names_nobody() -> None:
     import ipaddress
 
@@ -429,6 +443,16 @@ def test_a_body_in_chunks_was_refused(serve: Serve, site: Site) -> None:
     connection.request("POST", "/dns-query", iter([bytes(40_000)] * 2), {"Content-Type": MESSAGE}, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
+
+
+def test_a_request_behind_an_empty_line_was_refused(serve: Serve, site: Site) -> None:
+    """RFC 9112, section 2.2: old clients send one behind the body of a POST."""
+    server = serve(site.block(tls="minimal", scheme="https"))
+    body = query("a.example.org.")
+    head = b"POST /dns-query HTTP/1.1\r\nContent-Type: application/dns-message\r\nContent-Length: %d\r\n" % len(body)
+    sent = head + b"Host: x\r\n\r\n" + body + b"\r\n" + head + LAST + b"\r\n" + body
+    assert [(status, len(got)) for status, _, got in exchanged(server, b"\r\n" + sent)] == [(b"200", 47)] * 2
+    assert [status for status, _, _ in exchanged(server, b"\r\n\r\n" + sent)] == [b"400"]
 
 
 def test_who_waits_for_a_word_before_the_body_is_told_to_go_on(serve: Serve, site: Site) -> None:

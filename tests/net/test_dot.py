@@ -405,6 +405,9 @@ def test_files_that_make_no_certificate_are_an_error_that_names_them(site: Site,
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
     )
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "heard")
+    heard = os.open(tmp_path / "heard", os.O_RDONLY | os.O_NONBLOCK)
     (tmp_path / "text").write_text("nothing")
     (tmp_path / "broken").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     (tmp_path / "locked").write_text(
@@ -428,12 +431,16 @@ def test_files_that_make_no_certificate_are_an_error_that_names_them(site: Site,
         (f"{good} {key} {{\n client_auth maybe\n }}", 'unknown authentication type "maybe"'),
         (f"{good} {key} {{\n min_version 1.1\n }}", "expected 1.2 or 1.3"),
         (f"{good} {key} {{\n keylog {tmp_path}/no/log\n }}", "key log .* cannot be written"),
+        # Nobody reads the one; the start, a reload and `check` waited for ever. The other is read.
+        (f"{good} {key} {{\n keylog {tmp_path}/pipe\n }}", "key log .*pipe cannot be written: "),
+        (f"{good} {key} {{\n keylog {tmp_path}/heard\n }}", "key log .*heard cannot be written: it is not a regular"),
         ("{\n acme example.org\n }", "cert-manager"),
         ("", "CERT KEY"),
     ]
     for words, message in wrong:
         with pytest.raises(CorefileError, match=f"(?s)Corefile:[34]:.*{message}"):
             serve(site.block(tls=f"tls {words}"))
+    os.close(heard)
 
 
 def test_a_certificate_that_has_expired_is_warned_of(serve: Serve, site: Site, lines: list[str]) -> None:
@@ -508,6 +515,7 @@ def test_the_key_log_is_written_where_it_is_asked_for(serve: Serve, site: Site, 
     server = serve(site.block(tls=f"tls {site.folder}/tls.crt {site.folder}/tls.key {{\n keylog {path}\n }}"))
     ask(server, site)
     assert "CLIENT_HANDSHAKE_TRAFFIC_SECRET" in path.read_text()
+    assert path.stat().st_mode & 0o077 == 0  # everybody could read it
     assert any("the secrets of all connections are written to" in line for line in lines)
 
 
