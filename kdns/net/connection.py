@@ -47,6 +47,10 @@ class BatchConnection:
         """Closes a connection that will have no more queries once all are answered."""
         raise NotImplementedError
 
+    def unsent(self) -> bool:
+        """True if octets wait because the client does not read."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+
     def working(self) -> bool:
         """True if a whole query waits for its answer, and not for the client to send or to read."""
         raise NotImplementedError

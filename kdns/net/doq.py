@@ -11,7 +11,7 @@ from typing import Any, Final, final
 from aioquic.quic import events
 
 from kdns.dns import edns
-from kdns.dns.doq import EXCESSIVE_LOAD, INTERNAL_ERROR, NO_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
+from kdns.dns.doq import EXCESSIVE_LOAD, INTERNAL_ERROR, PROTOCOL_ERROR, REQUEST_CANCELLED
 from kdns.dns.errors import FormatError
 from kdns.dns.query import parse
 from kdns.metrics import Counter
@@ -119,7 +119,7 @@ class Doq:
 
     def _waiting(self) -> None:
         if self.leaving and not self.asked:
-            self.connection.close(NO_ERROR)
+            self.connection.finish()
 
     def late(self, stream: int) -> None:
         """Ends a stream whose query does not come."""

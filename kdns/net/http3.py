@@ -161,7 +161,7 @@ class Http3:
 
     def _close_if_done(self) -> None:
         if self.leaving and not self.requests:
-            self.connection.close(NO_ERROR)
+            self.connection.finish()
 
     def late(self, stream: int) -> None:
         """Ends a stream whose request does not come."""

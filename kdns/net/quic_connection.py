@@ -38,6 +38,9 @@ HANDSHAKE: Final = 3.0
 MAX_STREAMS: Final = 256  # of a connection at a time (CoreDNS's)
 # Octets of answers of a connection that the client has not taken: some 16 of the largest, or thousands of usual ones.
 MAX_HELD: Final = 1 << 20
+# Seconds that a client has to acknowledge the last answers before the connection ends. A packet that was lost is sent
+# again after some 0.1.
+FAREWELL: Final = 1.0
 # IDs that the client has given back and that are still known as the connection's: a datagram that was late must not be
 # taken for one of a connection that is over. Clients use up one in some thousand packets, or when they move.
 RETIRED: Final = 8
@@ -64,8 +67,8 @@ class QuicConnection:
     """One connection. `deadline` and `pending` are as net.shares has them."""
 
     __slots__ = (
-        "application", "armed", "came", "closing", "deadline", "fresh", "gone", "held", "host", "ids", "listener",
-        "local", "peer", "pending", "quic", "retired", "timer", "unfinished", "written",
+        "application", "armed", "came", "closing", "deadline", "finishing", "fresh", "gone", "held", "host", "ids",
+        "listener", "local", "peer", "pending", "quic", "retired", "timer", "unfinished", "written",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +99,7 @@ class QuicConnection:
         now = listener.loop.time()
         self.deadline = now + HANDSHAKE
         self.unfinished: dict[int, float] = {}  # streams whose request has not come whole, until when; the oldest first
+        self.finishing = False  # it is to end once the client has all answers
         self.closing = False  # it is to end: its farewell is still to be sent
         self.gone = False
         self.fresh = True  # nothing was sent on it
@@ -112,6 +116,8 @@ class QuicConnection:
         self.came = came
         self.quic.receive_datagram(data, peer, self.listener.loop.time())
         self._events()
+        if self.finishing and not self.gone and not self.unsent():
+            self.close(self.listener.no_error)
         self.listener.wants_to_send(self)
 
     def transmit(self) -> None:
@@ -282,6 +288,21 @@ class QuicConnection:
         """Its answer is there."""
         self.pending -= 1
         self.deadline = self.listener.loop.time() + self.listener.idle
+
+    def unsent(self) -> bool:
+        """True if the client has not acknowledged all answers that were written."""
+        return not self.gone and unsent(self.quic) > 0
+
+    def finish(self) -> None:
+        """Closes once the client has acknowledged all answers, or has had time for it: what a farewell overtakes is
+        lost, and so is what waits for its pace, or is to be sent again (section 10.2).
+        """
+        if not self.unsent():
+            self.close(self.listener.no_error)
+        elif not self.finishing:
+            self.finishing = True
+            self.deadline = min(self.deadline, self.listener.loop.time() + FAREWELL)
+            self.listener.wants_to_send(self)
 
     def close(self, code: int, reason: str = "") -> None:
         """Closes with an error code of the application's."""

@@ -67,6 +67,9 @@ class Connection(Protocol):
     def leave(self) -> None:
         """Gives its place to others."""
 
+    def unsent(self) -> bool:
+        """True if what was written has not left, or, where the client acknowledges it, not come."""
+
     def abort(self) -> None:
         """Closes at once."""
 
@@ -194,6 +197,10 @@ class TcpListener:
             self.connections.discard(connection)
             self.shares.remove(host, connection)
             self.open[0] -= 1
+
+    def unsent(self) -> bool:
+        """True if a connection has sent less than was written."""
+        return any(each.unsent() for each in self.connections)
 
     def stop_accepting(self) -> None:
         """Accepts no more; what is open goes on."""

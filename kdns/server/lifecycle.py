@@ -8,7 +8,7 @@ listeners only get another dispatcher, between two datagrams.
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -25,6 +25,9 @@ from kdns.server.listeners import Listeners, open_group, probe
 
 # Seconds that queries in flight get when the server ends (CoreDNS's).
 DRAIN: Final = 5.0
+DRAIN_STEP: Final = 0.02
+# Seconds that clients get to read their last answers, or over QUIC to acknowledge them: a packet may be lost.
+UNSENT: Final = 1.0
 # Seconds without a query after which a lame duck need not wait longer: endpoints are taken out within a second or two,
 # and what still comes by then is not there.
 QUIET: Final = 3.0
@@ -129,11 +132,16 @@ class Server(Life):
         for group, dispatcher in new.dispatchers.items():
             if group in self.listeners:
                 self.listeners[group].use(dispatcher)
-        for group in self.listeners.keys() - new.dispatchers.keys():
-            self.listeners.pop(group).stop()
+        over = [self.listeners.pop(group) for group in self.listeners.keys() - new.dispatchers.keys()]
+        for listeners in over:
+            listeners.retire(shared=True)
         self.listeners.update(opened)
         self.instance = new
-        await self._drain(old, DRAIN)
+        try:
+            await self._drain(old, DRAIN, over)
+        finally:
+            for listeners in over:
+                listeners.stop()
         await stop_plugins(old.plugins)
         await old.close_beside()
         self._announce()
@@ -196,15 +204,10 @@ class Server(Life):
         async with self.ending:
             self._ending()
             for listeners in self.listeners.values():
-                for tcp in listeners.tcp:
-                    tcp.stop_accepting()
-                for udp in listeners.udp:
-                    if self.share_port:
-                        udp.retire()
-                    udp.drain()
+                listeners.retire(shared=self.share_port)
             await self.give_up()
             if self.instance is not None:
-                await self._drain(self.instance, drain)
+                await self._drain(self.instance, drain, self.listeners.values())
             for listeners in self.listeners.values():
                 listeners.stop()
             self.listeners.clear()
@@ -219,14 +222,19 @@ class Server(Life):
         assert self.instance is not None
         return banner(self.instance)
 
-    async def _drain(self, instance: Instance, limit: float) -> None:
-        """Waits until no query of this configuration is in flight, for at most `limit` seconds."""
+    async def _drain(self, instance: Instance, limit: float, over: Iterable[Listeners]) -> None:
+        """Waits until no query of this configuration is in flight, for at most `limit` seconds, and then, for at most
+        UNSENT, until the clients of listeners that are to end have their answers.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
         while any(each.waiting.table for each in instance.dispatchers.values()):
             if self.hurries or loop.time() >= end:
                 return
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(DRAIN_STEP)
+        end = loop.time() + UNSENT
+        while not self.hurries and loop.time() < end and any(each.unsent() for each in over):
+            await asyncio.sleep(DRAIN_STEP)
 
     def _refresh(self) -> None:
         super()._refresh()

@@ -47,6 +47,19 @@ class Listeners:
         for tcp in self.tcp:
             await tcp.start()
 
+    def retire(self, *, shared: bool) -> None:
+        """Takes nothing new; what has come is answered. `shared`: what comes now is for others on these ports."""
+        for tcp in self.tcp:
+            tcp.stop_accepting()
+        for udp in self.udp:
+            if shared:
+                udp.retire()
+            udp.drain()
+
+    def unsent(self) -> bool:
+        """True if clients have not got all that was answered."""
+        return any(tcp.unsent() for tcp in self.tcp)
+
     def stop(self) -> None:
         """Closes all sockets."""
         for udp in self.udp:

@@ -198,3 +198,29 @@ def test_queries_that_wait_while_the_server_changes_are_answered_on_the_connecti
             below.thread.run(below.server.stop())
         assert [data(each.result()) for each in found] == [["192.0.2.53"]] * 20
     assert handshakes(scheme, below) <= opened + (19 if scheme == "tls" else 0)
+
+
+@pytest.mark.parametrize("scheme", ["quic", "https3"])
+def test_answers_that_waited_for_their_pace_were_lost_when_the_server_ended(
+    serve: Serve, site: Site, scheme: str
+) -> None:
+    """A farewell takes the place of all that waits, and nothing is sent again after it (RFC 9000, section 10.2)."""
+    text = site.block("erratic {", "  delay 1 300ms", "}", scheme=scheme).replace(HOSTS, "").replace(" whoami\n", "")
+    below = serve(text)
+    server = above(serve, site, scheme, below.port)
+    assert data(server.ask("first.example.org.")) == ["192.0.2.53"]
+    dispatcher = next(iter(below.server.instance.dispatchers.values()))
+    (listener,) = next(iter(below.server.listeners.values())).tcp
+    until = 0.0
+
+    def pace(now: float) -> float | None:
+        return now + 0.02 if now < until else None
+
+    with ThreadPoolExecutor(5) as pool:
+        found = [pool.submit(server.ask, f"x{number}.example.org.", timeout=8) for number in range(5)]
+        eventually(lambda: len(dispatcher.waiting.table) == 5)
+        until = below.thread.call(below.thread.loop.time) + 0.6
+        for connection in listener.connections:
+            connection.quic._loss._pacer.next_send_time = pace
+        below.thread.run(below.server.stop())
+        assert [data(each.result()) for each in found] == [["192.0.2.53"]] * 5
