@@ -398,6 +398,20 @@ def test_thirty_reloads_with_a_full_cache_left_thirty_caches(serve: Serve, every
     assert reloaded(30) < first + 3_000 and gc.isenabled()
 
 
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_reload_that_closed_a_port_cut_the_queries_that_waited_there(serve: Serve, tcp: bool) -> None:
+    block = ".:{port} {\n bind 127.0.0.1\n erratic {\n  delay 1 500ms\n }\n}\n"
+    server = serve(block)
+    dispatcher = next(iter(server.server.instance.dispatchers.values()))
+    with ThreadPoolExecutor(5) as pool:
+        found = [pool.submit(server.ask, f"x{number}.org.", tcp=tcp, timeout=8) for number in range(5)]
+        eventually(lambda: len(dispatcher.waiting.table) == 5)
+        assert server.reload(block.replace("{port}", str(free_port())))
+        assert [data(each.result()) for each in found] == [["192.0.2.53"]] * 5
+    with pytest.raises(OSError):
+        server.connect()
+
+
 def test_a_port_that_is_taken_fails_the_reload_and_health_stays_up(serve: Serve) -> None:
     health = free_port()
     server = serve(text("10.0.0.1", f"health 127.0.0.1:{health}"))
