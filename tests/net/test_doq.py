@@ -135,6 +135,36 @@ def test_what_a_flood_of_connections_had_stayed(serve: Serve, site: Site, monkey
     assert given[0] <= quic_module.GIVE_BACK // 2
 
 
+@pytest.mark.parametrize("new_id", [False, True], ids=["its port changes", "it moves"])
+def test_a_client_is_served_on_wherever_it_asks_from(serve: Serve, site: Site, new_id: bool) -> None:
+    """It has more IDs for its moves, and gives one for each, though few at a time (quicmachine.IDS_GIVEN)."""
+    server = serve(site.block(scheme="quic"))
+
+    async def script(peer: Client) -> None:
+        ports = set()
+        for _ in range(6):
+            stream = peer.query("a.example.org.")
+            await until(lambda stream=stream: stream in peer.ended)
+            assert data(peer.reply(stream)) == ["192.0.2.1"]
+            ports.add(connection(server).client()[1])
+            sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind(("::", 0))
+            before = peer._transport
+            await asyncio.get_running_loop().create_datagram_endpoint(lambda: peer, sock=sock)
+            assert before is not None
+            before.close()
+            if new_id:
+                await until(lambda: peer._quic._peer_cid_available)
+                peer.change_connection_id()
+        assert len(ports) == 6 and counted("kdns_tls_handshakes_total", server)["ok"] == 1
+        peer.close()
+        assert peer._transport is not None
+        peer._transport.close()
+
+    play(server, site, script)
+
+
 V1, V2 = QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2
 
 
