@@ -29,9 +29,12 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
+ENV.pop("KUBERNETES_SERVICE_HOST", None)
 LONGEST = 1 << 16  # bytes of a request: less than what a socket's buffer holds
 Output = tuple[bytes, bytes]
 
@@ -138,6 +141,12 @@ class Forker:
         """Ends the forker."""
         self._asks.close()
         self._process.wait()
+
+
+@cache
+def forker() -> Forker:
+    """The forker of this process of pytest; conftest ends it."""
+    return Forker({**ENV, "PYTHONPATH": str(Path.cwd())})
 
 
 def _import_all() -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdns.testing import eventually
-from tests.cli.test_commands import ENV, forker
-from tests.forker import Forker
+from tests.forker import ENV, Forker, forker
 
 ENVIRON = {**ENV, "PYTHONPATH": str(Path.cwd())}
 COREFILE = b".:53 {\n whoami\n}\n"
