@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kdns import log, version
 from kdns.testing import ApiServer, Script, Server, Upstream
+from tests.forker import forker
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -63,6 +64,14 @@ def few_full_collections() -> Iterator[None]:
         patch.setattr(gc, "unfreeze", lambda: None if next(count) % 50 else thaw())
         gc.freeze()
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_of_the_forker() -> Iterator[None]:
+    """The forker ends while coverage still hears what it ran."""
+    yield
+    if forker.cache_info().currsize:
+        forker().close()
 
 
 @pytest.fixture

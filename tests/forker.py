@@ -29,9 +29,13 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+ROOT = Path(__file__).parent.parent
+ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
+ENV.pop("KUBERNETES_SERVICE_HOST", None)
 LONGEST = 1 << 16  # bytes of a request: less than what a socket's buffer holds
 Output = tuple[bytes, bytes]
 
@@ -107,7 +111,9 @@ class Forker:
         with asked:
             words = [sys.executable, "-m", "tests.forker", str(asked.fileno())]
             null = subprocess.DEVNULL
-            self._process = subprocess.Popen(words, stdin=null, stdout=null, pass_fds=[asked.fileno()], env=environ)
+            self._process = subprocess.Popen(
+                words, stdin=null, stdout=null, pass_fds=[asked.fileno()], env=environ, cwd=ROOT
+            )
 
     def start(self, words: tuple[str, ...], cwd: Path | None, *, stdin: bool = False) -> Command:
         """Starts `python -m kdns WORDS`. Its standard input is the null device, where `stdin` is not set."""
@@ -138,6 +144,12 @@ class Forker:
         """Ends the forker."""
         self._asks.close()
         self._process.wait()
+
+
+@cache
+def forker() -> Forker:
+    """The forker of this process of pytest; conftest ends it."""
+    return Forker({**ENV, "PYTHONPATH": str(ROOT)})
 
 
 def _import_all() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from kdns.cli import COMMANDS
 from kdns.testing import ApiServer
-from tests.cli.test_commands import ENV, kdns
+from tests.cli.test_commands import kdns
 from tests.cli.test_tools import kubeconfig
+from tests.forker import ENV
 
 COREFILE = ".:53 {\n whoami\n}\n"
 PRINTING = (

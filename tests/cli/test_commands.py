@@ -1,6 +1,5 @@
 """The command line as a person meets it: real processes, flags, exit codes, one clear line for what is wrong."""
 
-import atexit
 import json
 import os
 import re
@@ -11,25 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from kdns import version
 from kdns.testing import free_port
-from tests.forker import Forker
-
-ENV = {**os.environ, "PYTHONUNBUFFERED": "1"}
-ENV.pop("KUBERNETES_SERVICE_HOST", None)
-
-
-@cache
-def forker() -> Forker:
-    """The forker of this process of pytest."""
-    made = Forker({**ENV, "PYTHONPATH": str(Path.cwd())})
-    atexit.register(made.close)
-    return made
+from tests.forker import ENV, forker
 
 
 def kdns(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from kdns.testing import eventually
-from tests.cli.test_commands import ENV
+from tests.forker import ENV
 
 # A system whose name servers say nothing: the interpreter loads this by itself. A shell's job in the background, which
 # the tests may be, ignores SIGINT, and so would the tool.

@@ -22,8 +22,9 @@ from kdns.metrics import REGISTRY
 from kdns.server import catalog
 from kdns.testing import ApiServer, answer
 from kdns.testing.objects import endpoint, endpointslice, namespace, pod, service
-from tests.cli.test_commands import ENV, kdns
+from tests.cli.test_commands import kdns
 from tests.fixtures import Serve, Start
+from tests.forker import ENV
 from tests.securepeers import Authority, Doh, Dot, Peer, Site
 
 UGLY = """# a comment
