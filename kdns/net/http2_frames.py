@@ -37,6 +37,8 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 def field(name: bytes, value: bytes) -> bytes:
     """A field that is in no table (RFC 7541, section 6.2.2)."""
+    if len(name) < 0x7F and len(value) < 0x7F:
+        return b"".join((b"\0", bytes((len(name),)), name, bytes((len(value),)), value))
     return b"".join((b"\0", _length(name), name, _length(value), value))
 
 
