@@ -43,6 +43,7 @@ COMPILED = (
     "kdns/net/grpc.py",
     "kdns/net/http2.py",
     "kdns/net/http2_frames.py",
+    "kdns/net/http_date.py",
     "kdns/net/huffman.py",
     "kdns/net/tcp_connection.py",
     "kdns/net/tls.py",

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
+import time
 from functools import partial
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
@@ -15,6 +16,7 @@ from kdns.dns.freshness import lifetime
 from kdns.metrics import Counter
 from kdns.net import Address, Handler, MessageStream
 from kdns.net.http2 import Exchange
+from kdns.net.http_date import date
 from kdns.net.http_options import HttpOptions, JsonForm
 from kdns.net.web_connection import MAX_MESSAGE, Fields
 from kdns.timeslice import TimeSlice
@@ -198,6 +200,7 @@ def _refuse(connection: Connection, exchange: Exchange, status: int, allow: byte
 def _respond(connection: Connection, exchange: Exchange, status: int, fields: Fields, body: bytes) -> None:
     listener = connection.listener
     (OVER_HTTP3 if listener.label.startswith("https3:") else RESPONSES).slot(listener.label, str(status))[0] += 1
+    fields.append((b"date", date(time.time())))
     if listener.http.alt_svc:
         fields.append((b"alt-svc", listener.http.alt_svc))  # RFC 7838, section 3
     connection.respond(exchange, status, fields, body)

@@ -36,8 +36,23 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def field(name: bytes, value: bytes) -> bytes:
-    """A field that is in no table (RFC 7541, section 6.2.2); name and value of at most 126 octets."""
-    return b"".join((b"\0", bytes((len(name),)), name, bytes((len(value),)), value))
+    """A field that is in no table (RFC 7541, section 6.2.2)."""
+    if len(name) < 0x7F and len(value) < 0x7F:
+        return b"".join((b"\0", bytes((len(name),)), name, bytes((len(value),)), value))
+    return b"".join((b"\0", _length(name), name, _length(value), value))
+
+
+def _length(string: bytes) -> bytes:
+    """A string's length in octets (sections 5.1 and 5.2): seven bits and, of what is more, seven in each octet."""
+    left = len(string) - 0x7F
+    if left < 0:
+        return bytes((len(string),))
+    out = bytearray((0x7F,))
+    while left >= 0x80:
+        out.append(left & 0x7F | 0x80)
+        left >>= 7
+    out.append(left)
+    return bytes(out)
 
 
 def leaves_table(block: bytes) -> bool:

@@ -17,6 +17,7 @@ from kdns.net.connection import BATCH_FRAMES, BatchConnection
 from kdns.net.http1 import Http1, Http1Error
 from kdns.net.http2 import Exchange, Http2
 from kdns.net.http2_frames import PREFACE, Http2Error, field
+from kdns.net.http_date import date
 from kdns.net.proxy import Network
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class WebConnection(BatchConnection):
         except Http1Error as refused:
             assert isinstance(framing, Http1)
             framing.leave()
-            framing.respond(Exchange(0, b"", b"", {}), refused.status, [], b"")
+            framing.respond(Exchange(0, b"", b"", {}), refused.status, [(b"date", date(time.time()))], b"")
             self._write()
             self.transport.close()
             return

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from email.utils import formatdate, parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,12 +26,15 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdns.corefile import CorefileError
 from kdns.dns import grpc
 from kdns.dns.freshness import lifetime
 from kdns.metrics import REGISTRY
 from kdns.net import http2_frames, web_connection
+from kdns.net.http_date import date
 from kdns.net.web_connection import forwarded
 from kdns.server import build
 from kdns.testing import Server, Upstream, answer, data, eventually
@@ -241,6 +245,23 @@ def test_freshness_is_that_of_the_shortest_lived_record_and_of_a_denial_that_of_
     made.set_rcode(2)
     assert lifetime(made.to_wire()) == 0
     assert lifetime(dns.message.make_response(dns.message.make_query("x.org", "A")).to_wire()) == 0
+
+
+def test_answers_over_http_did_not_say_when_they_were_made(serve: Serve, site: Site) -> None:
+    """RFC 9110, section 6.6.1: a server with a clock must, in each answer of 2xx and 4xx."""
+    server = serve(site.block(tls="minimal", scheme="https"))
+    found = []
+    with client(server, None) as http:
+        found += [http.post(query())[1]["date"], http.result(http.request("GET", "/nowhere"))[1]["date"]]
+    for sent in (b"GET /nowhere HTTP/1.1\r\n" + LAST + b"\r\n", b"GET / HTTP/1.1\r\n\r\n"):
+        found += [head.partition(b"date: ")[2].split(b"\r")[0].decode() for _, head, _ in exchanged(server, sent)]
+    assert len(found) == 4
+    assert all(abs(parsedate_to_datetime(each).timestamp() - time.time()) < 60 for each in found)
+
+
+@given(st.floats(0, 2**33))
+def test_a_date_is_written_as_http_has_it(now: float) -> None:
+    assert date(now).decode() == date(now).decode() == formatdate(int(now), usegmt=True)
 
 
 def test_a_quick_answer_overtakes_a_slow_one_and_a_reset_one_ends_alone(

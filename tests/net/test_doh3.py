@@ -175,6 +175,7 @@ def test_a_proxy_that_is_trusted_names_the_client(serve: Serve, site: Site) -> N
         peer.transmit()
         await until(lambda: stream in peer.ended)
         assert b"\xc0\0\2\x4d" in peer.bodies[stream]  # whoami
+        assert peer.fields[stream][b"date"].endswith(b" GMT")
 
     play(server, site, script)
 

@@ -195,6 +195,18 @@ def test_hpack_reads_huffmans_code_by_ours(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(read) == 3
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 300), st.integers(0, 1100) | st.sampled_from([126, 127, 254, 255, 1024])), max_size=4
+    )
+)
+def test_a_field_of_over_126_octets_was_written_as_something_else(sizes: list[tuple[int, int]]) -> None:
+    """An Alt-Svc of that length ended each connection of HTTP/2."""
+    sent = [(b"n" * name, b"v" * value) for name, value in sizes]
+    block = b"".join(http2_frames.field(*each) for each in sent)
+    assert [tuple(each) for each in Decoder(16_384).decode(block, raw=True)] == sent
+
+
 @given(blocks)
 def test_a_block_whose_meaning_is_remembered_puts_nothing_into_the_table(block: bytes) -> None:
     decoder = Decoder(16_384)
