@@ -171,6 +171,16 @@ def padded(raw: bytes, size: int, most: int, block: int = PADDING_BLOCK) -> byte
     return raw + option(PADDING, bytes(min(-(size + 4) % block, left)))
 
 
+def padded_query(query: bytes, end: int) -> bytes:
+    """A query whose OPT, the last record, stands behind its question, which ends at `end`, padded to whole blocks (RFC
+    8467, section 4.1). One without OPT stays as it is.
+    """
+    if len(query) < end + 11:
+        return query
+    raw = padded(query[end + 11 :], len(query), 65535, QUERY_BLOCK)
+    return b"".join((query[: end + 9], len(raw).to_bytes(2, "big"), raw))
+
+
 def within(raw: bytes, room: int) -> bytes:
     """Options of at most `room` octets. The texts of extended errors are shortened first, then those options go, then
     all.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Union, final
 from kdns import faults
 from kdns.address import host_port
 from kdns.deadlines import Deadlines
-from kdns.dns import iana
+from kdns.dns import edns, iana
 from kdns.dns.answer import Answer
 from kdns.dns.message import pack_query
 from kdns.dns.query import Question
@@ -158,6 +158,7 @@ class Upstream:
                 expire=o.expire, max_age=o.max_age, max_idle=o.max_idle, source=o.source,
             )  # fmt: skip
         self.stream_only = where.transport != "dns" or o.force_tcp
+        self.pads = trust is not None  # encrypted: how long a name is, is nobody's business
         self.durations: dict[int, list[float]] = {}
         self.mismatches = MISMATCHES.slot(self.to)
 
@@ -171,11 +172,14 @@ class Upstream:
         Over TCP if a reply is truncated (RFC 7766, section 5), or where too many did not match; without OPT where the
         upstream may not know it (RFC 6891, section 7). Where that fails, the first reply is passed on. What follows a
         reply begins within `timeout` of the first query, so all takes two timeouts at most. That an upstream knows no
-        EDNS is not remembered: one forged reply would take DNSSEC and large answers from everybody.
+        EDNS is not remembered: one forged reply would take DNSSEC and large answers from everybody. Encrypted
+        queries are padded (RFC 8467, section 4.1; RFC 9250, section 5.4).
         """
         if self.closed:
             done(UpstreamError(f"{self.to} is closed"))
         else:
+            if self.pads:
+                query = edns.padded_query(query, 12 + len(question.wire))
             self._send(monotonic(), query, question, proto, None, done)
 
     def _send(
@@ -255,7 +259,9 @@ class Upstream:
         one.
         """
         question = Question(self.options.probe_name, iana.NS)
-        query = pack_query(0, question, rd=self.options.probe_rd)
+        query = pack_query(0, question, rd=self.options.probe_rd, opt=edns.PLAIN if self.pads else b"")
+        if self.pads:
+            query = edns.padded_query(query, 12 + len(question.wire))
         alive = asyncio.Event()
 
         def done(result: Result) -> None:

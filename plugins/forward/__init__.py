@@ -67,11 +67,11 @@
 
 An upstream query has the client's RD, CD and DO; the client's other options are not sent (see `rewrite`). The UDP size
 is kdns's own, 1232 or that of `bufsize`, and AD is always set. So the queries of different clients are alike, and a
-question in flight is asked once. At most 8 forms of one question are asked at a time (RFC 5452); further forms, which
-need an option that differs from client to client, wait behind those without one, and beyond 56 they get SERVFAIL. One
-client (an IPv4 address, an IPv6 /64) gets half of the places that others have left, so it cannot keep others out.
-After ten replies that do not match, a question is asked over TCP. An upstream that answers FORMERR or NOTIMP is asked
-once more without EDNS.
+question in flight is asked once. Over encrypted transports it is padded to a multiple of 128 octets (RFC 8467). At most
+8 forms of one question are asked at a time (RFC 5452); further forms, which need an option that differs from client to
+client, wait behind those without one, and beyond 56 they get SERVFAIL. One client (an IPv4 address, an IPv6 /64) gets
+half of the places that others have left, so it cannot keep others out. After ten replies that do not match, a question
+is asked over TCP. An upstream that answers FORMERR or NOTIMP is asked once more without EDNS.
 
 ## Examples
 
