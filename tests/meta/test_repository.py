@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -168,8 +167,7 @@ def test_the_wheel_holds_every_module_and_the_sample(tmp_path: Path) -> None:
 @pytest.mark.interpreted("it builds the checkout")
 def test_the_sdist_lacked_files_that_its_tests_read_and_had_plugins_in_another_place(tmp_path: Path) -> None:
     sdist = built("sdist", "*.tar.gz", tmp_path)
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-xzf", sdist, "-C", tmp_path], check=True, timeout=60)
     top = tmp_path / sdist.name.removesuffix(".tar.gz")
     assert (top / "kdns" / "plugins").is_symlink() and (top / "kdns" / "plugins").resolve() == top / "plugins"
     rooms = ("kdns", "plugins", "tests", "benchmarks", "deploy", "docker", "docs")
