@@ -118,6 +118,7 @@ def several(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str
         "| mix | load | server | CPU a query | of the floor | answers a second | average | worst | lost |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    print("\n".join(lines), flush=True)
     options = ("-c", "20", "-T", "2")
     try:
         for mix in ("hit", "names", "nx"):
