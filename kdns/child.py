@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import IO, Any, Final, final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import IO, Any, Final, TypeVar, final
 
 _PIECE: Final = 256 << 10  # octets taken from the child before others run
 _LOOK: Final = 0.05  # seconds between two looks whether it has ended, at most
@@ -17,6 +17,8 @@ MAX_COMPLAINT: Final = 4096  # octets of what it says is wrong
 GOING: Final = 1.0
 
 Feed = Callable[[asyncio.StreamWriter], Awaitable[None]]
+T = TypeVar("T", bound=asyncio.BaseTransport)
+P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 
 class ChildFailed(Exception):
@@ -37,8 +39,7 @@ class Child:
         loop = asyncio.get_running_loop()
         stream = asyncio.StreamReader(limit=limit, loop=loop)
         self.taken.append(pipe)
-        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream, loop=loop), pipe)
-        self.transports.append(transport)
+        await self._join(loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream, loop=loop), pipe))
         return stream
 
     async def writer(self) -> asyncio.StreamWriter:
@@ -46,11 +47,23 @@ class Child:
         loop = asyncio.get_running_loop()
         unread = asyncio.StreamReader(loop=loop)
         self.taken.append(self.process.stdin)
-        transport, protocol = await loop.connect_write_pipe(
-            lambda: asyncio.StreamReaderProtocol(unread, loop=loop), self.process.stdin
+        transport, protocol = await self._join(
+            loop.connect_write_pipe(lambda: asyncio.StreamReaderProtocol(unread, loop=loop), self.process.stdin)
         )
-        self.transports.append(transport)
         return asyncio.StreamWriter(transport, protocol, None, loop)
+
+    async def _join(self, connecting: Coroutine[Any, Any, tuple[T, P]]) -> tuple[T, P]:
+        """A pipe's transport and protocol. Who gives up waits for them too, which takes a turn of the loop: uvloop
+        takes the pipe's descriptor over before the pipe, and both would close it, one of them when it is another's.
+        """
+        task = asyncio.ensure_future(connecting)
+        try:
+            await asyncio.wait((task,))
+        finally:
+            if not task.done():
+                await asyncio.wait((task,))
+            self.transports.append(task.result()[0])
+        return task.result()
 
     async def wait(self) -> int:
         """The code that it ends with."""

@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import os
+import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,31 @@ def test_a_child_that_takes_too_long_is_ended_and_so_is_one_that_nobody_waits_fo
 
     run(cancelled())
     assert len(started) >= 2 and not any(os.path.exists(f"/proc/{pid}") for pid in started)
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+def test_a_pipe_that_was_given_up_as_it_was_joined_was_closed_twice(turns: int) -> None:
+    """By the loop, and later by the collector: its number may be another file's by then."""
+    pipes: list[Any] = []
+
+    async def begin() -> None:
+        pipe = subprocess.PIPE
+        async with child.running(sys.executable, "-c", "", stdin=pipe, stdout=pipe, stderr=pipe) as made:
+            process = made.process
+            pipes.extend((process.stdin, process.stdout, process.stderr))
+            await asyncio.gather(made.writer(), made.reader(process.stdout, 100), made.reader(process.stderr, 100))
+
+    async def given_up() -> None:
+        task = asyncio.create_task(begin())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for _ in range(20):  # transports close in turns of their own
+            await asyncio.sleep(0)
+
+    run(given_up())
+    assert all(pipe.closed for pipe in pipes)
 
 
 def test_who_gave_a_child_up_that_the_kernel_does_not_let_go_waited_for_it_without_end(
