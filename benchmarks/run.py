@@ -124,12 +124,12 @@ def several(folder: Path, files: dict[str, Path], api: str, to: int) -> list[str
         for mix in ("hit", "names", "nx"):
             for rate in (10_000, 0):
                 load = f"{rate:,} q/s" if rate else "all it takes"
-                costs: list[float] = []  # of the floor: one process, two
+                costs: dict[str, float] = {}
                 for name, server in (*bases.items(), *servers.items()):
                     found = dnsperf(server, files[mix], *options, rate=rate, cores=every)
-                    if name in bases:
-                        costs.append(found.cost)
-                    ratio = found.cost / costs["2" in name]
+                    costs[name] = found.cost
+                    base = "floor, 2 processes" if name.endswith("multisocket 2") else "floor"
+                    ratio = found.cost / costs[name if name in bases else base]
                     lines.append(
                         f"| {mix} | {load} | {name} | {found.cost:.1f} µs | {ratio:.2f}x | {found.rate:,.0f} |"
                         f" {found.average:.3f} ms | {found.worst:.2f} ms | {found.lost} |"

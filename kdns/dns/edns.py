@@ -172,8 +172,8 @@ def padded(raw: bytes, size: int, most: int, block: int = PADDING_BLOCK) -> byte
 
 
 def padded_query(query: bytes, end: int) -> bytes:
-    """A query whose OPT, the last record, stands behind its question, which ends at `end`, padded to whole blocks (RFC
-    8467, section 4.1). One without OPT stays as it is.
+    """A query whose OPT is behind all else, which ends at `end`, padded to whole blocks (RFC 8467, section 4.1). One
+    without OPT stays as it is.
     """
     if len(query) < end + 11:
         return query

@@ -2,6 +2,7 @@
 5.1).
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 _SOA: Final = 6
@@ -10,34 +11,16 @@ _LONGEST: Final = 0x7FFFFFFF  # seconds of a TTL; more are none (RFC 2181, secti
 
 
 def lifetime(reply: bytes) -> int:
-    """Seconds: the least TTL of a reply's records. A denial's is that of its SOA, and at most its MINIMUM (RFC 2308,
-    section 5).
+    """Seconds: the least TTL of a reply's records.
 
     0 for any other code, and where there is not a record to say it. The reply is our own: its form is not checked.
     """
     if reply[3] & 15 not in (0, 3) or reply[2] & 2:
         return 0
-    answers = reply[6] << 8 | reply[7]
-    records = answers + (reply[8] << 8 | reply[9]) + (reply[10] << 8 | reply[11])
-    off = 12
     try:
-        if reply[5]:
-            off = _end_of_name(reply, off) + 4
-        least = -1
-        for _ in range(records):
-            off = _end_of_name(reply, off)
-            kind = reply[off] << 8 | reply[off + 1]
-            end = off + 10 + (reply[off + 8] << 8 | reply[off + 9])
-            if kind != _OPT:
-                ttl = int.from_bytes(reply[off + 4 : off + 8], "big")
-                if kind == _SOA and not answers:
-                    ttl = min(ttl, int.from_bytes(reply[end - 4 : end], "big"))
-                if least < 0 or ttl < least:
-                    least = ttl
-            off = end
+        return min((ttl for _, ttl in _ttls(reply)), default=0)
     except IndexError:
         return 0
-    return max(least, 0)
 
 
 def older(reply: bytes, seconds: int) -> bytes:
@@ -47,24 +30,32 @@ def older(reply: bytes, seconds: int) -> bytes:
     """
     out = bytearray(reply)
     try:
-        records = sum(reply[at] << 8 | reply[at + 1] for at in (6, 8, 10))
-        off = 12
-        for _ in range(reply[4] << 8 | reply[5]):
-            off = _end_of_name(reply, off) + 4
-        for _ in range(records):
-            off = _end_of_name(reply, off)
-            end = off + 10 + (reply[off + 8] << 8 | reply[off + 9])
-            kind = reply[off] << 8 | reply[off + 1]
-            if kind != _OPT:
-                ttl = int.from_bytes(reply[off + 4 : off + 8], "big")
-                if kind == _SOA and not reply[6] << 8 | reply[7]:
-                    ttl = min(ttl, int.from_bytes(reply[end - 4 : end], "big"))  # as above
-                left = max(ttl - seconds, 0) if ttl <= _LONGEST else 0
-                out[off + 4 : off + 8] = left.to_bytes(4, "big")
-            off = end
+        for at, ttl in _ttls(reply):
+            left = max(ttl - seconds, 0) if ttl <= _LONGEST else 0
+            out[at : at + 4] = left.to_bytes(4, "big")
     except IndexError:
         pass
     return bytes(out)
+
+
+def _ttls(reply: bytes) -> Iterator[tuple[int, int]]:
+    """Where the TTL of each record stands, and what it comes to: of a denial's SOA it is at most the MINIMUM (RFC 2308,
+    section 5). Raises IndexError at the end of what is malformed.
+    """
+    denial = not reply[6] << 8 | reply[7]
+    off = 12
+    for _ in range(reply[4] << 8 | reply[5]):
+        off = _end_of_name(reply, off) + 4
+    for _ in range(sum(reply[at] << 8 | reply[at + 1] for at in (6, 8, 10))):
+        off = _end_of_name(reply, off)
+        end = off + 10 + (reply[off + 8] << 8 | reply[off + 9])
+        kind = reply[off] << 8 | reply[off + 1]
+        if kind != _OPT:
+            ttl = int.from_bytes(reply[off + 4 : off + 8], "big")
+            if kind == _SOA and denial:
+                ttl = min(ttl, int.from_bytes(reply[end - 4 : end], "big"))
+            yield off + 4, ttl
+        off = end
 
 
 def _end_of_name(reply: bytes, off: int) -> int:

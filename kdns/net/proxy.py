@@ -285,20 +285,20 @@ class ProxyConnection:
 
 
 @final
-class _Proxied(asyncio.Transport):
+class _Proxied:
     """A transport between the two that the header names."""
 
     def __init__(self, raw: asyncio.Transport, peer: Address, local: Address | None) -> None:
         self.raw = raw
         self.named = {"peername": peer, "sockname": local}
-        self.write = raw.write  # type: ignore[method-assign]
-        self.close = raw.close  # type: ignore[method-assign]
-        self.abort = raw.abort  # type: ignore[method-assign]
-        self.is_closing = raw.is_closing  # type: ignore[method-assign]
-        self.pause_reading = raw.pause_reading  # type: ignore[method-assign]
-        self.resume_reading = raw.resume_reading  # type: ignore[method-assign]
-        self.set_write_buffer_limits = raw.set_write_buffer_limits  # type: ignore[method-assign]
-        self.get_write_buffer_size = raw.get_write_buffer_size  # type: ignore[method-assign]
+        self.write = raw.write
+        self.close = raw.close
+        self.abort = raw.abort
+        self.is_closing = raw.is_closing
+        self.pause_reading = raw.pause_reading
+        self.resume_reading = raw.resume_reading
+        self.set_write_buffer_limits = raw.set_write_buffer_limits
+        self.get_write_buffer_size = raw.get_write_buffer_size
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self.named.get(name) or self.raw.get_extra_info(name, default)

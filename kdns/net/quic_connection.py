@@ -116,8 +116,8 @@ class QuicConnection:
         self.came = came
         self.quic.receive_datagram(data, peer, self.listener.loop.time())
         self._events()
-        if self.finishing and not self.gone and not self.unsent():
-            self.close(self.listener.no_error)
+        if self.finishing:
+            self.finish()
         self.listener.wants_to_send(self)
 
     def transmit(self) -> None:

@@ -56,18 +56,10 @@ class TlsGate:
     handshakes that begin later.
     """
 
-    def __init__(
-        self,
-        identities: Identities[ssl.SSLContext],
-        label: str,
-        turns: Turns,
-        *,
-        limit: float = HANDSHAKE,
-        max_half_open: int = MAX_HALF_OPEN,
-    ) -> None:
+    def __init__(self, identities: Identities[ssl.SSLContext], label: str, turns: Turns) -> None:
         self.identities = identities
-        self.limit = limit
-        self.max_half_open = max_half_open
+        self.limit = HANDSHAKE
+        self.max_half_open = MAX_HALF_OPEN
         self.half_open: dict[TlsConnection, None] = {}
         self.floods = memory.Floods(GIVE_BACK)
         self.stalled: dict[TlsConnection, None] = {}  # those of them that wait for their client, the longest first

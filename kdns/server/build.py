@@ -378,17 +378,23 @@ def _shared_ports(blocks: list[Block]) -> Iterator[CorefileError]:
             for key in block.parsed.keys:
                 for kind in SCHEMES[key.scheme].kinds if key.port else ():
                     claimed = claims.setdefault((kind, key.port), {})
-                    for (its, scheme), other in claimed.items():
-                        # Plain DNS on every address has sockets of its own on each of them (server.listeners).
-                        alike = its == host or (kind == socket.SOCK_DGRAM and not (its and host))
-                        if alike and scheme != key.scheme:
-                            yield CorefileError(
-                                key.token.at,
-                                f"{key} and {other} at {other.token.at} cannot share {_KINDS[kind]} port {key.port}: "
-                                f"give one of them another port, or another address with `bind`",
-                            )
-                            break
+                    other = _sharing(claimed, kind, host, key.scheme)
+                    if other is not None:
+                        yield CorefileError(
+                            key.token.at,
+                            f"{key} and {other} at {other.token.at} cannot share {_KINDS[kind]} port {key.port}: give "
+                            f"one of them another port, or another address with `bind`",
+                        )
                     claimed.setdefault((host, key.scheme), key)
+
+
+def _sharing(claimed: dict[tuple[str, str], Key], kind: socket.SocketKind, host: str, scheme: str) -> Key | None:
+    """The key of another scheme whose sockets of a kind would get the clients of this one's."""
+    for (its, other), key in claimed.items():
+        # Plain DNS on every address has sockets of its own on each of them (server.listeners).
+        if other != scheme and (its == host or (kind == socket.SOCK_DGRAM and not (its and host))):
+            return key
+    return None
 
 
 _KINDS: Final = {socket.SOCK_STREAM: "TCP", socket.SOCK_DGRAM: "UDP"}

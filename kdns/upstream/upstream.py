@@ -178,9 +178,10 @@ class Upstream:
         if self.closed:
             done(UpstreamError(f"{self.to} is closed"))
         else:
-            if self.pads:
-                query = edns.padded_query(query, 12 + len(question.wire))
-            self._send(monotonic(), query, question, proto, None, done)
+            self._send(monotonic(), self._padded(query, question), question, proto, None, done)
+
+    def _padded(self, query: bytes, question: Question) -> bytes:
+        return edns.padded_query(query, 12 + len(question.wire)) if self.pads else query
 
     def _send(
         self, began: float, query: bytes, question: Question, proto: str, first: Answer | None, done: Done
@@ -260,8 +261,7 @@ class Upstream:
         """
         question = Question(self.options.probe_name, iana.NS)
         query = pack_query(0, question, rd=self.options.probe_rd, opt=edns.PLAIN if self.pads else b"")
-        if self.pads:
-            query = edns.padded_query(query, 12 + len(question.wire))
+        query = self._padded(query, question)
         alive = asyncio.Event()
 
         def done(result: Result) -> None:

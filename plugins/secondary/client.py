@@ -72,10 +72,13 @@ class Primary:
         """Sends a question; gives the first message that comes, and what checks it."""
         qid = new_id()
         content = Question(self.origin, qtype).wire + authority
-        opt = _padding(len(content)) if self.place.secure else b""
+        opt = edns.PLAIN if self.place.secure else b""
         query = b"".join((
             qid, b"\0\0\0\1\0\0", b"\0\1" if authority else b"\0\0", b"\0\1" if opt else b"\0\0", content, opt,
         ))  # fmt: skip
+        # It asks that the replies are padded, too: how large the zone and its changes are is nobody's business (RFC
+        # 9103, section 7.9.1).
+        query = edns.padded_query(query, 12 + len(content))
         checker = None
         if self.key is not None:
             query, mac = tsig.signed(query, self.key, time.time())
@@ -121,14 +124,6 @@ class Primary:
 
 class _NoIxfr(Exception):
     """The primary gives no differences."""
-
-
-def _padding(size: int) -> bytes:
-    """An OPT that fills a query whose sections have `size` octets, and asks that the replies are filled, too: how large
-    the zone and its changes are is nobody's business (RFC 9103, section 7.9.1; RFC 8467, section 4.1).
-    """
-    head = 12 + size + len(edns.PLAIN)
-    return edns.opt(options=edns.padded(b"", head, 65535, edns.QUERY_BLOCK))
 
 
 class _Connection:

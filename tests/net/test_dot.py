@@ -37,6 +37,7 @@ from tests import programs
 from tests.fixtures import Serve
 from tests.keyupdates import Updater
 from tests.securepeers import HOSTS, NAME, Site
+from tests.turns import between_turns
 
 
 @pytest.fixture
@@ -783,7 +784,8 @@ def test_who_had_waited_long_for_its_turn_gave_way_once_it_was_answered() -> Non
         def step(self) -> None:
             gate.answered(self)  # type: ignore[arg-type]
 
-    gate = tls_module.TlsGate(None, "tls://test:853", Turns(), max_half_open=3)  # type: ignore[arg-type]
+    gate = tls_module.TlsGate(None, "tls://test:853", Turns())  # type: ignore[arg-type]
+    gate.max_half_open = 3
     every: list[Any] = [Connection() for _ in range(7)]
 
     async def run() -> None:
@@ -866,9 +868,7 @@ def test_each_of_many_connections_had_its_octets_decrypted_in_the_same_turn(
 ) -> None:
     server = serve(site.block())
     done = [0]
-    between: list[int] = []  # pieces decrypted from one turn of the loop to the next
     now = [0.0]
-    loop = server.thread.loop
     decrypt = tls_module.TlsConnection._decrypt
 
     def costly(self: tls_module.TlsConnection, *arguments: Any) -> bool:
@@ -876,17 +876,12 @@ def test_each_of_many_connections_had_its_octets_decrypted_in_the_same_turn(
         now[0] += 0.001
         return decrypt(self, *arguments)
 
-    def look(before: int) -> None:
-        between.append(done[0] - before)
-        if done[0] < 300:
-            loop.call_soon(look, done[0])
-
     batch = b"".join(wire("a.example.org.", i) for i in range(900))
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(connect(server, site.client())) for _ in range(20)]
         monkeypatch.setattr(tls_module.TlsConnection, "_decrypt", costly)
         monkeypatch.setattr(tls_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        server.thread.call(look, 0)
+        between = between_turns(server, lambda: done[0], 300)
         for sock in socks:
             sock.sendall(batch)
         for sock in socks:
@@ -902,8 +897,6 @@ def test_to_decrypt_and_to_answer_took_a_millisecond_of_a_turn_each(
 ) -> None:
     server = serve(site.block())
     now = [0.0]
-    between: list[float] = []  # seconds of work from one turn of the loop to the next
-    loop = server.thread.loop
     decrypt = tls_module.TlsConnection._decrypt
     (listener,) = next(iter(server.server.listeners.values())).tcp
     handler = listener.handler
@@ -916,18 +909,13 @@ def test_to_decrypt_and_to_answer_took_a_millisecond_of_a_turn_each(
         now[0] += 0.0004
         return handler(*arguments)
 
-    def look(before: float) -> None:
-        between.append(now[0] - before)
-        if now[0] < 0.2:
-            loop.call_soon(look, now[0])
-
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(connect(server, site.client())) for _ in range(10)]
         monkeypatch.setattr(tls_module.TlsConnection, "_decrypt", decrypting)
         monkeypatch.setattr(listener, "handler", answering)
         for module in (tls_module, tcp_connection, connection):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        server.thread.call(look, 0.0)
+        between = between_turns(server, lambda: now[0], 0.2)
         for sock in socks:
             sock.sendall(b"".join(wire("a.example.org.", i) for i in range(50)))
         for sock in socks:

@@ -19,6 +19,7 @@ from kdns.net import turns as turns_module
 from kdns.net import udp as udp_module
 from kdns.testing import Server, Upstream, answer, answers, code, data, eventually, free_port
 from tests.fixtures import Serve
+from tests.turns import between_turns
 
 HOSTS = ".:{port} {\n hosts /nowhere {\n 192.0.2.1 a.example.org\n fallthrough\n }\n BODY\n}\n"
 
@@ -348,25 +349,18 @@ def test_connections_that_pipeline_made_others_wait_a_millisecond_for_each_of_th
 ) -> None:
     now = [0.0]
     handled = [0]
-    between: list[int] = []  # queries handled from one turn of the loop to the next
     for module in (tcp_connection, connection):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     (listener,) = _tcp(server)
     handler = listener.handler
-    loop = server.thread.loop
 
     def costly(*arguments: Any) -> Any:
         now[0] += 0.001
         handled[0] += 1
         return handler(*arguments)
 
-    def look(before: int) -> None:
-        between.append(handled[0] - before)
-        if handled[0] < 400:
-            loop.call_soon(look, handled[0])
-
     monkeypatch.setattr(listener, "handler", costly)
-    server.thread.call(look, 0)
+    between = between_turns(server, lambda: handled[0], 400)
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(server.connect()) for _ in range(20)]
         for sock in socks:
